@@ -1,0 +1,235 @@
+"""The typed configuration: every default stands here and nowhere else.
+
+A training is one `Configuration`. An experiment file describes many: ``base`` is what differs from
+the defaults, each entry of ``configs`` what differs from base, and ``space`` what is searched after
+the list. Dotted overrides from the command line win over all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UserError, nearest
+
+Raw = dict[str, Any]
+SomeModel = TypeVar("SomeModel", bound=BaseModel)
+
+DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
+
+
+def essential(default: Any, description: str, **rules: Any) -> Any:
+    """A field that ``--help`` shows first."""
+    return Field(default, description=description, json_schema_extra={"essential": True}, **rules)
+
+
+def more(default: Any, description: str, **rules: Any) -> Any:
+    """A field that ``--help`` shows under "more"."""
+    return Field(default, description=description, **rules)
+
+
+class Section(BaseModel):
+    """One part of a configuration; unknown fields, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which images, how they are split and what is done to them."""
+
+    source: str = essential("digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class).")
+    image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048)
+    batch_size: int = essential(32, "Images per optimizer step.", ge=1)
+    augment: list[str | dict[str, Any]] = essential(
+        [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order."
+    )
+    store_size: int = more(0, "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size, or image_size itself below 128.", ge=0, le=4096)
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more("bilinear", "How images are resized to store_size.")
+    val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1)
+    test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
+    seed: int = more(0, "Seed of the split.", ge=0)
+    limit: int = more(0, "Use at most this many images, a stratified sample; 0: all.", ge=0)
+    workers: int = more(0, "Processes that augment images; 0: the training process itself. No influence on the result.", ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Data:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}")
+        if 0 < self.store_size < self.image_size:
+            raise ValueError(f"store_size must be at least image_size ({self.image_size}), got {self.store_size}")
+        return self
+
+    @property
+    def stored_size(self) -> int:
+        """`store_size` with 0 resolved, in pixels. Tiny images are framed already: nothing to crop."""
+        if self.store_size:
+            return self.store_size
+        return self.image_size if self.image_size < 128 else round(self.image_size * 256 / 224)
+
+    @property
+    def name(self) -> str:
+        """What people call the data: the folder's name, or the built-in set's."""
+        kind, _, rest = self.source.partition(":")
+        return rest.replace("\\", "/").rstrip("/").rpartition("/")[2] or kind
+
+
+class Model(Section):
+    """Which network, and what it starts from."""
+
+    name: str = essential("resnet18", "A torchvision classification network, densenet264, small_cnn, or file:PATH.py:FUNCTION for one's own.")
+    weights: str = essential("none", "What it starts from: none (random), a torchvision weights name such as DEFAULT, or file:PATH (a state dict).")
+    freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.")
+    dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1)
+
+
+class Optimizer(Section):
+    """How weights are updated."""
+
+    name: Literal["sgd", "adam", "adamw"] = essential("adamw", "sgd, adam or adamw.")
+    lr: float = essential(1e-3, "Learning rate; with a schedule, its highest value.", gt=0)
+    weight_decay: float = essential(1e-4, "Weight decay: L2 penalty for sgd and adam, decoupled for adamw.", ge=0)
+    momentum: float = more(0.9, "Momentum of sgd.", ge=0, lt=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = more(
+        (0.9, 0.999), "Decay rates of the two moments of adam and adamw."
+    )
+
+
+class Schedule(Section):
+    """How the learning rate changes over time."""
+
+    name: Literal["none", "exponential", "step", "cosine", "plateau"] = essential("none", "Decay of the learning rate: none, exponential, step, cosine or plateau.")
+    gamma: float | None = more(
+        None, "Factor of the decay: per epoch (exponential, default 0.95), every step_epochs (step, 0.1), at each plateau (plateau, 0.1).", gt=0, le=1
+    )
+    min_lr: float = more(0.0, "The learning rate never decays below this.", ge=0)
+    warmup_epochs: float = more(0.0, "Epochs over which the learning rate rises linearly to optimizer.lr.", ge=0)
+    step_epochs: int = more(10, "Epochs between two steps of the step schedule.", ge=1)
+    plateau_epochs: int = more(3, "Epochs without a lower validation loss after which plateau decays.", ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_gamma(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("gamma") is None:
+            return {**raw, "gamma": DEFAULT_GAMMA.get(str(raw.get("name")))}
+        return raw
+
+
+class Training(Section):
+    """How long, where, and with which random numbers."""
+
+    epochs: int = essential(10, "Passes over the training images.", ge=1)
+    seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31)
+    patience: int = essential(0, "Stop after this many epochs without a validation accuracy at least as good as the best; 0: never.", ge=0)
+    device: str = more("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+
+class Study(Section):
+    """How many configurations are tried, and how."""
+
+    name: str = more("", "Name of the study; empty: from the experiment, its configuration, space and data.")
+    trials: int = essential(0, "Trainings in all, list and search together; 0: the list's length, or 20 with a space.", ge=0)
+    repeats: int = more(1, "How often each entry of the list is trained, each time with the next seed.", ge=1)
+    sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
+    pruner: Literal["hyperband", "median", "none"] = essential("hyperband", "When a searched trial is given up early; entries of the list never are.")
+    storage: str = more("", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's.")
+
+
+class Configuration(Section):
+    """One training, complete."""
+
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    training: Training = Training()
+
+    def flat(self) -> dict[str, Any]:
+        """Return every field by its dotted name."""
+        return dict(flatten(self.model_dump(mode="json")))
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data, "model": Model, "optimizer": Optimizer, "schedule": Schedule, "training": Training, "study": Study,
+}  # fmt: skip
+
+
+def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``(dotted name, value)`` of nested mappings, section fields as leaves."""
+    for key, value in raw.items():
+        if not prefix and key in SECTIONS and isinstance(value, Mapping):
+            yield from flatten(value, f"{key}.")
+        else:
+            yield prefix + key, value
+
+
+def merge(*layers: Mapping[str, Any]) -> Raw:
+    """Merge section by section; later layers win. A field's own value is replaced whole."""
+    merged: Raw = {}
+    for layer in layers:
+        for section, fields in layer.items():
+            if isinstance(fields, Mapping) and isinstance(merged.get(section, {}), Mapping):
+                merged[section] = {**merged.get(section, {}), **fields}
+            else:
+                merged[section] = fields
+    return merged
+
+
+def nest(dotted: Mapping[str, Any]) -> Raw:
+    """Return ``{"a.b": c}`` as ``{"a": {"b": c}}``."""
+    return merge(*({section: {field: value}} for name, value in dotted.items() for section, _, field in [name.partition(".")]))
+
+
+def field_names() -> list[str]:
+    """Return the dotted name of every configuration field."""
+    return [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+
+
+def field_info(dotted: str) -> FieldInfo | None:
+    """Return a field's definition, or None where there is no such field."""
+    section, _, name = dotted.partition(".")
+    return SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
+
+
+def parse(model: type[SomeModel], raw: Any, where: str) -> SomeModel:
+    """Validate `raw`; a UserError names each offending field below `where`.
+
+    Raises:
+        UserError: With one finding per wrong value, or all in one line where there is only one.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        findings = [_explain(cast(Raw, detail), model) for detail in error.errors()]
+    if len(findings) == 1:
+        raise UserError(f"{where}: {findings[0]}")
+    raise UserError(f"{where}: {len(findings)} values are not allowed", findings)
+
+
+def _explain(detail: Raw, model: type[BaseModel]) -> str:
+    location = [part for part in detail["loc"] if not str(part).startswith(("function-", "str", "dict["))]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if detail["type"] == "extra_forbidden":
+        owner = _model_at(model, location[:-1])
+        prefix = ".".join(map(str, location[:-1])) + "." if location[:-1] else ""
+        allowed = [prefix + field for field in owner.model_fields]
+        close = nearest(name, allowed) or nearest(str(location[-1]), field_names())
+        return f"unknown field {name!r}{close}; allowed: {', '.join(allowed)}"
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    given = detail["input"]
+    if isinstance(given, Mapping | BaseModel):
+        return f"{name}: {message}"
+    close = ""
+    if detail["type"] == "literal_error" and (field := field_info(name)) is not None:
+        close = nearest(str(given), map(str, get_args(field.annotation)))
+    return f"{name}: {given!r} given; {message}{close}"
+
+
+def _model_at(model: type[BaseModel], location: list[Any]) -> type[BaseModel]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return model

@@ -1,0 +1,72 @@
+"""One way to decode a picture, shared by prepare, predict and the served model.
+
+Nothing of the rest of this package is imported here but `pipeline.errors`: the served model carries it along.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no picture, truncated, or too large to be one."""
+
+WIDEST = 3.0
+"""Longer over shorter side beyond which the ends are cut: a strip of 1 by 5,000 pixels would not fit in memory resized."""
+
+_INTERPOLATION = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def decode(file: Path | str | BinaryIO) -> Image.Image:
+    """Decode the first frame of a picture to RGB, as a person would see it.
+
+    EXIF orientation is applied, transparency composed on white, 16-bit grey scaled to 8.
+
+    Raises:
+        Any of `UNREADABLE`: The file is no picture, or a damaged one.
+    """
+    with Image.open(file) as opened:
+        opened.load()
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+def resize(image: Image.Image, shorter_side: int, interpolation: str) -> NDArray[np.uint8]:
+    """Resize with antialiasing, aspect ratio kept up to 3 to 1.
+
+    Returns:
+        Array of shape (3, height, width), whose smaller side is `shorter_side` pixels.
+    """
+    width, height = image.size
+    longest = round(min(width, height) * WIDEST)
+    if max(width, height) > longest:
+        image = ImageOps.fit(image, (min(width, longest), min(height, longest)), Image.Resampling.NEAREST)
+        width, height = image.size
+    scale = shorter_side / min(width, height)
+    size = (max(shorter_side, round(width * scale)), max(shorter_side, round(height * scale)))
+    if size != image.size:
+        image = image.resize(size, _INTERPOLATION[interpolation])
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def center_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Cut the middle `size` by `size` pixels out of an array of shape (3, height, width)."""
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return pixels[:, top : top + size, left : left + size]

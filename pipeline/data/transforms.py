@@ -1,0 +1,136 @@
+"""What happens to an image between the store and the network: augmentation, crop, normalisation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from pipeline.config import Data
+from pipeline.data.decode import center_crop, resize
+from pipeline.errors import UserError, unknown_name
+
+_NOT_FOR_ONE_IMAGE = {"Transform", "Compose", "Identity", "Lambda", "MixUp", "CutMix", "Normalize", "LinearTransformation"}
+_CONTAINERS = {"RandomApply", "RandomChoice", "RandomOrder"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input; kept with every run and model.
+
+    Attributes:
+        image_size: Side of the square input, in pixels.
+        stored_size: Shorter side the image is resized to before the middle is cut out, in pixels.
+        interpolation: Of that resizing.
+        mean: Per channel, of pixels from 0 to 1.
+        std: Per channel.
+    """
+
+    image_size: int
+    stored_size: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, data: Data, normalisation: tuple[Sequence[float], Sequence[float]]) -> Preprocessing:
+        """Combine the sizes of `data` with a mean and a standard deviation per channel."""
+        mean, std = (tuple(float(value) for value in values) for values in normalisation)
+        return cls(data.image_size, data.stored_size, data.interpolation, mean, std)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
+        """Rebuild from `to_dict`."""
+        return cls(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop one RGB image to shape (3, image_size, image_size)."""
+        return center_crop(resize(image, self.stored_size, self.interpolation), self.image_size)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn images (batch, 3, size, size), uint8 or float from 0 to 1, into the network's input."""
+        scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        return (scaled - mean) / std
+
+
+def augmentations() -> dict[str, type[v2.Transform]]:
+    """Return the torchvision v2 transforms that `data.augment` may name."""
+    return {
+        name: cls
+        for name, cls in vars(v2).items()
+        if inspect.isclass(cls) and issubclass(cls, v2.Transform) and name not in _NOT_FOR_ONE_IMAGE | _CONTAINERS
+    }
+
+
+def build_augmentation(data: Data) -> v2.Transform | None:
+    """Build the random part of the training input from `data.augment`; None where there is none.
+
+    Raises:
+        UserError: Unknown transform or argument, or one that does not fit the stored images.
+    """
+    if not data.augment:
+        return None
+    steps = [_build_one(*_name_and_arguments(entry), data.image_size) for entry in data.augment]
+    augmentation = v2.Compose(steps)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            probe = augment(augmentation, np.zeros((3, data.stored_size, data.stored_size), np.uint8), data.image_size)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"data.augment does not fit images of {data.stored_size} pixels: {_first_line(error)}") from None
+    if probe.shape != (3, data.image_size, data.image_size):
+        raise UserError(f"data.augment yields images of shape {tuple(probe.shape)}; (3, {data.image_size}, {data.image_size}) is needed")
+    return augmentation
+
+
+def augment(augmentation: v2.Transform, pixels: NDArray[np.uint8], size: int) -> Tensor:
+    """Apply the random transforms to one image (3, height, width); return (3, size, size)."""
+    image = augmentation(torch.from_numpy(pixels.copy()))
+    if image.shape[-2:] == (size, size):
+        return image
+    if min(image.shape[-2:]) < size:
+        image = functional.resize(image, [size], antialias=True)
+    return functional.center_crop(image, [size, size])
+
+
+def _name_and_arguments(entry: str | dict[str, Any]) -> tuple[str, Any]:
+    if isinstance(entry, str):
+        return entry, {}
+    if len(entry) != 1:
+        raise UserError(f"data.augment: each entry is a NAME or one {{NAME: arguments}}, got {entry!r}")
+    return next(iter(entry.items()))
+
+
+def _build_one(name: str, arguments: Any, image_size: int) -> v2.Transform:
+    allowed = augmentations()
+    if name not in allowed:
+        raise unknown_name("augmentation", name, allowed)
+    parameters = inspect.signature(allowed[name]).parameters
+    if not isinstance(arguments, dict):
+        arguments = {next(iter(parameters)): arguments}
+    if name.endswith("Crop") and "size" in parameters:
+        arguments = {"size": image_size, **arguments}
+    if name == "Grayscale":
+        arguments = {"num_output_channels": 3, **arguments}
+    try:
+        return allowed[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.augment: {name}: {_first_line(error)}; arguments: {', '.join(parameters)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,57 @@
+"""The errors a user can meet.
+
+    PipelineError
+    ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
+    ├── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
+    └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class PipelineError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(PipelineError):
+    """The user's input is wrong.
+
+    Args:
+        message: One line: what was given, what is allowed, the nearest valid name.
+        findings: Printed below it as an indented list, one line each.
+    """
+
+    def __init__(self, message: str, findings: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.findings = list(findings)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  {finding}" for finding in self.findings)])
+
+
+class TrainingFailed(PipelineError):
+    """A training cannot go on; the message says at which step and why."""
+
+
+class Interrupted(PipelineError, KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived.
+
+    A KeyboardInterrupt too, so that no ``except Exception`` of a library swallows it.
+    """
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Return ``"; nearest: NAME"`` for the allowed name most like `given`, or an empty string."""
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f"; nearest: {matches[0]}" if matches else ""
+
+
+def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:
+    """Return the error for a name that is not among the allowed ones."""
+    names = list(allowed)
+    shown = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:12])}, … ({len(names)} in all)"
+    return UserError(f"unknown {kind} {given!r}{nearest(given, names)}; allowed: {shown}")

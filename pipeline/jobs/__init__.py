@@ -1,0 +1,1 @@
+"""One tracked piece of work each; steps, search and main share them."""

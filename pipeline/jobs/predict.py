@@ -1,0 +1,120 @@
+"""Classify unlabelled images with an exported model, and record what made the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, decode
+from pipeline.errors import UserError, nearest
+from pipeline.tracking.registry import load_model
+
+IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
+CHUNK = 256
+"""Images decoded and classified at a time."""
+
+
+def predict(model_uri: str, images: str, out: Path, identifier: str, probabilities: bool, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
+    """Write ``id,label`` (and ``p_CLASS``) for a folder or a list of images, and ``OUT.json`` beside it.
+
+    Args:
+        model_uri: ``models:/NAME@champion`` or ``runs:/ID/model``.
+        images: A folder, or a text file with one path per line, relative to that file.
+        out: CSV to write, whole or not at all.
+        identifier: ``name``, ``stem`` or ``path``: what becomes ``id``.
+        probabilities: Add one column per class.
+        progress: Told how many images are done.
+
+    Raises:
+        UserError: No such model or images; unreadable images are all listed and nothing is written.
+    """
+    paths = list_images(images)
+    if not out.parent.is_dir():
+        raise UserError(f"out: folder {str(out.parent)!r} does not exist")
+    model, came_from = load_model(model_uri)
+    unreadable: list[str] = []
+    parts: list[np.ndarray] = []
+    digest = hashlib.sha256()
+    for start in range(0, len(paths), CHUNK):
+        decoded = _decode(paths[start : start + CHUNK], digest, unreadable)
+        if not unreadable:
+            parts.append(model.classify(decoded))
+        progress("classifying", min(start + CHUNK, len(paths)), len(paths))
+    if unreadable:
+        raise UserError(f"images: {len(unreadable)} of {len(paths)} cannot be read; nothing is written", unreadable)
+    shares = np.concatenate(parts)
+    table = pd.DataFrame({"id": [IDENTIFIERS[identifier](path) for path in paths], "label": np.array(model.classes)[shares.argmax(axis=1)]})
+    if probabilities:
+        table = pd.concat([table, pd.DataFrame(shares, columns=[f"p_{name}" for name in model.classes])], axis=1)
+    record = {
+        **came_from,
+        "images": str(Path(images).resolve()),
+        "num_images": len(paths),
+        "images_digest": digest.hexdigest()[:32],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "id": identifier,
+        "classes": model.classes,
+        "preprocessing": model.preprocessing.to_dict(),
+    }
+    _write(out.with_name(out.name + ".json"), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    _write(out, table.to_csv(index=False))
+    return table
+
+
+def list_images(images: str) -> list[Path]:
+    """Return the images of a folder (and its subfolders) in order, or of a list.
+
+    Raises:
+        UserError: Neither a folder nor a text file, nothing in it, or a listed file is missing.
+    """
+    place = Path(images).expanduser()
+    if place.is_dir():
+        found = sorted(file for file in place.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.name.startswith("."))
+        if not found:
+            raise UserError(f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})")
+        return found
+    if not place.is_file():
+        siblings = [str(other) for other in place.parent.glob("*")] if place.parent.is_dir() else []
+        raise UserError(f"images: {images!r} is neither a folder nor a file{nearest(images, siblings)}")
+    if place.suffix.lower() in EXTENSIONS:
+        return [place]
+    try:
+        lines = place.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"images: {images!r} is no text file of paths") from None
+    listed = [(number, place.parent / Path(line.strip()).expanduser()) for number, line in enumerate(lines, 1) if line.strip()]
+    missing = [f"line {number}: {path}" for number, path in listed if not path.is_file()]
+    if missing or not listed:
+        raise UserError(f"images: {len(missing)} files listed in {images!r} do not exist" if listed else f"images: {images!r} lists no images", missing)
+    return [path for _, path in listed]
+
+
+def _decode(paths: Sequence[Path], digest: hashlib._Hash, unreadable: list[str]) -> list[Image.Image]:
+    decoded = []
+    for path in paths:
+        try:
+            content = path.read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+            decoded.append(decode(path))
+        except UNREADABLE as error:
+            unreadable.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    return decoded
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"out: {str(file)!r} cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

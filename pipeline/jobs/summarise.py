@@ -1,0 +1,122 @@
+"""The comparison of a study's runs: files for programs, pages for people."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.errors import UserError, nearest
+from pipeline.metrics import can_be_ranked, rank
+from pipeline.report import figures, tables
+from pipeline.tracking import find, names
+from pipeline.tracking.run import RunLog
+from pipeline.tracking.store import Workspace
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a study, best first.
+
+    Attributes:
+        study: Its name; empty: all trainings of the experiment.
+        parent: Run id of the study, or empty.
+        rows: Ranked by `pipeline.metrics.rank`; what cannot be ranked comes last.
+        notes: What a reader of the table should know.
+    """
+
+    study: str
+    parent: str
+    rows: Sequence[find.Row]
+    notes: list[str]
+
+    def ranked(self, evaluated: bool = False) -> list[find.Row]:
+        """Return the complete runs, best first; with `evaluated` those that have test scores."""
+        return [row for row in self.rows if can_be_ranked(row) and row["comparable"] and (not evaluated or row["test_accuracy"] is not None)]
+
+    @property
+    def title(self) -> str:
+        """Heading of the table."""
+        return f"Comparison of {self.study or 'all trainings'}"
+
+
+def compare(workspace: Workspace, study: str = "") -> Comparison:
+    """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
+
+    Raises:
+        UserError: No such study, or nothing has been trained.
+    """
+    name, parent = find.choose_study(workspace, study)
+    rows = find.trainings(workspace, name)
+    if not rows:
+        known = find.known_experiments(workspace)
+        there = f"{nearest(workspace.experiment, known)}; there are: {', '.join(known) or 'none'}"
+        raise UserError(f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}")
+    latest = max(rows, key=lambda row: row["start_time"])["data_digest"]
+    same = rank([{**row, "comparable": True} for row in rows if row["data_digest"] == latest])
+    other = rank([{**row, "comparable": False} for row in rows if row["data_digest"] != latest])
+    return Comparison(name, parent, [dict(row) for row in (*same, *other)], _notes(rows, latest))
+
+
+def _notes(rows: Sequence[find.Row], digest: str) -> list[str]:
+    complete = sum(can_be_ranked(row) for row in rows)
+    notes = [f"{len(rows)} trainings, {complete} complete, ranked by validation accuracy; only settings that differ are shown."]
+    others = sum(row["data_digest"] != digest for row in rows)
+    if others:
+        notes.append(f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable.")
+    unranked = [state for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING) for row in rows if row["state"] == state]
+    if unranked:
+        counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
+        notes.append(f"Not ranked: {counts}.")
+    return notes
+
+
+def best_run(workspace: Workspace, study: str = "") -> str:
+    """Return the run id that leads the ranking.
+
+    Raises:
+        UserError: No training is complete.
+    """
+    compared = compare(workspace, study)
+    ranked = compared.ranked()
+    if not ranked:
+        raise UserError(f"none of the {len(compared.rows)} trainings of {compared.study or workspace.experiment} is complete")
+    return str(ranked[0]["run_id"])
+
+
+def summarise(workspace: Workspace, study: str = "") -> Comparison:
+    """Write the comparison into ``outputs/EXPERIMENT/`` and to the study's run."""
+    compared = compare(workspace, study)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        people = tables.for_people(compared.rows)
+        tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
+        tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
+        figures.comparison(folder / "comparison.png", _measured(compared.rows), [_label(row) for row in _measured(people.to_dict("records"), compared.rows)])
+        (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
+        (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
+        if compared.parent:
+            RunLog(workspace, compared.parent).files(folder, "summary")
+        workspace.outputs.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            shutil.copyfile(file, workspace.outputs / f".{file.name}")
+            (workspace.outputs / f".{file.name}").replace(workspace.outputs / file.name)
+    return compared
+
+
+def _measured(rows: Sequence[find.Row], by: Sequence[find.Row] | None = None) -> list[find.Row]:
+    return [row for row, key in zip(rows, by or rows, strict=True) if key["val_accuracy"] is not None]
+
+
+def _label(row: find.Row) -> str:
+    text = f"{row['#']}  {row['run']}  {row['settings']}"
+    return text if len(text) <= 70 else text[:69] + "…"
+
+
+def people_table(compared: Comparison) -> pd.DataFrame:
+    """Return the table that is printed."""
+    return tables.for_people(compared.rows)

@@ -1,0 +1,130 @@
+"""(labels, logits) to numbers and intervals; the ranking. No files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+Labels = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
+
+CALIBRATION_BINS = 15
+
+
+def probabilities(logits: Floats) -> NDArray[np.float64]:
+    """Return the softmax of logits, both of shape (images, classes), in double precision."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def cross_entropy(labels: Labels, logits: Floats) -> float:
+    """Return the mean negative log-likelihood in nats; labels (images,), logits (images, classes)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_likelihood = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1))
+    return float(-log_likelihood.mean())
+
+
+def score(labels: Labels, logits: Floats) -> dict[str, float]:
+    """Return accuracy, loss, f1_macro and balanced_accuracy, accuracies as fractions.
+
+    Args:
+        labels: True classes, shape (images,).
+        logits: Shape (images, classes).
+    """
+    predicted = logits.argmax(axis=1)
+    present = np.unique(labels)
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "loss": cross_entropy(labels, logits),
+        "f1_macro": float(f1_score(labels, predicted, labels=np.arange(logits.shape[1]), average="macro", zero_division=0)),
+        # The mean recall of the classes that occur; scikit-learn warns where a prediction is of no such class.
+        "balanced_accuracy": float(np.mean([(predicted[labels == label] == label).mean() for label in present])),
+    }
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of `correct` out of `total`, as fractions.
+
+    Wilson, E. B. (1927), "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22, without continuity correction.
+    """
+    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def calibration_error(labels: Labels, logits: Floats) -> float:
+    """Return the expected calibration error: mean gap between confidence and accuracy over 15 equal bins.
+
+    Guo et al. (2017), "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599.
+    """
+    predicted = probabilities(logits)
+    confidence = predicted.max(axis=1)
+    correct = predicted.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return float(np.sum(gaps))
+
+
+def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
+    """Return counts of shape (classes, classes): rows are true classes, columns predicted ones."""
+    return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1])), dtype=np.int64)
+
+
+def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.DataFrame:
+    """Return one row per class: class, precision, recall, f1 (fractions) and images (true count)."""
+    values = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0)
+    return pd.DataFrame({"class": list(classes), "precision": values[0], "recall": values[1], "f1": values[2], "images": values[3]})
+
+
+def ranking_key(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return the sort key of one run; the smallest leads.
+
+    Higher validation accuracy, then lower validation loss, then fewer parameters, then earlier
+    start. NaN, infinite and missing values come last.
+
+    Args:
+        run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``.
+    """
+    return (-_finite(run.get("val_accuracy"), -np.inf), _finite(run.get("val_loss")), _finite(run.get("parameters")), _finite(run.get("start_time")))
+
+
+def can_be_ranked(run: Mapping[str, Any]) -> bool:
+    """Whether a run is complete and has a validation accuracy."""
+    return run.get("state") == "complete" and bool(np.isfinite(_finite(run.get("val_accuracy"))))
+
+
+def _finite(value: Any, otherwise: float = np.inf) -> float:
+    # MLflow stores an infinite metric as the largest double.
+    number = float(value) if value is not None else np.nan
+    return number if np.isfinite(number) and abs(number) < 1e300 else otherwise
+
+
+def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Order runs best first: by configuration, each at the mean of its complete repeats.
+
+    Configurations are compared by the mean validation accuracy of their repeats (then mean loss,
+    parameters, earliest start); within one, its best run leads. Runs that cannot be ranked come last.
+
+    Args:
+        runs: With the fields of `ranking_key`, and ``config_hash``, ``state``.
+    """
+    ranked = [run for run in runs if can_be_ranked(run)]
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for run in ranked:
+        groups.setdefault((run.get("config_hash"), run.get("data_digest")), []).append(run)
+    ordered = sorted(groups.values(), key=lambda group: ranking_key(_mean(group)))
+    rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
+    return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
+
+
+def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    keys = [ranking_key(run) for run in group]
+    accuracy, loss, parameters, start = (sum(column) / len(column) for column in zip(*keys, strict=True))
+    return {"val_accuracy": -accuracy, "val_loss": loss, "parameters": parameters, "start_time": min(key[3] for key in keys) if start else start}

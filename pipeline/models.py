@@ -1,0 +1,323 @@
+"""A name and weights to a network with its normalisation: torchvision's networks, two of ours, one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import DenseNet
+
+from pipeline.config import Model
+from pipeline.errors import UserError, nearest, unknown_name
+
+_HEADS = ("fc", "classifier", "head", "heads")
+_FIXED_INPUT = ("vit_", "maxvit")
+
+
+class Network(NamedTuple):
+    """A network with what surrounds it.
+
+    Attributes:
+        module: Images (batch, 3, size, size), normalised, to logits (batch, classes).
+        head: Name of the submodule that was made for the number of classes.
+        normalisation: Mean and standard deviation the weights were trained with; None: take the data's.
+    """
+
+    module: nn.Module
+    head: str
+    normalisation: tuple[list[float], list[float]] | None
+
+
+class SmallCNN(nn.Sequential):
+    """Three convolutions and one linear layer, no normalisation: the baseline. Input of any size."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        channels = (3, 16, 32, 64)
+        for number, (before, after) in enumerate(zip(channels, channels[1:], strict=False), 1):
+            self.add_module(f"conv{number}", nn.Conv2d(before, after, 3, padding=1))
+            self.add_module(f"relu{number}", nn.ReLU())
+            self.add_module(f"pool{number}", nn.MaxPool2d(2))
+        self.add_module("average", nn.AdaptiveAvgPool2d(2))
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("fc", nn.Linear(64 * 2 * 2, num_classes))
+
+
+def _densenet264(num_classes: int) -> nn.Module:
+    return DenseNet(growth_rate=32, block_config=(6, 12, 64, 48), num_init_features=64, num_classes=num_classes)
+
+
+OURS = {"densenet264": _densenet264, "small_cnn": SmallCNN}
+
+
+@lru_cache
+def names() -> list[str]:
+    """Return every network name: torchvision's classification networks and ours."""
+    return sorted([*torchvision.models.list_models(module=torchvision.models), *OURS])
+
+
+def origin(model: Model) -> dict[str, str]:
+    """Return ``name`` and ``weights`` as they enter a configuration's identity.
+
+    ``DEFAULT`` is the weights name it stands for; a file is the hash of its content.
+
+    Raises:
+        UserError: Unknown network or weights, missing file.
+    """
+    name = model.name
+    if name.startswith("file:"):
+        path, function = _own_file(name)
+        name = f"file:{_content(path)}:{function}"
+    elif name not in names():
+        raise unknown_name("model.name", name, names())
+    weights = model.weights
+    if weights.startswith("file:"):
+        weights = f"file:{_content(_existing(weights.removeprefix('file:'), 'model.weights'))}"
+    elif weights != "none":
+        weights = _weights_entry(model).name
+    return {"name": name, "weights": weights}
+
+
+def source_file(model: Model) -> Path | None:
+    """Return the Python file of one's own network, None for a named one."""
+    return _own_file(model.name)[0] if model.name.startswith("file:") else None
+
+
+def _existing(path: str, field: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        siblings = [str(other) for other in file.parent.glob("*") if other.is_file()] if file.parent.is_dir() else []
+        raise UserError(f"{field}: file {path!r} does not exist{nearest(path, siblings)}")
+    return file
+
+
+def _own_file(name: str) -> tuple[Path, str]:
+    path, _, function = name.removeprefix("file:").rpartition(":")
+    if not path.endswith(".py") or not function:
+        raise UserError(f"model.name: {name!r} must be file:PATH.py:FUNCTION")
+    return _existing(path, "model.name"), function
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _weights_entry(model: Model) -> Any:
+    """Return torchvision's weights entry (name, url, transforms) for a network and a weights name."""
+    if model.name in OURS or model.name.startswith("file:"):
+        raise UserError(f"model.weights: {model.name} has no pretrained weights; allowed: none, file:PATH; got {model.weights!r}")
+    available = torchvision.models.get_model_weights(model.name)
+    entries = {entry.name: entry for entry in available} | {"DEFAULT": getattr(available, "DEFAULT", None)}
+    if entries.get(model.weights) is None:
+        raise UserError(f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; allowed: none, {', '.join(entries)}, file:PATH")
+    return entries[model.weights]
+
+
+def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:
+    """Build a network with its head made for the classes, weights loaded and backbone frozen as asked.
+
+    Args:
+        model: Name, weights, freeze and dropout.
+        num_classes: Outputs of the head.
+        image_size: Side of the input in pixels; some transformers are built for one size only.
+        device: "meta" builds the shapes without memory; a weights file is compared, not loaded.
+        load: False leaves random weights, for a network whose trained ones are put in afterwards.
+
+    Raises:
+        UserError: Unknown name, weights that cannot be had, or that belong to another network.
+    """
+    if load:
+        origin(model)
+    with torch.device(device):
+        if model.name.startswith("file:"):
+            module, head = _build_own(model.name, num_classes)
+        elif model.name in OURS:
+            module, head = OURS[model.name](num_classes), "fc" if model.name == "small_cnn" else "classifier"
+        else:
+            module, head = _build_torchvision(model, num_classes, image_size, load and device != "meta")
+        if model.dropout and head:
+            module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
+    if load and model.weights.startswith("file:"):
+        load_state(module, _existing(model.weights.removeprefix("file:"), "model.weights"), model.name)
+    if model.freeze == "backbone":
+        if not head:
+            raise UserError(f"model.freeze: backbone needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{head}."))
+    return Network(module, head, _normalisation(model))
+
+
+def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
+    path, function = _own_file(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(source)
+        build_function = getattr(source, function, None)
+        if not callable(build_function):
+            functions = [key for key, value in vars(source).items() if callable(value)]
+            raise UserError(f"model.name: {path} has no function {function!r}{nearest(function, functions)}")
+        module = build_function(num_classes)
+    except (SyntaxError, ImportError, TypeError, AttributeError, NameError, ValueError) as error:
+        raise UserError(f"model.name: {name!r} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}")
+    return module, _find_head(module)
+
+
+def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
+    arguments: dict[str, Any] = {}
+    pretrained = model.weights != "none" and not model.weights.startswith("file:")
+    state: Mapping[str, Tensor] | None = None
+    if pretrained:
+        entry = _weights_entry(model)
+        arguments["num_classes"] = len(entry.meta["categories"])
+        state = _pretrained_state(model) if load else None
+    if model.name in ("googlenet", "inception_v3"):
+        arguments |= {"aux_logits": pretrained, "init_weights": not pretrained, "transform_input": pretrained}
+    if model.name.startswith(_FIXED_INPUT):
+        key = "image_size" if model.name.startswith("vit_") else "input_size"
+        arguments[key] = _fixed_size(model, image_size, pretrained) if key == "image_size" else (image_size, image_size)
+    try:
+        module = torchvision.models.get_model(model.name, weights=None, **arguments)
+        if state is not None:
+            module.load_state_dict(state)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {str(error).splitlines()[0]}") from None
+    if pretrained and model.name in ("googlenet", "inception_v3"):
+        # The auxiliary heads serve training from random weights only.
+        cast(Any, module).aux_logits = False
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(module, name):
+                setattr(module, name, None)
+    head = _find_head(module)
+    module.set_submodule(head, _new_head(module.get_submodule(head), num_classes))
+    if hasattr(module, "num_classes"):
+        cast(Any, module).num_classes = num_classes
+    return module, head
+
+
+def _fixed_size(model: Model, image_size: int, pretrained: bool) -> int:
+    if pretrained:
+        trained = _weights_entry(model).meta["min_size"][0]
+        if image_size != trained:
+            raise UserError(f"model.name: {model.name} with weights {model.weights} needs data.image_size {trained}, got {image_size}")
+    return image_size
+
+
+def _find_head(module: nn.Module) -> str:
+    """Return the name of the last linear or convolutional layer under a head's usual name, or ""."""
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    heads = [name for name in layers if name.partition(".")[0] in _HEADS]
+    return heads[-1] if heads else ""
+
+
+def _new_head(old: nn.Module, num_classes: int) -> nn.Module:
+    if isinstance(old, nn.Conv2d):
+        return nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
+    assert isinstance(old, nn.Linear)
+    return nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+
+
+def fetch_weights(model: Model) -> Path | None:
+    """Return the file of torchvision weights, downloaded where it is not there yet; None for others.
+
+    Raises:
+        UserError: It cannot be downloaded; the message says where to put the file.
+    """
+    if model.weights == "none" or model.weights.startswith("file:"):
+        return None
+    url = _weights_entry(model).url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        expected = file.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=expected, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"model.weights: {model.weights} of {model.name} cannot be downloaded from {url} ({error}); put that file at {file}") from None
+    return file
+
+
+def _pretrained_state(model: Model) -> Mapping[str, Tensor]:
+    file = fetch_weights(model)
+    assert file is not None
+    return read_state(file)
+
+
+def _normalisation(model: Model) -> tuple[list[float], list[float]] | None:
+    if model.weights == "none" or model.weights.startswith("file:"):
+        return None
+    preset = _weights_entry(model).transforms()
+    return [float(value) for value in preset.mean], [float(value) for value in preset.std]
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors, or from a torch file without unpickling anything else.
+
+    Raises:
+        UserError: The file is neither.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.weights: {str(file)!r} holds no state dict")
+    return state
+
+
+def load_state(module: nn.Module, file: Path, name: str) -> None:
+    """Load a state dict into a network of exactly its names and shapes.
+
+    Raises:
+        UserError: Names or shapes differ; the differences are listed.
+    """
+    state, own = read_state(file), module.state_dict()
+    differences = [f"missing: {key}" for key in own if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
+    differences += [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}" for key in own if key in state and state[key].shape != own[key].shape
+    ]
+    if differences:
+        shown = differences[:10] + ([f"and {len(differences) - 10} more"] if len(differences) > 10 else [])
+        raise UserError(f"model.weights: {str(file)!r} does not fit {name}: {len(differences)} tensors differ; another architecture or number of classes", shown)
+    if not next(module.parameters()).is_meta:
+        module.load_state_dict(state)
+
+
+def check(model: Model, num_classes: int, image_size: int) -> None:
+    """Find out, without training, whether a network can be built, loaded and fed with images of that size.
+
+    Raises:
+        UserError: As `build`, or the images are too small for the network.
+    """
+    fetch_weights(model)
+    module = build(model, num_classes, image_size, device="meta").module.eval()
+    try:
+        with torch.no_grad():
+            output = module(torch.zeros(2, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"model.name: {model.name} cannot take images of data.image_size {image_size}: {str(error).splitlines()[0]}") from None
+    if not isinstance(output, Tensor) or output.shape != (2, num_classes):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return how many numbers the network learns or keeps frozen."""
+    return sum(parameter.numel() for parameter in module.parameters())

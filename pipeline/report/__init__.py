@@ -1,0 +1,1 @@
+"""Tables, figures and terminal output from plain data."""

@@ -1,0 +1,122 @@
+"""Figures, drawn without a display; each function writes one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
+_MOST_ANNOTATED = 25
+"""Classes up to which every cell of a confusion matrix carries its number."""
+_LONGEST_NAME = 24
+
+
+def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+    """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes.
+
+    Args:
+        file: PNG to write.
+        counts: Shape (classes, classes), rows true, columns predicted.
+        classes: Names on both axes.
+        title: Above both panels.
+    """
+    n = len(classes)
+    side = float(np.clip(0.5 * n if n <= _MOST_ANNOTATED else 0.2 * n, 3.2, 22))
+    side_by_side = n <= 15
+    size = (2 * side + 3.0, side + 1.6) if side_by_side else (side + 2.6, 2 * side + 3.0)
+    figure = Figure(figsize=size, layout="constrained", dpi=110 if n <= 40 else 90)
+    axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
+    _cells(axes[0], counts, names, "images", "{:d}", float(max(counts.max(), 1)))
+    _cells(axes[1], shares, names, "share of the true class", "{:.0%}", 1.0)
+    figure.suptitle(title)
+    figure.savefig(file)
+
+
+def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, top: float) -> None:
+    n = len(names)
+    font = 9 if n <= 15 else 7 if n <= _MOST_ANNOTATED else 5.5
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=top)
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(range(n), names, rotation=0 if n <= 12 and max(map(len, names)) <= 3 else 90, fontsize=font)
+    axes.set_yticks(range(n), names, fontsize=font)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if n > _MOST_ANNOTATED:
+        return
+    for row, column in np.ndindex(values.shape):
+        value = values[row, column]
+        if value:
+            axes.text(column, row, form.format(value), ha="center", va="center", fontsize=font - 1, color="white" if value > top / 2 else "black")
+
+
+def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+    """Draw loss and accuracy of training and validation over epochs, the best epoch marked.
+
+    Args:
+        file: PNG to write.
+        history: Metrics by name, one entry per epoch.
+        best_epoch: From 1.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=110)
+    epochs = range(1, len(history) + 1)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, colour in (("train", _BLUE), ("val", _ORANGE)):
+            axes.plot(epochs, [values[f"{part}/{name}"] for values in history], marker="o", markersize=3, color=colour, label={"train": "training", "val": "validation"}[part])
+        axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best, epoch {best_epoch}")
+        axes.set_xlabel("epoch")
+        axes.set_title(name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if name == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend()
+    figure.savefig(file)
+
+
+def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
+    """Draw the learning rate of every step, over epochs."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.plot(np.arange(len(lrs)) / steps_per_epoch, lrs, color=_BLUE)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_title("learning rate")
+    axes.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Draw validation and test accuracy of each run, best at the top, the test's 95% interval as a bar.
+
+    Args:
+        file: PNG to write.
+        rows: In order, with val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high.
+        labels: One per run.
+    """
+    figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for colour, name, text in ((_BLUE, "val_accuracy", "validation"), (_ORANGE, "test_accuracy", "test, with its 95% interval")):
+        known = [(place, row) for place, row in enumerate(rows) if row.get(name) is not None and np.isfinite(row[name])]
+        if known:
+            axes.scatter([row[name] for _, row in known], [place for place, _ in known], color=colour, label=text, zorder=3, s=28)
+    for place, row in enumerate(rows):
+        low, high = row.get("test_accuracy_low"), row.get("test_accuracy_high")
+        if low is not None and high is not None:
+            axes.hlines(place, low, high, color=_ORANGE, alpha=0.45, linewidth=4)
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_title("accuracy")
+    axes.grid(alpha=0.3, axis="x")
+    if rows:
+        axes.legend(loc="lower left", fontsize=8)
+    figure.savefig(file)

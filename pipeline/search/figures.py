@@ -1,0 +1,47 @@
+"""Optuna's own figures of a study, as PNG files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+# Optuna draws through pyplot, which would look for a display.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
+    """Write history.png, and for a searched study importances.png and slices.png; return what was drawn.
+
+    Importances need two complete trials whose scores and values differ.
+    """
+    from optuna.visualization import matplotlib as drawing
+
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    searched = [trial for trial in complete if trial.params]
+    varied = len(searched) > 1 and len({trial.value for trial in searched}) > 1 and len({str(trial.params) for trial in searched}) > 1
+    wanted: dict[str, tuple[bool, Callable[[optuna.Study], Any]]] = {
+        "history": (bool(complete), lambda s: drawing.plot_optimization_history(s, target_name="validation accuracy")),
+        "importances": (varied, lambda s: drawing.plot_param_importances(s, target_name="validation accuracy")),
+        "slices": (bool(searched), lambda s: drawing.plot_slice(s, target_name="validation accuracy")),
+    }
+    written = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for name, (possible, draw) in wanted.items():
+            if not possible:
+                continue
+            axes = draw(study)
+            figure = (axes if not hasattr(axes, "flat") else axes.flat[0]).figure
+            if name == "slices" and hasattr(axes, "flat"):
+                figure.set_size_inches(4.2 * len(axes.flat), 4)
+            figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+            figure.clear()
+            written.append(folder / f"{name}.png")
+    return written

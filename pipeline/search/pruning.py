@@ -1,0 +1,49 @@
+"""Samplers and pruners by name, and the callback that asks the pruner after each epoch."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from pipeline.config import Study
+from pipeline.tracking.run import Pruned
+from pipeline.training.fit import Callback
+
+STARTUP_TRIALS = 5
+"""Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
+
+
+def build_sampler(study: Study, seed: int) -> BaseSampler:
+    """Build the sampler that ``study.sampler`` names."""
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS) if study.sampler == "tpe" else RandomSampler(seed=seed)
+
+
+def build_pruner(study: Study, epochs: int) -> BasePruner:
+    """Build the pruner that ``study.pruner`` names, for trainings of that many epochs."""
+    if study.pruner == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1) if study.pruner == "median" else NopPruner()
+
+
+class Report(Callback):
+    """Reports validation accuracy after each epoch; gives a searched trial up where the pruner says so.
+
+    Args:
+        trial: Of the study.
+        prunable: False for entries of the list, which only set the standard for the others.
+    """
+
+    def __init__(self, trial: optuna.Trial, prunable: bool) -> None:
+        self._trial, self._prunable = trial, prunable
+        self._epochs = 0
+
+    def on_start(self, epochs: int, steps_per_epoch: int) -> None:
+        self._epochs = epochs
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        self._trial.report(values["val/accuracy"], epoch)
+        # Asked for list entries too: the successive-halving pruners record their rungs when asked.
+        hopeless = self._trial.should_prune()
+        if hopeless and self._prunable and epoch < self._epochs:
+            raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at validation accuracy {values['val/accuracy']:.2%}")

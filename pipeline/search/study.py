@@ -1,0 +1,233 @@
+"""Run a study: each trial a training nested under the study's one parent run."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import sqlalchemy.exc
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from pipeline.config import Configuration
+from pipeline.data.prepared import Prepared
+from pipeline.errors import PipelineError, UserError
+from pipeline.experiment import Experiment
+from pipeline.identity import study_name
+from pipeline.jobs.prepare import check, prepare_images
+from pipeline.jobs.promote import export
+from pipeline.jobs.summarise import Comparison, summarise
+from pipeline.jobs.train import Job, Placement, reusable, train
+from pipeline.report.console import say
+from pipeline.report.tables import percent
+from pipeline.search.figures import write_figures
+from pipeline.search.pruning import Report, build_pruner, build_sampler
+from pipeline.search.space import as_point, suggest
+from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, with_repeat_seeds
+from pipeline.tracking import find, names
+from pipeline.tracking.run import Pruned, TrackedRun, adopt_training, end_abandoned
+from pipeline.tracking.store import Workspace
+
+PARENT = "parent_run_id"
+IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished study."""
+
+    name: str
+    parent: str
+    compared: Comparison
+
+
+def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable[[str], None] = lambda name: None) -> Tuned:
+    """Train the list and search the space, going on where an earlier run of the same study stopped.
+
+    Args:
+        workspace: The open store.
+        experiment: List, space and number of trials.
+        step: ``tune`` or ``main``: the parent's ``pipeline.step``.
+        then: Called with the study's name at the end, while the parent still runs.
+
+    Raises:
+        UserError: A configuration is wrong (all are checked before the first one trains), or another
+            process works on the same study.
+        PipelineError: Every training failed.
+    """
+    if experiment.trials == 0:
+        raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
+    prepared = prepare_images(workspace, experiment.base.data)
+    jobs = _checked(workspace, experiment, prepared)
+    origin = check(experiment.base, prepared, f"{experiment.path}: base")
+    identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
+    name = experiment.study.name or identity
+    with _alone(workspace, name):
+        study = _open(workspace, experiment, name)
+        parent = study.user_attrs.get(PARENT, "")
+        if study.user_attrs.get(IDENTITY, identity) != identity:
+            raise UserError(f"study.name: study {name!r} has another base, space or data; give another name, or none")
+        with ExitStack() as runs:
+            if parent and workspace.launched_run:
+                runs.enter_context(TrackedRun(workspace, step, f"{name} (continued)", tags={names.STUDY: name, names.JOINS: parent}, single=True))
+            run = runs.enter_context(TrackedRun(workspace, step, name, run_id=parent, tags={names.STUDY: name}, single=True))
+            study.set_user_attr(PARENT, run.id)
+            study.set_user_attr(IDENTITY, identity)
+            _describe(run, experiment, prepared)
+            _run_trials(workspace, experiment, study, jobs, run, prepared)
+            compared = _conclude(workspace, study, name, run)
+            then(name)
+    return Tuned(name, run.id, compared)
+
+
+def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -> list[Job]:
+    """Check every entry of the list and every choice of the space; seeds of repeats are given."""
+    checked: dict[str, dict[str, str]] = {}
+
+    def origin_of(configuration: Configuration, where: str) -> dict[str, str]:
+        key = configuration.model_copy(update={"training": configuration.training.model_copy(update={"seed": 0})}).model_dump_json()
+        if key not in checked:
+            checked[key] = check(configuration, prepared, f"{experiment.path}: {where}")
+        return checked[key]
+
+    jobs = []
+    for number, entry in enumerate(experiment.entries):
+        origin = origin_of(entry, f"configs[{number}]")
+        images = prepared if entry.data == experiment.base.data else prepare_images(workspace, entry.data)
+        jobs.append(Job(entry, origin, images))
+    for field, values in experiment.space.items():
+        if isinstance(values, list):
+            for value in values:
+                origin_of(experiment.sampled({field: value}), f"space: {field}")
+    seeded = with_repeat_seeds([job.configuration for job in jobs], [job.config_hash for job in jobs])
+    return [Job(entry, job.origin, job.prepared) for job, entry in zip(jobs, seeded, strict=True)]
+
+
+@contextmanager
+def _alone(workspace: Workspace, name: str) -> Iterator[None]:
+    """Hold the study for this process; the operating system frees it when the process dies."""
+    key = hashlib.sha256(f"{workspace.home}{name}".encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"pipeline-study-{key}.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = experiment.study.storage or f"sqlite:///{workspace.home / 'optuna.db'}"
+    try:
+        storage = RDBStorage(url)
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        if (parent := study.user_attrs.get(PARENT)) and not find.exists(workspace, parent):
+            say(f"the runs of study {name} are gone from MLflow; it starts anew")
+            optuna.delete_study(study_name=name, storage=storage)
+            study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise UserError(f"study.storage: {url!r} cannot be used: {str(error).splitlines()[0]}") from error
+    # Seeded by what is done, so that a study taken up again does not draw the same points.
+    study.sampler = build_sampler(experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False)))
+    study.pruner = build_pruner(experiment.study, experiment.base.training.epochs)
+    return study
+
+
+def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> None:
+    settings = {"study.trials": experiment.trials, "study.list": len(experiment.entries), "study.pruner": experiment.study.pruner, "study.sampler": experiment.study.sampler}
+    run.params({**settings, "data.source": experiment.base.data.source})
+    run.tag({names.DATA_DIGEST: prepared.digest})
+    run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
+    if experiment.path.is_file():
+        run.file(experiment.path)
+
+
+def _run_trials(workspace: Workspace, experiment: Experiment, study: optuna.Study, jobs: list[Job], run: TrackedRun, prepared: Prepared) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        end_abandoned(workspace, trial.user_attrs.get(RUN_ID, ""))
+    by_key = {f"{job.config_hash}:{job.seed}": job for job in jobs}
+    done_of_list = plan(study, experiment, list(by_key), [job.configuration for job in by_key.values()])
+    done = len(counted(study))
+    if len(jobs) > experiment.trials:
+        say(f"the list has {len(jobs)} entries; study.trials {experiment.trials} trains the first {experiment.trials}")
+    if done:
+        say(f"study {study.study_name} goes on: {done} of {experiment.trials} trainings are there ({done_of_list} of the list)")
+
+    def objective(trial: optuna.Trial) -> float:
+        place = place_of(trial)
+        entry = trial.user_attrs.get(ENTRY)
+        try:
+            job = by_key.get(trial.user_attrs.get(KEY, "")) or _searched_job(workspace, experiment, trial, prepared)
+            if entry is not None and as_point(job.configuration, experiment.base, experiment.space) is not None:
+                suggest(trial, experiment.space)
+            return _one_trial(workspace, study, trial, job, place, run, experiment.trials, prunable=entry is None)
+        except Pruned as pruned:
+            say(f"  {pruned}")
+            raise optuna.TrialPruned(str(pruned)) from None
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, True)
+            raise
+        except Exception as error:
+            say(f"  failed: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+            raise
+
+    while len(counted(study)) < experiment.trials:
+        study.optimize(objective, n_trials=1, catch=(Exception,))
+
+
+def _searched_job(workspace: Workspace, experiment: Experiment, trial: optuna.Trial, prepared: Prepared) -> Job:
+    configuration = (
+        Configuration.model_validate(trial.user_attrs[ENTRY]) if ENTRY in trial.user_attrs else experiment.sampled(suggest(trial, experiment.space))
+    )
+    return Job(configuration, check(configuration, prepared, "space"), prepared)
+
+
+def _one_trial(workspace: Workspace, study: optuna.Study, trial: optuna.Trial, job: Job, place: int, run: TrackedRun, total: int, prunable: bool) -> float:
+    model = job.configuration.model.name
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items() if name != "model.name")
+    say(f"trial {place + 1} of {total}: {model}{', ' + shown if shown else ''}")
+    same = reusable(workspace, job)
+    if same is not None:
+        say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
+        trial.set_user_attr(RUN_ID, same["run_id"])
+        adopt_training(workspace, same["run_id"], study.study_name)
+        return float(same["val_accuracy"])
+    name = f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
+    tags = {names.STUDY: study.study_name, names.TRIAL: str(place)}
+    placement = Placement(name, parent=run.id, tags=tags, on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id))
+    _, value = train(workspace, job, placement, [Report(trial, prunable)])
+    return value
+
+
+def _short(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun) -> Comparison:
+    """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
+    compared = summarise(workspace, name)
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in write_figures(study, Path(folder)):
+            run.file(figure, "optuna")
+    ranked = compared.ranked()
+    if not ranked:
+        raise PipelineError(f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}")
+    best = ranked[0]
+    export(workspace, best["run_id"])
+    run.metrics({"best/val_accuracy": best["val_accuracy"], "best/val_loss": best["val_loss"]})
+    with tempfile.TemporaryDirectory() as folder:
+        run.text("best_config.yaml", find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
+    experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
+    link = f"[{best['run_name']}](#/experiments/{experiment_id}/runs/{best['run_id']})"
+    run.tag({names.BEST_RUN: best["run_id"], names.NOTE: f"Best: {link}, validation accuracy {percent(best['val_accuracy'])}. The comparison is in artifacts under `summary/`."})
+    return compared
+

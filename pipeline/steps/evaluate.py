@@ -1,0 +1,36 @@
+"""Entry point evaluate."""
+
+from __future__ import annotations
+
+from pipeline.config import Raw
+from pipeline.steps.options import ExperimentOptions, essential, read_experiment
+
+
+class EvaluateOptions(ExperimentOptions):
+    """Options of evaluate."""
+
+    run_id: str = essential("", "A complete training; empty: the best of the study by validation.")
+    summary = "Score one trained network on the test split, into its own run."
+    example = "python -m pipeline evaluate"
+
+
+OPTIONS = EvaluateOptions
+
+
+def run(own: EvaluateOptions, overrides: Raw) -> None:
+    """Evaluate a run, or the best one of the study."""
+    experiment = read_experiment(own, overrides)
+    from pipeline.jobs.evaluate import evaluate
+    from pipeline.jobs.summarise import best_run
+    from pipeline.report.console import say, show_table
+    from pipeline.report.tables import percent, scores_table
+    from pipeline.tracking.run import launched
+    from pipeline.tracking.store import open_workspace
+
+    workspace = open_workspace(experiment.name)
+    with launched(workspace, "evaluate"):
+        run_id = own.run_id or best_run(workspace, experiment.study.name)
+        values, per_class = evaluate(workspace, run_id)
+    show_table(scores_table(per_class), "test scores per class")
+    interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
+    say(f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}")

@@ -1,0 +1,46 @@
+"""Entry point main: prepare, tune, evaluate, summary, register in one process."""
+
+from __future__ import annotations
+
+from pipeline.config import Raw
+from pipeline.steps.options import FastOptions, essential, read_experiment
+
+
+class MainOptions(FastOptions):
+    """Options of main."""
+
+    name: str = essential("", "Registered model; empty: the experiment's name.")
+    summary = "Prepare the images, run the study, evaluate its best run, compare, and register the champion."
+    example = "python -m pipeline main --config experiments/smoke.yaml"
+
+
+OPTIONS = MainOptions
+
+
+def run(own: MainOptions, overrides: Raw) -> None:
+    """Do all steps of an experiment."""
+    experiment = read_experiment(own, overrides)
+    from pipeline.jobs.evaluate import evaluate
+    from pipeline.jobs.promote import promote
+    from pipeline.jobs.summarise import best_run, people_table, summarise
+    from pipeline.report.console import say, show_table
+    from pipeline.search.study import tune
+    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.views import view_urls, write_views
+
+    workspace = open_workspace(experiment.name)
+    write_views(workspace)
+
+    def conclude(study: str) -> None:
+        evaluate(workspace, best_run(workspace, study))
+        compared = summarise(workspace, study)
+        champion = promote(workspace, own.name or experiment.name, study=study)
+        show_table(people_table(compared), compared.title)
+        say(f"champion: {champion.uri}, version {champion.version}: run {champion.run_id} ({champion.run_name})")
+
+    tune(workspace, experiment, "main", conclude)
+    urls = view_urls(workspace)
+    say(f"tables and figure: {workspace.outputs}")
+    say(f"MLflow UI: {workspace.ui_command()}")
+    say(f"  then open the trainings, best first: {urls['table']}")
+    say(f"  and their curves: {urls['curves']}")

@@ -1,0 +1,148 @@
+"""Options of each step, their parsing and their help; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
+from pipeline.errors import UserError, nearest
+from pipeline.experiment import Experiment, load
+
+DEFAULT_FILE = "experiments/digits.yaml"
+
+
+class Options(BaseSettings):
+    """Parameters of one step. Subclasses add theirs; section fields become dotted options."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="PIPELINE_UNUSED_")
+    summary: ClassVar[str] = ""
+    example: ClassVar[str] = ""
+
+
+class ExperimentOptions(Options):
+    """Parameters of the steps that read an experiment file."""
+
+    config: str = essential(DEFAULT_FILE, "Experiment file.")
+    experiment: str = essential("", "Name of runs, folders and registered model; empty: the file's, else the data's.")
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    training: Training = Training()
+    study: Study = Study()
+
+
+class FastOptions(ExperimentOptions):
+    """Parameters of the steps that can be scaled down."""
+
+    fast: bool = essential(False, "A scaled-down run for trying out: at most 300 images of 64 pixels and two epochs.")
+
+
+class PredictSection(BaseModel):
+    """How predict writes its CSV."""
+
+    id: Literal["name", "stem", "path"] = essential("name", "What the id column holds: the file's name, its name without ending, or its path.")
+    probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
+
+
+__all__ = ["DEFAULT_FILE", "ExperimentOptions", "FastOptions", "Field", "Options", "PredictSection", "essential", "more", "parse_options", "read_experiment", "render_help"]
+
+
+def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield ``(dotted name, definition)`` of every option."""
+    for name, field in options.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ((f"{name}.{inner}", definition) for inner, definition in field.annotation.model_fields.items())
+        else:
+            yield name, field
+
+
+def parse_options(options: type[Options], arguments: Sequence[str]) -> tuple[Any, Raw]:
+    """Parse ``--name value`` pairs.
+
+    Returns:
+        The step's own validated parameters, and the section values given, nested and not yet merged.
+
+    Raises:
+        UserError: Unknown option, missing value, or a wrong one.
+    """
+    _refuse_unknown(options, arguments)
+    try:
+        given: Raw = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
+    except SettingsError as error:
+        raise UserError(_argparse_message(str(error))) from None
+    own = {name: value for name, value in given.items() if name not in SECTIONS and value != ""}
+    sections = {name: value for name, value in given.items() if name in SECTIONS}
+    return parse(_own_parameters(options), own, "options"), sections
+
+
+def _own_parameters(options: type[Options]) -> type[BaseModel]:
+    from pydantic import ConfigDict, create_model
+
+    kept: dict[str, Any] = {name: (field.annotation, field) for name, field in options.model_fields.items() if name not in SECTIONS}
+    return create_model(options.__name__, __config__=ConfigDict(extra="forbid"), **kept)
+
+
+def _refuse_unknown(options: type[Options], arguments: Sequence[str]) -> None:
+    known = [name for name, _ in fields_of(options)]
+    expects_value = False
+    for argument in arguments:
+        if expects_value:
+            expects_value = False
+            continue
+        if not argument.startswith("--"):
+            raise UserError(f"{argument!r} is not an option; options are given as --name value")
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if name not in known:
+            close = nearest(name, known) or nearest(name, [dotted for dotted in known if dotted.endswith(f".{name}")])
+            same_field = [dotted for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
+            close = f"; nearest: {same_field[0]}" if same_field and not nearest(name, known) else close
+            raise UserError(f"unknown option --{name}{close}; --help lists all")
+        expects_value = not equals
+
+
+def _argparse_message(text: str) -> str:
+    missing = re.search(r"argument --([\w.]+): expected one argument", text)
+    if missing:
+        return f"option --{missing[1]} needs a value: --{missing[1]} VALUE"
+    return text.removeprefix("error parsing CLI: ")
+
+
+def read_experiment(own: Any, overrides: Raw) -> Experiment:
+    """Load the experiment file that the parsed options name, overrides applied."""
+    return load(own.config, overrides, own.experiment, fast=getattr(own, "fast", False))
+
+
+def render_help(step: str, options: type[Options]) -> str:
+    """Return the help of a step: essential options first, the rest under "more"."""
+    first = [item for item in fields_of(options) if _is_essential(item[1])]
+    rest = [item for item in fields_of(options) if not _is_essential(item[1])]
+    parts = [f"usage: python -m pipeline {step} [--name value ...]", textwrap.fill(options.summary, 100), f"example:\n  {options.example}"]
+    parts.append("options:\n" + "\n".join(_option_lines(*item) for item in first))
+    if rest:
+        parts.append("more:\n" + "\n".join(_option_lines(*item) for item in rest))
+    parts.append("The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value")
+    return "\n\n".join(parts)
+
+
+def _is_essential(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("essential"))
+
+
+def _option_lines(name: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in (None, "", []) or default is ... else f" [{str(default).lower() if isinstance(default, bool) else default}]"
+    if get_origin(field.annotation) is Literal and (choices := ", ".join(map(str, get_args(field.annotation)))) not in (field.description or ""):
+        shown = f" ({choices}){shown}"
+    text = textwrap.fill(f"{field.description}{shown}", 100, initial_indent=" " * 30, subsequent_indent=" " * 30)
+    flag = f"  --{name}"
+    return f"{flag:<30}{text.lstrip()}" if len(flag) < 29 else f"{flag}\n{text}"

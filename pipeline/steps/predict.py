@@ -1,0 +1,42 @@
+"""Entry point predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import Raw
+from pipeline.errors import UserError
+from pipeline.steps.options import Options, PredictSection, essential
+
+
+class PredictOptions(Options):
+    """Options of predict."""
+
+    model_uri: str = essential("", "The model: models:/NAME@champion, models:/NAME/VERSION or runs:/RUN_ID/model.")
+    images: str = essential("", "A folder of images, or a text file with one path per line.")
+    out: str = essential("predictions.csv", "CSV to write; OUT.json beside it records what made it.")
+    predict: PredictSection = PredictSection()
+    summary = "Classify unlabelled images with a registered or logged model; its preprocessing is the model's own."
+    example = "python -m pipeline predict --model_uri models:/digits@champion --images photos/new --out predictions.csv"
+
+
+OPTIONS = PredictOptions
+
+
+def run(own: PredictOptions, overrides: Raw) -> None:
+    """Write the predictions."""
+    for name in ("model_uri", "images"):
+        if not getattr(own, name):
+            raise UserError(f"option --{name} is needed; example: {PredictOptions.example}")
+    from pipeline.jobs.predict import predict
+    from pipeline.report.console import Counter, say
+    from pipeline.tracking.run import launched
+    from pipeline.tracking.store import home, open_workspace
+
+    workspace = open_workspace("predict")
+    out = Path(own.out).expanduser()
+    # Under mlflow run the current folder may be a temporary copy of the project.
+    out = home() / out if workspace.launched_run else out
+    with launched(workspace, "predict"), Counter() as counter:
+        table = predict(own.model_uri, own.images, out, own.predict.id, own.predict.probabilities, counter)
+    say(f"{len(table)} predictions in {out}; what made them in {out}.json")

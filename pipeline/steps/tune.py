@@ -1,0 +1,32 @@
+"""Entry point tune."""
+
+from __future__ import annotations
+
+from pipeline.config import Raw
+from pipeline.steps.options import FastOptions, read_experiment
+
+
+class TuneOptions(FastOptions):
+    """Options of tune."""
+
+    summary = "Train the experiment's list of configurations, then search its space; an interrupted study goes on where it stopped."
+    example = "python -m pipeline tune --config experiments/photos.yaml"
+
+
+OPTIONS = TuneOptions
+
+
+def run(own: TuneOptions, overrides: Raw) -> None:
+    """Run the experiment's study."""
+    experiment = read_experiment(own, overrides)
+    from pipeline.jobs.summarise import people_table
+    from pipeline.report.console import say, show_table
+    from pipeline.search.study import tune
+    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.views import write_views
+
+    workspace = open_workspace(experiment.name)
+    write_views(workspace)
+    tuned = tune(workspace, experiment, "tune")
+    show_table(people_table(tuned.compared), tuned.compared.title)
+    say(f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}")

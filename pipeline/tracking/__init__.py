@@ -1,0 +1,1 @@
+"""Everything that touches MLflow: the store, run lifecycle, queries, the served model, the registry."""

@@ -1,0 +1,28 @@
+"""Names of tags, states and artifacts that dashboards and scripts rely on."""
+
+from __future__ import annotations
+
+STEP = "pipeline.step"
+EXPERIMENT = "pipeline.experiment"
+UID = "pipeline.uid"
+CONFIG_HASH = "pipeline.config_hash"
+DATA_DIGEST = "pipeline.data_digest"
+TRIAL = "pipeline.trial"
+STATE = "pipeline.state"
+STUDY = "pipeline.study"
+JOINS = "pipeline.joins"
+REASON = "pipeline.reason"
+BEST_RUN = "pipeline.best_run"
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+
+RUNNING, COMPLETE, PRUNED, FAILED, INTERRUPTED = "running", "complete", "pruned", "failed", "interrupted"
+STATUS_OF_STATE = {COMPLETE: "FINISHED", PRUNED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
+"""Pruning is no failure: the trial did what it was meant to do."""
+
+CHECKPOINT = "checkpoint/best.safetensors"
+CONFIG = "config.yaml"
+CLASSES = "classes.json"
+PREPROCESSING = "preprocessing.json"
+SOURCE = "source"
+MODEL = "model"

@@ -1,0 +1,163 @@
+"""Exported models: logged to a run, registered under a name, loaded again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import mlflow
+import mlflow.pyfunc
+import pandas as pd
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from PIL import Image
+from torch import nn
+
+import pipeline
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError
+from pipeline.tracking import names
+from pipeline.tracking.store import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.tracking.served_model import ImageClassifier
+
+CHAMPION = "champion"
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
+_SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.string, "image")]),
+    Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"), ColSpec(Array(DataType.double), "probabilities")]),
+)
+
+
+def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Sequence[str], preprocessing: Preprocessing) -> str:
+    """Export a trained network and log it to a run as LoggedModel ``model``.
+
+    Args:
+        workspace: The open store.
+        run_id: The run that trained it; its status stays as it is.
+        network: In evaluation mode after the call, on the CPU.
+        classes: Names in the order of the logits.
+        preprocessing: Kept in the model: a caller never chooses it.
+
+    Returns:
+        The model's id.
+    """
+    existing = logged_model(workspace, run_id)
+    if existing:
+        return existing
+    network = network.to("cpu").eval()
+    size = preprocessing.image_size
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"network": Path(folder) / "network.pt2", "classes": Path(folder) / names.CLASSES, "preprocessing": Path(folder) / names.PREPROCESSING}
+        with torch.no_grad():
+            program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, files["network"])
+        files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
+        files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
+        package = Path(pipeline.__file__).parent
+        info = Model.log(
+            artifact_path=None,
+            name=names.MODEL,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            python_model=str(package / "tracking" / "served_model.py"),
+            artifacts={name: str(file) for name, file in files.items()},
+            code_paths=[str(package)],
+            signature=_SIGNATURE,
+            input_example=_example(size),
+            pip_requirements=[f"{package_name}=={version(package_name)}" for package_name in _REQUIREMENTS],
+        )
+    return str(info.model_id)
+
+
+def _example(size: int) -> pd.DataFrame:
+    """Return one grey image as a caller of the served model would send it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "grey").save(buffer, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+
+
+def logged_model(workspace: Workspace, run_id: str) -> str:
+    """Return the id of the model that a run has exported, or an empty string."""
+    outputs = workspace.client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        model = workspace.client.get_logged_model(output.model_id)
+        if model.name == names.MODEL and str(model.status) == "READY":
+            return str(model.model_id)
+    return ""
+
+
+def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Register the model of a run as the champion of `name`; the same run is not registered twice.
+
+    Returns:
+        The version.
+
+    Raises:
+        UserError: The registry refuses the name.
+    """
+    client = workspace.client
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise UserError(f"name: {name!r} cannot be a registered model: {str(error).splitlines()[0]}") from None
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if versions:
+        number = max(versions, key=lambda found: int(found.version)).version
+    else:
+        model_id = logged_model(workspace, run_id)
+        number = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id).version
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
+    client.set_registered_model_alias(name, CHAMPION, number)
+    return str(number)
+
+
+def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
+    """Load an exported model of this pipeline.
+
+    Returns:
+        The classifier, and where it came from: model_uri, model_id, run_id, data_digest of its training images.
+
+    Raises:
+        UserError: There is no such model, or it is not one of ours.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        raise UserError(f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}")
+    # Ours need no pickle; a stranger's model must not run one.
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    try:
+        loaded = mlflow.pyfunc.load_model(uri)
+        model = loaded.unwrap_python_model()
+    except (MlflowException, OSError) as error:
+        raise UserError(f"model_uri: {uri!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if not hasattr(model, "classify"):
+        raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline")
+    metadata: Any = loaded.metadata
+    return cast("ImageClassifier", model), {
+        "model_uri": uri,
+        "model_id": metadata.model_id or "",
+        "run_id": metadata.run_id or "",
+        "data_digest": _data_digest(metadata.run_id),
+    }
+
+
+def _data_digest(run_id: str | None) -> str:
+    try:
+        return MlflowClient().get_run(run_id).data.tags.get(names.DATA_DIGEST, "") if run_id else ""
+    except MlflowException:
+        # The run may be gone while its registered model stays.
+        return ""

@@ -1,0 +1,182 @@
+"""The life of one run: started, written to, ended with the status that is true."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+from pipeline.config import Configuration
+from pipeline.errors import UserError
+from pipeline.tracking import names
+from pipeline.tracking.store import Workspace
+
+_PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
+_PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
+
+
+class Pruned(Exception):
+    """A searched trial is given up early; its run ends FINISHED, in state pruned."""
+
+
+class RunLog:
+    """Writes to one run, whose status it leaves alone: for what is found out later, such as test scores.
+
+    Args:
+        workspace: The open store.
+        run_id: Of an existing run.
+    """
+
+    def __init__(self, workspace: Workspace, run_id: str) -> None:
+        self.workspace, self.client, self.id = workspace, workspace.client, run_id
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.client.log_batch(self.id, tags=[RunTag(key, str(value)[:_TAG_LENGTH]) for key, value in tags.items()])
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log params; those the run has already (the launcher's) stay as they are."""
+        present = self.client.get_run(self.id).data.params
+        new = [Param(key, _as_text(value)[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
+        for start in range(0, len(new), _PARAMS_PER_BATCH):
+            self.client.log_batch(self.id, params=new[start : start + _PARAMS_PER_BATCH])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step (an epoch, from 1; 0 for what is known once)."""
+        now = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
+        for start in range(0, len(batch), _METRICS_PER_BATCH):
+            self.client.log_batch(self.id, metrics=batch[start : start + _METRICS_PER_BATCH])
+
+    def text(self, name: str, content: str) -> None:
+        """Log a text file as artifact `name`, such as ``folder/file.txt``."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(name).name
+            file.write_text(content, encoding="utf-8")
+            self.file(file, str(Path(name).parent))
+
+    def json(self, name: str, content: Any) -> None:
+        """Log plain values as a JSON artifact."""
+        self.text(name, json.dumps(content, ensure_ascii=False, indent=1))
+
+    def file(self, file: Path, folder: str = "") -> None:
+        """Log a file as an artifact in `folder`."""
+        self.client.log_artifact(self.id, str(file), folder if folder != "." else "")
+
+    def files(self, folder: Path, name: str) -> None:
+        """Log all files of a folder as artifacts under `name`."""
+        self.client.log_artifacts(self.id, str(folder), name)
+
+    def configuration(self, configuration: Configuration) -> None:
+        """Log the configuration as params and, whole, as the artifact that is read back."""
+        self.params(configuration.flat())
+        self.text(names.CONFIG, yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def dataset(self, name: str, source: str, digest: str, contexts: Sequence[str]) -> None:
+        """Log the data as dataset inputs, one per context."""
+        dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]) for context in contexts]
+        self.client.log_inputs(self.id, inputs)
+
+
+class TrackedRun(RunLog):
+    """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
+
+    Leaving the block normally ends it FINISHED and complete; `Pruned` ends it FINISHED and pruned, a
+    signal KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
+
+    Args:
+        workspace: The open store.
+        step: Value of ``pipeline.step``.
+        name: Shown in the UI.
+        parent: Run id that this one nests under, or empty.
+        run_id: An existing run to take up instead of making one, or empty.
+        tags: Further tags.
+        single: Take the run that ``mlflow run`` has made for this process, where there is one.
+    """
+
+    def __init__(
+        self, workspace: Workspace, step: str, name: str, *, parent: str = "", run_id: str = "", tags: Mapping[str, str] | None = None, single: bool = False
+    ) -> None:
+        existing = run_id or (workspace.launched_run if single else "")
+        all_tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: uuid.uuid4().hex}
+        all_tags |= {names.PARENT: parent} if parent else {}
+        all_tags |= dict(tags or {})
+        if existing:
+            super().__init__(workspace, existing)
+            if run_id:
+                # Taken up again: it keeps the identity it was given at first.
+                all_tags = {names.STATE: names.RUNNING}
+            self.client.update_run(existing, status="RUNNING", name=None if run_id else name)
+            self.tag(all_tags)
+        else:
+            run = workspace.client.create_run(workspace.experiment_id, tags={**_source_tags(step), **all_tags}, run_name=name)
+            super().__init__(workspace, run.info.run_id)
+
+    def __enter__(self) -> TrackedRun:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.end(names.COMPLETE)
+        elif isinstance(error, Pruned):
+            self.end(names.PRUNED, str(error))
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            self.end(names.INTERRUPTED, str(error) or type(error).__name__)
+        else:
+            if not isinstance(error, UserError):
+                self.text("traceback.txt", "".join(traceback.format_exception(error)))
+            self.end(names.FAILED, str(error).strip() or type(error).__name__)
+
+    def end(self, state: str, reason: str = "") -> None:
+        """Write state and reason, and end the run with the status that belongs to the state."""
+        tags = {names.STATE: state} | ({names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {})
+        self.tag(tags)
+        self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
+
+
+@contextmanager
+def launched(workspace: Workspace, step: str) -> Iterator[None]:
+    """Keep the run that ``mlflow run`` has made for a step whose results go elsewhere; without one do nothing."""
+    if not workspace.launched_run:
+        yield
+        return
+    with TrackedRun(workspace, step, step, single=True):
+        yield
+
+
+def end_abandoned(workspace: Workspace, run_id: str) -> None:
+    """End a run whose process died without ending it."""
+    if run_id and workspace.client.get_run(run_id).info.status == "RUNNING":
+        log = RunLog(workspace, run_id)
+        log.tag({names.STATE: names.INTERRUPTED, names.REASON: "its process died"})
+        workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED])
+
+
+def adopt_training(workspace: Workspace, run_id: str, study: str) -> None:
+    """Make a training that is complete already part of a further study."""
+    studies = workspace.client.get_run(run_id).data.tags.get(names.STUDY, "").split(",")
+    if study not in studies:
+        RunLog(workspace, run_id).tag({names.STUDY: ",".join([*filter(None, studies), study])})
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _source_tags(step: str) -> dict[str, str]:
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return {**resolve_tags(), "mlflow.source.name": f"python -m pipeline {step}"}

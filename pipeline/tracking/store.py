@@ -1,0 +1,144 @@
+"""Where runs are kept: tracking URI, MLflow experiment, and the folder of local results."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import UserError
+from pipeline.tracking import names
+
+_SQLITE = "sqlite:///"
+
+_EXPERIMENT_TAGS = {
+    # Without these the UI opens an experiment in its GenAI mode, which has no column for metrics or params.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "best/val_accuracy",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An open store.
+
+    Attributes:
+        client: Of the tracking server or database.
+        uri: Tracking URI, absolute.
+        home: Folder of ``optuna.db``, ``prepared/`` and ``outputs/``: beside a local database, else the current one.
+        experiment: Name of ours, which names folders, studies and registered models.
+        experiment_id: Of the MLflow experiment that new runs go to.
+        launched_run: The run that ``mlflow run`` has made for this process, or empty.
+    """
+
+    client: MlflowClient
+    uri: str
+    home: Path
+    experiment: str
+    experiment_id: str
+    launched_run: str
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of all prepared data."""
+        return self.home / "prepared"
+
+    @property
+    def outputs(self) -> Path:
+        """Folder of this experiment's tables and figures."""
+        return self.home / "outputs" / self.experiment
+
+    def ui_command(self) -> str:
+        """Return the shell command that opens the MLflow UI on this store."""
+        return f"mlflow server --backend-store-uri '{self.uri}'" if self.uri.startswith(_SQLITE) else f"open {self.uri}"
+
+
+def tracking_uri() -> str:
+    """Return MLflow's tracking URI, with the path of a local SQLite file made absolute."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
+        return f"{_SQLITE}{Path.cwd() / uri.removeprefix(_SQLITE)}"
+    return uri
+
+
+def home() -> Path:
+    """Return the folder in which local results stand, without opening the store."""
+    uri = tracking_uri()
+    return Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else Path.cwd()
+
+
+def open_workspace(experiment: str) -> Workspace:
+    """Open the store that MLflow's own rules name, and our experiment in it.
+
+    Under ``mlflow run`` new runs go to the MLflow experiment of the run it has made; else to the
+    MLflow experiment named like ours.
+
+    Raises:
+        UserError: The store cannot be opened.
+    """
+    # MLflow tells about database migrations and model logging at length.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    launched_run = os.environ.get("MLFLOW_RUN_ID", "")
+    try:
+        client = _initialised(uri)
+        if launched_run:
+            experiment_id = client.get_run(launched_run).info.experiment_id
+        else:
+            experiment_id = _experiment_id(client, experiment, uri)
+        for key, value in _EXPERIMENT_TAGS.items():
+            client.set_experiment_tag(experiment_id, key, value)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"the MLflow store {uri} cannot be used: {str(error).splitlines()[0]}") from error
+    return Workspace(client, uri, home(), experiment, experiment_id, launched_run)
+
+
+def _initialised(uri: str) -> MlflowClient:
+    if not uri.startswith(_SQLITE):
+        return MlflowClient(uri)
+    # Several processes that meet a fresh SQLite file at once all fail in its migration.
+    home().mkdir(parents=True, exist_ok=True)
+    lock = Path(tempfile.gettempdir()) / f"mlflow-init-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+    with FileLock(lock, mode=0o666):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = str(home() / "mlruns" / name.replace("/", "_")) if uri.startswith(_SQLITE) else None
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            # Another process may have made it meanwhile.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(f"the MLflow experiment {name!r} is deleted; restore it, or choose another name with --experiment")
+    return str(found.experiment_id)
+
+
+def end_launched_run(reason: str, state: str = names.FAILED) -> None:
+    """End the run that ``mlflow run`` has made for this process, where there is one and it still runs."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    client = MlflowClient(tracking_uri())
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_tag(run_id, names.REASON, reason[:5000])
+        client.set_terminated(run_id, names.STATUS_OF_STATE[state])

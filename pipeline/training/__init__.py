@@ -1,0 +1,1 @@
+"""The training engine: one `fit`, which knows neither MLflow nor Optuna and talks through callbacks."""

@@ -1,0 +1,24 @@
+"""The device that ``training.device`` names."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; ``auto`` is the first CUDA device, else MPS, else the CPU.
+
+    Raises:
+        UserError: This machine has no such device.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available] if torch.cuda.is_available() else available
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise UserError(f"training.device: this machine has no {name!r}; allowed here: auto, {', '.join(available)}")
+    return torch.device(name)

@@ -1,0 +1,60 @@
+"""Learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config import Schedule
+
+
+def lr_at(step: int, schedule: Schedule, lr: float, steps_per_epoch: int, total_steps: int) -> float:
+    """Return the learning rate of one optimizer step.
+
+    Linear warm-up to `lr`, then the decay, which counts from the end of the warm-up: exponential
+    multiplies by gamma each epoch, step by gamma every `step_epochs`, cosine falls to `min_lr` at the
+    last step (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, without restarts). What
+    plateau decays depends on the loss, see `Plateau`.
+
+    Args:
+        step: From 0.
+        schedule: Name and numbers of the decay.
+        lr: The highest learning rate.
+        steps_per_epoch: Optimizer steps in an epoch.
+        total_steps: Optimizer steps in the whole training.
+    """
+    warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return lr * (step + 1) / (warmup_steps + 1)
+    done = step - warmup_steps
+    epochs_done = done // steps_per_epoch
+    if schedule.name == "cosine":
+        progress = done / max(1, total_steps - 1 - warmup_steps)
+        floor = min(schedule.min_lr, lr)
+        return floor + (lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    if schedule.name == "exponential":
+        lr *= (schedule.gamma or 1.0) ** epochs_done
+    elif schedule.name == "step":
+        lr *= (schedule.gamma or 1.0) ** (epochs_done // schedule.step_epochs)
+    return lr if schedule.name == "none" else max(lr, schedule.min_lr)
+
+
+class Plateau:
+    """Multiplies the learning rate by gamma each time the validation loss has not fallen for `plateau_epochs`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._best = math.inf
+        self._waited = 0
+        self.factor = 1.0
+
+    def observe(self, val_loss: float) -> None:
+        """Take the validation loss of an epoch."""
+        if self._schedule.name != "plateau":
+            return
+        if val_loss < self._best:
+            self._best, self._waited = val_loss, 0
+            return
+        self._waited += 1
+        if self._waited >= self._schedule.plateau_epochs:
+            self.factor *= self._schedule.gamma or 1.0
+            self._waited = 0
