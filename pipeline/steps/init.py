@@ -1,0 +1,37 @@
+"""Entry point init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import Data, Raw, Training, parse
+from pipeline.errors import UserError
+from pipeline.steps.options import Options, essential
+
+
+class InitOptions(Options):
+    """Options of init."""
+
+    out: str = essential("", "File to write; empty: experiments/NAME.yaml, or NAME.yaml where there is no such folder.")
+    data: Data = Data()
+    training: Training = Training()
+    summary = "Look at your images, time networks on this machine, and write a commented experiment file for them."
+    example = "python -m pipeline init --data.source folder:photos"
+
+
+OPTIONS = InitOptions
+
+
+def run(own: InitOptions, overrides: Raw) -> None:
+    """Write the experiment file."""
+    if "source" not in overrides.get("data", {}):
+        raise UserError(f"option --data.source is needed; example: {InitOptions.example}")
+    data = parse(Data, overrides["data"], "data")
+    training = parse(Training, overrides.get("training", {}), "training")
+    folder = Path("experiments") if Path("experiments").is_dir() else Path()
+    out = Path(own.out).expanduser() if own.out else folder / f"{data.name}.yaml"
+    from pipeline.jobs.init import write_experiment
+    from pipeline.report.console import say
+
+    write_experiment(data, out, training.device, say)
+    say(f"{out} is written; read it, then: python -m pipeline main --config {out}")

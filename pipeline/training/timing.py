@@ -1,0 +1,37 @@
+"""How long a network takes per image on this machine, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch.nn import functional
+
+from pipeline.models import Network
+from pipeline.training.fit import main_output
+
+
+def seconds_per_image(network: Network, batch_size: int, image_size: int, device: torch.device, steps: int = 2) -> float | None:
+    """Time real training steps on random images, after one to warm up.
+
+    Returns:
+        Median seconds per image; None where a batch does not fit in the device's memory.
+    """
+    module = network.module.to(device).train()
+    optimizer = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=1e-6)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    times = []
+    try:
+        for _ in range(steps + 1):
+            started = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(main_output(module(images)), labels).backward()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+    except torch.OutOfMemoryError:
+        return None
+    return statistics.median(times[1:]) / batch_size
