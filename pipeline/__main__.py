@@ -59,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
 def _overview() -> str:
     width = max(map(len, STEPS))
     lines = "\n".join(f"  {step:<{width}}  {text}" for step, text in STEPS.items())
-    return f"usage: python -m pipeline STEP [--name value ...]\n\nsteps:\n{lines}\n\npython -m pipeline STEP --help lists the options of a step."
+    usage, hint = "usage: python -m pipeline STEP [--name value ...]", "python -m pipeline STEP --help lists the options of a step."
+    return f"{usage}\n\nsteps:\n{lines}\n\n{hint}"
 
 
 def _end_launched_run(reason: str, interrupted: bool = False) -> None:

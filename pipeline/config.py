@@ -40,13 +40,17 @@ class Section(BaseModel):
 class Data(Section):
     """Which images, how they are split and what is done to them."""
 
-    source: str = essential("digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class).")
+    source: str = essential(
+        "digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class)."
+    )
     image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048)
     batch_size: int = essential(32, "Images per optimizer step.", ge=1)
     augment: list[str | dict[str, Any]] = essential(
         [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order."
     )
-    store_size: int = more(0, "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size, or image_size itself below 128.", ge=0, le=4096)
+    store_size: int = more(
+        0, "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size, or image_size itself below 128.", ge=0, le=4096
+    )
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more("bilinear", "How images are resized to store_size.")
     val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1)
     test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
@@ -79,8 +83,12 @@ class Data(Section):
 class Model(Section):
     """Which network, and what it starts from."""
 
-    name: str = essential("resnet18", "A torchvision classification network, densenet264, small_cnn, or file:PATH.py:FUNCTION for one's own.")
-    weights: str = essential("none", "What it starts from: none (random), a torchvision weights name such as DEFAULT, or file:PATH (a state dict).")
+    name: str = essential(
+        "resnet18", "A torchvision classification network, densenet264, small_cnn, or file:PATH.py:FUNCTION for one's own."
+    )
+    weights: str = essential(
+        "none", "What it starts from: none (random), a torchvision weights name such as DEFAULT, or file:PATH (a state dict)."
+    )
     freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.")
     dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1)
 
@@ -100,9 +108,14 @@ class Optimizer(Section):
 class Schedule(Section):
     """How the learning rate changes over time."""
 
-    name: Literal["none", "exponential", "step", "cosine", "plateau"] = essential("none", "Decay of the learning rate: none, exponential, step, cosine or plateau.")
+    name: Literal["none", "exponential", "step", "cosine", "plateau"] = essential(
+        "none", "Decay of the learning rate: none, exponential, step, cosine or plateau."
+    )
     gamma: float | None = more(
-        None, "Factor of the decay: per epoch (exponential, default 0.95), every step_epochs (step, 0.1), at each plateau (plateau, 0.1).", gt=0, le=1
+        None,
+        "Factor of the decay: per epoch (exponential, default 0.95), every step_epochs (step, 0.1), at each plateau (plateau, 0.1).",
+        gt=0,
+        le=1,
     )
     min_lr: float = more(0.0, "The learning rate never decays below this.", ge=0)
     warmup_epochs: float = more(0.0, "Epochs over which the learning rate rises linearly to optimizer.lr.", ge=0)
@@ -133,7 +146,9 @@ class Study(Section):
     trials: int = essential(0, "Trainings in all, list and search together; 0: the list's length, or 20 with a space.", ge=0)
     repeats: int = more(1, "How often each entry of the list is trained, each time with the next seed.", ge=1)
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
-    pruner: Literal["hyperband", "median", "none"] = essential("hyperband", "When a searched trial is given up early; entries of the list never are.")
+    pruner: Literal["hyperband", "median", "none"] = essential(
+        "hyperband", "When a searched trial is given up early; entries of the list never are."
+    )
     storage: str = more("", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's.")
 
 
@@ -152,8 +167,13 @@ class Configuration(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "data": Data, "model": Model, "optimizer": Optimizer, "schedule": Schedule, "training": Training, "study": Study,
-}  # fmt: skip
+    "data": Data,
+    "model": Model,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "training": Training,
+    "study": Study,
+}
 
 
 def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,9 @@
 """The errors a user can meet.
 
-    PipelineError
-    ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
-    ├── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
-    └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
+PipelineError
+├── UserError        the input is wrong: exit code 2, one line and perhaps a list
+├── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
+└── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     if fast:
         fixed = merge(fixed, _scaled_down(base))
         base = _configuration(where, "base", raw_base, fixed)
-    entries = [_configuration(where, f"configs[{i}]", raw_base, _entry(where, i, entry), fixed) for i, entry in enumerate(raw.get("configs") or [])]
+    entries = [
+        _configuration(where, f"configs[{i}]", raw_base, _entry(where, i, entry), fixed) for i, entry in enumerate(raw.get("configs") or [])
+    ]
     for index, entry in enumerate(entries):
         for field in SHARED:
             if getattr(entry.data, field) != getattr(base.data, field):
@@ -159,7 +161,10 @@ def _configuration(where: str, part: str, *layers: Raw) -> Configuration:
 def _scaled_down(base: Configuration) -> Raw:
     size = min(base.data.image_size, FAST["image_size"])
     limit = min(base.data.limit or FAST["limit"], FAST["limit"])
-    return {"data": {"image_size": size, "store_size": 0, "limit": limit}, "training": {"epochs": min(base.training.epochs, FAST["epochs"])}}
+    return {
+        "data": {"image_size": size, "store_size": 0, "limit": limit},
+        "training": {"epochs": min(base.training.epochs, FAST["epochs"])},
+    }
 
 
 def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:

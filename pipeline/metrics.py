@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -92,7 +92,12 @@ def ranking_key(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
     Args:
         run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``.
     """
-    return (-_finite(run.get("val_accuracy"), -np.inf), _finite(run.get("val_loss")), _finite(run.get("parameters")), _finite(run.get("start_time")))
+    return (
+        -_finite(run.get("val_accuracy"), -np.inf),
+        _finite(run.get("val_loss")),
+        _finite(run.get("parameters")),
+        _finite(run.get("start_time")),
+    )
 
 
 def can_be_ranked(run: Mapping[str, Any]) -> bool:
@@ -127,4 +132,9 @@ def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     keys = [ranking_key(run) for run in group]
     accuracy, loss, parameters, start = (sum(column) / len(column) for column in zip(*keys, strict=True))
-    return {"val_accuracy": -accuracy, "val_loss": loss, "parameters": parameters, "start_time": min(key[3] for key in keys) if start else start}
+    return {
+        "val_accuracy": -accuracy,
+        "val_loss": loss,
+        "parameters": parameters,
+        "start_time": min(key[3] for key in keys) if start else start,
+    }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -44,7 +45,7 @@ class SmallCNN(nn.Sequential):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = (3, 16, 32, 64)
-        for number, (before, after) in enumerate(zip(channels, channels[1:], strict=False), 1):
+        for number, (before, after) in enumerate(pairwise(channels), 1):
             self.add_module(f"conv{number}", nn.Conv2d(before, after, 3, padding=1))
             self.add_module(f"relu{number}", nn.ReLU())
             self.add_module(f"pool{number}", nn.MaxPool2d(2))
@@ -54,10 +55,11 @@ class SmallCNN(nn.Sequential):
 
 
 def _densenet264(num_classes: int) -> nn.Module:
-    return DenseNet(growth_rate=32, block_config=(6, 12, 64, 48), num_init_features=64, num_classes=num_classes)
+    network: nn.Module = DenseNet(growth_rate=32, block_config=(6, 12, 64, 48), num_init_features=64, num_classes=num_classes)
+    return network
 
 
-OURS = {"densenet264": _densenet264, "small_cnn": SmallCNN}
+OURS: dict[str, Callable[[int], nn.Module]] = {"densenet264": _densenet264, "small_cnn": SmallCNN}
 
 
 @lru_cache
@@ -120,7 +122,10 @@ def _weights_entry(model: Model) -> Any:
     available = torchvision.models.get_model_weights(model.name)
     entries = {entry.name: entry for entry in available} | {"DEFAULT": getattr(available, "DEFAULT", None)}
     if entries.get(model.weights) is None:
-        raise UserError(f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; allowed: none, {', '.join(entries)}, file:PATH")
+        raise UserError(
+            f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; "
+            f"allowed: none, {', '.join(entries)}, file:PATH"
+        )
     return entries[model.weights]
 
 
@@ -195,7 +200,9 @@ def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bo
         if state is not None:
             module.load_state_dict(state)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"model.name: {model.name} cannot be built for data.image_size {image_size}: {str(error).splitlines()[0]}"
+        ) from None
     if pretrained and model.name in ("googlenet", "inception_v3"):
         # The auxiliary heads serve training from random weights only.
         cast(Any, module).aux_logits = False
@@ -247,7 +254,9 @@ def fetch_weights(model: Model) -> Path | None:
         try:
             torch.hub.download_url_to_file(url, str(file), hash_prefix=expected, progress=False)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"model.weights: {model.weights} of {model.name} cannot be downloaded from {url} ({error}); put that file at {file}") from None
+            raise UserError(
+                f"model.weights: {model.weights} of {model.name} cannot be downloaded from {url} ({error}); put that file at {file}"
+            ) from None
     return file
 
 
@@ -291,11 +300,16 @@ def load_state(module: nn.Module, file: Path, name: str) -> None:
     state, own = read_state(file), module.state_dict()
     differences = [f"missing: {key}" for key in own if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
     differences += [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}" for key in own if key in state and state[key].shape != own[key].shape
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
     ]
     if differences:
         shown = differences[:10] + ([f"and {len(differences) - 10} more"] if len(differences) > 10 else [])
-        raise UserError(f"model.weights: {str(file)!r} does not fit {name}: {len(differences)} tensors differ; another architecture or number of classes", shown)
+        raise UserError(
+            f"model.weights: {str(file)!r} is of another architecture or number of classes than {name}: {len(differences)} tensors differ",
+            shown,
+        )
     if not next(module.parameters()).is_meta:
         module.load_state_dict(state)
 
@@ -312,7 +326,9 @@ def check(model: Model, num_classes: int, image_size: int) -> None:
         with torch.no_grad():
             output = module(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"model.name: {model.name} cannot take images of data.image_size {image_size}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"model.name: {model.name} cannot take images of data.image_size {image_size}: {str(error).splitlines()[0]}"
+        ) from None
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,13 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, store: Store, positions: NDArray[np.int64], labels: NDArray[np.int64], size: int, augmentation: v2.Transform | None = None, seed: int = 0
+        self,
+        store: Store,
+        positions: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        size: int,
+        augmentation: v2.Transform | None = None,
+        seed: int = 0,
     ) -> None:
         self._store, self._positions, self._size = store, positions, size
         self.labels = torch.from_numpy(labels[positions])
@@ -93,7 +100,12 @@ class Loader:
         self.num_images = len(images)
         self._batches = Batches(len(images), batch_size, shuffle_seed)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            images, batch_sampler=self._batches, num_workers=workers, collate_fn=_as_is, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
+            images,
+            batch_sampler=self._batches,
+            num_workers=workers,
+            collate_fn=_as_is,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def __len__(self) -> int:
@@ -105,5 +117,6 @@ class Loader:
         yield from self._loader
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: Any) -> Any:
+    # `Images.__getitems__` has made the batch already.
     return batch

@@ -54,7 +54,7 @@ class Prepared:
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in the store."""
-        return np.flatnonzero((self.manifest["split"] == split).to_numpy())
+        return np.asarray(np.flatnonzero((self.manifest["split"] == split).to_numpy()), dtype=np.int64)
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""
@@ -90,7 +90,9 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None) -> Pre
     source = open_source(data.source)
     items = assign_splits(source.items, data)
     hashes = _hashes(source, items, progress)
-    manifest = pd.DataFrame({"path": [i.path for i in items], "label": [i.label for i in items], "split": [i.split for i in items], "sha256": hashes})
+    manifest = pd.DataFrame(
+        {"path": [i.path for i in items], "label": [i.label for i in items], "split": [i.split for i in items], "sha256": hashes}
+    )
     digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
     classes = sorted(set(manifest["label"]))
     prepared = Prepared(root / f"{data.name}-{digest[:8]}", source.description, digest, classes, manifest)

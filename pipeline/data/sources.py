@@ -16,7 +16,15 @@ from pipeline.data.decode import EXTENSIONS
 from pipeline.errors import UserError, nearest, unknown_name
 
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 SOURCES = ("digits", "folder:PATH")
 
 
@@ -91,7 +99,10 @@ class Folder(Source):
         else:
             self.items = self._classes(self._root, "")
         if not self.items:
-            raise UserError(f"data.source: folder {path!r} has no images in class folders; expected {path}/CLASS/IMAGE with one of {', '.join(sorted(EXTENSIONS))}")
+            raise UserError(
+                f"data.source: folder {path!r} has no images in class folders; "
+                f"expected {path}/CLASS/IMAGE with one of {', '.join(sorted(EXTENSIONS))}"
+            )
 
     def _classes(self, folder: Path, split: str) -> list[Item]:
         return [

@@ -34,7 +34,10 @@ def assign_splits(items: Sequence[Item], data: Data) -> list[Item]:
     short = [f"{label}: {len(by_class[label])} {_plural(len(by_class[label]))}" for label in labels if len(by_class[label]) < needed]
     if short:
         parts = ", ".join(["train", *fractions])
-        raise UserError(f"{len(short)} of {len(labels)} classes have too few images for the {_ordinal(needed)} ({parts}); at least {needed} are needed", short)
+        raise UserError(
+            f"{len(short)} of {len(labels)} classes have too few images for the {_ordinal(needed)} ({parts}); at least {needed} are needed",
+            short,
+        )
     splits = [item.split or "train" for item in items]
     rng = np.random.default_rng(data.seed)
     for label in labels:

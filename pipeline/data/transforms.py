@@ -99,12 +99,13 @@ def build_augmentation(data: Data) -> v2.Transform | None:
 
 def augment(augmentation: v2.Transform, pixels: NDArray[np.uint8], size: int) -> Tensor:
     """Apply the random transforms to one image (3, height, width); return (3, size, size)."""
-    image = augmentation(torch.from_numpy(pixels.copy()))
+    image: Tensor = augmentation(torch.from_numpy(pixels.copy()))
     if image.shape[-2:] == (size, size):
         return image
     if min(image.shape[-2:]) < size:
         image = functional.resize(image, [size], antialias=True)
-    return functional.center_crop(image, [size, size])
+    cropped: Tensor = functional.center_crop(image, [size, size])
+    return cropped
 
 
 def _name_and_arguments(entry: str | dict[str, Any]) -> tuple[str, Any]:

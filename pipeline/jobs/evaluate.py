@@ -34,7 +34,10 @@ def evaluate(workspace: Workspace, run_id: str) -> tuple[dict[str, float], pd.Da
     data = restored.configuration.data
     prepared = prepare_images(workspace, data)
     if restored.data_digest and prepared.digest != restored.data_digest:
-        raise UserError(f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: images, labels or splits have changed")
+        raise UserError(
+            f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "
+            "images, labels or splits have changed"
+        )
     labels, logits = _logits(restored, prepared)
     scores = metrics.score(labels, logits)
     correct = int((logits.argmax(axis=1) == labels).sum())

@@ -104,14 +104,28 @@ def _look(data: Data, source: Source, items: Sequence[Item], device_name: str, p
         training = (measured or 0) * epochs * splits["train"]
         if measured is None:
             left_out[name] = f"a batch of {batch_size} does not fit in the memory of {device}"
-        elif training > TOO_LONG and len(seconds) >= 3 or len(seconds) == NUM_NETWORKS:
+        elif (training > TOO_LONG and len(seconds) >= 3) or len(seconds) == NUM_NETWORKS:
             left_out[name] = f"about {duration(training)} a training here"
         else:
             seconds[name] = measured
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
     counts = dict(sorted(Counter(item.label for item in items).items()))
-    return Plan(data.source, counts, splits["train"], splits["val"], side, image_size, batch_size, epochs, weights, comment, str(device), seconds, left_out)
+    return Plan(
+        data.source,
+        counts,
+        splits["train"],
+        splits["val"],
+        side,
+        image_size,
+        batch_size,
+        epochs,
+        weights,
+        comment,
+        str(device),
+        seconds,
+        left_out,
+    )
 
 
 def _median_side(source: Source, items: Sequence[Item]) -> int:
@@ -142,7 +156,10 @@ def _text(plan: Plan, out: Path) -> str:
     searched = NUM_SEARCHED * float(np.mean([plan.training_seconds(name) for name in plan.seconds]))
     least, most = min(plan.counts, key=plan.counts.__getitem__), max(plan.counts, key=plan.counts.__getitem__)
     total = sum(plan.counts.values())
-    times = [f"#   {name:<12} {duration(plan.training_seconds(name)):>7} a training, {1 / plan.seconds[name]:.0f} images a second" for name in plan.seconds]
+    times = [
+        f"#   {name:<12} {duration(plan.training_seconds(name)):>7} a training, {1 / plan.seconds[name]:.0f} images a second"
+        for name in plan.seconds
+    ]
     times += [f"#   {name:<12} left out: {reason}" for name, reason in plan.left_out.items()]
     first_lr = [1e-4, 3e-4] if plan.weights != "none" else [5e-4, 1e-3]
     lines = [
@@ -151,11 +168,12 @@ def _text(plan: Plan, out: Path) -> str:
         f"#   python -m pipeline main --config {out}",
         "#   (a first look in minutes: add --fast true)",
         "#",
-        f"# {total} images of {len(plan.counts)} classes; the smallest is {least!r} with {plan.counts[least]}, the largest {most!r} with {plan.counts[most]}:",
-        f"# always saying {most!r} would be right in {plan.counts[most] / total:.1%}. The middle one of their shorter sides has {plan.median_side} pixels.",
+        f"# {total} images of {len(plan.counts)} classes, {plan.counts[least]} ({least}) to {plan.counts[most]} ({most}); always saying",
+        f"# {most!r} would be right in {plan.counts[most] / total:.1%}. The median of the shorter sides is {plan.median_side} pixels.",
         f"# Measured on this machine ({plan.device}), {plan.epochs} epochs:",
         *times,
-        f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it at most {duration(searched)} (less, where trials are given up).",
+        f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it",
+        f"# at most {duration(searched)}, less where trials are given up.",
         "base:",
         "  data:",
         f"    source: {_quoted(plan.source)}",
@@ -168,7 +186,10 @@ def _text(plan: Plan, out: Path) -> str:
         "  schedule: {name: cosine, warmup_epochs: 1}",
         f"  training: {{epochs: {plan.epochs}}}",
         f"configs:   # {NUM_CONFIGURATIONS} trainings; delete what does not interest you",
-        *(f"  - {{model: {{name: {name}}}, optimizer: {{lr: {lr:.1e}}}, schedule: {{name: {schedule}}}}}" for name, lr, schedule in entries),
+        *(
+            f"  - {{model: {{name: {name}}}, optimizer: {{lr: {lr:.1e}}}, schedule: {{name: {schedule}}}}}"
+            for name, lr, schedule in entries
+        ),
         "space:     # searched after the list",
         f"  model.name: [{', '.join(plan.seconds)}]",
         f"  optimizer.lr: {{low: {first_lr[0] / 10:.1e}, high: {first_lr[1] * 10:.1e}, log: true}}",
@@ -180,7 +201,11 @@ def _text(plan: Plan, out: Path) -> str:
 
 def _entries(plan: Plan) -> list[tuple[str, float, str]]:
     lrs = (1e-4, 3e-4, 1e-3, 3e-5) if plan.weights != "none" else (1e-3, 5e-4, 2e-3, 2e-4)
-    settings = [(lr, schedule) for lr_pair in (lrs[:2], lrs[2:]) for lr, schedule in product(lr_pair, ("cosine", "none", "exponential")[: 2 if lr_pair == lrs[:2] else 3])]
+    settings = [
+        (lr, schedule)
+        for lr_pair in (lrs[:2], lrs[2:])
+        for lr, schedule in product(lr_pair, ("cosine", "none", "exponential")[: 2 if lr_pair == lrs[:2] else 3])
+    ]
     chosen = [(name, lr, schedule) for lr, schedule in settings for name in plan.seconds]
     if len(chosen) < NUM_CONFIGURATIONS:
         chosen += [(name, lr, "step") for lr in lrs for name in plan.seconds]

@@ -22,7 +22,9 @@ CHUNK = 256
 """Images decoded and classified at a time."""
 
 
-def predict(model_uri: str, images: str, out: Path, identifier: str, probabilities: bool, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
+def predict(
+    model_uri: str, images: str, out: Path, identifier: str, probabilities: bool, progress: Callable[[str, int, int], None]
+) -> pd.DataFrame:
     """Write ``id,label`` (and ``p_CLASS``) for a folder or a list of images, and ``OUT.json`` beside it.
 
     Args:
@@ -93,7 +95,9 @@ def list_images(images: str) -> list[Path]:
     listed = [(number, place.parent / Path(line.strip()).expanduser()) for number, line in enumerate(lines, 1) if line.strip()]
     missing = [f"line {number}: {path}" for number, path in listed if not path.is_file()]
     if missing or not listed:
-        raise UserError(f"images: {len(missing)} files listed in {images!r} do not exist" if listed else f"images: {images!r} lists no images", missing)
+        raise UserError(
+            f"images: {len(missing)} files listed in {images!r} do not exist" if listed else f"images: {images!r} lists no images", missing
+        )
     return [path for _, path in listed]
 
 

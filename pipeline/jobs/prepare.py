@@ -20,8 +20,17 @@ def prepare_images(workspace: Workspace, data: Data) -> Prepared:
         prepared = prepare(data, workspace.prepared, counter)
     counts = prepared.counts()
     sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in SPLITS)
-    say(f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; data {prepared.digest[:8]} in {prepared.folder}")
+    say(
+        f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
+        f"data {prepared.digest[:8]} in {prepared.folder}"
+    )
     return prepared
+
+
+def images_for(workspace: Workspace, data: Data, base: Data, prepared: Prepared) -> Prepared:
+    """Return base's images; those of another size or interpolation are decoded first."""
+    same = (data.image_size, data.stored_size, data.interpolation) == (base.image_size, base.stored_size, base.interpolation)
+    return prepared if same else prepare_images(workspace, data)
 
 
 def log_preparation(workspace: Workspace, data: Data) -> Prepared:

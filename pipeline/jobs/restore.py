@@ -6,9 +6,9 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from mlflow.entities import Run
 from torch import nn
 
 from pipeline import models
@@ -30,8 +30,8 @@ class Restored:
     data_digest: str
 
 
-def complete_run(workspace: Workspace, run_id: str) -> Run:
-    """Return a complete training.
+def complete_run(workspace: Workspace, run_id: str) -> Any:
+    """Return a complete training, as MLflow's Run.
 
     Raises:
         UserError: No such run, no training, or not complete.

@@ -36,7 +36,9 @@ class Comparison:
 
     def ranked(self, evaluated: bool = False) -> list[find.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
-        return [row for row in self.rows if can_be_ranked(row) and row["comparable"] and (not evaluated or row["test_accuracy"] is not None)]
+        return [
+            row for row in self.rows if can_be_ranked(row) and row["comparable"] and (not evaluated or row["test_accuracy"] is not None)
+        ]
 
     @property
     def title(self) -> str:
@@ -96,7 +98,9 @@ def summarise(workspace: Workspace, study: str = "") -> Comparison:
         people = tables.for_people(compared.rows)
         tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
         tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
-        figures.comparison(folder / "comparison.png", _measured(compared.rows), [_label(row) for row in _measured(people.to_dict("records"), compared.rows)])
+        labels = [_label(*texts) for texts in zip(people["#"], people["run"], people["settings"], strict=True)]
+        drawn = [(row, label) for row, label in zip(compared.rows, labels, strict=True) if row["val_accuracy"] is not None]
+        figures.comparison(folder / "comparison.png", [row for row, _ in drawn], [label for _, label in drawn])
         (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
         (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
         if compared.parent:
@@ -108,12 +112,8 @@ def summarise(workspace: Workspace, study: str = "") -> Comparison:
     return compared
 
 
-def _measured(rows: Sequence[find.Row], by: Sequence[find.Row] | None = None) -> list[find.Row]:
-    return [row for row, key in zip(rows, by or rows, strict=True) if key["val_accuracy"] is not None]
-
-
-def _label(row: find.Row) -> str:
-    text = f"{row['#']}  {row['run']}  {row['settings']}"
+def _label(rank: str, run: str, settings: str) -> str:
+    text = f"{rank}  {run}  {settings}"
     return text if len(text) <= 70 else text[:69] + "…"
 
 

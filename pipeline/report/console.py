@@ -36,7 +36,15 @@ class Counter:
     """Progress of reading images: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._tasks: dict[str, TaskID] = {}
         self._last = time.monotonic()
 
@@ -86,7 +94,8 @@ class TrainingProgress(Callback):
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         left = (time.monotonic() - self._started) / epoch * (self._epochs - epoch)
         say(
-            f"  {self._title}: epoch {epoch}/{self._epochs}  train loss {values['train/loss']:.4f} accuracy {percent(values['train/accuracy'])}"
+            f"  {self._title}: epoch {epoch}/{self._epochs}"
+            f"  train loss {values['train/loss']:.4f} accuracy {percent(values['train/accuracy'])}"
             f"  val loss {values['val/loss']:.4f} accuracy {percent(values['val/accuracy'])}{' *' if is_best else '  '}"
             + (f"  {duration(left)} left" if epoch < self._epochs else "")
         )

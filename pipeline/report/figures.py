@@ -55,7 +55,9 @@ def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, f
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         if value:
-            axes.text(column, row, form.format(value), ha="center", va="center", fontsize=font - 1, color="white" if value > top / 2 else "black")
+            axes.text(
+                column, row, form.format(value), ha="center", va="center", fontsize=font - 1, color="white" if value > top / 2 else "black"
+            )
 
 
 def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
@@ -70,7 +72,14 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
     epochs = range(1, len(history) + 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for part, colour in (("train", _BLUE), ("val", _ORANGE)):
-            axes.plot(epochs, [values[f"{part}/{name}"] for values in history], marker="o", markersize=3, color=colour, label={"train": "training", "val": "validation"}[part])
+            axes.plot(
+                epochs,
+                [values[f"{part}/{name}"] for values in history],
+                marker="o",
+                markersize=3,
+                color=colour,
+                label={"train": "training", "val": "validation"}[part],
+            )
         axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best, epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.set_title(name)

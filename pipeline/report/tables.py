@@ -9,23 +9,60 @@ from typing import Any
 import pandas as pd
 
 COLUMNS = [
-    "run_id", "run_name", "state", "model", "weights", "freeze", "optimizer", "lr", "schedule", "weight_decay", "seed", "epochs", "best_epoch",
-    "val_accuracy", "val_loss", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "parameters", "seconds", "config_hash", "data_digest",
-]  # fmt: skip
+    "run_id",
+    "run_name",
+    "state",
+    "model",
+    "weights",
+    "freeze",
+    "optimizer",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "seed",
+    "epochs",
+    "best_epoch",
+    "val_accuracy",
+    "val_loss",
+    "test_accuracy",
+    "test_accuracy_low",
+    "test_accuracy_high",
+    "parameters",
+    "seconds",
+    "config_hash",
+    "data_digest",
+]
 """First columns of ``comparison.csv``, in this order; scripts rely on them."""
 
 _WHOLE = ["seed", "epochs", "best_epoch", "parameters"]
 _SHORT = {
-    "model.weights": "weights", "model.freeze": "freeze", "model.dropout": "dropout", "optimizer.name": "optimizer", "optimizer.lr": "lr",
-    "optimizer.weight_decay": "wd", "optimizer.momentum": "momentum", "schedule.name": "decay", "schedule.gamma": "gamma", "training.seed": "seed",
-    "training.epochs": "epochs", "data.image_size": "size", "data.batch_size": "batch", "data.augment": "augment", "schedule.warmup_epochs": "warmup",
-}  # fmt: skip
+    "model.weights": "weights",
+    "model.freeze": "freeze",
+    "model.dropout": "dropout",
+    "optimizer.name": "optimizer",
+    "optimizer.lr": "lr",
+    "optimizer.weight_decay": "wd",
+    "optimizer.momentum": "momentum",
+    "schedule.name": "decay",
+    "schedule.gamma": "gamma",
+    "training.seed": "seed",
+    "training.epochs": "epochs",
+    "data.image_size": "size",
+    "data.batch_size": "batch",
+    "data.augment": "augment",
+    "schedule.warmup_epochs": "warmup",
+}
 _NO_SETTING = ("model.name", "data.source", "data.workers", "training.device", "study.", "schedule.gamma")
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per run, in the order given, with `COLUMNS` first and then how each run was named in its study."""
-    table = pd.DataFrame([{**{column: row.get(column) for column in COLUMNS}, "trial": row.get("trial"), "reason": row.get("reason") or None} for row in rows])
+    table = pd.DataFrame(
+        [
+            {**{column: row.get(column) for column in COLUMNS}, "trial": row.get("trial"), "reason": row.get("reason") or None}
+            for row in rows
+        ]
+    )
     table = table if len(table) else pd.DataFrame(columns=[*COLUMNS, "trial", "reason"])
     for column in _WHOLE:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
@@ -53,6 +90,12 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = sorted({name for some in params for name in some if "." in name and not name.startswith(_NO_SETTING)}, key=_order)
     differing = [name for name in names if len({some.get(name) for some in params}) > 1]
     return [", ".join(f"{_SHORT.get(name, name)} {_short_value(some[name])}" for name in differing if name in some) for some in params]
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """Return the settings that tell trainings apart, such as ``resnet18, weights none, lr 0.001, wd 0.0001, decay cosine``."""
+    shown = ("model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name")
+    return ", ".join([str(params["model.name"]), *(f"{_SHORT[name]} {_short_value(params[name])}" for name in shown)])
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -20,18 +20,18 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import study_name
-from pipeline.jobs.prepare import check, prepare_images
+from pipeline.jobs.prepare import check, images_for, prepare_images
 from pipeline.jobs.promote import export
 from pipeline.jobs.summarise import Comparison, summarise
-from pipeline.jobs.train import Job, Placement, reusable, train
+from pipeline.jobs.train import Job
 from pipeline.report.console import say
 from pipeline.report.tables import percent
 from pipeline.search.figures import write_figures
-from pipeline.search.pruning import Report, build_pruner, build_sampler
-from pipeline.search.space import as_point, suggest
-from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, with_repeat_seeds
+from pipeline.search.pruning import build_pruner, build_sampler
+from pipeline.search.trials import RUN_ID, with_repeat_seeds
+from pipeline.search.worker import Worker
 from pipeline.tracking import find, names
-from pipeline.tracking.run import Pruned, TrackedRun, adopt_training, end_abandoned
+from pipeline.tracking.run import TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
 
 PARENT = "parent_run_id"
@@ -75,12 +75,15 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
             raise UserError(f"study.name: study {name!r} has another base, space or data; give another name, or none")
         with ExitStack() as runs:
             if parent and workspace.launched_run:
-                runs.enter_context(TrackedRun(workspace, step, f"{name} (continued)", tags={names.STUDY: name, names.JOINS: parent}, single=True))
+                runs.enter_context(
+                    TrackedRun(workspace, step, f"{name} (continued)", tags={names.STUDY: name, names.JOINS: parent}, single=True)
+                )
             run = runs.enter_context(TrackedRun(workspace, step, name, run_id=parent, tags={names.STUDY: name}, single=True))
             study.set_user_attr(PARENT, run.id)
             study.set_user_attr(IDENTITY, identity)
             _describe(run, experiment, prepared)
-            _run_trials(workspace, experiment, study, jobs, run, prepared)
+            _abandoned(workspace, study)
+            Worker(workspace, experiment, study, run, prepared, jobs).work()
             compared = _conclude(workspace, study, name, run)
             then(name)
     return Tuned(name, run.id, compared)
@@ -99,7 +102,7 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     jobs = []
     for number, entry in enumerate(experiment.entries):
         origin = origin_of(entry, f"configs[{number}]")
-        images = prepared if entry.data == experiment.base.data else prepare_images(workspace, entry.data)
+        images = images_for(workspace, entry.data, experiment.base.data, prepared)
         jobs.append(Job(entry, origin, images))
     for field, values in experiment.space.items():
         if isinstance(values, list):
@@ -117,7 +120,9 @@ def _alone(workspace: Workspace, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name") from None
+        raise UserError(
+            f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
+        ) from None
     try:
         yield
     finally:
@@ -143,7 +148,12 @@ def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Stu
 
 
 def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> None:
-    settings = {"study.trials": experiment.trials, "study.list": len(experiment.entries), "study.pruner": experiment.study.pruner, "study.sampler": experiment.study.sampler}
+    settings = {
+        "study.trials": experiment.trials,
+        "study.list": len(experiment.entries),
+        "study.pruner": experiment.study.pruner,
+        "study.sampler": experiment.study.sampler,
+    }
     run.params({**settings, "data.source": experiment.base.data.source})
     run.tag({names.DATA_DIGEST: prepared.digest})
     run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
@@ -151,65 +161,10 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> No
         run.file(experiment.path)
 
 
-def _run_trials(workspace: Workspace, experiment: Experiment, study: optuna.Study, jobs: list[Job], run: TrackedRun, prepared: Prepared) -> None:
+def _abandoned(workspace: Workspace, study: optuna.Study) -> None:
+    """End the runs of trials whose process was killed."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         end_abandoned(workspace, trial.user_attrs.get(RUN_ID, ""))
-    by_key = {f"{job.config_hash}:{job.seed}": job for job in jobs}
-    done_of_list = plan(study, experiment, list(by_key), [job.configuration for job in by_key.values()])
-    done = len(counted(study))
-    if len(jobs) > experiment.trials:
-        say(f"the list has {len(jobs)} entries; study.trials {experiment.trials} trains the first {experiment.trials}")
-    if done:
-        say(f"study {study.study_name} goes on: {done} of {experiment.trials} trainings are there ({done_of_list} of the list)")
-
-    def objective(trial: optuna.Trial) -> float:
-        place = place_of(trial)
-        entry = trial.user_attrs.get(ENTRY)
-        try:
-            job = by_key.get(trial.user_attrs.get(KEY, "")) or _searched_job(workspace, experiment, trial, prepared)
-            if entry is not None and as_point(job.configuration, experiment.base, experiment.space) is not None:
-                suggest(trial, experiment.space)
-            return _one_trial(workspace, study, trial, job, place, run, experiment.trials, prunable=entry is None)
-        except Pruned as pruned:
-            say(f"  {pruned}")
-            raise optuna.TrialPruned(str(pruned)) from None
-        except KeyboardInterrupt:
-            trial.set_user_attr(INTERRUPTED, True)
-            raise
-        except Exception as error:
-            say(f"  failed: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
-            raise
-
-    while len(counted(study)) < experiment.trials:
-        study.optimize(objective, n_trials=1, catch=(Exception,))
-
-
-def _searched_job(workspace: Workspace, experiment: Experiment, trial: optuna.Trial, prepared: Prepared) -> Job:
-    configuration = (
-        Configuration.model_validate(trial.user_attrs[ENTRY]) if ENTRY in trial.user_attrs else experiment.sampled(suggest(trial, experiment.space))
-    )
-    return Job(configuration, check(configuration, prepared, "space"), prepared)
-
-
-def _one_trial(workspace: Workspace, study: optuna.Study, trial: optuna.Trial, job: Job, place: int, run: TrackedRun, total: int, prunable: bool) -> float:
-    model = job.configuration.model.name
-    shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items() if name != "model.name")
-    say(f"trial {place + 1} of {total}: {model}{', ' + shown if shown else ''}")
-    same = reusable(workspace, job)
-    if same is not None:
-        say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
-        trial.set_user_attr(RUN_ID, same["run_id"])
-        adopt_training(workspace, same["run_id"], study.study_name)
-        return float(same["val_accuracy"])
-    name = f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
-    tags = {names.STUDY: study.study_name, names.TRIAL: str(place)}
-    placement = Placement(name, parent=run.id, tags=tags, on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id))
-    _, value = train(workspace, job, placement, [Report(trial, prunable)])
-    return value
-
-
-def _short(value: object) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun) -> Comparison:
@@ -220,7 +175,9 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
             run.file(figure, "optuna")
     ranked = compared.ranked()
     if not ranked:
-        raise PipelineError(f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}")
+        raise PipelineError(
+            f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}"
+        )
     best = ranked[0]
     export(workspace, best["run_id"])
     run.metrics({"best/val_accuracy": best["val_accuracy"], "best/val_loss": best["val_loss"]})
@@ -228,6 +185,10 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
         run.text("best_config.yaml", find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
     experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
     link = f"[{best['run_name']}](#/experiments/{experiment_id}/runs/{best['run_id']})"
-    run.tag({names.BEST_RUN: best["run_id"], names.NOTE: f"Best: {link}, validation accuracy {percent(best['val_accuracy'])}. The comparison is in artifacts under `summary/`."})
+    run.tag(
+        {
+            names.BEST_RUN: best["run_id"],
+            names.NOTE: f"Best: {link}, validation accuracy {percent(best['val_accuracy'])}. Comparison: artifacts, folder `summary`.",
+        }
+    )
     return compared
-

@@ -33,4 +33,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
         values, per_class = evaluate(workspace, run_id)
     show_table(scores_table(per_class), "test scores per class")
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
-    say(f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}")
+    say(
+        f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "
+        f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
+    )

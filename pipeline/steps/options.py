@@ -49,11 +49,25 @@ class FastOptions(ExperimentOptions):
 class PredictSection(BaseModel):
     """How predict writes its CSV."""
 
-    id: Literal["name", "stem", "path"] = essential("name", "What the id column holds: the file's name, its name without ending, or its path.")
+    id: Literal["name", "stem", "path"] = essential(
+        "name", "What the id column holds: the file's name, its name without ending, or its path."
+    )
     probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
 
 
-__all__ = ["DEFAULT_FILE", "ExperimentOptions", "FastOptions", "Field", "Options", "PredictSection", "essential", "more", "parse_options", "read_experiment", "render_help"]
+__all__ = [
+    "DEFAULT_FILE",
+    "ExperimentOptions",
+    "FastOptions",
+    "Field",
+    "Options",
+    "PredictSection",
+    "essential",
+    "more",
+    "parse_options",
+    "read_experiment",
+    "render_help",
+]
 
 
 def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
@@ -141,7 +155,9 @@ def _is_essential(field: FieldInfo) -> bool:
 def _option_lines(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     shown = "" if default in (None, "", []) or default is ... else f" [{str(default).lower() if isinstance(default, bool) else default}]"
-    if get_origin(field.annotation) is Literal and (choices := ", ".join(map(str, get_args(field.annotation)))) not in (field.description or ""):
+    if get_origin(field.annotation) is Literal and (choices := ", ".join(map(str, get_args(field.annotation)))) not in (
+        field.description or ""
+    ):
         shown = f" ({choices}){shown}"
     text = textwrap.fill(f"{field.description}{shown}", 100, initial_indent=" " * 30, subsequent_indent=" " * 30)
     flag = f"  --{name}"

@@ -38,7 +38,9 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         if workspace.launched_run:
             with TrackedRun(workspace, "train", f"same as {same['run_name']}", tags={names.JOINS: same["run_id"]}, single=True):
                 pass
-        say(f"trained before as run {same['run_id']}, validation accuracy {percent(same['val_accuracy'])}; another training.seed repeats it")
+        say(
+            f"trained before as run {same['run_id']}, validation accuracy {percent(same['val_accuracy'])}; another training.seed repeats it"
+        )
         return
     run_id, accuracy = train(workspace, job, Placement(configuration.model.name.rpartition("/")[2], export=True, single=True))
     say(f"run {run_id}: best validation accuracy {percent(accuracy)}; model runs:/{run_id}/model")

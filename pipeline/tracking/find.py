@@ -85,7 +85,11 @@ def trainings(workspace: Workspace, study: str = "") -> list[Row]:
     tagged = _search(workspace, f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'")
     if not tagged and not study:
         by_name = workspace.client.get_experiment_by_name(workspace.experiment)
-        tagged = [run for run in _search(workspace, "", [by_name.experiment_id]) if run.data.metrics and names.STEP not in run.data.tags] if by_name else []
+        tagged = (
+            [run for run in _search(workspace, "", [by_name.experiment_id]) if run.data.metrics and names.STEP not in run.data.tags]
+            if by_name
+            else []
+        )
     own = [run for run in tagged if names.JOINS not in run.data.tags]
     return [row(run) for run in own if not study or study in run.data.tags.get(names.STUDY, "").split(",")]
 
@@ -97,11 +101,20 @@ def _quoted(text: str) -> str:
 def row(run: Run) -> Row:
     """Return what the comparison and the ranking need of one run."""
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-    found: Row = {"run_id": run.info.run_id, "run_name": run.info.run_name, "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING))}
+    found: Row = {
+        "run_id": run.info.run_id,
+        "run_name": run.info.run_name,
+        "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING)),
+    }
     found |= {column: _typed(name, params.get(name)) for column, name in _PARAMS.items()}
     found |= {column: metrics.get(name) for column, name in _METRICS.items()}
     found |= {"config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params), "data_digest": tags.get(names.DATA_DIGEST, "")}
-    found |= {"start_time": run.info.start_time, "trial": tags.get(names.TRIAL), "study": tags.get(names.STUDY, ""), "reason": tags.get(names.REASON, "")}
+    found |= {
+        "start_time": run.info.start_time,
+        "trial": tags.get(names.TRIAL),
+        "study": tags.get(names.STUDY, ""),
+        "reason": tags.get(names.REASON, ""),
+    }
     return found | {"params": dict(params)}
 
 
@@ -139,7 +152,11 @@ def complete_training(workspace: Workspace, config_hash: str, seed: int, data_di
 def studies(workspace: Workspace) -> dict[str, Run]:
     """Return the parent run of each study of the experiment by the study's name, latest first."""
     filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STUDY}` != ''"
-    parents = [run for run in _search(workspace, filter_string) if run.data.tags.get(names.STEP) in ("tune", "main") and names.JOINS not in run.data.tags]
+    parents = [
+        run
+        for run in _search(workspace, filter_string)
+        if run.data.tags.get(names.STEP) in ("tune", "main") and names.JOINS not in run.data.tags
+    ]
     parents.sort(key=lambda run: run.info.start_time, reverse=True)
     return {run.data.tags[names.STUDY]: run for run in parents}
 
@@ -152,14 +169,19 @@ def choose_study(workspace: Workspace, name: str) -> tuple[str, str]:
     """
     found = studies(workspace)
     if name and name not in found:
-        raise UserError(f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, found)}; there are: {', '.join(found) or 'none'}")
+        raise UserError(
+            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, found)}; "
+            f"there are: {', '.join(found) or 'none'}"
+        )
     chosen = name or next(iter(found), "")
     return (chosen, found[chosen].info.run_id) if chosen else ("", "")
 
 
 def known_experiments(workspace: Workspace) -> list[str]:
     """Return the names of all experiments that have runs of ours."""
-    return sorted({run.data.tags[names.EXPERIMENT] for run in _search(workspace, f"tags.`{names.STEP}` != ''") if names.EXPERIMENT in run.data.tags})
+    return sorted(
+        {run.data.tags[names.EXPERIMENT] for run in _search(workspace, f"tags.`{names.STEP}` != ''") if names.EXPERIMENT in run.data.tags}
+    )
 
 
 def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
@@ -171,4 +193,6 @@ def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path
     try:
         return Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri))
     except (MlflowException, OSError):
-        raise UserError(f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch") from None
+        raise UserError(
+            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
+        ) from None

@@ -60,7 +60,11 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
     size = preprocessing.image_size
     batch = torch.export.Dim("batch", min=1, max=4096)
     with tempfile.TemporaryDirectory() as folder:
-        files = {"network": Path(folder) / "network.pt2", "classes": Path(folder) / names.CLASSES, "preprocessing": Path(folder) / names.PREPROCESSING}
+        files = {
+            "network": Path(folder) / "network.pt2",
+            "classes": Path(folder) / names.CLASSES,
+            "preprocessing": Path(folder) / names.PREPROCESSING,
+        }
         with torch.no_grad():
             program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: batch},))
         torch.export.save(program, files["network"])

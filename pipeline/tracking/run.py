@@ -86,7 +86,7 @@ class RunLog:
 
     def dataset(self, name: str, source: str, digest: str, contexts: Sequence[str]) -> None:
         """Log the data as dataset inputs, one per context."""
-        dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)
+        dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)  # type: ignore[abstract]
         inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]) for context in contexts]
         self.client.log_inputs(self.id, inputs)
 
@@ -108,7 +108,15 @@ class TrackedRun(RunLog):
     """
 
     def __init__(
-        self, workspace: Workspace, step: str, name: str, *, parent: str = "", run_id: str = "", tags: Mapping[str, str] | None = None, single: bool = False
+        self,
+        workspace: Workspace,
+        step: str,
+        name: str,
+        *,
+        parent: str = "",
+        run_id: str = "",
+        tags: Mapping[str, str] | None = None,
+        single: bool = False,
     ) -> None:
         existing = run_id or (workspace.launched_run if single else "")
         all_tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: uuid.uuid4().hex}
@@ -142,7 +150,9 @@ class TrackedRun(RunLog):
 
     def end(self, state: str, reason: str = "") -> None:
         """Write state and reason, and end the run with the status that belongs to the state."""
-        tags = {names.STATE: state} | ({names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {})
+        tags = {names.STATE: state} | (
+            {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {}
+        )
         self.tag(tags)
         self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
 

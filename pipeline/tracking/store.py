@@ -17,6 +17,9 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import UserError
 from pipeline.tracking import names
 
+StoreError = MlflowException
+"""What any call raises when the store cannot be reached or refuses."""
+
 _SQLITE = "sqlite:///"
 
 _EXPERIMENT_TAGS = {

@@ -19,9 +19,16 @@ from pipeline.tracking.store import Workspace
 _TABLE, _CURVES = "trainings", "curves"
 
 _COLUMN_WIDTHS = {
-    f"tags.`{names.STATE}`": 90, "metrics.`best/val_accuracy`": 125, "metrics.`best/val_loss`": 100, "metrics.`best/epoch`": 80,
-    "metrics.`test/accuracy`": 105, "params.`model.name`": 105, "params.`model.weights`": 110, "params.`optimizer.lr`": 90, "params.`schedule.name`": 118,
-}  # fmt: skip
+    f"tags.`{names.STATE}`": 90,
+    "metrics.`best/val_accuracy`": 125,
+    "metrics.`best/val_loss`": 100,
+    "metrics.`best/epoch`": 80,
+    "metrics.`test/accuracy`": 105,
+    "params.`model.name`": 105,
+    "params.`model.weights`": 110,
+    "params.`optimizer.lr`": 90,
+    "params.`schedule.name`": 118,
+}
 """Column and width in pixels, in order; together they fit a window of 1,600 pixels."""
 
 _COMPARED_PARAMS = ["model.name", "model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name"]
@@ -33,7 +40,13 @@ def _chart(kind: str, section: str, metric: str, **options: Any) -> dict[str, An
 
 
 def _line(metric: str) -> dict[str, Any]:
-    axes = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "yAxisKey": "metric", "selectedYAxisMetricKey": "metric"}
+    axes = {
+        "xAxisKey": "step",
+        "selectedXAxisMetricKey": "",
+        "xAxisScaleType": "linear",
+        "yAxisKey": "metric",
+        "selectedYAxisMetricKey": "metric",
+    }
     drawing = {"lineSmoothness": 0, "scaleType": "linear", "range": {}, "ignoreOutliers": False, "yAxisExpressions": []}
     shared = {"useGlobalXaxisKey": False, "useGlobalLineSmoothing": True}
     return _chart("LINE", "epochs", metric, selectedMetricKeys=[metric], **axes, **drawing, **shared)

@@ -109,7 +109,11 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
             raise TrainingFailed(f"the validation loss is not finite after epoch {epoch} ({scores['loss']})")
         plateau.observe(scores["loss"])
         values = {"train/loss": train_loss, "train/accuracy": train_accuracy, **{f"val/{name}": value for name, value in scores.items()}}
-        values |= {"lr": fitted.lrs[-1], "epoch_seconds": time.perf_counter() - epoch_started, "images_per_second": setting.train.num_images / train_seconds}
+        values |= {
+            "lr": fitted.lrs[-1],
+            "epoch_seconds": time.perf_counter() - epoch_started,
+            "images_per_second": setting.train.num_images / train_seconds,
+        }
         fitted.history.append(values)
         is_best = fitted.best_epoch == 0 or scores["accuracy"] >= fitted.best["val/accuracy"]
         if is_best:
@@ -136,7 +140,9 @@ def _train_epoch(
     total_loss, correct, seen = 0.0, 0, 0
     for number, (images, labels) in enumerate(setting.train.epoch(epoch)):
         step = (epoch - 1) * steps_per_epoch + number
-        lr = lr_at(step, configuration.schedule, configuration.optimizer.lr, steps_per_epoch, steps_per_epoch * configuration.training.epochs)
+        lr = lr_at(
+            step, configuration.schedule, configuration.optimizer.lr, steps_per_epoch, steps_per_epoch * configuration.training.epochs
+        )
         lr = lr if plateau.factor == 1.0 else max(lr * plateau.factor, configuration.schedule.min_lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -147,7 +153,9 @@ def _train_epoch(
         loss = functional.cross_entropy(logits, labels)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
-            raise TrainingFailed(f"the loss is not finite at step {step + 1} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help")
+            raise TrainingFailed(
+                f"the loss is not finite at step {step + 1} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help"
+            )
         loss.backward()
         optimizer.step()
         fitted.lrs.append(lr)

@@ -1,0 +1,136 @@
+"""What tests share: a fresh store per test, real images, and one finished study."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pipeline.__main__ import main
+from pipeline.tracking.store import Workspace, open_workspace
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("MLFLOW_RUN_ID", None)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a step left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Finished]
+
+
+def use_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in `folder`, on its own store."""
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a space in its path and a store of its own."""
+    path = tmp_path / "my work"
+    path.mkdir()
+    use_folder(path, monkeypatch)
+    return path
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a step in this process, which has torch and mlflow loaded already."""
+
+    def run(*arguments: str) -> Finished:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run
+
+
+def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start a real process of this environment's Python, its output in one pipe."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **environment}
+    return subprocess.Popen(arguments, cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read a process's output up to the line that contains `text`."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"the process ended without {text!r}:\n{seen}")
+
+
+def write_digits(root: Path, per_class: int, size: int = 16, classes: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """Write real handwritten digits as PNG files, one folder per class."""
+    digits = load_digits()
+    for label in classes:
+        folder = root / f"digit {label}"
+        folder.mkdir(parents=True)
+        for number, index in enumerate(np.flatnonzero(digits.target == label)[:per_class]):
+            pixels = (digits.images[index] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).resize((size, size)).save(folder / f"{number:03d}.png")
+    return root
+
+
+QUICK = """
+experiment: quick
+base:
+  data: {source: "folder:SOURCE", image_size: 16, batch_size: 32}
+  model: {name: small_cnn}
+  optimizer: {lr: 3.0e-3}
+  training: {epochs: 3}
+"""
+
+
+@pytest.fixture
+def quick(folder: Path) -> Path:
+    """An experiment file that trains in a second: a baseline network on 90 digits of three classes."""
+    source = write_digits(folder / "digits", 30)
+    file = folder / "quick.yaml"
+    file.write_text(QUICK.replace("SOURCE", str(source)))
+    return file
+
+
+@pytest.fixture
+def workspace(folder: Path) -> Workspace:
+    """The open store of the current folder, experiment ``quick``."""
+    return open_workspace("quick")
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which main of experiments/smoke.yaml has run, once for all tests; they only add to it."""
+    path = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_folder(path, monkeypatch)
+        assert main(["main", "--config", str(PROJECT / "experiments" / "smoke.yaml")]) == 0
+    yield path
+
+
+@pytest.fixture
+def in_smoke(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The open store of the finished smoke study, its folder the current one."""
+    use_folder(smoke, monkeypatch)
+    return open_workspace("smoke")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Interrupted, TrainingFailed, UserError
+from pipeline.tracking import names
+from pipeline.tracking.run import Pruned, RunLog, TrackedRun, adopt_training, end_abandoned
+from pipeline.tracking.store import Workspace, open_workspace
+from tests.conftest import start, wait_for
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "state"),
+    [
+        (None, "FINISHED", "complete"),
+        (Pruned("hopeless"), "FINISHED", "pruned"),
+        (Interrupted("stopped by SIGTERM"), "KILLED", "interrupted"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+        (SystemExit(0), "KILLED", "interrupted"),
+        (TrainingFailed("the loss is not finite at step 3"), "FAILED", "failed"),
+        (UserError("wrong"), "FAILED", "failed"),
+        (ZeroDivisionError("division by zero"), "FAILED", "failed"),
+    ],
+)
+def test_a_run_ends_with_the_status_that_is_true(workspace: Workspace, error: BaseException | None, status: str, state: str) -> None:
+    run = TrackedRun(workspace, "train", "r")
+    try:
+        with run:
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        assert raised is error
+    ended = workspace.client.get_run(run.id)
+    assert (ended.info.status, ended.data.tags[names.STATE]) == (status, state)
+    if str(error or ""):
+        assert str(error) in ended.data.tags[names.REASON]
+
+
+def test_an_error_keeps_its_traceback(workspace: Workspace, tmp_path: Path) -> None:
+    run = TrackedRun(workspace, "train", "r")
+    with pytest.raises(ZeroDivisionError), run:
+        _ = 1 / 0
+    file = workspace.client.download_artifacts(run.id, "traceback.txt", str(tmp_path))
+    assert "_ = 1 / 0" in Path(file).read_text()
+
+
+def test_params_of_the_launcher_stay_as_they_are(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r") as run:
+        workspace.client.log_param(run.id, "optimizer.lr", "3e-4")
+        run.params({"optimizer.lr": 0.0003, "model.name": "resnet18", "data.augment": [{"RandomRotation": 10}]})
+    params = workspace.client.get_run(run.id).data.params
+    assert params == {"optimizer.lr": "3e-4", "model.name": "resnet18", "data.augment": '[{"RandomRotation": 10}]'}
+
+
+def test_many_and_long_values_fit(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r") as run:
+        run.params({f"p{i}": "x" * 7000 for i in range(150)})
+        run.metrics({f"m{i}": float(i) for i in range(1200)}, step=2)
+        run.tag({"long": "y" * 9000})
+    data = workspace.client.get_run(run.id).data
+    assert len(data.params) == 150
+    assert len(data.metrics) == 1200
+    assert len(data.tags["long"]) == 8000
+
+
+def test_a_run_taken_up_again_keeps_its_identity(workspace: Workspace) -> None:
+    with pytest.raises(Interrupted), TrackedRun(workspace, "tune", "first") as run:
+        raise Interrupted("stopped")
+    before = workspace.client.get_run(run.id).data.tags
+    with TrackedRun(workspace, "main", "second", run_id=run.id) as again:
+        assert workspace.client.get_run(run.id).info.status == "RUNNING"
+    ended = workspace.client.get_run(again.id)
+    assert again.id == run.id
+    assert (ended.info.status, ended.info.run_name) == ("FINISHED", "first")
+    assert (ended.data.tags[names.UID], ended.data.tags[names.STEP]) == (before[names.UID], "tune")
+
+
+def test_writing_to_an_ended_run_leaves_its_status(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r") as run:
+        pass
+    RunLog(workspace, run.id).metrics({"test/accuracy": 0.5})
+    assert workspace.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_an_abandoned_run_is_ended_and_an_ended_one_left_alone(workspace: Workspace) -> None:
+    run = TrackedRun(workspace, "train", "r")
+    end_abandoned(workspace, run.id)
+    assert workspace.client.get_run(run.id).info.status == "KILLED"
+    with TrackedRun(workspace, "train", "other") as other:
+        pass
+    end_abandoned(workspace, other.id)
+    assert workspace.client.get_run(other.id).info.status == "FINISHED"
+
+
+def test_a_training_can_belong_to_two_studies(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r", tags={names.STUDY: "one"}) as run:
+        pass
+    adopt_training(workspace, run.id, "two")
+    adopt_training(workspace, run.id, "two")
+    assert workspace.client.get_run(run.id).data.tags[names.STUDY] == "one,two"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_training_killed_at_once(quick: Path, number: signal.Signals) -> None:
+    arguments = [sys.executable, "-m", "pipeline", "train", "--config", str(quick), "--training.epochs", "1000"]
+    process = start(arguments, quick.parent)
+    wait_for(process, "epoch 2/1000")
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 1
+    workspace = open_workspace("quick")
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
+    assert number.name in run.data.tags[names.REASON]
+    assert run.data.metrics["val/accuracy"] > 0
+
+
+def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> None:
+    code = "from pipeline.tracking.store import open_workspace; print('opened', open_workspace('quick').experiment_id)"
+    processes = [start([sys.executable, "-c", code], folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}") for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert ["opened 1" in output for output in outputs] == [True] * 3, outputs
