@@ -54,7 +54,8 @@ class Prepared:
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in the store."""
-        return np.asarray(np.flatnonzero((self.manifest["split"] == split).to_numpy()), dtype=np.int64)
+        positions: NDArray[np.int64] = np.flatnonzero((self.manifest["split"] == split).to_numpy()).astype(np.int64, copy=False)
+        return positions
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""

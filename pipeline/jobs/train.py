@@ -80,7 +80,9 @@ class _MetricsLog(Callback):
         self._run = run
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        self._run.metrics(values, epoch)
+        # The best so far is there while the training runs, and first: the UI's comparison plots a run's first metric.
+        best = {**{name: values[source] for name, source in BEST.items()}, "best/epoch": epoch} if is_best else {}
+        self._run.metrics({**best, **values}, epoch)
 
 
 def reusable(workspace: Workspace, job: Job) -> find.Row | None:
@@ -148,7 +150,7 @@ def _setting(job: Job, checkpoint: Path) -> Setting:
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting) -> None:
     run.configuration(job.resolved())
-    run.metrics({"parameters": models.num_parameters(setting.network.module)})
+    run.params({names.PARAMETERS: models.num_parameters(setting.network.module)})
     run.json(names.CLASSES, job.prepared.classes)
     run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
     log_dataset(run, job.prepared, job.configuration.data)
@@ -158,8 +160,7 @@ def _log_start(run: TrackedRun, job: Job, setting: Setting) -> None:
 
 
 def _log_outcome(run: RunLog, job: Job, setting: Setting, fitted: Fitted, folder: Path) -> None:
-    best = {name: fitted.best[source] for name, source in BEST.items()}
-    run.metrics({**best, "best/epoch": fitted.best_epoch, "seconds": fitted.seconds})
+    run.metrics({"seconds": fitted.seconds})
     curves = folder / "curves"
     curves.mkdir()
     figures.learning_curves(curves / "learning.png", fitted.history, fitted.best_epoch)

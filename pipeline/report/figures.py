@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -16,6 +18,11 @@ _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
 _MOST_ANNOTATED = 25
 """Classes up to which every cell of a confusion matrix carries its number."""
 _LONGEST_NAME = 24
+
+
+def own_style() -> AbstractContextManager[None]:
+    """Return a context that keeps a style set inside from the figures drawn after it, as Optuna sets one for all."""
+    return rc_context()
 
 
 def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
@@ -106,26 +113,64 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
 def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
     """Draw validation and test accuracy of each run, best at the top, the test's 95% interval as a bar.
 
+    Runs that are not complete are grey; where they lie far below the others, their number stands at the edge instead.
+
     Args:
         file: PNG to write.
-        rows: In order, with val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high.
+        rows: In order, with state, val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high.
         labels: One per run.
     """
     figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained", dpi=110)
     axes = figure.subplots()
-    for colour, name, text in ((_BLUE, "val_accuracy", "validation"), (_ORANGE, "test_accuracy", "test, with its 95% interval")):
-        known = [(place, row) for place, row in enumerate(rows) if row.get(name) is not None and np.isfinite(row[name])]
-        if known:
-            axes.scatter([row[name] for _, row in known], [place for place, _ in known], color=colour, label=text, zorder=3, s=28)
+    edge = _left_edge(rows)
+    groups: dict[str, tuple[str, list[float], list[int]]] = {
+        "validation": (_BLUE, [], []),
+        "validation, not complete": (_GREY, [], []),
+        "test, with its 95% interval": (_ORANGE, [], []),
+    }
     for place, row in enumerate(rows):
-        low, high = row.get("test_accuracy_low"), row.get("test_accuracy_high")
-        if low is not None and high is not None:
-            axes.hlines(place, low, high, color=_ORANGE, alpha=0.45, linewidth=4)
+        value = float(row["val_accuracy"])
+        if value < edge:
+            axes.annotate(
+                f"◂ {value:.0%}",
+                (0, place),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=_GREY,
+            )
+        else:
+            _, values, places = groups["validation" if row["state"] == "complete" else "validation, not complete"]
+            values.append(value)
+            places.append(place)
+        if row.get("test_accuracy") is not None:
+            _, values, places = groups["test, with its 95% interval"]
+            values.append(float(row["test_accuracy"]))
+            places.append(place)
+            axes.hlines(place, row["test_accuracy_low"], row["test_accuracy_high"], color=_ORANGE, alpha=0.45, linewidth=4)
+    for name, (colour, values, places) in groups.items():
+        if values:
+            axes.scatter(values, places, color=colour, label=name, zorder=3, s=28)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlim(left=edge)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title("accuracy")
     axes.grid(alpha=0.3, axis="x")
-    if rows:
-        axes.legend(loc="lower left", fontsize=8)
+    if any(values for _, values, _ in groups.values()):
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(file)
+
+
+def _left_edge(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return where the axis of accuracies begins: somewhat below the worst complete run."""
+    shown = [
+        float(row[name])
+        for row in rows
+        for name in ("val_accuracy", "test_accuracy_low")
+        if row["state"] == "complete" and row.get(name) is not None
+    ]
+    lowest = min(shown, default=0.0)
+    return max(0.0, lowest - 0.25 * (1.02 - lowest))

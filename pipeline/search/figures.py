@@ -12,6 +12,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
+from pipeline.report.figures import own_style
+
 # Optuna draws through pyplot, which would look for a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -32,7 +34,7 @@ def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
         "slices": (bool(searched), lambda s: drawing.plot_slice(s, target_name="validation accuracy")),
     }
     written = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), own_style():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for name, (possible, draw) in wanted.items():
             if not possible:
@@ -40,7 +42,7 @@ def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
             axes = draw(study)
             figure = (axes if not hasattr(axes, "flat") else axes.flat[0]).figure
             if name == "slices" and hasattr(axes, "flat"):
-                figure.set_size_inches(4.2 * len(axes.flat), 4)
+                figure.set_size_inches(5 * len(axes.flat), 4)
             figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
             figure.clear()
             written.append(folder / f"{name}.png")

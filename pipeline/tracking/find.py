@@ -32,6 +32,7 @@ _PARAMS = {
     "weight_decay": "optimizer.weight_decay",
     "seed": "training.seed",
     "epochs": "training.epochs",
+    "parameters": names.PARAMETERS,
 }
 _METRICS = {
     "best_epoch": "best/epoch",
@@ -40,7 +41,6 @@ _METRICS = {
     "test_accuracy": "test/accuracy",
     "test_accuracy_low": "test/accuracy_low",
     "test_accuracy_high": "test/accuracy_high",
-    "parameters": "parameters",
     "seconds": "seconds",
 }
 
@@ -120,14 +120,13 @@ def row(run: Run) -> Row:
 
 def _typed(name: str, value: str | None) -> Any:
     field = field_info(name)
-    if value is None or field is None:
+    kind = int if name == names.PARAMETERS else field.annotation if field else None
+    if value is None or kind not in (int, float):
         return value
-    if field.annotation in (int, float):
-        try:
-            return field.annotation(value)
-        except ValueError:
-            return value
-    return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
 
 
 def _hash_of_params(params: Mapping[str, str]) -> str:

@@ -31,7 +31,8 @@ _COLUMN_WIDTHS = {
 }
 """Column and width in pixels, in order; together they fit a window of 1,600 pixels."""
 
-_COMPARED_PARAMS = ["model.name", "model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name"]
+_COMPARED_PARAMS = ["model.name", "optimizer.lr", "schedule.name"]
+"""Axes of the parallel coordinates; with more the labels overlap."""
 
 
 def _chart(kind: str, section: str, metric: str, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Scores, intervals and the ranking."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from pipeline import metrics
+
+MLFLOWS_INFINITY = 1.797e308
+
+
+def random_case(seed: int, images: int = 200, classes: int = 5) -> tuple[metrics.Labels, metrics.Floats]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    logits = rng.normal(0, 2, (images, classes)) + 2 * np.eye(classes)[labels]
+    return labels, logits.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_scikit_learns(seed: int) -> None:
+    labels, logits = random_case(seed)
+    predicted = logits.argmax(axis=1)
+    assert metrics.score(labels, logits) == pytest.approx(
+        {
+            "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
+            "loss": sklearn_metrics.log_loss(labels, metrics.probabilities(logits)),
+            "f1_macro": sklearn_metrics.f1_score(labels, predicted, average="macro"),
+            "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, predicted),
+        }
+    )
+
+
+def test_scores_worked_out_by_hand() -> None:
+    labels = np.array([0, 0, 0, 1])
+    logits = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    assert metrics.score(labels, logits) == pytest.approx(
+        {
+            "accuracy": 3 / 4,
+            "loss": (3 * right + wrong) / 4,
+            "f1_macro": (2 * 2 / (2 + 3) + 2 * 1 / (2 + 1)) / 2,
+            "balanced_accuracy": (2 / 3 + 1) / 2,
+        }
+    )
+
+
+def test_a_network_that_predicts_one_class_has_a_low_balanced_accuracy() -> None:
+    labels = np.array([0] * 9 + [1])
+    scores = metrics.score(labels, np.tile([1.0, 0.0], (10, 1)))
+    assert (scores["accuracy"], scores["balanced_accuracy"]) == (0.9, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_images_raises_no_warning() -> None:
+    scores = metrics.score(np.array([0, 0, 1]), np.array([[1.0, 0, 0], [0, 0, 1.0], [0, 1.0, 0]]))
+    assert scores["balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_large_logits_stay_finite() -> None:
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4]], dtype=np.float32)
+    assert metrics.probabilities(logits).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert metrics.cross_entropy(np.array([0, 0]), logits) == pytest.approx(1e4)
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.integers(0, 2**32), st.integers(2, 12))
+def test_probabilities_sum_to_one(seed: int, classes: int) -> None:
+    _, logits = random_case(seed, images=7, classes=classes)
+    assert metrics.probabilities(logits).sum(axis=1) == pytest.approx(np.ones(7))
+
+
+@pytest.mark.parametrize(("correct", "total", "low", "high"), [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)])
+def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: float) -> None:
+    assert [round(100 * end, 1) for end in metrics.wilson_interval(correct, total)] == [low, high]
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.integers(1, 2000), st.data())
+def test_the_interval_holds_the_fraction_and_stays_in_bounds(total: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, total))
+    low, high = metrics.wilson_interval(correct, total)
+    assert 0 <= low <= correct / total + 1e-12
+    assert correct / total - 1e-12 <= high <= 1
+    assert low < high
+
+
+def test_calibration_error_worked_out_by_hand() -> None:
+    # Four images at 80% confidence of which two are right, one right one at 60%: 4/5 * 0.3 + 1/5 * 0.4.
+    logits = np.log(np.array([[0.8, 0.2]] * 4 + [[0.6, 0.4]]))
+    assert metrics.calibration_error(np.array([0, 0, 1, 1, 0]), logits) == pytest.approx(0.32)
+
+
+def test_a_sure_and_right_network_has_no_calibration_error() -> None:
+    assert metrics.calibration_error(np.array([0, 1]), np.array([[99.0, 0.0], [0.0, 99.0]])) == pytest.approx(0)
+
+
+def test_a_sure_and_wrong_network_has_the_largest_calibration_error() -> None:
+    assert metrics.calibration_error(np.array([1, 0]), np.array([[99.0, 0.0], [0.0, 99.0]])) == pytest.approx(1)
+
+
+def test_confusion_has_true_rows_and_predicted_columns() -> None:
+    logits = np.eye(3)[[0, 2, 2, 2]]
+    assert metrics.confusion(np.array([0, 0, 2, 2]), logits).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 40, 100])
+def test_confusion_counts_each_image_once(classes: int) -> None:
+    labels, logits = random_case(0, images=300, classes=classes)
+    counts = metrics.confusion(labels, logits)
+    assert counts.shape == (classes, classes)
+    assert counts.sum(axis=1).tolist() == np.bincount(labels, minlength=classes).tolist()
+    assert counts.trace() / 300 == pytest.approx(metrics.score(labels, logits)["accuracy"])
+
+
+def test_scores_per_class_worked_out_by_hand() -> None:
+    table = metrics.per_class(np.array([0, 0, 0, 1]), np.eye(3)[[0, 0, 1, 1]], ["cat", "dog", "owl"])
+    assert list(table.columns) == ["class", "precision", "recall", "f1", "images"]
+    assert table["class"].tolist() == ["cat", "dog", "owl"]
+    assert table["precision"].tolist() == [1.0, 0.5, 0.0]
+    assert table["recall"].tolist() == pytest.approx([2 / 3, 1.0, 0.0])
+    assert table["f1"].tolist() == pytest.approx([0.8, 2 / 3, 0.0])
+    assert table["images"].tolist() == [3, 1, 0]
+
+
+def run(**values: Any) -> dict[str, Any]:
+    defaults = {"val_accuracy": 0.9, "val_loss": 0.5, "parameters": 1000, "start_time": 100, "state": "complete", "config_hash": "a"}
+    return {**defaults, **values}
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"val_accuracy": 0.91, "val_loss": 0.9}, {}),
+        ({"val_loss": 0.4, "parameters": 9000}, {}),
+        ({"parameters": 900, "start_time": 200}, {}),
+        ({"start_time": 50}, {}),
+        ({}, {"val_accuracy": math.nan}),
+        ({}, {"val_accuracy": None}),
+        ({}, {"val_accuracy": MLFLOWS_INFINITY}),
+        ({}, {"val_accuracy": math.inf}),
+        ({}, {"val_loss": math.nan}),
+        ({}, {"val_loss": None}),
+        ({}, {"val_loss": -MLFLOWS_INFINITY}),
+        ({}, {"val_loss": MLFLOWS_INFINITY, "parameters": 1}),
+        ({}, {"state": "pruned", "val_accuracy": 0.99}),
+        ({}, {"state": "failed", "val_accuracy": 0.99}),
+        ({}, {"state": "interrupted", "val_accuracy": 0.99}),
+        ({}, {"state": "running", "val_accuracy": 0.99}),
+    ],
+)
+@pytest.mark.parametrize("hashes", ["ab", "ba"])
+def test_ranking(better: dict[str, Any], worse: dict[str, Any], hashes: str) -> None:
+    first, second = run(config_hash=hashes[0], **better), run(config_hash=hashes[1], **worse)
+    assert metrics.rank([first, second]) == metrics.rank([second, first]) == [first, second]
+
+
+def test_repeats_rank_by_their_mean_and_stay_together() -> None:
+    lucky, unlucky = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.81)
+    steady = run(config_hash="b", val_accuracy=0.9)
+    assert metrics.rank([unlucky, steady, lucky]) == [steady, lucky, unlucky]
+
+
+def test_repeats_that_cannot_be_ranked_do_not_count() -> None:
+    complete, failed = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.1, state="failed")
+    other = run(config_hash="b")
+    assert metrics.rank([failed, other, complete]) == [complete, other, failed]
+
+
+def test_runs_on_other_data_are_no_repeats() -> None:
+    one, two = run(data_digest="d1", val_accuracy=0.99), run(data_digest="d2", val_accuracy=0.5)
+    between = run(config_hash="b", data_digest="d1", val_accuracy=0.8)
+    assert metrics.rank([two, between, one]) == [one, between, two]
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(correct=st.integers(1, 165), repeats=st.integers(2, 9), repeated_leads=st.booleans())
+def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(correct: int, repeats: int, repeated_leads: bool) -> None:
+    accuracy = correct / 165
+    repeated = [run(config_hash="a", val_accuracy=accuracy, val_loss=0.5) for _ in range(repeats)]
+    single = run(config_hash="b", val_accuracy=accuracy, val_loss=0.6 if repeated_leads else 0.4)
+    ranked = metrics.rank([*repeated, single])
+    assert ranked[0]["config_hash"] == ("a" if repeated_leads else "b")
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(
+    st.lists(
+        st.builds(
+            run,
+            val_accuracy=st.sampled_from([0.5, 0.9, None, math.nan, MLFLOWS_INFINITY]),
+            val_loss=st.sampled_from([0.5, 0.9, None, math.nan]),
+            state=st.sampled_from(["complete", "failed", "pruned"]),
+            config_hash=st.sampled_from(["a", "b", "c"]),
+        ),
+        max_size=8,
+    )
+)
+def test_ranking_keeps_every_run_and_puts_the_unranked_last(runs: list[dict[str, Any]]) -> None:
+    ranked = metrics.rank(runs)
+    assert sorted(map(id, ranked)) == sorted(map(id, runs))
+    can = [metrics.can_be_ranked(one) for one in ranked]
+    assert can == sorted(can, reverse=True)
+
+
+def test_ranking_nothing_is_empty() -> None:
+    assert metrics.rank([]) == []
