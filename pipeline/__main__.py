@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     step, rest = arguments[0], arguments[1:]
     _stop_on_signals()
+    _enter_callers_folder()
     try:
         if step not in STEPS:
             raise unknown_name("step", step, STEPS)
@@ -69,6 +71,16 @@ def _end_launched_run(reason: str, interrupted: bool = False) -> None:
         from pipeline.tracking.store import end_launched_run
 
         end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
+
+
+def _enter_callers_folder() -> None:
+    """Make relative paths those of the caller: ``mlflow run`` starts us in the project, or in a temporary copy of it.
+
+    Where it was called is known from the local database, which MLflow puts there.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if os.environ.get("MLFLOW_RUN_ID") and uri.startswith("sqlite:////"):
+        os.chdir(Path(uri.removeprefix("sqlite:///")).parent)
 
 
 def _stop_on_signals() -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import pickle
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from urllib.parse import urlsplit
 
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -20,6 +16,16 @@ from torchvision.models import DenseNet
 
 from pipeline.config import Model
 from pipeline.errors import UserError, nearest, unknown_name
+from pipeline.weights import (
+    are_torchvisions,
+    content_hash,
+    existing_file,
+    fetch_weights,
+    load_state,
+    normalisation,
+    pretrained_state,
+    torchvision_entry,
+)
 
 _HEADS = ("fc", "classifier", "head", "heads")
 _FIXED_INPUT = ("vit_", "maxvit")
@@ -79,54 +85,27 @@ def origin(model: Model) -> dict[str, str]:
     name = model.name
     if name.startswith("file:"):
         path, function = _own_file(name)
-        name = f"file:{_content(path)}:{function}"
+        name = f"file:{content_hash(path)}:{function}"
     elif name not in names():
         raise unknown_name("model.name", name, names())
     weights = model.weights
     if weights.startswith("file:"):
-        weights = f"file:{_content(_existing(weights.removeprefix('file:'), 'model.weights'))}"
-    elif weights != "none":
-        weights = _weights_entry(model).name
+        weights = f"file:{content_hash(existing_file(weights.removeprefix('file:'), 'model.weights'))}"
+    elif are_torchvisions(weights):
+        weights = torchvision_entry(model).name
     return {"name": name, "weights": weights}
-
-
-def source_file(model: Model) -> Path | None:
-    """Return the Python file of one's own network, None for a named one."""
-    return _own_file(model.name)[0] if model.name.startswith("file:") else None
-
-
-def _existing(path: str, field: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        siblings = [str(other) for other in file.parent.glob("*") if other.is_file()] if file.parent.is_dir() else []
-        raise UserError(f"{field}: file {path!r} does not exist{nearest(path, siblings)}")
-    return file
 
 
 def _own_file(name: str) -> tuple[Path, str]:
     path, _, function = name.removeprefix("file:").rpartition(":")
     if not path.endswith(".py") or not function:
         raise UserError(f"model.name: {name!r} must be file:PATH.py:FUNCTION")
-    return _existing(path, "model.name"), function
+    return existing_file(path, "model.name"), function
 
 
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _weights_entry(model: Model) -> Any:
-    """Return torchvision's weights entry (name, url, transforms) for a network and a weights name."""
-    if model.name in OURS or model.name.startswith("file:"):
-        raise UserError(f"model.weights: {model.name} has no pretrained weights; allowed: none, file:PATH; got {model.weights!r}")
-    available = torchvision.models.get_model_weights(model.name)
-    entries = {entry.name: entry for entry in available} | {"DEFAULT": getattr(available, "DEFAULT", None)}
-    if entries.get(model.weights) is None:
-        raise UserError(
-            f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; "
-            f"allowed: none, {', '.join(entries)}, file:PATH"
-        )
-    return entries[model.weights]
+def source_file(model: Model) -> Path | None:
+    """Return the Python file of one's own network, None for a named one."""
+    return _own_file(model.name)[0] if model.name.startswith("file:") else None
 
 
 def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:
@@ -154,13 +133,13 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
         if model.dropout and head:
             module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
     if load and model.weights.startswith("file:"):
-        load_state(module, _existing(model.weights.removeprefix("file:"), "model.weights"), model.name)
+        load_state(module, existing_file(model.weights.removeprefix("file:"), "model.weights"), model.name)
     if model.freeze == "backbone":
         if not head:
             raise UserError(f"model.freeze: backbone needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name.startswith(f"{head}."))
-    return Network(module, head, _normalisation(model))
+    return Network(module, head, normalisation(model))
 
 
 def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
@@ -184,12 +163,12 @@ def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
 
 def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
     arguments: dict[str, Any] = {}
-    pretrained = model.weights != "none" and not model.weights.startswith("file:")
+    pretrained = are_torchvisions(model.weights)
     state: Mapping[str, Tensor] | None = None
     if pretrained:
-        entry = _weights_entry(model)
+        entry = torchvision_entry(model)
         arguments["num_classes"] = len(entry.meta["categories"])
-        state = _pretrained_state(model) if load else None
+        state = pretrained_state(model) if load else None
     if model.name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": pretrained, "init_weights": not pretrained, "transform_input": pretrained}
     if model.name.startswith(_FIXED_INPUT):
@@ -218,7 +197,7 @@ def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bo
 
 def _fixed_size(model: Model, image_size: int, pretrained: bool) -> int:
     if pretrained:
-        trained = _weights_entry(model).meta["min_size"][0]
+        trained = torchvision_entry(model).meta["min_size"][0]
         if image_size != trained:
             raise UserError(f"model.name: {model.name} with weights {model.weights} needs data.image_size {trained}, got {image_size}")
     return image_size
@@ -236,82 +215,6 @@ def _new_head(old: nn.Module, num_classes: int) -> nn.Module:
         return nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
     assert isinstance(old, nn.Linear)
     return nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-
-
-def fetch_weights(model: Model) -> Path | None:
-    """Return the file of torchvision weights, downloaded where it is not there yet; None for others.
-
-    Raises:
-        UserError: It cannot be downloaded; the message says where to put the file.
-    """
-    if model.weights == "none" or model.weights.startswith("file:"):
-        return None
-    url = _weights_entry(model).url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        expected = file.stem.rpartition("-")[2]
-        try:
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=expected, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"model.weights: {model.weights} of {model.name} cannot be downloaded from {url} ({error}); put that file at {file}"
-            ) from None
-    return file
-
-
-def _pretrained_state(model: Model) -> Mapping[str, Tensor]:
-    file = fetch_weights(model)
-    assert file is not None
-    return read_state(file)
-
-
-def _normalisation(model: Model) -> tuple[list[float], list[float]] | None:
-    if model.weights == "none" or model.weights.startswith("file:"):
-        return None
-    preset = _weights_entry(model).transforms()
-    return [float(value) for value in preset.mean], [float(value) for value in preset.std]
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from a torch file without unpickling anything else.
-
-    Raises:
-        UserError: The file is neither.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {str(error).splitlines()[0]}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.weights: {str(file)!r} holds no state dict")
-    return state
-
-
-def load_state(module: nn.Module, file: Path, name: str) -> None:
-    """Load a state dict into a network of exactly its names and shapes.
-
-    Raises:
-        UserError: Names or shapes differ; the differences are listed.
-    """
-    state, own = read_state(file), module.state_dict()
-    differences = [f"missing: {key}" for key in own if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
-    differences += [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if differences:
-        shown = differences[:10] + ([f"and {len(differences) - 10} more"] if len(differences) > 10 else [])
-        raise UserError(
-            f"model.weights: {str(file)!r} is of another architecture or number of classes than {name}: {len(differences)} tensors differ",
-            shown,
-        )
-    if not next(module.parameters()).is_meta:
-        module.load_state_dict(state)
 
 
 def check(model: Model, num_classes: int, image_size: int) -> None:

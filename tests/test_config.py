@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def test_each_study_field_survives_a_yaml_round_trip(name: str) -> None:
     schedule=st.sampled_from(["none", *DEFAULT_GAMMA, "cosine"]),
     source=st.text(min_size=1).map("folder:".__add__),
 )
-def test_any_configuration_survives_a_yaml_round_trip(lr: float, decay: float, betas: tuple[float, float], schedule: str, source: str) -> None:
+def test_any_configuration_survives_a_yaml_round_trip(
+    lr: float, decay: float, betas: tuple[float, float], schedule: str, source: str
+) -> None:
     raw = {"data": {"source": source}, "optimizer": {"lr": lr, "weight_decay": decay, "betas": betas}, "schedule": {"name": schedule}}
     configuration = Configuration.model_validate(raw)
     text = yaml.safe_dump(configuration.model_dump(mode="json"), allow_unicode=True)
@@ -184,9 +187,8 @@ def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
 )
 def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: Any) -> None:
     message = error_of(nest({name: value}))
-    assert message.startswith("file.yaml: ")
-    assert name in message
-    assert "\n" in message or str(value if not isinstance(value, list) else "betas") in message
+    assert re.match(rf"file\.yaml: {name}(\[\d\])?: \S+ given; \S", message)
+    assert isinstance(value, list) or f": {value!r} given;" in message
 
 
 @pytest.mark.parametrize(("field", "value"), [("trials", -1), ("repeats", 0), ("sampler", "grid"), ("pruner", "halving")])
@@ -268,9 +270,7 @@ def test_a_section_that_is_no_mapping_is_refused() -> None:
     assert "model: 'resnet18' given" in error_of({"model": "resnet18"})
 
 
-@pytest.mark.parametrize(
-    ("schedule", "gamma"), [("none", None), ("exponential", 0.95), ("step", 0.1), ("cosine", None), ("plateau", 0.1)]
-)
+@pytest.mark.parametrize(("schedule", "gamma"), [("none", None), ("exponential", 0.95), ("step", 0.1), ("cosine", None), ("plateau", 0.1)])
 def test_each_schedule_has_its_own_gamma(schedule: str, gamma: float | None) -> None:
     assert Schedule.model_validate({"name": schedule}).gamma == gamma
     assert Schedule.model_validate({"name": schedule, "gamma": None}).gamma == gamma

@@ -32,9 +32,7 @@ def test_except_exception_does_not_swallow_an_interruption() -> None:
     assert not swallowed
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [("resnet81", "; nearest: resnet18"), ("Adam", "; nearest: adam"), ("xyz", ""), ("", "")]
-)
+@pytest.mark.parametrize(("given", "expected"), [("resnet81", "; nearest: resnet18"), ("Adam", "; nearest: adam"), ("xyz", ""), ("", "")])
 def test_nearest_name(given: str, expected: str) -> None:
     assert nearest(given, ["adam", "resnet18", "squeezenet1_1"]) == expected
 

@@ -103,8 +103,9 @@ def test_name_is_the_argument_else_the_files_else_the_datas(file: Path, text: st
     assert load_text(file, text, name=argument).name == name
 
 
-def test_a_number_as_the_experiments_name_becomes_text(file: Path) -> None:
-    assert load_text(file, "experiment: 2024").name == "2024"
+@pytest.mark.parametrize("name", ["2024", "2024-11-21", "1.5"])
+def test_a_name_that_yaml_reads_as_a_number_stays_text(file: Path, name: str) -> None:
+    assert load_text(file, f"experiment: {name}").name == name
 
 
 def test_a_yaml_error_names_file_and_line(file: Path) -> None:
@@ -231,7 +232,9 @@ def test_a_wrong_space_is_refused(file: Path, text: str, expected: str) -> None:
 
 
 def test_a_space_is_intervals_and_choices(file: Path) -> None:
-    text = "space: {optimizer.lr: {low: 1e-5, high: 1.0e-2, log: true}, model.name: [resnet18, resnet34], training.epochs: {low: 2, high: 5}}"
+    text = (
+        "space: {optimizer.lr: {low: 1e-5, high: 1.0e-2, log: true}, model.name: [resnet18, resnet34], training.epochs: {low: 2, high: 5}}"
+    )
     assert load_text(file, text).space == {
         "optimizer.lr": Range(low=1e-5, high=1e-2, log=True),
         "model.name": ["resnet18", "resnet34"],
@@ -264,7 +267,9 @@ def test_gamma_follows_the_schedule_that_an_entry_names(file: Path) -> None:
     [(3, False, 0, 3), (3, False, 2, 2), (3, False, 10, 3), (0, True, 0, 20), (3, True, 0, 20), (25, True, 0, 25), (3, True, 5, 5)],
 )
 def test_number_of_trials(file: Path, entries: int, space: bool, trials: int, expected: int) -> None:
-    text = f"configs: [{', '.join(['{}'] * entries)}]\nstudy: {{trials: {trials}}}\n" + ("space: {optimizer.lr: [0.1, 0.2]}" if space else "")
+    text = f"configs: [{', '.join(['{}'] * entries)}]\nstudy: {{trials: {trials}}}\n" + (
+        "space: {optimizer.lr: [0.1, 0.2]}" if space else ""
+    )
     assert load_text(file, text).trials == expected
 
 

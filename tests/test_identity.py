@@ -94,7 +94,8 @@ def test_hashed_fields_are_dotted_and_resolved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("resnet18", "IMAGENET1K_V1"), ("resnet34", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2"), ("resnet101", "IMAGENET1K_V2")]
+    ("name", "weights"),
+    [("resnet18", "IMAGENET1K_V1"), ("resnet34", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2"), ("resnet101", "IMAGENET1K_V2")],
 )
 def test_default_and_the_name_it_stands_for_are_one(name: str, weights: str) -> None:
     assert hash_of({"model.name": name, "model.weights": "DEFAULT"}) == hash_of({"model.name": name, "model.weights": weights})
@@ -158,7 +159,9 @@ def test_origin_of_a_named_network_without_weights() -> None:
     assert models.origin(Model(name="resnet18")) == {"name": "resnet18", "weights": "none"}
 
 
-IMAGES = st.lists(st.tuples(st.text("0123456789abcdef", min_size=4, max_size=4), st.sampled_from(["cat", "dog"]), st.sampled_from(["train", "val"])))
+IMAGES = st.lists(
+    st.tuples(st.text("0123456789abcdef", min_size=4, max_size=4), st.sampled_from(["cat", "dog"]), st.sampled_from(["train", "val"]))
+)
 
 
 @settings(max_examples=50, deadline=None, database=None)

@@ -76,7 +76,9 @@ def test_probabilities_sum_to_one(seed: int, classes: int) -> None:
     assert metrics.probabilities(logits).sum(axis=1) == pytest.approx(np.ones(7))
 
 
-@pytest.mark.parametrize(("correct", "total", "low", "high"), [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)])
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"), [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)]
+)
 def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: float) -> None:
     assert [round(100 * end, 1) for end in metrics.wilson_interval(correct, total)] == [low, high]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,6 +36,15 @@ def expected_file(cache: Path, weights: torchvision.models.WeightsEnum) -> Path:
     return cache / "hub" / "checkpoints" / Path(urlsplit(weights.url).path).name
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: tiny batches gain nothing from a second one, which waits where another process needs the core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that weights are downloaded to, where nothing can be downloaded."""
@@ -57,12 +67,18 @@ def test_each_network_classifies_into_three(name: str) -> None:
     assert network.module.eval()(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 3)
     assert parameter_names(network.module, f"{network.head}.")
     assert network.normalisation is None
-    models.check(Model(name=name), 3, 224)
 
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("resnet18", "fc"), ("squeezenet1_1", "classifier.1"), ("densenet121", "classifier"), ("vit_b_16", "heads.head"), ("swin_t", "head"), ("small_cnn", "fc")],
+    [
+        ("resnet18", "fc"),
+        ("squeezenet1_1", "classifier.1"),
+        ("densenet121", "classifier"),
+        ("vit_b_16", "heads.head"),
+        ("swin_t", "head"),
+        ("small_cnn", "fc"),
+    ],
 )
 def test_the_head_is_made_for_the_classes(name: str, head: str) -> None:
     network = models.build(Model(name=name), 7, 224, device="meta")
@@ -80,7 +96,9 @@ def test_small_cnn_takes_images_of_any_size(size: int) -> None:
     assert not [layer for layer in module if "Norm" in type(layer).__name__]
 
 
-@pytest.mark.parametrize(("name", "classes", "count"), [("resnet18", 1000, 11_689_512), ("densenet264", 1000, 33_337_704), ("small_cnn", 10, 26_154)])
+@pytest.mark.parametrize(
+    ("name", "classes", "count"), [("resnet18", 1000, 11_689_512), ("densenet264", 1000, 33_337_704), ("small_cnn", 10, 26_154)]
+)
 def test_number_of_parameters(name: str, classes: int, count: int) -> None:
     assert models.num_parameters(models.build(Model(name=name), classes, 224, device="meta").module) == count
 
@@ -166,20 +184,24 @@ def test_saved_weights_are_loaded_back(tmp_path: Path, name: str) -> None:
     trained = models.build(Model(name=name), 3, 64).module
     save_weights(trained, tmp_path / "best.safetensors")
     again = models.build(Model(name=name), 3, 64, load=False).module
-    models.load_state(again, tmp_path / "best.safetensors", name)
+    weights.load_state(again, tmp_path / "best.safetensors", name)
     assert equal(again.state_dict(), trained.state_dict())
 
 
-@pytest.mark.parametrize("act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"])
+@pytest.mark.parametrize(
+    "act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"]
+)
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, act: object) -> None:
     torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="does not fit resnet18: 130 tensors differ; another architecture") as caught:
+    with pytest.raises(UserError, match=r"another architecture .* than resnet18: \d+ tensors differ") as caught:
         act(Model(name="resnet18", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
-    assert caught.value.findings[0] == "missing: conv1.weight" or "conv1.weight" in caught.value.findings[0]
-    assert caught.value.findings[-1] == "and 120 more"
+    assert caught.value.findings[0] == "missing: bn1.weight"
+    assert re.fullmatch(r"and \d+ more", caught.value.findings[-1])
 
 
-@pytest.mark.parametrize("act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"])
+@pytest.mark.parametrize(
+    "act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"]
+)
 def test_weights_for_another_number_of_classes_are_refused_by_shape(tmp_path: Path, act: object) -> None:
     torch.save(models.SmallCNN(7).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(UserError, match="number of classes") as caught:
@@ -200,7 +222,7 @@ class Pickled:
 def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(pickle.dumps(Pickled()))
     with pytest.raises(UserError, match="is no state dict or safetensors file"):
-        models.read_state(tmp_path / "weights.pt")
+        weights.read_state(tmp_path / "weights.pt")
 
 
 def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
@@ -214,14 +236,14 @@ def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="is no state dict or safetensors file"):
-        models.read_state(tmp_path / name)
+        weights.read_state(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)])
 def test_tensors_that_are_no_state_dict_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="holds no state dict"):
-        models.read_state(tmp_path / "weights.pt")
+        weights.read_state(tmp_path / "weights.pt")
 
 
 def test_a_missing_weights_file_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -232,7 +254,11 @@ def test_a_missing_weights_file_is_named_with_the_nearest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("weights", ["none", "DEFAULT"])
-@pytest.mark.parametrize("act", [models.origin, lambda model: models.check(model, 3, 64), lambda model: models.build(model, 3, 64)])
+@pytest.mark.parametrize(
+    "act",
+    [models.origin, lambda model: models.check(model, 3, 64), lambda model: models.build(model, 3, 64)],
+    ids=["origin", "check", "build"],
+)
 def test_an_unknown_network_is_named_with_the_nearest(act: object, weights: str) -> None:
     with pytest.raises(UserError, match="unknown model.name 'resnet81'; nearest: resnet18"):
         act(Model(name="resnet81", weights=weights))  # type: ignore[operator]
@@ -270,7 +296,10 @@ def test_weights_that_were_put_there_are_used(cache: Path) -> None:
     torch.manual_seed(2)
     network = models.build(Model(name="resnet18", weights="DEFAULT"), 3, 64)
     loaded = network.module.state_dict()
-    assert {name: tuple(value.shape) for name, value in loaded.items() if name.startswith("fc.")} == {"fc.weight": (3, 512), "fc.bias": (3,)}
+    assert {name: tuple(value.shape) for name, value in loaded.items() if name.startswith("fc.")} == {
+        "fc.weight": (3, 512),
+        "fc.bias": (3,),
+    }
     assert all(torch.equal(loaded[name], value) for name, value in state.items() if not name.startswith("fc."))
     assert network.normalisation == IMAGENET
     models.check(Model(name="resnet18", weights="DEFAULT"), 3, 64)
@@ -298,7 +327,9 @@ def test_inceptions_auxiliary_heads_are_left_out(cache: Path) -> None:
     assert torch.equal(module.state_dict()["conv1.conv.weight"], state["conv1.conv.weight"])
 
 
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 32), ("inception_v3", 64), ("vit_b_16", 100), ("maxvit_t", 100), ("densenet121", 16)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("alexnet", 32), ("inception_v3", 64), ("vit_b_16", 100), ("maxvit_t", 100), ("densenet121", 16)]
+)
 def test_images_that_do_not_fit_are_refused(name: str, size: int) -> None:
     with pytest.raises(UserError, match=f"model.name: {name} cannot .* data.image_size {size}: "):
         models.check(Model(name=name), 3, size)

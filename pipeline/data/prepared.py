@@ -54,13 +54,12 @@ class Prepared:
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in the store."""
-        positions: NDArray[np.int64] = np.flatnonzero((self.manifest["split"] == split).to_numpy()).astype(np.int64, copy=False)
-        return positions
+        return np.array([row for row, name in enumerate(self.manifest["split"]) if name == split], dtype=np.int64)
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""
         index = {name: number for number, name in enumerate(self.classes)}
-        return self.manifest["label"].map(index).to_numpy(dtype=np.int64)
+        return np.array([index[name] for name in self.manifest["label"]], dtype=np.int64)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""

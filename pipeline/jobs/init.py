@@ -23,9 +23,11 @@ from pipeline.experiment import load
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
+from pipeline.weights import fetch_weights
 
 SIZES = (32, 64, 96, 128, 160, 224)
-CANDIDATES = ("resnet18", "resnet34", "resnet50", "resnet101", "densenet121", "densenet169", "densenet201")
+CANDIDATES = ("resnet18", "resnet34", "densenet121", "resnet50", "densenet169", "resnet101", "densenet201")
+"""Tried in this order until five fit."""
 NUM_NETWORKS, NUM_CONFIGURATIONS, NUM_SEARCHED = 5, 20, 10
 SAMPLE = 60
 VALIDATION_COST = 0.35
@@ -98,13 +100,15 @@ def _look(data: Data, source: Source, items: Sequence[Item], device_name: str, p
     seconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name in CANDIDATES:
+        if len(seconds) == NUM_NETWORKS:
+            break
         progress(f"timing {name} on {device} at {image_size} pixels, batches of {batch_size}")
         network = models.build(Model(name=name), len({item.label for item in items}), image_size)
         measured = seconds_per_image(network, batch_size, image_size, device)
         training = (measured or 0) * epochs * splits["train"]
         if measured is None:
             left_out[name] = f"a batch of {batch_size} does not fit in the memory of {device}"
-        elif (training > TOO_LONG and len(seconds) >= 3) or len(seconds) == NUM_NETWORKS:
+        elif training > TOO_LONG and len(seconds) >= 3:
             left_out[name] = f"about {duration(training)} a training here"
         else:
             seconds[name] = measured
@@ -143,7 +147,7 @@ def _median_side(source: Source, items: Sequence[Item]) -> int:
 
 def _weights() -> tuple[str, str]:
     try:
-        models.fetch_weights(Model(name="resnet18", weights="DEFAULT"))
+        fetch_weights(Model(name="resnet18", weights="DEFAULT"))
     except UserError:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         return "none", f"ImageNet weights cannot be downloaded here; with their files in {folder}, DEFAULT learns faster and better"
@@ -168,8 +172,9 @@ def _text(plan: Plan, out: Path) -> str:
         f"#   python -m pipeline main --config {out}",
         "#   (a first look in minutes: add --fast true)",
         "#",
-        f"# {total} images of {len(plan.counts)} classes, {plan.counts[least]} ({least}) to {plan.counts[most]} ({most}); always saying",
-        f"# {most!r} would be right in {plan.counts[most] / total:.1%}. The median of the shorter sides is {plan.median_side} pixels.",
+        f"# {total} images of {len(plan.counts)} classes, from {plan.counts[least]} of {least!r} to {plan.counts[most]} of {most!r};",
+        f"# always saying {most!r} would be right in {plan.counts[most] / total:.1%}.",
+        f"# Median of the shorter sides: {plan.median_side} pixels.",
         f"# Measured on this machine ({plan.device}), {plan.epochs} epochs:",
         *times,
         f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it",

@@ -17,6 +17,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
+from pipeline.weights import load_state
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,5 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
             kept = find.artifact(workspace, run_id, f"{names.SOURCE}/{Path(path).name}", folder)
             model = model.model_copy(update={"name": f"file:{kept}:{function}"})
         network = models.build(model, len(classes), configuration.data.image_size, load=False).module
-        models.load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), model.name)
+        load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), model.name)
     return Restored(configuration, network.eval(), classes, preprocessing, run.data.tags.get(names.DATA_DIGEST, ""))

@@ -24,6 +24,7 @@ from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.fit import Callback, Fitted, Setting, fit
+from pipeline.weights import load_state
 
 BEST = {"best/val_accuracy": "val/accuracy", "best/val_loss": "val/loss"}
 
@@ -124,7 +125,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
             raise
         _log_outcome(run, job, setting, fitted, folder)
         if placement.export:
-            models.load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
+            load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
             registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
         return run.id, fitted.best["val/accuracy"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -20,9 +20,21 @@ _MOST_ANNOTATED = 25
 _LONGEST_NAME = 24
 
 
-def own_style() -> AbstractContextManager[None]:
-    """Return a context that keeps a style set inside from the figures drawn after it, as Optuna sets one for all."""
-    return rc_context()
+@contextmanager
+def foreign_figures() -> Iterator[None]:
+    """Contain what a library draws through pyplot: no display, no style and no open figure remains of it."""
+    from matplotlib import pyplot
+
+    backend = matplotlib.get_backend()
+    pyplot.switch_backend("Agg")
+    open_before = set(pyplot.get_fignums())
+    try:
+        with matplotlib.rc_context():
+            yield
+    finally:
+        for number in set(pyplot.get_fignums()) - open_before:
+            pyplot.close(number)
+        pyplot.switch_backend(backend)
 
 
 def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:

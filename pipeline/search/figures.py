@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from pipeline.report.figures import own_style
-
-# Optuna draws through pyplot, which would look for a display.
-os.environ.setdefault("MPLBACKEND", "Agg")
+from pipeline.report.figures import foreign_figures
 
 
 def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
@@ -34,7 +30,7 @@ def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
         "slices": (bool(searched), lambda s: drawing.plot_slice(s, target_name="validation accuracy")),
     }
     written = []
-    with warnings.catch_warnings(), own_style():
+    with warnings.catch_warnings(), foreign_figures():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for name, (possible, draw) in wanted.items():
             if not possible:
@@ -44,6 +40,5 @@ def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
             if name == "slices" and hasattr(axes, "flat"):
                 figure.set_size_inches(5 * len(axes.flat), 4)
             figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-            figure.clear()
             written.append(folder / f"{name}.png")
     return written

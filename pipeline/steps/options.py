@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment, load
 
 DEFAULT_FILE = "experiments/digits.yaml"
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Options(BaseSettings):
@@ -92,7 +93,7 @@ def parse_options(options: type[Options], arguments: Sequence[str]) -> tuple[Any
     try:
         given: Raw = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
     except SettingsError as error:
-        raise UserError(_argparse_message(str(error))) from None
+        raise UserError(str(error).removeprefix("error parsing CLI: ")) from None
     own = {name: value for name, value in given.items() if name not in SECTIONS and value != ""}
     sections = {name: value for name, value in given.items() if name in SECTIONS}
     return parse(_own_parameters(options), own, "options"), sections
@@ -107,11 +108,13 @@ def _own_parameters(options: type[Options]) -> type[BaseModel]:
 
 def _refuse_unknown(options: type[Options], arguments: Sequence[str]) -> None:
     known = [name for name, _ in fields_of(options)]
-    expects_value = False
+    waiting = ""
     for argument in arguments:
-        if expects_value:
-            expects_value = False
+        if waiting and argument.removeprefix("--") not in known:
+            waiting = ""
             continue
+        if waiting:
+            break
         if not argument.startswith("--"):
             raise UserError(f"{argument!r} is not an option; options are given as --name value")
         name, equals, _ = argument.removeprefix("--").partition("=")
@@ -120,19 +123,16 @@ def _refuse_unknown(options: type[Options], arguments: Sequence[str]) -> None:
             same_field = [dotted for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
             close = f"; nearest: {same_field[0]}" if same_field and not nearest(name, known) else close
             raise UserError(f"unknown option --{name}{close}; --help lists all")
-        expects_value = not equals
-
-
-def _argparse_message(text: str) -> str:
-    missing = re.search(r"argument --([\w.]+): expected one argument", text)
-    if missing:
-        return f"option --{missing[1]} needs a value: --{missing[1]} VALUE"
-    return text.removeprefix("error parsing CLI: ")
+        waiting = "" if equals else name
+    if waiting:
+        raise UserError(f"option --{waiting} needs a value: --{waiting} VALUE")
 
 
 def read_experiment(own: Any, overrides: Raw) -> Experiment:
-    """Load the experiment file that the parsed options name, overrides applied."""
-    return load(own.config, overrides, own.experiment, fast=getattr(own, "fast", False))
+    """Load the experiment file that the parsed options name, of the current folder or else of this project."""
+    file = Path(own.config).expanduser()
+    path = own.config if file.exists() or not (PROJECT / file).exists() else str(PROJECT / file)
+    return load(path, overrides, own.experiment, fast=getattr(own, "fast", False))
 
 
 def render_help(step: str, options: type[Options]) -> str:

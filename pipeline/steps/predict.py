@@ -31,12 +31,10 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     from pipeline.jobs.predict import predict
     from pipeline.report.console import Counter, say
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import home, open_workspace
+    from pipeline.tracking.store import open_workspace
 
     workspace = open_workspace("predict")
     out = Path(own.out).expanduser()
-    # Under mlflow run the current folder may be a temporary copy of the project.
-    out = home() / out if workspace.launched_run else out
     with launched(workspace, "predict"), Counter() as counter:
         table = predict(own.model_uri, own.images, out, own.predict.id, own.predict.probabilities, counter)
     say(f"{len(table)} predictions in {out}; what made them in {out}.json")

@@ -11,9 +11,11 @@ from torch.nn import functional
 from pipeline.models import Network
 from pipeline.training.fit import main_output
 
+WARM_UP = 2
+
 
 def seconds_per_image(network: Network, batch_size: int, image_size: int, device: torch.device, steps: int = 2) -> float | None:
-    """Time real training steps on random images, after one to warm up.
+    """Time real training steps on random images, after two to warm up: the first ones choose and compile kernels.
 
     Returns:
         Median seconds per image; None where a batch does not fit in the device's memory.
@@ -24,7 +26,7 @@ def seconds_per_image(network: Network, batch_size: int, image_size: int, device
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     times = []
     try:
-        for _ in range(steps + 1):
+        for _ in range(steps + WARM_UP):
             started = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(main_output(module(images)), labels).backward()
@@ -34,4 +36,4 @@ def seconds_per_image(network: Network, batch_size: int, image_size: int, device
             times.append(time.perf_counter() - started)
     except torch.OutOfMemoryError:
         return None
-    return statistics.median(times[1:]) / batch_size
+    return statistics.median(times[WARM_UP:]) / batch_size

@@ -41,7 +41,9 @@ def test_every_training_logs_what_the_design_names(in_smoke: Workspace) -> None:
     for row in compare(in_smoke).rows:
         run = in_smoke.client.get_run(row["run_id"])
         per_epoch = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/balanced_accuracy", "lr"}
-        assert per_epoch | {"epoch_seconds", "images_per_second", "best/val_accuracy", "best/val_loss", "best/epoch"} <= set(run.data.metrics)
+        assert per_epoch | {"epoch_seconds", "images_per_second", "best/val_accuracy", "best/val_loss", "best/epoch"} <= set(
+            run.data.metrics
+        )
         epochs = [metric.step for metric in in_smoke.client.get_metric_history(run.info.run_id, "val/accuracy")]
         assert epochs == list(range(1, len(epochs) + 1))
         assert all(0 <= run.data.metrics[name] <= 1 for name in ("train/accuracy", "val/accuracy", "best/val_accuracy"))
@@ -95,7 +97,15 @@ def test_evaluate_scores_the_best_run_into_itself(cli: Cli, in_smoke: Workspace,
     after = in_smoke.client.get_run(run_id)
     assert after.info.status == "FINISHED"
     assert {key: after.data.metrics[key] for key in before.data.metrics} == before.data.metrics
-    expected = {"test/accuracy", "test/accuracy_low", "test/accuracy_high", "test/loss", "test/f1_macro", "test/balanced_accuracy", "test/ece"}
+    expected = {
+        "test/accuracy",
+        "test/accuracy_low",
+        "test/accuracy_high",
+        "test/loss",
+        "test/f1_macro",
+        "test/balanced_accuracy",
+        "test/ece",
+    }
     assert expected <= set(after.data.metrics)
     assert after.data.metrics["test/accuracy_low"] < after.data.metrics["test/accuracy"] < after.data.metrics["test/accuracy_high"]
     predictions = pd.read_csv(find.artifact(in_smoke, run_id, "test/predictions.csv", tmp_path))

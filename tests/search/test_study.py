@@ -43,7 +43,9 @@ def test_a_list_is_trained_under_one_parent(cli: Cli, quick: Path) -> None:
     best = max(trained, key=lambda run: (run.data.metrics["best/val_accuracy"], -run.data.metrics["best/val_loss"]))
     assert parent.data.tags[names.BEST_RUN] == best.info.run_id
     assert parent.data.metrics["best/val_accuracy"] == best.data.metrics["best/val_accuracy"]
-    artifacts = {file.path for part in ("", "summary", "optuna") for file in open_workspace("quick").client.list_artifacts(parent.info.run_id, part)}
+    artifacts = {
+        file.path for part in ("", "summary", "optuna") for file in open_workspace("quick").client.list_artifacts(parent.info.run_id, part)
+    }
     assert {"best_config.yaml", "summary/comparison.csv", "summary/comparison.html", "optuna/history.png", "study.yaml"} <= artifacts
 
 

@@ -55,7 +55,8 @@ def test_suggestions_follow_the_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("hyperband", optuna.pruners.HyperbandPruner), ("median", optuna.pruners.MedianPruner), ("none", optuna.pruners.NopPruner)]
+    ("name", "kind"),
+    [("hyperband", optuna.pruners.HyperbandPruner), ("median", optuna.pruners.MedianPruner), ("none", optuna.pruners.NopPruner)],
 )
 def test_every_pruner_can_be_named(name: str, kind: type) -> None:
     assert isinstance(build_pruner(Study(pruner=name), 9), kind)

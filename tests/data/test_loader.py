@@ -1,0 +1,175 @@
+"""Batches: their order, their augmentation, their independence of worker processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.config import Data
+from pipeline.data.loader import Batches, Images, Loader
+from pipeline.data.store import Store, write_store
+from pipeline.data.transforms import build_augmentation
+
+NUM_IMAGES = 21
+AUGMENTED = Data.model_validate(
+    {"augment": [{"RandomRotation": 30}, {"ColorJitter": {"brightness": 0.5}}, "RandomCrop"], "image_size": 8, "store_size": 10}
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    name = tmp_path_factory.mktemp("store") / "images"
+    write_store(name, np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 3, 10, 12), dtype=np.uint8))
+    return Store(name)
+
+
+def images_of(store: Store, augmented: bool = False, seed: int = 0) -> Images:
+    labels = np.arange(NUM_IMAGES, dtype=np.int64)
+    return Images(store, labels, labels, 8, build_augmentation(AUGMENTED) if augmented else None, seed)
+
+
+def epoch_of(loader: Loader, number: int) -> tuple[Tensor, Tensor]:
+    batches = list(loader.epoch(number))
+    assert len(batches) == len(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_images_without_augmentation_are_the_middles_in_order(store: Store) -> None:
+    images, labels = epoch_of(Loader(images_of(store), 4), 1)
+    assert labels.tolist() == list(range(NUM_IMAGES))
+    assert (images.shape, images.dtype) == ((NUM_IMAGES, 3, 8, 8), torch.uint8)
+    assert all(np.array_equal(images[number], store[number][:, 1:9, 2:10]) for number in range(NUM_IMAGES))
+
+
+def test_a_split_is_the_images_at_its_positions(store: Store) -> None:
+    labels = np.arange(NUM_IMAGES, dtype=np.int64) * 10
+    images, found = epoch_of(Loader(Images(store, np.array([5, 2, 9]), labels, 8), 2), 0)
+    assert found.tolist() == [50, 20, 90]
+    assert np.array_equal(images[1], store[2][:, 1:9, 2:10])
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_workers_do_not_change_the_batches(store: Store, augmented: bool, shuffle_seed: int | None) -> None:
+    alone, helped = (Loader(images_of(store, augmented), 4, shuffle_seed, workers) for workers in (0, 2))
+    for number in (1, 2, 1):
+        assert same(epoch_of(alone, number), epoch_of(helped, number))
+
+
+def test_the_same_seed_gives_the_same_epoch(store: Store) -> None:
+    one, other = (Loader(images_of(store, augmented=True, seed=5), 4, shuffle_seed=5) for _ in range(2))
+    epoch_of(one, 1)
+    assert same(epoch_of(one, 2), epoch_of(other, 2))
+
+
+def test_another_epoch_has_another_order_and_other_augmentations(store: Store) -> None:
+    loader = Loader(images_of(store, augmented=True), 4, shuffle_seed=0)
+    (first_images, first), (second_images, second) = epoch_of(loader, 1), epoch_of(loader, 2)
+    assert first.tolist() != second.tolist()
+    again = [
+        not torch.equal(first_images[first == label], second_images[second == label])
+        for label in set(first.tolist()) & set(second.tolist())
+    ]
+    assert sum(again) > len(again) / 2
+
+
+def test_another_seed_has_another_order_and_other_augmentations(store: Store) -> None:
+    first, second = (epoch_of(Loader(images_of(store, augmented=True, seed=seed), 4), 1) for seed in (0, 1))
+    assert first[1].tolist() == second[1].tolist()
+    assert not torch.equal(first[0], second[0])
+    orders = [epoch_of(Loader(images_of(store), 4, shuffle_seed=seed), 1)[1].tolist() for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_augmentation_does_not_depend_on_batches_or_order(store: Store) -> None:
+    ordered_images, ordered = epoch_of(Loader(images_of(store, augmented=True), 4), 1)
+    shuffled_images, shuffled = epoch_of(Loader(images_of(store, augmented=True), 5, shuffle_seed=1), 1)
+    for label in shuffled.tolist():
+        assert torch.equal(shuffled_images[shuffled == label], ordered_images[ordered == label])
+
+
+def test_only_images_with_an_augmentation_change_between_epochs(store: Store) -> None:
+    plain, augmented = (Loader(images_of(store, augmented), 4) for augmented in (False, True))
+    assert same(epoch_of(plain, 1), epoch_of(plain, 2))
+    assert not torch.equal(epoch_of(augmented, 1)[0], epoch_of(augmented, 2)[0])
+
+
+def next_random_number(loader: Loader) -> float:
+    torch.manual_seed(0)
+    epoch_of(loader, 1)
+    epoch_of(loader, 2)
+    return torch.rand(1).item()
+
+
+def test_augmenting_leaves_the_random_numbers_of_training_alone(store: Store) -> None:
+    plain, augmented = (next_random_number(Loader(images_of(store, augmented), 4, shuffle_seed=0)) for augmented in (False, True))
+    assert plain == augmented
+
+
+def test_workers_leave_the_random_numbers_of_training_alone(store: Store) -> None:
+    alone, helped = (next_random_number(Loader(images_of(store, augmented=True), 4, 0, workers)) for workers in (0, 2))
+    assert alone == helped
+
+
+def sizes(batches: Batches) -> list[int]:
+    return [len(batch) for batch in batches]
+
+
+def test_a_last_batch_of_one_is_dropped_in_training_only() -> None:
+    assert sizes(Batches(21, 4, shuffle_seed=0)) == [4, 4, 4, 4, 4]
+    assert sizes(Batches(21, 4)) == [4, 4, 4, 4, 4, 1]
+
+
+def test_a_last_batch_of_two_is_kept() -> None:
+    assert sizes(Batches(22, 4, shuffle_seed=0)) == [4, 4, 4, 4, 4, 2]
+
+
+def test_a_single_image_is_kept() -> None:
+    assert sizes(Batches(1, 4, shuffle_seed=0)) == [1]
+
+
+def test_batches_of_one_image_are_kept_where_asked_for() -> None:
+    assert sizes(Batches(5, 1, shuffle_seed=0)) == [1] * 5
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.integers(1, 60), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 5)), st.integers(0, 3))
+def test_each_image_is_seen_once_an_epoch(num_images: int, batch_size: int, seed: int | None, epoch: int) -> None:
+    batches = Batches(num_images, batch_size, seed)
+    batches.epoch = epoch
+    listed = list(batches)
+    numbers = [number for batch in listed for _, number in batch]
+    assert {key[0] for batch in listed for key in batch} <= {epoch}
+    assert len(batches) == len(listed)
+    assert len(numbers) == len(set(numbers)) and set(numbers) <= set(range(num_images))
+    dropped = num_images - len(numbers)
+    assert dropped <= (1 if seed is not None and batch_size > 1 else 0)
+
+
+def test_loader_knows_its_number_of_images_and_batches(store: Store) -> None:
+    loader = Loader(images_of(store), 4)
+    assert (loader.num_images, len(loader)) == (NUM_IMAGES, 6)
+
+
+def test_an_abandoned_epoch_does_not_disturb_the_next(store: Store) -> None:
+    loader: Any = Loader(images_of(store), 4, shuffle_seed=0)
+    expected = epoch_of(loader, 2)
+    next(loader.epoch(1))
+    assert same(epoch_of(loader, 2), expected)
+
+
+def test_the_store_of_a_worker_is_not_copied(tmp_path: Path) -> None:
+    write_store(tmp_path / "images", np.zeros((4, 3, 10, 12), dtype=np.uint8))
+    loader = Loader(Images(Store(tmp_path / "images"), np.arange(4), np.arange(4), 8), 2, workers=1)
+    assert epoch_of(loader, 1)[1].tolist() == [0, 1, 2, 3]

@@ -1,0 +1,136 @@
+"""Where labelled images come from."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pipeline.data.decode import EXTENSIONS
+from pipeline.data.sources import SPLIT_FOLDERS, Item, open_source
+from pipeline.errors import UserError
+from pipeline.identity import data_digest
+from tests.data.conftest import WriteImages, write_image
+
+
+def test_digits_are_1797_images_of_ten_classes() -> None:
+    items = open_source("digits").items
+    assert len(items) == len({item.path for item in items}) == 1797
+    assert {item.label for item in items} == set("0123456789")
+    assert {item.split for item in items} == {""}
+
+
+def test_digits_are_scikit_learns_pixels() -> None:
+    source, digits = open_source("digits"), load_digits()
+    for number in (0, 1000, 1796):
+        image = Image.open(io.BytesIO(source.read(source.items[number])))
+        assert np.array_equal(np.asarray(image), np.round(digits.images[number] * 255 / 16))
+        assert source.items[number].label == str(digits.target[number])
+
+
+def test_the_digest_of_digits_never_changes() -> None:
+    source = open_source("digits")
+    assert data_digest((source.content_hash(item), item.label, "") for item in source.items) == "59fee6b3457fa2f56457a3104528a792"
+
+
+def test_a_folder_of_class_folders(photos: WriteImages) -> None:
+    root = photos({"dog": 1, "cat": 2, "cat/indoors": 1})
+    assert open_source(f"folder:{root}").items == [
+        Item("cat/000.png", "cat"), Item("cat/001.png", "cat"), Item("cat/indoors/000.png", "cat"), Item("dog/000.png", "dog"),
+    ]  # fmt: skip
+
+
+def test_read_returns_the_bytes_of_the_file(photos: WriteImages) -> None:
+    root = photos({"cat": 1, "dog": 1})
+    source = open_source(f"folder:{root}")
+    assert source.read(source.items[0]) == (root / "cat" / "000.png").read_bytes()
+    assert source.content_hash(source.items[0]) != source.content_hash(source.items[1])
+
+
+def test_what_is_hidden_or_no_image_is_left_out(photos: WriteImages) -> None:
+    root = photos({"cat": 1, "dog": 1, ".thumbnails": 1, ".git/cat": 1})
+    write_image(root / "cat" / "._000.png")
+    write_image(root / "outside.png")
+    for name in ("notes.txt", "Thumbs.db", "labels.csv", "noextension"):
+        (root / "cat" / name).write_text("no image")
+    assert [item.path for item in open_source(f"folder:{root}").items] == ["cat/000.png", "dog/000.png"]
+
+
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+def test_each_extension_is_taken_in_either_case(photos: WriteImages, extension: str) -> None:
+    root = photos({"cat": 1, "dog": 1})
+    for name in (f"x{extension}", f"y{extension.upper()}"):
+        (root / "cat" / name).write_bytes(b"taken by its name")
+    assert [item.path for item in open_source(f"folder:{root}").items][1:-1] == [f"cat/x{extension}", f"cat/y{extension.upper()}"]
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.capitalize, str.upper])
+@pytest.mark.parametrize("name", sorted(set(SPLIT_FOLDERS) - {"train", "training"}))
+def test_split_folders_above_the_class_folders(photos: WriteImages, name: str, spell: type[str]) -> None:
+    root = photos({f"{spell('train')}/cat": 2, f"{spell('train')}/dog": 1, f"{spell(name)}/cat": 1, f"{spell(name)}/dog": 1})
+    found = sorted((item.label, item.split) for item in open_source(f"folder:{root}").items)
+    split = SPLIT_FOLDERS[name]
+    assert found == sorted([("cat", "train"), ("cat", "train"), ("dog", "train"), ("cat", split), ("dog", split)])
+
+
+@pytest.mark.parametrize("name", ["train", "training"])
+def test_each_name_of_the_training_folder(photos: WriteImages, name: str) -> None:
+    root = photos({f"{name}/cat": 1, f"{name}/dog": 1})
+    assert [item.split for item in open_source(f"folder:{root}").items] == ["train", "train"]
+
+
+def test_val_and_test_without_train_are_classes(photos: WriteImages) -> None:
+    root = photos({"test": 1, "val": 1})
+    assert [(item.label, item.split) for item in open_source(f"folder:{root}").items] == [("test", ""), ("val", "")]
+
+
+def test_a_home_folder_is_expanded(photos: WriteImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = photos({"cat": 1, "dog": 1})
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(open_source("folder:~/photos").items) == 2
+
+
+def test_a_missing_folder_is_named_with_the_nearest(photos: WriteImages) -> None:
+    root = photos({"cat": 1, "dog": 1})
+    with pytest.raises(UserError, match=r"data\.source: folder '.*/photo' does not exist; nearest: .*/photos"):
+        open_source(f"folder:{root.parent}/photo")
+
+
+@pytest.mark.parametrize("content", ["nothing", "no class folders", "no images"])
+def test_a_folder_without_images_says_what_is_expected(tmp_path: Path, content: str) -> None:
+    if content == "no class folders":
+        write_image(tmp_path / "image.png")
+    elif content == "no images":
+        (tmp_path / "cat").mkdir()
+        (tmp_path / "cat" / "image.txt").write_text("")
+    with pytest.raises(UserError, match=r"has no images in class folders; expected .*/CLASS/IMAGE with one of \.avif, \.bmp"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_one_class_is_not_enough(photos: WriteImages) -> None:
+    with pytest.raises(UserError, match=r"has one class only \('cat'\)"):
+        open_source(f"folder:{photos({'cat': 3})}")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digit", "unknown data.source 'digit'; nearest: digits; allowed: digits, folder:PATH"),
+        ("folder:", "unknown data.source 'folder:'"),
+        ("folders:photos", "unknown data.source 'folders:photos'; nearest: folder:PATH"),
+        ("", "unknown data.source ''"),
+    ],
+)
+def test_an_unknown_source_is_named_with_the_nearest(name: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        open_source(name)
+    assert expected in caught.value.message
+
+
+def test_a_bare_path_is_answered_with_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"nearest: folder:{tmp_path}"):
+        open_source(str(tmp_path))

@@ -1,0 +1,138 @@
+"""Which image trains, validates or tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Data
+from pipeline.data.sources import SPLITS, Item
+from pipeline.data.splits import assign_splits
+from pipeline.errors import UserError
+
+COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(3, 60), min_size=2)
+FRACTIONS = st.tuples(st.floats(0.01, 0.49), st.floats(0.01, 0.49))
+
+
+def items_of(counts: dict[str, int], split: str = "") -> list[Item]:
+    return [Item(f"{split}/{label}/{number:03d}.png", label, split) for label, count in counts.items() for number in range(count)]
+
+
+def count(items: list[Item], label: str = "") -> tuple[int, int, int]:
+    found = Counter(item.split for item in items if not label or item.label == label)
+    return found["train"], found["val"], found["test"]
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(COUNTS, FRACTIONS, st.integers(0, 1000))
+def test_splits_are_disjoint_complete_and_stratified(counts: dict[str, int], fractions: tuple[float, float], seed: int) -> None:
+    items = items_of(counts)
+    data = Data(val_fraction=fractions[0], test_fraction=fractions[1], seed=seed)
+    assigned = assign_splits(items, data)
+    assert [replace(item, split="") for item in assigned] == items
+    assert {item.split for item in assigned} == set(SPLITS)
+    for label, number in counts.items():
+        train, val, test = count(assigned, label)
+        assert min(train, val, test) >= 1
+        assert train + val + test == number
+        assert abs(val - number * fractions[0]) <= 1 and abs(test - number * fractions[1]) <= 1
+    assert assign_splits(items, data) == assigned
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(100, (70, 15, 15)), (20, (14, 3, 3)), (3, (1, 1, 1)), (4, (2, 1, 1)), (1000, (700, 150, 150))]
+)
+def test_70_15_15_by_default(number: int, expected: tuple[int, int, int]) -> None:
+    assigned = assign_splits(items_of({"cat": number, "dog": number}), Data())
+    assert count(assigned, "cat") == count(assigned, "dog") == expected
+
+
+def test_a_class_too_small_for_large_fractions_still_trains() -> None:
+    assert count(assign_splits(items_of({"cat": 3, "dog": 3}), Data(val_fraction=0.49, test_fraction=0.5)), "cat") == (1, 1, 1)
+
+
+def test_another_seed_is_another_split() -> None:
+    items = items_of({"cat": 50, "dog": 50})
+    assert len({tuple(item.split for item in assign_splits(items, Data(seed=seed))) for seed in range(5)}) == 5
+
+
+def test_the_split_of_a_class_is_not_in_the_order_of_its_files() -> None:
+    splits = [item.split for item in assign_splits(items_of({"cat": 40, "dog": 40}), Data()) if item.label == "cat"]
+    assert splits != sorted(splits) and splits != sorted(splits, reverse=True)
+
+
+def test_given_splits_are_kept() -> None:
+    items = [item for split in SPLITS for item in items_of({"cat": 2, "dog": 3}, split)]
+    assert assign_splits(items, Data()) == items
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(COUNTS, COUNTS, st.integers(0, 100))
+def test_missing_validation_images_come_from_training_never_from_test(train: dict[str, int], test: dict[str, int], seed: int) -> None:
+    items = items_of(train, "train") + items_of({label: number for label, number in test.items() if label in train}, "test")
+    assigned = assign_splits(items, Data(seed=seed))
+    assert [item for item in assigned if item.split == "test"] == [item for item in items if item.split == "test"]
+    validating = [item for item in assigned if item.split == "val"]
+    assert {item.label for item in validating} == set(train)
+    assert all(item.path.startswith("train/") for item in validating)
+    assert Counter(item.label for item in validating) == {label: max(1, round(0.15 * number)) for label, number in train.items()}
+
+
+def test_missing_test_images_come_from_training_never_from_validation() -> None:
+    items = items_of({"cat": 20, "dog": 20}, "train") + items_of({"cat": 5, "dog": 5}, "val")
+    assigned = assign_splits(items, Data())
+    assert count(assigned) == (34, 10, 6)
+    assert {item.path.partition("/")[0] for item in assigned if item.split == "test"} == {"train"}
+
+
+def test_classes_too_small_to_split_are_all_listed() -> None:
+    with pytest.raises(UserError) as caught:
+        assign_splits(items_of({"cat": 10, "dog": 2, "owl": 1}), Data())
+    assert caught.value.message == "2 of 3 classes have too few images for the 3 splits (train, val, test); at least 3 are needed"
+    assert caught.value.findings == ["dog: 2 images", "owl: 1 image"]
+
+
+def test_a_class_without_training_images_is_listed() -> None:
+    items = items_of({"cat": 5}, "train") + items_of({"cat": 1, "dog": 1}, "val") + items_of({"cat": 1}, "test")
+    with pytest.raises(UserError) as caught:
+        assign_splits(items, Data())
+    assert caught.value.findings == ["dog: 0 images"]
+
+
+def test_one_image_to_train_is_enough_where_the_splits_are_given() -> None:
+    items = [item for split in SPLITS for item in items_of({"cat": 1, "dog": 1}, split)]
+    assert assign_splits(items, Data()) == items
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(COUNTS, st.integers(24, 200), st.integers(0, 100))
+def test_limit_is_the_most_images_and_keeps_every_class(counts: dict[str, int], limit: int, seed: int) -> None:
+    items = items_of(counts)
+    sample = assign_splits(items, Data(limit=limit, seed=seed))
+    assert len(sample) <= limit
+    assert {replace(item, split="") for item in sample} <= set(items)
+    assert {item.label for item in sample} == set(counts)
+
+
+def test_a_limited_sample_is_stratified_and_seeded() -> None:
+    items = items_of({"cat": 300, "dog": 100})
+    sample = assign_splits(items, Data(limit=100))
+    assert Counter(item.label for item in sample) == {"cat": 75, "dog": 25}
+    assert assign_splits(items, Data(limit=100)) == sample
+    assert assign_splits(items, Data(limit=100, seed=1)) != sample
+
+
+def test_a_limit_above_the_number_of_images_changes_nothing() -> None:
+    items = items_of({"cat": 30, "dog": 10})
+    assert assign_splits(items, Data(limit=1000)) == assign_splits(items, Data())
+
+
+def test_a_limited_sample_keeps_given_splits() -> None:
+    items = [item for split in SPLITS for item in items_of({"cat": 40, "dog": 40}, split)]
+    sample = assign_splits(items, Data(limit=120))
+    assert count(sample) == (40, 40, 40)
+    assert set(sample) <= set(items)

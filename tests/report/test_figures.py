@@ -1,0 +1,175 @@
+"""Figures are written, and show what they are given."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.report import figures
+
+BLUE, ORANGE, GREY, DARKEST = (43, 108, 176), (221, 107, 32), (138, 147, 158), (8, 48, 107)
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def pixels_of(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def count(file: Path, colour: tuple[int, int, int]) -> int:
+    return int((pixels_of(file) == colour).all(axis=2).sum())
+
+
+def matrix(classes: int, wrong: bool = True) -> np.ndarray[Any, np.dtype[np.int64]]:
+    rng = np.random.default_rng(0)
+    return np.diag(np.full(classes, 50)) + (rng.integers(0, 5, (classes, classes)) if wrong else 0)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 40, 100])
+def test_a_confusion_matrix_is_written(tmp_path: Path, classes: int) -> None:
+    names = [f"class {number}" for number in range(classes)]
+    figures.confusion_matrix(tmp_path / "matrix.png", matrix(classes), names, "validation")
+    pixels = pixels_of(tmp_path / "matrix.png")
+    assert min(pixels.shape[:2]) > 200 and max(pixels.shape[:2]) < 6000
+    # The diagonal is the darkest blue of the map.
+    assert count(tmp_path / "matrix.png", DARKEST) > 20 * classes
+
+
+def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
+    for name, counts in (("some.png", matrix(4)), ("none.png", matrix(4, wrong=False))):
+        figures.confusion_matrix(tmp_path / name, counts, list("abcd"), "validation")
+    some, none = pixels_of(tmp_path / "some.png"), pixels_of(tmp_path / "none.png")
+    assert some.shape == none.shape and (some != none).any()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["$1$ to $a^$", "$x^", "50% off"],
+        ["", " ", "a"],
+        ["a very long name of a class that no axis has room for " * 2, "b", "c"],
+        ["Kätzchen", "œuvre", "naïve"],
+        ["<b>", "a&b", "a\\b"],
+    ],
+    ids=["formulas", "blank", "long", "accents", "markup"],
+)
+def test_classes_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
+    figures.confusion_matrix(tmp_path / "matrix.png", matrix(3), names, f"validation of {names[0]}")
+    assert pixels_of(tmp_path / "matrix.png").std() > 0
+
+
+def test_a_class_without_images_is_drawn_empty(tmp_path: Path) -> None:
+    figures.confusion_matrix(tmp_path / "matrix.png", np.array([[3, 0], [0, 0]]), ["cat", "dog"], "validation")
+    assert count(tmp_path / "matrix.png", DARKEST) > 1000
+
+
+def test_a_matrix_without_any_image_is_drawn_empty(tmp_path: Path) -> None:
+    figures.confusion_matrix(tmp_path / "matrix.png", np.zeros((2, 2), dtype=np.int64), ["cat", "dog"], "validation")
+    assert count(tmp_path / "matrix.png", DARKEST) == 0
+
+
+def history(epochs: int) -> list[dict[str, float]]:
+    return [
+        {"train/loss": 2 / epoch, "val/loss": 3 / epoch, "train/accuracy": 1 - 0.5 / epoch, "val/accuracy": 1 - 0.7 / epoch}
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 100])
+def test_learning_curves_show_training_and_validation(tmp_path: Path, epochs: int) -> None:
+    figures.learning_curves(tmp_path / "curves.png", history(epochs), best_epoch=epochs)
+    assert count(tmp_path / "curves.png", BLUE) > 50
+    assert count(tmp_path / "curves.png", ORANGE) > 50
+
+
+def test_learning_curves_have_a_gap_where_a_value_is_missing(tmp_path: Path) -> None:
+    figures.learning_curves(tmp_path / "whole.png", history(3), best_epoch=1)
+    figures.learning_curves(tmp_path / "gap.png", [*history(2), {**history(3)[2], "val/loss": math.nan}], best_epoch=1)
+    assert 0 < count(tmp_path / "gap.png", ORANGE) < count(tmp_path / "whole.png", ORANGE)
+
+
+@pytest.mark.parametrize("lrs", [[1e-3], [1e-3] * 50, [1e-3 * 0.9**step for step in range(50)], [1e-12] * 3])
+def test_the_learning_rate_is_drawn(tmp_path: Path, lrs: list[float]) -> None:
+    figures.learning_rate(tmp_path / "lr.png", lrs, steps_per_epoch=10)
+    assert count(tmp_path / "lr.png", BLUE) > (0 if len(lrs) > 1 else -1)
+    assert pixels_of(tmp_path / "lr.png").std() > 0
+
+
+def run(**values: Any) -> dict[str, Any]:
+    defaults = {"state": "complete", "val_accuracy": 0.9, "test_accuracy": None, "test_accuracy_low": None, "test_accuracy_high": None}
+    return {**defaults, **values}
+
+
+TESTED = {"test_accuracy": 0.85, "test_accuracy_low": 0.8, "test_accuracy_high": 0.89}
+
+
+def drawn(file: Path, *rows: dict[str, Any]) -> Path:
+    figures.comparison(file, rows, [f"{place}  run" for place in range(len(rows))])
+    return file
+
+
+def test_the_comparison_shows_validation_and_test(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "comparison.png", run(**TESTED), run(val_accuracy=0.8))
+    assert count(file, BLUE) > 30 and count(file, ORANGE) > 30
+
+
+def test_the_comparison_shows_no_test_score_where_there_is_none(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "comparison.png", run(), run(val_accuracy=0.8))
+    assert count(file, BLUE) > 30 and count(file, ORANGE) == 0
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed", "interrupted"])
+def test_runs_that_are_not_complete_are_grey(tmp_path: Path, state: str) -> None:
+    complete, other = drawn(tmp_path / "a.png", run(), run()), drawn(tmp_path / "b.png", run(), run(state=state))
+    assert count(other, GREY) > count(complete, GREY)
+    assert 0 < count(other, BLUE) < count(complete, BLUE)
+
+
+def test_a_run_far_below_stands_at_the_edge(tmp_path: Path) -> None:
+    near, far = (drawn(tmp_path / f"{value}.png", run(), run(), run(state="pruned", val_accuracy=value)) for value in (0.89, 0.1))
+    assert (pixels_of(near) != pixels_of(far)).any()
+    assert abs(count(near, BLUE) - count(far, BLUE)) < 0.5 * count(near, BLUE)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"val_accuracy": math.nan},
+        {"test_accuracy": math.nan, "test_accuracy_low": math.nan, "test_accuracy_high": math.nan},
+        {"test_accuracy": 0.8},
+        {"val_accuracy": 0.0},
+        {"val_accuracy": 1.0, "test_accuracy": 1.0, "test_accuracy_low": 0.9, "test_accuracy_high": 1.0},
+    ],
+    ids=["NaN", "test NaN", "no interval", "zero", "one"],
+)
+@pytest.mark.parametrize("state", ["complete", "failed"])
+def test_the_comparison_shows_the_others_beside_an_odd_run(tmp_path: Path, odd: dict[str, Any], state: str) -> None:
+    first, last = run(state=state, **odd), run(**TESTED)
+    for rows in ((first, last), (last, first)):
+        file = drawn(tmp_path / "comparison.png", *rows)
+        assert count(file, BLUE) > 30 and count(file, ORANGE) > 30
+
+
+def test_a_comparison_without_a_complete_run_is_drawn(tmp_path: Path) -> None:
+    assert count(drawn(tmp_path / "comparison.png", run(state="pruned", val_accuracy=0.3)), GREY) > 30
+
+
+def test_an_empty_comparison_is_drawn(tmp_path: Path) -> None:
+    assert pixels_of(drawn(tmp_path / "comparison.png")).std() > 0
+
+
+def test_a_long_comparison_is_high_enough_for_its_labels(tmp_path: Path) -> None:
+    short, long = (pixels_of(drawn(tmp_path / f"{number}.png", *[run()] * number)) for number in (10, 60))
+    assert long.shape[0] - short.shape[0] > 50 * 12
+
+
+def test_labels_may_hold_anything(tmp_path: Path) -> None:
+    figures.comparison(tmp_path / "comparison.png", [run(), run()], ["$1_$ {x^ $", "Kätzchen, lr 0.001"])
+    assert count(tmp_path / "comparison.png", BLUE) > 30

@@ -1,0 +1,271 @@
+"""The comparison of runs as tables."""
+
+from __future__ import annotations
+
+import io
+import math
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline import metrics
+from pipeline.config import Configuration, nest
+from pipeline.report import tables
+
+FIRST_COLUMNS = [
+    "run_id",
+    "run_name",
+    "state",
+    "model",
+    "weights",
+    "freeze",
+    "optimizer",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "seed",
+    "epochs",
+    "best_epoch",
+    "val_accuracy",
+    "val_loss",
+    "test_accuracy",
+    "test_accuracy_low",
+    "test_accuracy_high",
+    "parameters",
+    "seconds",
+    "config_hash",
+    "data_digest",
+]
+PEOPLES_COLUMNS = ["#", "run", "settings", "val accuracy", "val loss", "test accuracy (95%)", "parameters", "time"]
+
+
+def row(run_id: str = "r1", settings: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+    configuration = Configuration.model_validate(nest(settings or {}))
+    return {
+        "run_id": run_id, "run_name": f"run {run_id}", "state": "complete", "model": "resnet18", "weights": "none", "freeze": "none",
+        "optimizer": "adamw", "lr": 0.001, "schedule": "none", "weight_decay": 0.0001, "seed": 0, "epochs": 10, "best_epoch": 7,
+        "val_accuracy": 0.98139, "val_loss": 0.05, "test_accuracy": 0.92, "test_accuracy_low": 0.887, "test_accuracy_high": 0.944,
+        "parameters": 11181642.0, "seconds": 48.2, "config_hash": "abc", "data_digest": "d1",
+        "params": {name: str(value) for name, value in configuration.flat().items()}, **values,
+    }  # fmt: skip
+
+
+def csv_of(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)))
+
+
+def test_the_columns_that_scripts_rely_on_come_first_and_in_order() -> None:
+    assert list(csv_of(tables.comparison([row()])).columns)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS == tables.COLUMNS
+
+
+def test_runs_stay_in_the_order_given() -> None:
+    assert csv_of(tables.comparison([row("b"), row("a"), row("c")]))["run_id"].tolist() == ["b", "a", "c"]
+
+
+def test_values_survive_the_csv() -> None:
+    (found,) = csv_of(tables.comparison([row(val_accuracy=1 / 3, lr=5e-5)])).to_dict("records")
+    assert found["val_accuracy"] == pytest.approx(1 / 3, abs=1e-15)
+    assert found["lr"] == 5e-5
+    assert (found["model"], found["weights"], found["state"]) == ("resnet18", "none", "complete") or math.isnan(found["weights"])
+
+
+def test_whole_numbers_are_written_without_a_point_even_beside_missing_ones() -> None:
+    text = tables.comparison([row(best_epoch=7.0), row(best_epoch=None, parameters=None, state="failed")]).to_csv(index=False)
+    first = dict(zip(*[line.split(",") for line in text.splitlines()[:2]], strict=True))
+    assert (first["best_epoch"], first["seed"], first["epochs"], first["parameters"]) == ("7", "0", "10", "11181642")
+
+
+def test_missing_values_are_empty() -> None:
+    found = csv_of(tables.comparison([{"run_id": "r1", "state": "failed"}]))
+    assert found.loc[0].dropna().to_dict() == {"run_id": "r1", "state": "failed"}
+
+
+def test_no_runs_have_the_columns_too() -> None:
+    assert list(csv_of(tables.comparison([])).columns)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
+
+
+def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
+    rows = [
+        row("r1", val_accuracy=0.9, test_accuracy=0.8),
+        row("r2", config_hash="other", val_accuracy=0.5),
+        row("r3", val_accuracy=0.8, test_accuracy=None),
+        row("r4", val_accuracy=0.1, state="pruned"),
+    ]
+    table = tables.configurations(rows)
+    assert table["config_hash"].tolist() == ["abc", "other"]
+    assert table["repeats"].tolist() == [2, 1]
+    assert table["run_ids"].tolist() == ["r1 r3", "r2"]
+    assert table["val_accuracy"].tolist() == pytest.approx([0.85, 0.5])
+    assert table["val_accuracy_std"][0] == pytest.approx(0.05 * math.sqrt(2))
+    assert math.isnan(table["val_accuracy_std"][1])
+    assert table["test_accuracy"][0] == pytest.approx(0.8)
+
+
+def test_runs_on_other_data_are_not_merged() -> None:
+    assert tables.configurations([row("r1"), row("r2", data_digest="d2")])["repeats"].tolist() == [1, 1]
+
+
+def test_without_a_complete_run_there_are_the_columns_still() -> None:
+    expected = list(tables.configurations([row()]).columns)
+    assert list(csv_of(tables.configurations([row(state="failed")])).columns) == expected
+
+
+def test_only_settings_that_differ_are_shown() -> None:
+    rows = [row(settings={"optimizer.lr": 1e-3}), row(settings={"optimizer.lr": 5e-5, "schedule.name": "cosine"})]
+    assert tables.differing_settings(rows) == ["lr 0.001, decay none", "lr 5e-05, decay cosine"]
+
+
+def test_equal_runs_differ_in_nothing() -> None:
+    assert tables.differing_settings([row(), row()]) == ["", ""]
+
+
+@pytest.mark.parametrize("name", ["model.name", "data.source", "data.workers", "training.device"])
+def test_what_is_no_setting_is_not_shown(name: str) -> None:
+    other = {"model.name": "resnet34", "data.source": "folder:x", "data.workers": 2, "training.device": "cpu"}[name]
+    assert tables.differing_settings([row(), row(settings={name: other})]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("training.seed", 12345, 12346),
+        ("training.epochs", 1000, 1001),
+        ("optimizer.lr", 1e-3, 1.01e-3),
+        ("data.augment", ["RandomCrop"], ["Grayscale"]),
+        ("model.dropout", 0.0, 0.5),
+        ("optimizer.momentum", 0.9, 0.95),
+    ],
+)
+def test_settings_that_differ_can_be_told_apart(name: str, one: Any, other: Any) -> None:
+    first, second = tables.differing_settings([row(settings={name: one}), row(settings={name: other})])
+    assert first != second
+
+
+def test_a_gamma_of_ones_own_is_shown() -> None:
+    rows = [row(settings={"schedule.name": "exponential", "schedule.gamma": gamma}) for gamma in (0.9, 0.8)]
+    assert tables.differing_settings(rows) == ["gamma 0.9", "gamma 0.8"]
+
+
+def test_a_gamma_that_comes_with_the_schedule_is_not_shown() -> None:
+    rows = [row(settings={"schedule.name": name}) for name in ("exponential", "step")]
+    assert tables.differing_settings(rows) == ["decay exponential", "decay step"]
+
+
+def test_eight_columns_for_people() -> None:
+    table = tables.for_people([row()])
+    assert list(table.columns) == PEOPLES_COLUMNS
+    assert table.loc[0].tolist() == ["1", "run r1", "", "98.14%", "0.0500", "92.00% (88.7 to 94.4)", "11.2 M", "48 s"]
+
+
+def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None:
+    rows = [row(), row(val_accuracy=0.9), row(state="pruned"), row(state="failed", val_accuracy=None), row(val_accuracy=math.nan)]
+    assert tables.for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
+
+
+def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
+    rows = [row(val_accuracy=value, state=state) for value in (0.9, None, math.nan, 1.797e308) for state in ("complete", "pruned")]
+    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [metrics.can_be_ranked(one) for one in rows]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, 1.797e308])
+def test_missing_scores_are_blank_for_people(missing: float | None) -> None:
+    names = ("val_accuracy", "val_loss", "test_accuracy", "parameters", "seconds")
+    table = tables.for_people([row(**dict.fromkeys(names, missing))])
+    assert table.loc[0].tolist()[3:] == [""] * 5
+
+
+def test_a_test_score_without_interval_stands_alone() -> None:
+    assert tables.for_people([row(test_accuracy_low=None)])["test accuracy (95%)"].tolist() == ["92.00%"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (48.2, "48 s"), (119, "119 s"), (120, "2 min"), (3600, "60 min"), (12600, "3.5 h"), (None, ""), (math.nan, "")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert tables.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.98139, "98.14%"), (1, "100.00%"), (0, "0.00%"), (None, ""), (math.nan, "")])
+def test_percents(value: float | None, text: str) -> None:
+    assert tables.percent(value) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(11181642, "11.2 M"), (26154, "26,154"), (100000, "0.1 M")])
+def test_numbers_of_parameters(count: int, text: str) -> None:
+    assert tables.for_people([row(parameters=count)])["parameters"].tolist() == [text]
+
+
+def test_scores_per_class_as_text() -> None:
+    per_class = pd.DataFrame({"class": ["cat"], "precision": [0.5], "recall": [1.0], "f1": [2 / 3], "images": [12]})
+    assert tables.scores_table(per_class).to_dict("records") == [
+        {"#": "cat", "precision": "50.00%", "recall": "100.00%", "f1": "66.67%", "images": "12"}
+    ]
+
+
+HOSTILE = '<script>alert("x")</script> & more'
+
+
+class Cells(HTMLParser):
+    """Collects the text of cells and the names of all elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "td":
+            self.cells[-1] += data.rstrip("\n")
+
+
+def parsed(page: str) -> Cells:
+    parser = Cells()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
+    table = tables.for_people([row(run_name=HOSTILE)])
+    page = tables.to_html(table, HOSTILE, [HOSTILE], figure='x"onerror="alert(1)')
+    parser = parsed(page)
+    assert "script" not in [tag for tag, _ in parser.tags]
+    assert HOSTILE in parser.cells
+    assert page.count("&lt;script&gt;") == 4
+    (image,) = [attributes for tag, attributes in parser.tags if tag == "img"]
+    assert set(image) == {"src", "alt"} and image["src"] == 'x"onerror="alert(1)'
+
+
+def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
+    table = tables.for_people([row(), row(state="failed", val_accuracy=None)])
+    parser = parsed(tables.to_html(table, "Comparison", ["a note"]))
+    assert parser.cells == [str(value) for line in table.itertuples(index=False) for value in line]
+    assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [None, None, "unranked"]
+    assert "img" not in [tag for tag, _ in parser.tags]
+
+
+def test_the_markdown_has_a_line_per_run() -> None:
+    lines = tables.to_markdown(tables.for_people([row("r1"), row("r2")]), "Comparison", ["a note"]).splitlines()
+    assert lines[0] == "# Comparison"
+    assert "a note" in lines
+    assert lines[-4] == "| " + " | ".join(PEOPLES_COLUMNS) + " |"
+    assert [line.split(" | ")[1] for line in lines[-2:]] == ["run r1", "run r2"]
+
+
+def test_the_markdown_escapes_bars() -> None:
+    last = tables.to_markdown(tables.for_people([row(run_name="a|b")]), "Comparison", []).splitlines()[-1]
+    assert "a\\|b" in last
+    assert last.replace("\\|", "").count("|") == len(PEOPLES_COLUMNS) + 1
+
+
+def test_a_training_is_described_by_what_tells_it_apart() -> None:
+    params = Configuration.model_validate(nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})).flat()
+    assert tables.describe(params) == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"

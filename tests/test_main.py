@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import STEPS
+from pipeline.config import field_names
+from pipeline.tracking.store import Workspace
+from tests.conftest import PROJECT, Cli, write_digits
+
+HEAVY = {"torch", "torchvision", "mlflow", "optuna", "pandas", "matplotlib", "sklearn", "PIL", "numpy"}
+
+
+def test_the_overview_names_every_step(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.code == 0
+    assert all(re.search(rf"^  {step} ", done.out, re.MULTILINE) for step in STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(step: str) -> None:
+    code = f"import sys; from pipeline.__main__ import main; main(['{step}', '--help']); print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert "HEAVY []" in out
+    if step not in ("predict", "init"):
+        missing = [name for name in field_names() if f"--{name}" not in out]
+        assert missing == []
+        assert out.index("--optimizer.lr") < out.index("\nmore:") < out.index("--optimizer.momentum")
+
+
+BASE_ERRORS = [
+    (["tuen"], "unknown step 'tuen'; nearest: tune"),
+    (["train", "resnet18"], "'resnet18' is not an option"),
+    (["train", "--optimizer.lrr", "3"], "unknown option --optimizer.lrr; nearest: optimizer.lr"),
+    (["train", "--lr", "3"], "unknown option --lr; nearest: optimizer.lr"),
+    (["train", "--training.epochs"], "option --training.epochs needs a value"),
+    (["train", "--optimizer.lr", "-1"], "optimizer.lr: '-1' given; must be greater than 0"),
+    (["train", "--optimizer.lr", "nan"], "optimizer.lr"),
+    (["train", "--optimizer.lr", "fast"], "optimizer.lr: 'fast' given; must be a valid number"),
+    (["train", "--training.epochs", "0"], "training.epochs: '0' given; must be greater than or equal to 1"),
+    (["train", "--training.epochs", "2.5"], "training.epochs: '2.5' given"),
+    (["train", "--model.name", "resnet19"], "unknown model.name 'resnet19'; nearest: resnet1"),
+    (["train", "--model.name", "file:net.py"], "must be file:PATH.py:FUNCTION"),
+    (["train", "--model.name", "file:nowhere.py:build"], "file 'nowhere.py' does not exist"),
+    (["train", "--model.weights", "DEFALT", "--model.name", "resnet18"], "unknown model.weights 'DEFALT' of resnet18; nearest: DEFAULT"),
+    (["train", "--model.weights", "file:nowhere.pt"], "model.weights: file 'nowhere.pt' does not exist"),
+    (["train", "--optimizer.name", "adan"], "optimizer.name: 'adan' given; must be 'sgd', 'adam' or 'adamw'; nearest: adam"),
+    (["train", "--schedule.name", "cosin"], "nearest: cosine"),
+    (["train", "--data.source", "digit"], "unknown data.source 'digit'; nearest: digits"),
+    (["train", "--data.source", "folder:nowhere"], "folder 'nowhere' does not exist"),
+    (["train", "--data.augment", "RandomRotatoin"], "unknown augmentation 'RandomRotatoin'; nearest: RandomRotation"),
+    (["train", "--training.device", "cuda:7"], "this machine has no 'cuda:7'; allowed here: auto"),
+    (["train", "--training.device", "gpu"], "training.device: 'gpu' given"),
+    (["train", "--config", "nowhere.yaml"], "experiment file 'nowhere.yaml' does not exist"),
+    (["tune"], "nothing to tune"),
+    (["evaluate", "--run_id", "nonsense"], "there is no run 'nonsense'"),
+    (["predict", "--images", "x"], "option --model_uri is needed"),
+    (["init"], "option --data.source is needed"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BASE_ERRORS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    cli: Cli, quick: Path, workspace: Workspace, arguments: list[str], message: str
+) -> None:
+    needs_file = arguments[0] in ("train", "tune", "evaluate") and "--config" not in arguments
+    done = cli(*arguments, *(["--config", str(quick)] if needs_file else []))
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert workspace.client.search_runs([one.experiment_id for one in workspace.client.search_experiments()]) == []
+
+
+def bad_folders(root: Path) -> dict[str, Path]:
+    """Write one folder of each kind that cannot be trained on."""
+    folders = {name: root / name for name in ("empty", "no images", "one class", "too few", "unreadable")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (folders["no images"] / "cat").mkdir()
+    (folders["no images"] / "cat" / "notes.txt").write_text("meow")
+    write_digits(folders["one class"], 5, classes=(1,))
+    write_digits(folders["too few"], 2)
+    write_digits(folders["unreadable"], 10)
+    (folders["unreadable"] / "digit 0" / "empty.png").write_bytes(b"")
+    (folders["unreadable"] / "digit 1" / "text.jpg").write_text("no picture")
+    whole = (folders["unreadable"] / "digit 2" / "000.png").read_bytes()
+    (folders["unreadable"] / "digit 2" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("name", "messages"),
+    [
+        ("empty", ["has no images in class folders"]),
+        ("no images", ["has no images in class folders"]),
+        ("one class", ["has one class only ('digit 1')"]),
+        ("too few", ["3 of 3 classes have too few images", "  digit 0: 2 images"]),
+        ("unreadable", ["3 images", "  digit 0/empty.png: ", "  digit 1/text.jpg: not an image", "  digit 2/cut.png: "]),
+    ],
+)
+@pytest.mark.parametrize("step", ["prepare", "train"])
+def test_images_that_cannot_be_used_are_refused(
+    cli: Cli, quick: Path, workspace: Workspace, name: str, messages: list[str], step: str
+) -> None:
+    source = bad_folders(quick.parent / "bad")[name]
+    done = cli(step, "--config", quick, "--data.source", f"folder:{source}")
+    assert done.code == 2
+    assert [message for message in messages if message not in done.err] == []
+    assert not workspace.prepared.exists() or list(workspace.prepared.iterdir()) == []
+    assert workspace.client.search_runs([workspace.experiment_id]) == []
+
+
+def test_a_yaml_error_names_file_and_line(cli: Cli, folder: Path) -> None:
+    file = folder / "broken.yaml"
+    file.write_text("base:\n  training: {epochs: 3\nconfigs: []\n")
+    done = cli("train", "--config", file)
+    assert done.code == 2
+    assert f"{file}, line 3: not valid YAML" in done.err
+
+
+def test_prepare_leaves_a_manifest_and_a_run(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    done = cli("prepare", "--config", quick)
+    assert done.code == 0, done.err
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert run.data.tags["pipeline.step"] == "prepare"
+    assert [one.dataset.name for one in run.inputs.dataset_inputs][:1] == ["digits"]
+    manifest = next(workspace.prepared.glob("digits-*/manifest.csv")).read_text().splitlines()
+    assert manifest[0] == "path,label,split,sha256"
+    assert len(manifest) == 91
+
+
+def test_fast_scales_the_same_experiment_down(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    done = cli("train", "--config", quick, "--fast", "true", "--training.epochs", "50", "--data.image_size", "96")
+    assert done.code == 0, done.err
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert (run.data.params["training.epochs"], run.data.params["data.image_size"]) == ("2", "64")
+
+
+def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) -> None:
+    write_digits(folder / "my digits", 12, size=40)
+    done = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
+    assert done.code == 0, done.err
+    text = (folder / "mine.yaml").read_text()
+    assert "image_size: 32" in text
+    assert text.count("- {model:") == 20
+    assert len(set(re.findall(r"- \{model: .*", text))) == 20
+    assert "a training" in text
+    assert cli("prepare", "--config", "mine.yaml").code == 0
+    again = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
+    assert again.code == 2
+    assert "exists already" in again.err
+    assert (folder / "mine.yaml").read_text() == text

@@ -1,0 +1,182 @@
+"""The promises of the project's own files, and real launches by ``mlflow run``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.projects.utils import load_project
+from mlflow.utils.environment import _PythonEnv
+
+from pipeline.__main__ import STEPS
+from pipeline.experiment import load
+from pipeline.steps.options import fields_of, parse_options
+from pipeline.tracking import names
+from tests.conftest import PROJECT, start, wait_for
+
+MLFLOW = str(Path(sys.executable).with_name("mlflow"))
+
+
+def options_of(step: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"pipeline.steps.{step}").OPTIONS
+
+
+def test_conda_yaml_has_the_dependencies_of_pyproject() -> None:
+    environment = _PythonEnv.from_conda_yaml(str(PROJECT / "conda.yaml"))
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert environment.dependencies == declared["dependencies"]
+    assert environment.python == "3.11"
+
+
+def test_every_step_is_an_entry_point_whose_parameters_are_options() -> None:
+    project = load_project(str(PROJECT))
+    assert set(project._entry_points) == set(STEPS)
+    for step in STEPS:
+        known = {name for name, _ in fields_of(options_of(step))}
+        entry = project.get_entry_point(step)
+        assert set(entry.parameters) <= known
+        assert [name for name in entry.parameters if f"--{name} {{{name}}}" not in entry.command] == []
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "experiments").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_experiment_file_can_be_read_and_says_how_to_run_it(file: Path) -> None:
+    experiment = load(str(file), {})
+    assert experiment.trials > 0
+    header = file.read_text().split("\nbase:")[0]
+    assert header.startswith("# ")
+    assert "mlflow run . -e main" in header
+    assert experiment.entries
+
+
+def readme_commands() -> list[str]:
+    text = (PROJECT / "README.md").read_text()
+    return re.findall(r"^    (python -m pipeline .*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_is_understood(command: str) -> None:
+    step, *arguments = shlex.split(command)[3:]
+    assert step in STEPS
+    own, sections = parse_options(options_of(step), arguments)
+    assert own is not None
+    if step not in ("predict", "init"):
+        assert load(str(PROJECT / own.config), sections).base is not None
+
+
+def test_the_readme_names_every_step() -> None:
+    text = (PROJECT / "README.md").read_text()
+    assert [step for step in STEPS if f"python -m pipeline {step}" not in text] == []
+    assert text.count("python3 -m venv .venv") == 2
+
+
+def launch(cwd: Path, *arguments: str, uri: Path | str = PROJECT) -> subprocess.Popen[str]:
+    return start([MLFLOW, "run", str(uri), "--env-manager", "local", *arguments], cwd)
+
+
+def all_runs(folder: Path) -> list[Any]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    ids = [one.experiment_id for one in client.search_experiments()]
+    return client.search_runs(ids, order_by=["attributes.start_time"])
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder that is not the project's."""
+    path = tmp_path / "some where"
+    path.mkdir()
+    mlflow.set_tracking_uri(f"sqlite:///{path / 'mlflow.db'}")
+    return path
+
+
+SMALL = ("-P", "training.epochs=2", "-P", "model.name=small_cnn")
+
+
+def test_ctrl_c_ends_study_and_trial_killed(elsewhere: Path) -> None:
+    smoke = f"config={PROJECT / 'experiments' / 'smoke.yaml'}"
+    options = ("-P", smoke, "-P", "model.name=small_cnn", "-P", "training.epochs=60")
+    first = launch(elsewhere, "-e", "tune", "--experiment-name", "digits study", *options)
+    wait_for(first, "epoch 2/60")
+    first.send_signal(signal.SIGINT)
+    first.wait(timeout=60)
+    stopped = all_runs(elsewhere)
+    assert [run.info.status for run in stopped] == ["KILLED", "KILLED"]
+    assert [run.data.tags[names.STATE] for run in stopped] == ["interrupted", "interrupted"]
+
+
+def test_a_study_is_continued_under_mlflow_run_with_one_parent(elsewhere: Path) -> None:
+    file = elsewhere / "study.yaml"
+    study = yaml.safe_load((PROJECT / "experiments" / "smoke.yaml").read_text())
+    study["base"]["model"] = {"name": "small_cnn"}
+    study["configs"] = [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 2e-3}}]
+    study |= {"space": {}, "study": {}}
+    file.write_text(yaml.safe_dump(study))
+    arguments = ("-e", "tune", "--experiment-name", "again", "-P", f"config={file}")
+    outputs = [launch(elsewhere, *arguments).communicate(timeout=200)[0] for _ in range(2)]
+    assert "2 of 2 trainings are there" in outputs[1], outputs
+    runs = all_runs(elsewhere)
+    steps = [(run.data.tags[names.STEP], names.JOINS in run.data.tags) for run in runs]
+    assert steps == [("tune", False), ("train", False), ("train", False), ("tune", True)]
+    assert runs[3].data.tags[names.JOINS] == runs[0].info.run_id
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_results_stand_where_mlflow_run_was_called(elsewhere: Path) -> None:
+    done = launch(elsewhere, "-e", "train", "--experiment-name", "x", *SMALL)
+    out = done.communicate(timeout=200)[0]
+    assert done.returncode == 0, out
+    assert {path.name for path in elsewhere.iterdir()} == {"mlflow.db", "mlruns", "prepared"}
+    (run,) = all_runs(elsewhere)
+    assert run.data.tags["mlflow.project.entryPoint"] == "train"
+    assert Path(run.info.artifact_uri).is_relative_to(elsewhere)
+    assert run.data.params["model.name"] == "small_cnn"
+
+
+def test_the_project_runs_from_a_git_url(elsewhere: Path) -> None:
+    done = launch(elsewhere, "-e", "prepare", uri=f"file://{PROJECT}")
+    out = done.communicate(timeout=200)[0]
+    assert done.returncode == 0, out
+    (run,) = all_runs(elsewhere)
+    assert run.info.status == "FINISHED"
+    assert (elsewhere / "prepared").is_dir()
+
+
+def test_relative_paths_are_those_of_the_caller(elsewhere: Path) -> None:
+    from tests.conftest import write_digits
+
+    write_digits(elsewhere / "mine", 10)
+    done = launch(elsewhere, "-e", "prepare", "-P", "data.source=folder:mine")
+    out = done.communicate(timeout=200)[0]
+    assert done.returncode == 0, out
+    assert "30 images of 3 classes" in out
+
+
+def test_wrong_input_ends_the_launched_run_with_the_reason(elsewhere: Path) -> None:
+    done = launch(elsewhere, "-e", "train", "-P", "model.name=resnet19")
+    out = done.communicate(timeout=200)[0]
+    assert done.returncode == 1
+    assert "unknown model.name 'resnet19'" in out
+    (run,) = all_runs(elsewhere)
+    assert run.info.status == "FAILED"
+    assert "unknown model.name 'resnet19'" in run.data.tags[names.REASON]
+
+
+def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
+    process = launch(elsewhere, "-e", "train", "-P", "training.epochs=200", "-P", "model.name=small_cnn")
+    wait_for(process, "epoch 2/200")
+    process.kill()
+    out = process.communicate(timeout=30)[0]
+    assert "stopped by SIGTERM" in out
+    (run,) = all_runs(elsewhere)
+    assert run.info.status == "KILLED"

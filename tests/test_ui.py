@@ -1,0 +1,79 @@
+"""What a person sees in the MLflow UI of a finished study, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from pipeline.tracking.store import Workspace
+from pipeline.tracking.views import view_urls
+from tests.conftest import start
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+if CHROMIUM is None and not os.environ.get("CI"):
+    pytest.skip("needs Chromium on the PATH", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def server(smoke: Path) -> Iterator[str]:
+    """The address of a real MLflow server on the finished study."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["server", "--backend-store-uri", f"sqlite:///{smoke / 'mlflow.db'}", "--port", str(port), "--workers", "1"]
+    process = start([sys.executable, "-m", "mlflow", *arguments], smoke)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    """A fresh browser profile: a first-time visitor."""
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path / "profile"), executable_path=CHROMIUM, args=arguments, viewport={"width": 1900, "height": 1000}
+        )
+        yield context.new_page()
+        context.close()
+
+
+def test_the_saved_table_shows_the_trainings_best_first(server: str, page: Page, in_smoke: Workspace) -> None:
+    page.goto(view_urls(in_smoke)["table"].replace("http://127.0.0.1:5000", server))
+    page.get_by_text("matching runs").wait_for(timeout=60_000)
+    page.get_by_text("best/val_accuracy", exact=True).first.wait_for(timeout=30_000)
+    text = page.inner_text("body")
+    assert "3 matching runs" in text
+    for column in ("pipeline.state", "best/val_loss", "best/epoch", "model.name", "optimizer.lr"):
+        assert column in text
+    assert text.index("00 resnet18") < text.index("01 small_cnn")
+
+
+def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Workspace) -> None:
+    from pipeline.jobs.summarise import compare
+
+    compared = compare(in_smoke)
+    page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}")
+    link = page.get_by_role("link", name=compared.rows[0]["run_name"]).first
+    link.wait_for(timeout=60_000)
+    assert compared.rows[0]["run_id"] in str(link.get_attribute("href"))

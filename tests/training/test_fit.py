@@ -1,0 +1,341 @@
+"""Small real trainings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline import metrics, models
+from pipeline.config import Configuration, merge
+from pipeline.data.loader import Images, Loader
+from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.transforms import Preprocessing, build_augmentation
+from pipeline.errors import TrainingFailed
+from pipeline.training.fit import Callback, Fitted, Setting, fit, main_output, predict_logits, save_weights
+from pipeline.training.schedule import lr_at
+
+BASE: dict[str, Any] = {
+    "data": {"source": "digits", "image_size": 16, "batch_size": 32, "limit": 300},
+    "model": {"name": "small_cnn"},
+    "optimizer": {"name": "adam", "lr": 3e-3},
+    "training": {"epochs": 3, "device": "cpu"},
+}
+TIMES = {"epoch_seconds", "images_per_second"}
+METRICS = {
+    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/balanced_accuracy", "lr", *TIMES,
+}  # fmt: skip
+
+
+class Trained(NamedTuple):
+    fitted: Fitted
+    setting: Setting
+    configuration: Configuration
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in self.fitted.history]
+
+
+Train = Callable[..., Trained]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(Configuration.model_validate(BASE).data, tmp_path_factory.mktemp("prepared"))
+
+
+def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, labels: Any = None) -> Setting:
+    data, seed = configuration.data, configuration.training.seed
+    torch.manual_seed(seed)
+    network = models.build(configuration.model, len(prepared.classes), data.image_size)
+    store, true_labels = prepared.store(data), prepared.labels()
+    augmentation = build_augmentation(data)
+    train = Images(store, prepared.positions("train"), true_labels if labels is None else labels, data.image_size, augmentation, seed)
+    val = Images(store, prepared.positions("val"), true_labels, data.image_size)
+    return Setting(
+        network,
+        Preprocessing.of(data, prepared.normalisation(data)),
+        Loader(train, data.batch_size, shuffle_seed=seed, workers=data.workers),
+        Loader(val, data.batch_size),
+        torch.device("cpu"),
+        folder / "best.safetensors",
+    )
+
+
+@pytest.fixture
+def train(digits: Prepared, tmp_path: Path) -> Train:
+    def run(changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: Fitted | None = None) -> Trained:
+        configuration = Configuration.model_validate(merge(BASE, changes or {}))
+        setting = setting_of(configuration, digits, tmp_path)
+        fitted = Fitted() if fitted is None else fitted
+        fit(configuration, setting, callbacks, fitted)
+        return Trained(fitted, setting, configuration)
+
+    return run
+
+
+def test_a_small_network_learns_the_digits(train: Train) -> None:
+    trained = train({"training": {"epochs": 6}})
+    losses = [epoch["train/loss"] for epoch in trained.history]
+    assert losses[-1] < losses[0] / 2
+    assert trained.fitted.best["val/accuracy"] > 0.6
+
+
+def test_each_epoch_has_all_metrics(train: Train) -> None:
+    fitted = train().fitted
+    assert [set(epoch) for epoch in fitted.history] == [METRICS] * 3
+    assert all(np.isfinite(list(epoch.values())).all() for epoch in fitted.history)
+    assert all(0 <= epoch[name] <= 1 for epoch in fitted.history for name in METRICS if name.endswith(("accuracy", "f1_macro")))
+    assert fitted.seconds >= sum(epoch["epoch_seconds"] for epoch in fitted.history) > 0
+
+
+def test_the_same_seed_gives_the_same_history_bit_for_bit(train: Train) -> None:
+    changes = {"data": {"augment": [{"RandomRotation": 10}]}, "model": {"dropout": 0.3}}
+    first, second = train(changes), train(changes)
+    assert first.history == second.history
+    assert np.array_equal(first.fitted.logits, second.fitted.logits)
+
+
+def test_workers_do_not_change_the_history(train: Train) -> None:
+    changes: dict[str, Any] = {"data": {"augment": [{"RandomRotation": 10}]}, "model": {"dropout": 0.3}, "training": {"epochs": 2}}
+    alone, helped = train(changes), train(merge(changes, {"data": {"workers": 2}}))
+    assert alone.history == helped.history
+
+
+def test_another_seed_gives_another_history(train: Train) -> None:
+    assert train().history != train({"training": {"seed": 1}}).history
+
+
+def test_equal_scores_keep_the_later_epoch(train: Train) -> None:
+    trained = train({"optimizer": {"name": "sgd", "lr": 1e-12}})
+    assert len({epoch["val/accuracy"] for epoch in trained.history}) == 1
+    assert trained.fitted.best_epoch == 3
+
+
+def test_the_best_epoch_is_the_last_of_those_with_the_highest_accuracy(train: Train) -> None:
+    trained = train({"optimizer": {"name": "sgd", "lr": 0.5}, "training": {"epochs": 6}})
+    accuracies = [epoch["val/accuracy"] for epoch in trained.history]
+    assert trained.fitted.best_epoch == max(range(1, 7), key=lambda epoch: (accuracies[epoch - 1], epoch))
+    assert trained.fitted.best == trained.fitted.history[trained.fitted.best_epoch - 1]
+
+
+class KeepBest(Callback):
+    """Keeps a copy of the weights of each best epoch."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.module = setting.network.module
+        self.kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        if is_best:
+            self.kept[epoch] = {name: value.clone() for name, value in self.module.state_dict().items()}
+
+
+def test_the_checkpoint_is_the_best_epoch(digits: Prepared, tmp_path: Path) -> None:
+    configuration = Configuration.model_validate(merge(BASE, {"optimizer": {"name": "adam", "lr": 0.03}, "training": {"epochs": 6}}))
+    setting, fitted = setting_of(configuration, digits, tmp_path), Fitted()
+    best = KeepBest(setting)
+    fit(configuration, setting, [best], fitted)
+    state = safetensors.torch.load_file(setting.checkpoint)
+    kept = best.kept[fitted.best_epoch]
+    assert max(best.kept) == fitted.best_epoch
+    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in state)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_the_checkpoint_gives_the_logits_of_the_best_epoch(train: Train) -> None:
+    fitted, setting, configuration = train({"training": {"epochs": 4}})
+    models.load_state(setting.network.module, setting.checkpoint, configuration.model.name)
+    labels, logits = predict_logits(setting.network.module, setting.val, setting.preprocessing, setting.device)
+    assert np.array_equal(labels, fitted.labels) and np.array_equal(logits, fitted.logits)
+    assert logits.shape == (setting.val.num_images, 10)
+    scores = metrics.score(labels, logits)
+    assert {f"val/{name}": value for name, value in scores.items()}.items() <= fitted.best.items()
+
+
+def relabelled(digits: Prepared, folder: Path, changes: dict[str, Any], epochs: int = 3) -> Trained:
+    """Train, and then go on with labels that are all wrong."""
+    configuration = Configuration.model_validate(merge(BASE, {"training": {"epochs": epochs}}))
+    setting = setting_of(configuration, digits, folder)
+    fit(configuration, setting, [], Fitted())
+    wrong = Configuration.model_validate(merge(BASE, changes))
+    setting_wrong = setting_of(wrong, digits, folder, labels=(digits.labels() + 1) % 10)
+    models.load_state(setting_wrong.network.module, setting.checkpoint, "small_cnn")
+    fitted = Fitted()
+    fit(wrong, setting_wrong, [], fitted)
+    return Trained(fitted, setting_wrong, wrong)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_stops_after_so_many_worse_epochs(digits: Prepared, tmp_path: Path, patience: int) -> None:
+    changes = {"optimizer": {"name": "adam", "lr": 1e-3}, "training": {"epochs": 12, "patience": patience}}
+    trained = relabelled(digits, tmp_path, changes)
+    assert len(trained.history) == trained.fitted.best_epoch + patience < 12
+    after = trained.history[trained.fitted.best_epoch :]
+    assert all(epoch["val/accuracy"] < trained.fitted.best["val/accuracy"] for epoch in after)
+
+
+def test_equal_scores_do_not_use_up_patience(train: Train) -> None:
+    trained = train({"optimizer": {"name": "sgd", "lr": 1e-12}, "training": {"epochs": 4, "patience": 1}})
+    assert len(trained.history) == 4
+
+
+def test_no_patience_trains_all_epochs(digits: Prepared, tmp_path: Path) -> None:
+    assert len(relabelled(digits, tmp_path, {"training": {"epochs": 4}}).history) == 4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_each_optimizer_trains(train: Train, name: str) -> None:
+    lr = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}[name]
+    losses = [epoch["train/loss"] for epoch in train({"optimizer": {"name": name, "lr": lr}, "training": {"epochs": 4}}).history]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["none", "exponential", "step", "cosine", "plateau"])
+def test_each_schedule_trains_at_its_learning_rates(train: Train, name: str) -> None:
+    trained = train({"schedule": {"name": name, "warmup_epochs": 0.5, "step_epochs": 1, "plateau_epochs": 9}})
+    schedule, steps = trained.configuration.schedule, len(trained.setting.train)
+    assert trained.fitted.lrs == [lr_at(step, schedule, 3e-3, steps, 3 * steps) for step in range(3 * steps)]
+    assert [epoch["lr"] for epoch in trained.history] == trained.fitted.lrs[steps - 1 :: steps]
+    assert trained.history[-1]["train/loss"] < trained.history[0]["train/loss"]
+
+
+def test_plateau_decays_when_the_loss_stands_still(train: Train) -> None:
+    schedule = {"name": "plateau", "plateau_epochs": 1, "gamma": 0.5, "min_lr": 2e-13}
+    trained = train({"optimizer": {"name": "sgd", "lr": 1e-12}, "schedule": schedule, "training": {"epochs": 5}})
+    steps = len(trained.setting.train)
+    assert len({epoch["val/loss"] for epoch in trained.history}) == 1
+    assert trained.fitted.lrs[::steps] == pytest.approx([1e-12, 1e-12, 5e-13, 2.5e-13, 2e-13], abs=0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_step(train: Train) -> None:
+    fitted = Fitted()
+    with pytest.raises(
+        TrainingFailed, match=r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); a lower optimizer\.lr may help"
+    ):
+        train({"optimizer": {"name": "sgd", "lr": 1e12}}, fitted=fitted)
+    assert fitted.history == []
+
+
+class Spoil(Callback):
+    """Makes the weights NaN after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.parameters: list[torch.nn.Parameter] = []
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        if epoch == self.epoch:
+            for parameter in self.parameters:
+                parameter.data.fill_(float("nan"))
+
+
+def test_the_step_of_a_failure_is_counted_within_its_epoch(digits: Prepared, tmp_path: Path) -> None:
+    configuration = Configuration.model_validate(BASE)
+    setting, spoil = setting_of(configuration, digits, tmp_path), Spoil(epoch=1)
+    spoil.parameters = list(setting.network.module.parameters())
+    with pytest.raises(TrainingFailed) as caught:
+        fit(configuration, setting, [spoil], Fitted())
+    found = re.search(r"step (\d+) of epoch (\d+)", str(caught.value))
+    assert found is not None and found.groups() == ("1", "2")
+
+
+def test_a_failure_leaves_the_best_weights_so_far(digits: Prepared, tmp_path: Path) -> None:
+    configuration = Configuration.model_validate(BASE)
+    setting, spoil, fitted = setting_of(configuration, digits, tmp_path), Spoil(epoch=2), Fitted()
+    spoil.parameters = list(setting.network.module.parameters())
+    with pytest.raises(TrainingFailed):
+        fit(configuration, setting, [spoil], fitted)
+    assert len(fitted.history) == 2
+    assert all(value.isfinite().all() for value in safetensors.torch.load_file(setting.checkpoint).values())
+
+
+class Recorder(Callback):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.steps: list[tuple[int, float, float]] = []
+
+    def on_start(self, epochs: int, steps_per_epoch: int) -> None:
+        self.events.append(("start", epochs, steps_per_epoch))
+
+    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        self.steps.append((epoch, loss, accuracy))
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        self.events.append(("epoch", epoch, is_best))
+
+
+def test_callbacks_are_told_of_each_step_and_epoch(train: Train) -> None:
+    recorder, plain = Recorder(), Callback()
+    trained = train({}, recorder, plain)
+    steps = len(trained.setting.train)
+    assert recorder.events[0] == ("start", 3, steps)
+    assert [event[:2] for event in recorder.events[1:]] == [("epoch", epoch) for epoch in (1, 2, 3)]
+    assert [epoch for _, epoch, is_best in recorder.events[1:] if is_best][-1] == trained.fitted.best_epoch
+    assert [epoch for epoch, _, _ in recorder.steps] == [epoch for epoch in (1, 2, 3) for _ in range(steps)]
+    assert recorder.steps[steps - 1][1:] == (trained.history[0]["train/loss"], trained.history[0]["train/accuracy"])
+
+
+class GivenUpError(Exception):
+    """An exception of the outside."""
+
+
+class GiveUp(Callback):
+    """Ends the training at an epoch, or at the first step where that is 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        if self.epoch == 0:
+            raise GivenUpError
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        if epoch == self.epoch:
+            raise GivenUpError
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(train: Train, epoch: int) -> None:
+    fitted = Fitted()
+    with pytest.raises(GivenUpError):
+        train({}, GiveUp(epoch), fitted=fitted)
+    assert len(fitted.history) == epoch
+    assert (fitted.best_epoch > 0) == (len(fitted.labels) > 0) == (epoch > 0)
+
+
+def test_a_frozen_backbone_is_trained_in_its_head_only(train: Train) -> None:
+    trained = train({"model": {"name": "resnet18", "freeze": "backbone"}, "training": {"epochs": 2}})
+    torch.manual_seed(0)
+    before = models.build(trained.configuration.model, 10, 16).module.state_dict()
+    after = trained.setting.network.module.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 299])
+def test_batches_of_any_size_train(train: Train, batch_size: int) -> None:
+    trained = train({"data": {"batch_size": batch_size}, "training": {"epochs": 1}})
+    assert len(trained.fitted.lrs) == len(trained.setting.train) > 0
+
+
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    module = torch.nn.ModuleDict({"one": torch.nn.Linear(2, 2)})
+    module["two"] = module["one"]
+    save_weights(module, tmp_path / "weights.safetensors")
+    state = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    assert torch.equal(state["one.weight"], state["two.weight"])
+
+
+def test_the_main_output_comes_before_auxiliary_ones() -> None:
+    logits = torch.ones(1)
+    assert main_output(logits) is logits
+    assert main_output((logits, torch.zeros(1))) is logits
