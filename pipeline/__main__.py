@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import unquote
 
 from pipeline.errors import Interrupted, PipelineError, UserError, unknown_name
 
@@ -80,7 +81,7 @@ def _enter_callers_folder() -> None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if os.environ.get("MLFLOW_RUN_ID") and uri.startswith("sqlite:////"):
-        os.chdir(Path(uri.removeprefix("sqlite:///")).parent)
+        os.chdir(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
 
 
 def _stop_on_signals() -> None:

@@ -98,13 +98,13 @@ def test_each_study_field_survives_a_yaml_round_trip(name: str) -> None:
     assert Study.model_validate(yaml.safe_load(yaml.safe_dump(study.model_dump(mode="json")))) == study
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     decay=st.floats(min_value=0, allow_infinity=False),
     betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
     schedule=st.sampled_from(["none", *DEFAULT_GAMMA, "cosine"]),
-    source=st.text(min_size=1).map("folder:".__add__),
+    source=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map("folder:".__add__),
 )
 def test_any_configuration_survives_a_yaml_round_trip(
     lr: float, decay: float, betas: tuple[float, float], schedule: str, source: str
@@ -323,7 +323,7 @@ def test_merging_nothing_is_empty() -> None:
     assert merge() == {}
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(field_names()), st.one_of(st.integers(), st.text(), st.lists(st.integers()))))
 def test_flatten_undoes_nest(dotted: dict[str, Any]) -> None:
     assert dict(flatten(nest(dotted))) == dotted

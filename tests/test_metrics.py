@@ -69,7 +69,7 @@ def test_large_logits_stay_finite() -> None:
     assert metrics.cross_entropy(np.array([0, 0]), logits) == pytest.approx(1e4)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(2, 12))
 def test_probabilities_sum_to_one(seed: int, classes: int) -> None:
     _, logits = random_case(seed, images=7, classes=classes)
@@ -83,7 +83,7 @@ def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: 
     assert [round(100 * end, 1) for end in metrics.wilson_interval(correct, total)] == [low, high]
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(1, 2000), st.data())
 def test_the_interval_holds_the_fraction_and_stays_in_bounds(total: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, total))
@@ -181,7 +181,7 @@ def test_runs_on_other_data_are_no_repeats() -> None:
     assert metrics.rank([two, between, one]) == [one, between, two]
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(correct=st.integers(1, 165), repeats=st.integers(2, 9), repeated_leads=st.booleans())
 def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(correct: int, repeats: int, repeated_leads: bool) -> None:
     accuracy = correct / 165
@@ -191,7 +191,7 @@ def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(co
     assert ranked[0]["config_hash"] == ("a" if repeated_leads else "b")
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.builds(

@@ -71,6 +71,8 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
         files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
         files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
         package = Path(pipeline.__file__).parent
+        # A model is filed under the current experiment, whatever its run's.
+        mlflow.set_experiment(experiment_id=workspace.client.get_run(run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None,
             name=names.MODEL,

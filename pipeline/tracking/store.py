@@ -7,12 +7,15 @@ import logging
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
 from pipeline.tracking import names
@@ -39,7 +42,6 @@ class Workspace:
         uri: Tracking URI, absolute.
         home: Folder of ``optuna.db``, ``prepared/`` and ``outputs/``: beside a local database, else the current one.
         experiment: Name of ours, which names folders, studies and registered models.
-        experiment_id: Of the MLflow experiment that new runs go to.
         launched_run: The run that ``mlflow run`` has made for this process, or empty.
     """
 
@@ -47,8 +49,21 @@ class Workspace:
     uri: str
     home: Path
     experiment: str
-    experiment_id: str
     launched_run: str
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """Id of the MLflow experiment that new runs go to; made when it is first needed, so that reading makes none.
+
+        Under ``mlflow run`` that of the run it has made, else the one named like ours.
+        """
+        if self.launched_run:
+            experiment_id = str(self.client.get_run(self.launched_run).info.experiment_id)
+        else:
+            experiment_id = _experiment_id(self.client, self.experiment, self.uri)
+        for key, value in _EXPERIMENT_TAGS.items():
+            self.client.set_experiment_tag(experiment_id, key, value)
+        return experiment_id
 
     @property
     def prepared(self) -> Path:
@@ -66,11 +81,12 @@ class Workspace:
 
 
 def tracking_uri() -> str:
-    """Return MLflow's tracking URI, with the path of a local SQLite file made absolute."""
+    """Return MLflow's tracking URI, with the path of a local SQLite file absolute and plain.
+
+    MLflow writes a space in it as %20, and would make an empty folder of that name.
+    """
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
-        return f"{_SQLITE}{Path.cwd() / uri.removeprefix(_SQLITE)}"
-    return uri
+    return f"{_SQLITE}{Path.cwd() / unquote(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
 
 
 def home() -> Path:
@@ -80,10 +96,7 @@ def home() -> Path:
 
 
 def open_workspace(experiment: str) -> Workspace:
-    """Open the store that MLflow's own rules name, and our experiment in it.
-
-    Under ``mlflow run`` new runs go to the MLflow experiment of the run it has made; else to the
-    MLflow experiment named like ours.
+    """Open the store that MLflow's own rules name.
 
     Raises:
         UserError: The store cannot be opened.
@@ -94,18 +107,11 @@ def open_workspace(experiment: str) -> Workspace:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
-    launched_run = os.environ.get("MLFLOW_RUN_ID", "")
     try:
         client = _initialised(uri)
-        if launched_run:
-            experiment_id = client.get_run(launched_run).info.experiment_id
-        else:
-            experiment_id = _experiment_id(client, experiment, uri)
-        for key, value in _EXPERIMENT_TAGS.items():
-            client.set_experiment_tag(experiment_id, key, value)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {str(error).splitlines()[0]}") from error
-    return Workspace(client, uri, home(), experiment, experiment_id, launched_run)
+    return Workspace(client, uri, home(), experiment, os.environ.get("MLFLOW_RUN_ID", ""))
 
 
 def _initialised(uri: str) -> MlflowClient:

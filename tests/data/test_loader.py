@@ -143,7 +143,7 @@ def test_batches_of_one_image_are_kept_where_asked_for() -> None:
     assert sizes(Batches(5, 1, shuffle_seed=0)) == [1] * 5
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 5)), st.integers(0, 3))
 def test_each_image_is_seen_once_an_epoch(num_images: int, batch_size: int, seed: int | None, epoch: int) -> None:
     batches = Batches(num_images, batch_size, seed)

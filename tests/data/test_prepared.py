@@ -184,7 +184,7 @@ def test_all_unreadable_images_are_listed_and_nothing_is_left_behind(photos: Wri
 def test_one_unreadable_image_is_counted_as_one(photos: WriteImages, tmp_path: Path) -> None:
     root = photos({"cat": 5, "dog": 5})
     (root / "cat" / "001.png").write_bytes(b"")
-    with pytest.raises(UserError, match="^1 image in "):
+    with pytest.raises(UserError, match=r"^1 image in "):
         prepare(data_of(root), tmp_path / "prepared")
 
 

@@ -24,7 +24,7 @@ def images_of(sizes: list[tuple[int, int]]) -> list[np.ndarray[Any, np.dtype[np.
     return [rng.integers(0, 256, (3, *size), dtype=np.uint8) for size in sizes]
 
 
-@settings(max_examples=30, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(SIZES)
 def test_the_store_reads_back_exactly_the_pixels(sizes: list[tuple[int, int]]) -> None:
     with TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 import yaml
@@ -32,7 +33,8 @@ def test_a_single_training_is_exported_with_a_signature(cli: Cli, quick: Path, w
     run = only_run(workspace)
     (output,) = run.outputs.model_outputs
     model = workspace.client.get_logged_model(output.model_id)
-    assert model.name == "model"
+    assert (model.name, model.experiment_id) == ("model", run.info.experiment_id)
+    assert mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").metadata.signature.inputs.input_names() == ["image"]
     assert run.info.status == "FINISHED"
 
 
