@@ -120,7 +120,7 @@ def test_equal_scores_keep_the_later_epoch(train: Train) -> None:
 
 
 def test_the_best_epoch_is_the_last_of_those_with_the_highest_accuracy(train: Train) -> None:
-    trained = train({"optimizer": {"name": "sgd", "lr": 0.5}, "training": {"epochs": 6}})
+    trained = train({"optimizer": {"lr": 0.03}, "training": {"epochs": 6}})
     accuracies = [epoch["val/accuracy"] for epoch in trained.history]
     assert trained.fitted.best_epoch == max(range(1, 7), key=lambda epoch: (accuracies[epoch - 1], epoch))
     assert trained.fitted.best == trained.fitted.history[trained.fitted.best_epoch - 1]
