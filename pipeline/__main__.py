@@ -10,11 +10,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 from urllib.parse import unquote
 
 from pipeline.errors import Interrupted, PipelineError, UserError, unknown_name
+from pipeline.signals import raise_on_signals
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -35,8 +34,10 @@ def main(arguments: Sequence[str]) -> int:
         print(_overview())
         return 0 if arguments else 2
     step, rest = arguments[0], arguments[1:]
-    _stop_on_signals()
-    _enter_callers_folder()
+    raise_on_signals()
+    if os.environ.get("MLFLOW_RUN_ID"):
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+        _enter_callers_folder()
     try:
         if step not in STEPS:
             raise unknown_name("step", step, STEPS)
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         _end_launched_run(str(error))
         return 2
-    except PipelineError as error:
-        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
-        _end_launched_run(str(error), interrupted=isinstance(error, Interrupted))
+    except (PipelineError, Interrupted) as error:
+        stopped = isinstance(error, Interrupted)
+        print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
+        _end_launched_run(str(error), stopped)
         return 1
     return 0
 
@@ -77,29 +79,20 @@ def _end_launched_run(reason: str, interrupted: bool = False) -> None:
 def _enter_callers_folder() -> None:
     """Make relative paths those of the caller: ``mlflow run`` starts us in the project, or in a temporary copy of it.
 
-    Where it was called is known from the local database, which MLflow puts there.
+    On Linux the launcher's current folder can be read; elsewhere a local database tells where it was called.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if os.environ.get("MLFLOW_RUN_ID") and uri.startswith("sqlite:////"):
-        os.chdir(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
-
-
-def _stop_on_signals() -> None:
-    """Turn SIGINT and SIGTERM into `Interrupted`, and the death of ``mlflow run`` into SIGTERM."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        # mlflow run passes Ctrl-C on as a second signal, which must not break the ending of the run.
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(f"stopped by {signal.Signals(number).name}")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    if os.environ.get("MLFLOW_RUN_ID"):
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        launcher = Path(f"/proc/{os.getppid()}/cwd").resolve(strict=True)
+    except OSError:
+        launcher = Path.cwd()
+    if launcher == Path.cwd() and uri.startswith("sqlite:////"):
+        launcher = Path(unquote(uri.removeprefix("sqlite:///"))).parent
+    os.chdir(launcher)
 
 
 def _watch_parent(parent: int) -> None:
+    """Stop when ``mlflow run`` has died: nobody would wait for the result."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

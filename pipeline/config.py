@@ -7,10 +7,12 @@ the list. Dotted overrides from the command line win over all three.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, nearest
@@ -18,6 +20,7 @@ from pipeline.errors import UserError, nearest
 Raw = dict[str, Any]
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
+FORBIDDEN_IN_NAMES = r"""[/\\:,%'"`\x00-\x1f]"""
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
 
 
@@ -31,6 +34,21 @@ def more(default: Any, description: str, **rules: Any) -> Any:
     return Field(default, description=description, **rules)
 
 
+def valid_name(text: str) -> str:
+    """Return a name that serves as a folder, a registered model and part of a search; empty is allowed.
+
+    Raises:
+        ValueError: It holds a character that one of them does not take.
+    """
+    wrong = re.search(FORBIDDEN_IN_NAMES, text)
+    if wrong or text in (".", "..") or len(text) > 120:
+        raise ValueError("a name has at most 120 characters, none of them / \\ : , % quotes or control characters, and is not . or ..")
+    return text
+
+
+Name = Annotated[str, AfterValidator(valid_name)]
+
+
 class Section(BaseModel):
     """One part of a configuration; unknown fields, NaN and infinity are refused."""
 
@@ -41,7 +59,7 @@ class Data(Section):
     """Which images, how they are split and what is done to them."""
 
     source: str = essential(
-        "digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class)."
+        "digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class).", min_length=1
     )
     image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048)
     batch_size: int = essential(32, "Images per optimizer step.", ge=1)
@@ -55,7 +73,7 @@ class Data(Section):
     val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1)
     test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
     seed: int = more(0, "Seed of the split.", ge=0)
-    limit: int = more(0, "Use at most this many images, a stratified sample; 0: all.", ge=0)
+    limit: int = more(0, "Use at most this many images, a stratified sample of at least one of each class per split; 0: all.", ge=0)
     workers: int = more(0, "Processes that augment images; 0: the training process itself. No influence on the result.", ge=0)
 
     @model_validator(mode="after")
@@ -77,7 +95,7 @@ class Data(Section):
     def name(self) -> str:
         """What people call the data: the folder's name, or the built-in set's."""
         kind, _, rest = self.source.partition(":")
-        return rest.replace("\\", "/").rstrip("/").rpartition("/")[2] or kind
+        return re.sub(FORBIDDEN_IN_NAMES, "_", Path(rest.replace("\\", "/")).expanduser().resolve().name) if rest else kind
 
 
 class Model(Section):
@@ -142,7 +160,7 @@ class Training(Section):
 class Study(Section):
     """How many configurations are tried, and how."""
 
-    name: str = more("", "Name of the study; empty: from the experiment, its configuration, space and data.")
+    name: Name = more("", "Name of the study; empty: from the experiment, its configuration, space and data.")
     trials: int = essential(0, "Trainings in all, list and search together; 0: the list's length, or 20 with a space.", ge=0)
     repeats: int = more(1, "How often each entry of the list is trained, each time with the next seed.", ge=1)
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
@@ -160,6 +178,14 @@ class Configuration(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Configuration:
+        if self.schedule.warmup_epochs > self.training.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs must be at most training.epochs ({self.training.epochs}), got {self.schedule.warmup_epochs:g}"
+            )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Return every field by its dotted name."""
@@ -229,7 +255,8 @@ def parse(model: type[SomeModel], raw: Any, where: str) -> SomeModel:
 
 
 def _explain(detail: Raw, model: type[BaseModel]) -> str:
-    location = [part for part in detail["loc"] if not str(part).startswith(("function-", "str", "dict["))]
+    # Of a union pydantic names the branch too: ("augment", 0, "str").
+    location = [part for part in detail["loc"] if part != "str" and not str(part).startswith("dict[")]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
@@ -240,9 +267,9 @@ def _explain(detail: Raw, model: type[BaseModel]) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     given = detail["input"]
     if isinstance(given, Mapping | BaseModel):
-        return f"{name}: {message}"
+        return f"{name}: {message}" if name else message
     close = ""
-    if detail["type"] == "literal_error" and (field := field_info(name)) is not None:
+    if detail["type"] == "literal_error" and (field := _model_at(model, location[:-1]).model_fields.get(str(location[-1]))) is not None:
         close = nearest(str(given), map(str, get_args(field.annotation)))
     return f"{name}: {given!r} given; {message}{close}"
 

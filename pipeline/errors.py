@@ -2,7 +2,8 @@
 
 PipelineError
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
-├── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
+└── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
+KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
 """
 
@@ -37,17 +38,24 @@ class TrainingFailed(PipelineError):
     """A training cannot go on; the message says at which step and why."""
 
 
-class Interrupted(PipelineError, KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived.
 
-    A KeyboardInterrupt too, so that no ``except Exception`` of a library swallows it.
+    No Exception, so that no ``except Exception`` of a library swallows it.
     """
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``"; nearest: NAME"`` for the allowed name most like `given`, or an empty string."""
-    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; nearest: {matches[0]}" if matches else ""
+    by_lower = {name.lower(): name for name in allowed}
+    matches = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; nearest: {by_lower[matches[0]]}" if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:

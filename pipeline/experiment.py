@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import SECTIONS, Configuration, Raw, Study, field_info, field_names, merge, nest, parse
+from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, field_info, field_names, merge, nest, parse
 from pipeline.errors import UserError, nearest, unknown_name
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
@@ -39,6 +39,20 @@ class Range(BaseModel):
 
 
 Space = dict[str, Range | list[Any]]
+Expected = TypeVar("Expected", bound=list[Any] | dict[str, Any])
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Experiment:
         space: Dotted field to interval or choices; what an override fixes is not searched.
         study: How many are tried, and how.
         overrides: Nested; these win over everything else.
+        raw_base: Base as the file has it.
+        fast: Every configuration is scaled down.
     """
 
     path: Path
@@ -63,6 +79,7 @@ class Experiment:
     study: Study
     overrides: Raw
     raw_base: Raw
+    fast: bool
 
     @property
     def trials(self) -> int:
@@ -72,7 +89,8 @@ class Experiment:
 
     def sampled(self, values: Mapping[str, Any]) -> Configuration:
         """Return base with `values` (dotted field to value) put in."""
-        return parse(Configuration, merge(self.raw_base, nest(values), self.overrides), "space")
+        found = parse(Configuration, merge(self.raw_base, nest(values), self.overrides), "space")
+        return scaled_down(found) if self.fast else found
 
 
 def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Experiment:
@@ -90,30 +108,57 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     file = Path(path).expanduser()
     raw = _read(file)
     where = str(file)
-    unknown = [key for key in raw if key not in _allowed_keys()]
+    unknown = [str(key) for key in raw if key not in _allowed_keys()]
     if unknown:
         raise UserError(f"{where}: {unknown_name('field', unknown[0], _allowed_keys())}")
-    _expect(raw, "base", dict, where)
-    _expect(raw, "space", dict, where)
-    _expect(raw, "configs", list, where)
-    sections = {key: raw[key] for key in SECTIONS if key in raw}
-    study_layers = [(raw.get("base") or {}).pop("study", {}), sections.pop("study", {}), overrides.get("study", {})]
-    study = parse(Study, merge(*({"study": layer or {}} for layer in study_layers))["study"], f"{where}: study")
-    raw_base = merge(raw.get("base") or {}, sections)
+    raw_base = merge(_sections(where, "base", raw.get("base")), _sections(where, "", {key: raw[key] for key in SECTIONS if key in raw}))
+    study = parse(Study, {**raw_base.pop("study", {}), **overrides.get("study", {})}, f"{where}: study")
     fixed = {key: value for key, value in overrides.items() if key != "study"}
     base = _configuration(where, "base", raw_base, fixed)
-    if fast:
-        fixed = merge(fixed, _scaled_down(base))
-        base = _configuration(where, "base", raw_base, fixed)
     entries = [
-        _configuration(where, f"configs[{i}]", raw_base, _entry(where, i, entry), fixed) for i, entry in enumerate(raw.get("configs") or [])
+        _configuration(
+            where, f"configs[{index}]", raw_base, _sections(where, f"configs[{index}]", "nothing" if entry is None else entry), fixed
+        )
+        for index, entry in enumerate(_expect(where, "configs", raw.get("configs"), list))
     ]
     for index, entry in enumerate(entries):
         for field in SHARED:
             if getattr(entry.data, field) != getattr(base.data, field):
                 raise UserError(f"{where}: configs[{index}]: data.{field} differs from base; all trainings of a study see the same images")
-    space = _space(where, raw.get("space") or {}, raw_base, fixed)
-    return Experiment(file, name or raw.get("experiment") or base.data.name, base, entries * study.repeats, space, study, fixed, raw_base)
+    space = _space(where, _expect(where, "space", raw.get("space"), dict), raw_base, fixed)
+    if fast:
+        # Scaled down, all trials have the same.
+        space = {name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST}
+        base, entries = scaled_down(base), [scaled_down(entry) for entry in entries]
+    given_name = parse(_Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment").name
+    return Experiment(file, given_name or base.data.name, base, entries * study.repeats, space, study, fixed, raw_base, fast)
+
+
+class _Named(BaseModel):
+    name: Name
+
+
+def _scalar(where: str, value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise UserError(f"{where}: experiment must be a name, got {value!r}")
+    return "" if value is None else str(value)
+
+
+def _expect(where: str, part: str, value: Any, kind: type[Expected]) -> Expected:
+    """Return `value` where it is of that kind, an empty one where it is missing."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        form = "a list" if kind is list else "a mapping of fields"
+        raise UserError(f"{where}: {part} must be {form}, got {value!r}")
+    return value
+
+
+def _sections(where: str, part: str, raw: Any) -> Raw:
+    """Return sections by name, each a mapping; other keys are left for the validation to name."""
+    sections = _expect(where, part, raw, dict)
+    prefix = f"{part}." if part else ""
+    return {str(key): _expect(where, f"{prefix}{key}", value, dict) if key in SECTIONS else value for key, value in sections.items()}
 
 
 def _allowed_keys() -> list[str]:
@@ -129,7 +174,7 @@ def _read(file: Path) -> Raw:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"experiment file {str(file)!r} cannot be read: {error}") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _UniqueKeys)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{file}, line {line}: not valid YAML: {error.problem or error.context}") from None
@@ -142,29 +187,23 @@ def _read(file: Path) -> Raw:
     return raw
 
 
-def _expect(raw: Raw, key: str, kind: type, where: str) -> None:
-    if raw.get(key) is not None and not isinstance(raw[key], kind):
-        form = "a list" if kind is list else "a mapping of fields"
-        raise UserError(f"{where}: {key} must be {form}, got {raw[key]!r}")
-
-
-def _entry(where: str, index: int, entry: Any) -> Raw:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: configs[{index}] must be a mapping of sections, got {entry!r}")
-    return entry
-
-
 def _configuration(where: str, part: str, *layers: Raw) -> Configuration:
     return parse(Configuration, merge(*layers), f"{where}: {part}")
 
 
-def _scaled_down(base: Configuration) -> Raw:
-    size = min(base.data.image_size, FAST["image_size"])
-    limit = min(base.data.limit or FAST["limit"], FAST["limit"])
-    return {
-        "data": {"image_size": size, "store_size": 0, "limit": limit},
-        "training": {"epochs": min(base.training.epochs, FAST["epochs"])},
-    }
+def scaled_down(configuration: Configuration) -> Configuration:
+    """Return a configuration of at most `FAST` images, pixels and epochs."""
+    data, training, schedule = configuration.data, configuration.training, configuration.schedule
+    size = min(data.image_size, FAST["image_size"])
+    smaller = {"image_size": size, "store_size": 0 if size < data.image_size else data.store_size}
+    epochs = min(training.epochs, FAST["epochs"])
+    return configuration.model_copy(
+        update={
+            "data": data.model_copy(update={**smaller, "limit": min(data.limit or FAST["limit"], FAST["limit"])}),
+            "training": training.model_copy(update={"epochs": epochs}),
+            "schedule": schedule.model_copy(update={"warmup_epochs": min(schedule.warmup_epochs, epochs)}),
+        }
+    )
 
 
 def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
@@ -174,19 +213,22 @@ def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
         if name not in searchable:
             raise UserError(f"{where}: space: {unknown_name('field', str(name), searchable)}")
         section, _, field = name.partition(".")
+
+        def typed(given: Any, name: str = name, section: str = section, field: str = field) -> Any:
+            # YAML 1.1 reads 1e-3 as text; what is searched must have the field's own type.
+            return getattr(getattr(_configuration(where, "space", raw_base, nest({name: given}), fixed), section), field)
+
         if field in fixed.get(section, {}):
             continue
         if isinstance(value, list) and value:
-            ends = value
-            space[name] = value
+            space[name] = [typed(choice) for choice in value]
         elif isinstance(value, dict):
             limits = parse(Range, value, f"{where}: space: {name}")
-            ends = [_as_field(name, limits.low), _as_field(name, limits.high)]
+            for end in (limits.low, limits.high):
+                typed(int(end) if is_integer(name) else end)
             space[name] = limits
         else:
             raise UserError(f"{where}: space: {name} must be a list of choices or {{low: …, high: …}}, got {value!r}")
-        for end in ends:
-            _configuration(where, "space", raw_base, nest({name: end}), fixed)
     return space
 
 
@@ -194,7 +236,3 @@ def is_integer(name: str) -> bool:
     """Whether a dotted field holds whole numbers."""
     field = field_info(name)
     return field is not None and field.annotation is int
-
-
-def _as_field(name: str, value: float) -> float | int:
-    return int(value) if is_integer(name) else value

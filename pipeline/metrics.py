@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -123,18 +124,18 @@ def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ranked = [run for run in runs if can_be_ranked(run)]
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in ranked:
-        groups.setdefault((run.get("config_hash"), run.get("data_digest")), []).append(run)
+        groups.setdefault((run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []).append(run)
     ordered = sorted(groups.values(), key=lambda group: ranking_key(_mean(group)))
     rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
     return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    keys = [ranking_key(run) for run in group]
-    accuracy, loss, parameters, start = (sum(column) / len(column) for column in zip(*keys, strict=True))
-    return {
-        "val_accuracy": -accuracy,
-        "val_loss": loss,
-        "parameters": parameters,
-        "start_time": min(key[3] for key in keys) if start else start,
-    }
+    accuracies, losses, parameters, starts = zip(*(ranking_key(run) for run in group), strict=True)
+    # Fractions, since the mean of equal floating-point numbers may differ from them in the last digit.
+    accuracy, loss = (_exact_mean(values) for values in (accuracies, losses))
+    return {"val_accuracy": -accuracy, "val_loss": loss, "parameters": min(parameters), "start_time": min(starts)}
+
+
+def _exact_mean(values: Sequence[float]) -> float:
+    return float(sum(map(Fraction, values)) / len(values)) if np.isfinite(values).all() else float(np.mean(values))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 
 from pipeline.config import Model
-from pipeline.errors import UserError, nearest, unknown_name
+from pipeline.errors import UserError, first_line, nearest, unknown_name
 from pipeline.weights import (
     are_torchvisions,
     content_hash,
@@ -23,7 +25,6 @@ from pipeline.weights import (
     fetch_weights,
     load_state,
     normalisation,
-    pretrained_state,
     torchvision_entry,
 )
 
@@ -123,14 +124,17 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
     """
     if load:
         origin(model)
-    with torch.device(device):
+    # RegNet's constructor computes with tensors, which the meta device has not.
+    with torch.device("cpu" if model.name.startswith("regnet") else device):
         if model.name.startswith("file:"):
             module, head = _build_own(model.name, num_classes)
         elif model.name in OURS:
             module, head = OURS[model.name](num_classes), "fc" if model.name == "small_cnn" else "classifier"
         else:
             module, head = _build_torchvision(model, num_classes, image_size, load and device != "meta")
-        if model.dropout and head:
+        if model.dropout and not head:
+            raise UserError(f"model.dropout needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
+        if model.dropout:
             module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
     if load and model.weights.startswith("file:"):
         load_state(module, existing_file(model.weights.removeprefix("file:"), "model.weights"), model.name)
@@ -139,14 +143,17 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
             raise UserError(f"model.freeze: backbone needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name.startswith(f"{head}."))
-    return Network(module, head, normalisation(model))
+    return Network(module.to(device), head, normalisation(model))
 
 
 def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
     path, function = _own_file(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"own_network_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     source = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up, and the file may import its neighbours.
+    sys.modules[spec.name] = source
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(source)
         build_function = getattr(source, function, None)
@@ -154,8 +161,15 @@ def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
             functions = [key for key, value in vars(source).items() if callable(value)]
             raise UserError(f"model.name: {path} has no function {function!r}{nearest(function, functions)}")
         module = build_function(num_classes)
-    except (SyntaxError, ImportError, TypeError, AttributeError, NameError, ValueError) as error:
-        raise UserError(f"model.name: {name!r} fails: {type(error).__name__}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever the user's own code raises.
+        line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.filename == str(path)), None)
+        where = f", line {line}" if line else ""
+        raise UserError(f"model.name: {name!r} fails{where}: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     if not isinstance(module, nn.Module):
         raise UserError(f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}")
     return module, _find_head(module)
@@ -164,24 +178,22 @@ def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
 def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
     arguments: dict[str, Any] = {}
     pretrained = are_torchvisions(model.weights)
-    state: Mapping[str, Tensor] | None = None
+    weights = None
     if pretrained:
         entry = torchvision_entry(model)
         arguments["num_classes"] = len(entry.meta["categories"])
-        state = pretrained_state(model) if load else None
+        weights = entry if load else None
+        if load:
+            fetch_weights(model)
     if model.name in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": pretrained, "init_weights": not pretrained, "transform_input": pretrained}
     if model.name.startswith(_FIXED_INPUT):
         key = "image_size" if model.name.startswith("vit_") else "input_size"
         arguments[key] = _fixed_size(model, image_size, pretrained) if key == "image_size" else (image_size, image_size)
     try:
-        module = torchvision.models.get_model(model.name, weights=None, **arguments)
-        if state is not None:
-            module.load_state_dict(state)
+        module = torchvision.models.get_model(model.name, weights=weights, **arguments)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"model.name: {model.name} cannot be built for data.image_size {image_size}: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}") from None
     if pretrained and model.name in ("googlenet", "inception_v3"):
         # The auxiliary heads serve training from random weights only.
         cast(Any, module).aux_logits = False
@@ -223,15 +235,16 @@ def check(model: Model, num_classes: int, image_size: int) -> None:
     Raises:
         UserError: As `build`, or the images are too small for the network.
     """
+    origin(model)
     fetch_weights(model)
-    module = build(model, num_classes, image_size, device="meta").module.eval()
+    # Shapes are enough, but one's own network may compute with numbers.
+    device = "cpu" if model.name.startswith("file:") else "meta"
+    module = build(model, num_classes, image_size, device).module.eval()
     try:
         with torch.no_grad():
-            output = module(torch.zeros(2, 3, image_size, image_size, device="meta"))
+            output = module(torch.zeros(2, 3, image_size, image_size, device=device))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"model.name: {model.name} cannot take images of data.image_size {image_size}: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"model.name: {model.name} cannot take images of data.image_size {image_size}: {first_line(error)}") from None
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")

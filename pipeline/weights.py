@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.config import Model
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first_line, nearest
 
 
 def are_torchvisions(weights: str) -> bool:
@@ -77,13 +78,6 @@ def fetch_weights(model: Model) -> Path | None:
     return file
 
 
-def pretrained_state(model: Model) -> dict[str, Tensor]:
-    """Return torchvision's state dict for a network and a weights name."""
-    file = fetch_weights(model)
-    assert file is not None
-    return read_state(file)
-
-
 def normalisation(model: Model) -> tuple[list[float], list[float]] | None:
     """Return mean and standard deviation per channel that the weights were trained with; None for random ones and files."""
     if not are_torchvisions(model.weights):
@@ -103,7 +97,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {first_line(error)}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights: {str(file)!r} holds no state dict")
@@ -117,6 +111,7 @@ def load_state(module: nn.Module, file: Path, name: str) -> None:
         UserError: Names or shapes differ; the differences are listed.
     """
     state, own = read_state(file), module.state_dict()
+    state = _under_names_of(own, state)
     differences = [f"missing: {key}" for key in own if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
     differences += [
         f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}"
@@ -130,4 +125,16 @@ def load_state(module: nn.Module, file: Path, name: str) -> None:
             shown,
         )
     if not next(module.parameters()).is_meta:
-        module.load_state_dict(state)
+        # The network's own dict carries the versions of its layers, which a file of tensors does not.
+        own.update((key, state[key]) for key in own)
+        module.load_state_dict(own)
+
+
+def _under_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the head's tensors where only one of network and file has dropout before it (``fc.1.weight``, ``fc.weight``)."""
+    renamed = {}
+    for key, value in state.items():
+        stem, _, last = key.rpartition(".")
+        with_dropout, without = f"{stem}.1.{last}", f"{stem.removesuffix('.1')}.{last}"
+        renamed[key if key in own else with_dropout if with_dropout in own else without if without in own else key] = value
+    return renamed

@@ -168,14 +168,14 @@ def test_an_unknown_name_is_named_by_its_place(file: Path, text: str, expected: 
         ("base: [1]", "base must be a mapping of fields, got [1]"),
         ("base: resnet18", "base must be a mapping of fields, got 'resnet18'"),
         ("configs: {model: {}}", "configs must be a list, got {'model': {}}"),
-        ("configs: [resnet18]", "configs[0] must be a mapping of sections, got 'resnet18'"),
-        ("configs: [null]", "configs[0] must be a mapping of sections, got None"),
+        ("configs: [resnet18]", "configs[0] must be a mapping of fields, got 'resnet18'"),
+        ("configs: [null]", "configs[0] must be a mapping of fields, got 'nothing'"),
         ("space: [optimizer.lr]", "space must be a mapping of fields, got ['optimizer.lr']"),
         ("study: 20", "study"),
         ("base: {study: 20}", "study"),
-        ("model: resnet18", "model: 'resnet18' given"),
-        ("base: {model: resnet18}", "model: 'resnet18' given"),
-        ("configs: [{model: resnet18}]", "configs[0]: model: 'resnet18' given"),
+        ("model: resnet18", "model must be a mapping of fields, got 'resnet18'"),
+        ("base: {model: resnet18}", "model must be a mapping of fields, got 'resnet18'"),
+        ("configs: [{model: resnet18}]", "configs[0].model must be a mapping of fields, got 'resnet18'"),
         ("training: {epochs: ten}", "training.epochs: 'ten' given"),
         ("experiment: [a]", "experiment"),
         ("experiment: {name: a}", "experiment"),
@@ -187,7 +187,7 @@ def test_a_wrong_type_is_named_by_its_place(file: Path, text: str, expected: str
 
 @pytest.mark.parametrize("text", ["base: {model: resnet50}", "model: resnet50", "configs: [{model: resnet50}]"])
 def test_an_override_does_not_hide_a_section_of_the_wrong_type(file: Path, text: str) -> None:
-    assert "model: 'resnet50' given" in error_of(file, text, {"model": {"dropout": 0.5}})
+    assert "model must be a mapping of fields, got 'resnet50'" in error_of(file, text, {"model": {"dropout": 0.5}})
 
 
 @pytest.mark.parametrize("field", SHARED)

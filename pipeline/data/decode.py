@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, truncated, or too large to be one."""
 
 WIDEST = 3.0
@@ -40,12 +40,19 @@ def decode(file: Path | str | BinaryIO) -> Image.Image:
     with Image.open(file) as opened:
         opened.load()
         image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        if image.mode[0] in "IF":
+            image = _eight_bits(np.asarray(image, dtype=np.float64))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def _eight_bits(levels: NDArray[np.float64]) -> Image.Image:
+    """Scale grey levels of 16 bits or more, or from 0 to 1, to 8 bits; wide ones that use 8 bits only stay as they are."""
+    highest = float(levels.max(initial=0))
+    white = 1.0 if 0 < highest <= 1 else 255.0 if highest <= 255 else 65535.0
+    return Image.fromarray((levels.clip(0, white) * (255 / white)).astype(np.uint8))
 
 
 def resize(image: Image.Image, shorter_side: int, interpolation: str) -> NDArray[np.uint8]:

@@ -52,9 +52,14 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         pixels = self._store[int(self._positions[number])]
         if self._augmentation is None:
             return torch.from_numpy(center_crop(pixels, self._size).copy())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self._seed, epoch, number)) & 0x7FFF_FFFF_FFFF_FFFF)
+        # The CPU's generator alone: torch.manual_seed would reseed the dropout of a GPU too.
+        generator = torch.default_generator
+        state = generator.get_state()
+        try:
+            generator.manual_seed(hash((self._seed, epoch, number)) & 0x7FFF_FFFF_FFFF_FFFF)
             return augment(self._augmentation, pixels, self._size)
+        finally:
+            generator.set_state(state)
 
 
 class Batches(Sampler[list[Key]]):
@@ -83,7 +88,7 @@ class Batches(Sampler[list[Key]]):
 
     def _is_dropped(self, length: int) -> bool:
         # BatchNorm cannot train on a batch of one; another epoch's order brings that image in.
-        return self._shuffle_seed is not None and length == 1 and self._num_images > 1
+        return self._shuffle_seed is not None and length == 1 and self._batch_size > 1 and self._num_images > 1
 
 
 class Loader:
@@ -104,6 +109,8 @@ class Loader:
             batch_sampler=self._batches,
             num_workers=workers,
             collate_fn=_as_is,
+            # Its own, or each epoch would draw from the generator of weights and dropout.
+            generator=torch.Generator(),
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pipeline.data.decode import UNREADABLE, center_crop, decode, resize
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits
 from pipeline.data.store import Store, in_threads, is_complete, write_store
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.identity import data_digest
 
 Progress = Callable[[str, int, int], None]
@@ -90,16 +91,21 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None) -> Pre
     source = open_source(data.source)
     items = assign_splits(source.items, data)
     hashes = _hashes(source, items, progress)
-    manifest = pd.DataFrame(
-        {"path": [i.path for i in items], "label": [i.label for i in items], "split": [i.split for i in items], "sha256": hashes}
-    )
+    # In an order that the digest determines: a renamed file keeps its place in the store, and its part in training.
+    order = sorted(range(len(items)), key=lambda i: (items[i].split, items[i].label, hashes[i], items[i].path))
+    items, hashes = [items[i] for i in order], [hashes[i] for i in order]
+    manifest = pd.DataFrame({"path": [i.path for i in items], "label": [i.label for i in items], "split": [i.split for i in items]})
+    manifest["sha256"] = hashes
     digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
     classes = sorted(set(manifest["label"]))
     prepared = Prepared(root / f"{data.name}-{digest[:8]}", source.description, digest, classes, manifest)
-    if not (prepared.folder / "manifest.csv").is_file():
-        _write_new(prepared, source, items, data, progress)
-    elif not _has_images(prepared.folder, data):
-        _write_images(prepared.folder, prepared, source, items, data, progress)
+    try:
+        if not (prepared.folder / "manifest.csv").is_file():
+            _write_new(prepared, source, items, data, progress)
+        if not _has_images(prepared.folder, data):
+            _write_images(prepared.folder, prepared, source, items, data, progress)
+    except OSError as error:
+        raise UserError(f"prepared images cannot be written to {prepared.folder}: {error.strerror or error}") from error
     return prepared
 
 
@@ -130,12 +136,13 @@ def _hashes(source: Source, items: Sequence[Item], progress: Progress) -> list[s
 def _refuse(unreadable: list[str], source: Source) -> None:
     if unreadable:
         count = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
-        raise UserError(f"{count} in {source.description} cannot be read; repair or remove", unreadable)
+        raise UserError(f"{count} in {source.description} cannot be read; repair or remove", sorted(unreadable))
 
 
 def _write_new(prepared: Prepared, source: Source, items: Sequence[Item], data: Data, progress: Progress) -> None:
-    temporary = prepared.folder.with_name(f".{prepared.folder.name}-{os.getpid()}")
-    temporary.mkdir(parents=True)
+    prepared.folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{prepared.folder.name}-", dir=prepared.folder.parent))
+    temporary.chmod(0o755)
     try:
         _write_images(temporary, prepared, source, items, data, progress)
         prepared.manifest.to_csv(temporary / "manifest.csv", index=False)
@@ -145,7 +152,7 @@ def _write_new(prepared: Prepared, source: Source, items: Sequence[Item], data: 
         temporary.rename(prepared.folder)
     except OSError:
         # Another process may have prepared the same images meanwhile; the digest says they are equal.
-        if not _has_images(prepared.folder, data):
+        if not (prepared.folder / "manifest.csv").is_file():
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -178,7 +185,7 @@ def _write_images(folder: Path, prepared: Prepared, source: Source, items: Seque
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     return "not an image" if "cannot identify image file" in text else text
 
 

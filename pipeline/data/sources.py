@@ -93,11 +93,19 @@ class Folder(Source):
             raise UserError(f"data.source: folder {path!r} does not exist{nearest(str(self._root), siblings)}")
         self.description = str(self._root.resolve())
         folders = _subfolders(self._root)
-        splits = {folder.name.lower(): folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS}
-        if "train" in splits or "training" in splits:
-            self.items = [item for name, folder in splits.items() for item in self._classes(folder, SPLIT_FOLDERS[name])]
+        split_folders = [folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS]
+        if any(SPLIT_FOLDERS[folder.name.lower()] == "train" and _subfolders(folder) for folder in split_folders):
+            others = [folder.name for folder in folders if folder not in split_folders]
+            if others:
+                raise UserError(
+                    f"data.source: {path!r} has class folders beside its train folder; move them into it, or rename train", others
+                )
+            self.items = [item for folder in split_folders for item in self._classes(folder, SPLIT_FOLDERS[folder.name.lower()])]
         else:
             self.items = self._classes(self._root, "")
+        unnameable = [repr(item.path) for item in self.items if not _is_utf8(item.path)]
+        if unnameable:
+            raise UserError(f"data.source: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
         if not self.items:
             raise UserError(
                 f"data.source: folder {path!r} has no images in class folders; "
@@ -114,6 +122,14 @@ class Folder(Source):
 
     def read(self, item: Item) -> bytes:
         return (self._root / item.path).read_bytes()
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _subfolders(folder: Path) -> list[Path]:

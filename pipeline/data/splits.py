@@ -59,16 +59,20 @@ def _counts(available: int, fractions: dict[str, float]) -> dict[str, int]:
 
 
 def _sample(items: Sequence[Item], data: Data) -> list[Item]:
-    """Keep about `data.limit` images in the proportions of classes and given splits."""
+    """Keep at most `data.limit` images in the proportions of classes and given splits, at least enough of each to split.
+
+    A limit below that minimum keeps the minimum.
+    """
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         groups[item.label, item.split].append(index)
     rng = np.random.default_rng(data.seed)
+    sizes = {key: len(groups[key]) for key in sorted(groups)}
     share = min(1.0, data.limit / len(items))
-    kept: list[int] = []
-    for key in sorted(groups):
-        members = rng.permutation(groups[key])
-        kept.extend(members[: max(len(SPLITS), round(len(members) * share))].tolist())
+    counts = {key: min(size, max(len(SPLITS), round(size * share))) for key, size in sizes.items()}
+    while sum(counts.values()) > data.limit and max(counts.values()) > len(SPLITS):
+        counts[max(counts, key=lambda key: counts[key])] -= 1
+    kept = [index for key, count in counts.items() for index in rng.permutation(groups[key])[:count].tolist()]
     return [items[index] for index in sorted(kept)]
 
 

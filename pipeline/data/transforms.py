@@ -17,9 +17,21 @@ from torchvision.transforms.v2 import functional
 
 from pipeline.config import Data
 from pipeline.data.decode import center_crop, resize
-from pipeline.errors import UserError, unknown_name
+from pipeline.errors import UserError, first_line, unknown_name
 
-_NOT_FOR_ONE_IMAGE = {"Transform", "Compose", "Identity", "Lambda", "MixUp", "CutMix", "Normalize", "LinearTransformation"}
+_NOT_FOR_ONE_IMAGE = {
+    "Transform",
+    "Compose",
+    "Identity",
+    "Lambda",
+    "MixUp",
+    "CutMix",
+    "Normalize",
+    "LinearTransformation",
+    "FiveCrop",
+    "TenCrop",
+    "ToPILImage",
+}
 _CONTAINERS = {"RandomApply", "RandomChoice", "RandomOrder"}
 
 
@@ -90,8 +102,8 @@ def build_augmentation(data: Data) -> v2.Transform | None:
     with torch.random.fork_rng(devices=[]):
         try:
             probe = augment(augmentation, np.zeros((3, data.stored_size, data.stored_size), np.uint8), data.image_size)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"data.augment does not fit images of {data.stored_size} pixels: {_first_line(error)}") from None
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(f"data.augment does not fit images of {data.stored_size} pixels: {first_line(error)}") from None
     if probe.shape != (3, data.image_size, data.image_size):
         raise UserError(f"data.augment yields images of shape {tuple(probe.shape)}; (3, {data.image_size}, {data.image_size}) is needed")
     return augmentation
@@ -130,8 +142,4 @@ def _build_one(name: str, arguments: Any, image_size: int) -> v2.Transform:
     try:
         return allowed[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {_first_line(error)}; arguments: {', '.join(parameters)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"data.augment: {name}: {first_line(error)}; arguments: {', '.join(parameters)}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pipeline import metrics
 from pipeline.data.loader import Images, Loader
@@ -21,8 +22,13 @@ from pipeline.training.device import resolve_device
 from pipeline.training.fit import predict_logits
 
 
-def evaluate(workspace: Workspace, run_id: str) -> tuple[dict[str, float], pd.DataFrame]:
+def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[dict[str, float], pd.DataFrame]:
     """Evaluate a complete run on the test split of the images it was trained on.
+
+    Args:
+        workspace: The open store.
+        run_id: Of a training.
+        device: As ``training.device``.
 
     Returns:
         The metrics logged (``test/accuracy`` …), and precision and recall per class.
@@ -38,7 +44,7 @@ def evaluate(workspace: Workspace, run_id: str) -> tuple[dict[str, float], pd.Da
             f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "
             "images, labels or splits have changed"
         )
-    labels, logits = _logits(restored, prepared)
+    labels, logits = _logits(restored, prepared, resolve_device(device))
     scores = metrics.score(labels, logits)
     correct = int((logits.argmax(axis=1) == labels).sum())
     low, high = metrics.wilson_interval(correct, len(labels))
@@ -60,10 +66,9 @@ def evaluate(workspace: Workspace, run_id: str) -> tuple[dict[str, float], pd.Da
     return values, table
 
 
-def _logits(restored: Restored, prepared: Prepared) -> tuple[metrics.Labels, metrics.Floats]:
+def _logits(restored: Restored, prepared: Prepared, device: torch.device) -> tuple[metrics.Labels, metrics.Floats]:
     data = restored.configuration.data
     images = Images(prepared.store(data), prepared.positions("test"), prepared.labels(), data.image_size)
-    device = resolve_device("auto" if restored.configuration.training.device != "cpu" else "cpu")
     return predict_logits(restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pipeline.data.decode import UNREADABLE, decode
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits
 from pipeline.errors import UserError
-from pipeline.experiment import load
+from pipeline.experiment import SHARED, load
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
@@ -41,6 +42,7 @@ class Plan:
     """What was found out about images and machine."""
 
     source: str
+    splits: dict[str, float]
     counts: dict[str, int]
     train_images: int
     val_images: int
@@ -115,8 +117,10 @@ def _look(data: Data, source: Source, items: Sequence[Item], device_name: str, p
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
     counts = dict(sorted(Counter(item.label for item in items).items()))
+    changed = {name: getattr(data, name) for name in SHARED if name != "source" and getattr(data, name) != getattr(Data(), name)}
     return Plan(
         data.source,
+        changed,
         counts,
         splits["train"],
         splits["val"],
@@ -169,7 +173,7 @@ def _text(plan: Plan, out: Path) -> str:
     lines = [
         f"# Which ResNet or DenseNet classifies {plan.source} best?",
         "#",
-        f"#   python -m pipeline main --config {out}",
+        f"#   python -m pipeline main --config {shlex.quote(str(out))}",
         "#   (a first look in minutes: add --fast true)",
         "#",
         f"# {total} images of {len(plan.counts)} classes, from {plan.counts[least]} of {least!r} to {plan.counts[most]} of {most!r};",
@@ -182,6 +186,7 @@ def _text(plan: Plan, out: Path) -> str:
         "base:",
         "  data:",
         f"    source: {_quoted(plan.source)}",
+        *(f"    {name}: {value}" for name, value in plan.splits.items()),
         f"    image_size: {plan.image_size}      # pixels; larger shows more and takes longer",
         f"    batch_size: {plan.batch_size}       # halve it where memory runs out",
         "    augment: [RandomHorizontalFlip]   # remove it where left and right differ, as in letters; see torchvision v2 for more",

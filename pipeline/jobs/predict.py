@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, decode
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.tracking.registry import load_model
 
 IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
@@ -39,6 +39,8 @@ def predict(
         UserError: No such model or images; unreadable images are all listed and nothing is written.
     """
     paths = list_images(images)
+    if out.is_dir():
+        raise UserError(f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed")
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
     model, came_from = load_model(model_uri)
@@ -66,8 +68,8 @@ def predict(
         "classes": model.classes,
         "preprocessing": model.preprocessing.to_dict(),
     }
-    _write(out.with_name(out.name + ".json"), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     _write(out, table.to_csv(index=False))
+    _write(out.with_name(out.name + ".json"), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     return table
 
 
@@ -89,7 +91,7 @@ def list_images(images: str) -> list[Path]:
     if place.suffix.lower() in EXTENSIONS:
         return [place]
     try:
-        lines = place.read_text(encoding="utf-8").splitlines()
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"images: {images!r} is no text file of paths") from None
     listed = [(number, place.parent / Path(line.strip()).expanduser()) for number, line in enumerate(lines, 1) if line.strip()]
@@ -109,7 +111,7 @@ def _decode(paths: Sequence[Path], digest: hashlib._Hash, unreadable: list[str])
             digest.update(hashlib.sha256(content).digest())
             decoded.append(decode(path))
         except UNREADABLE as error:
-            unreadable.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            unreadable.append(f"{path}: {first_line(error)}")
     return decoded
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.report.tables import duration, percent
 from pipeline.training.fit import Callback
@@ -28,7 +29,7 @@ def show_table(table: pd.DataFrame, title: str) -> None:
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if number in (1, 2) else "right", overflow="fold")
     for row in table.itertuples(index=False):
-        shown.add_row(*map(str, row), style=None if str(row[0]).isdigit() else "dim")
+        shown.add_row(*(Text(str(value)) for value in row), style=None if str(row[0]).isdigit() else "dim")
     console.print(shown)
 
 

@@ -53,11 +53,16 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     figure = Figure(figsize=size, layout="constrained", dpi=110 if n <= 40 else 90)
     axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in classes]
+    names = [_plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…") for name in classes]
     _cells(axes[0], counts, names, "images", "{:d}", float(max(counts.max(), 1)))
     _cells(axes[1], shares, names, "share of the true class", "{:.0%}", 1.0)
     figure.suptitle(title)
     figure.savefig(file)
+
+
+def _plain(text: str) -> str:
+    """Keep a name such as $x$ from being read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, top: float) -> None:
@@ -165,7 +170,7 @@ def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[s
     for name, (colour, values, places) in groups.items():
         if values:
             axes.scatter(values, places, color=colour, label=name, zorder=3, s=28)
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_plain(label) for label in labels], fontsize=8)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlim(left=edge)
     axes.xaxis.set_major_formatter(PercentFormatter(1))

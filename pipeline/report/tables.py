@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.config import DEFAULT_GAMMA
+
 COLUMNS = [
     "run_id",
     "run_name",
@@ -52,7 +54,7 @@ _SHORT = {
     "data.augment": "augment",
     "schedule.warmup_epochs": "warmup",
 }
-_NO_SETTING = ("model.name", "data.source", "data.workers", "training.device", "study.", "schedule.gamma")
+_NO_SETTING = ("model.name", "data.source", "data.workers", "training.device", "study.")
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -81,15 +83,22 @@ def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             numbers = pd.to_numeric(group[name])
             values |= {name: numbers.mean(), f"{name}_std": numbers.std(ddof=1)}
         merged.append({**values, "parameters": group["parameters"].iloc[0], "data_digest": digest, "run_ids": " ".join(group["run_id"])})
-    return pd.DataFrame(merged)
+    spreads = [column for name in scores for column in (name, f"{name}_std")]
+    return pd.DataFrame(merged, columns=["config_hash", "repeats", *settings, *spreads, "parameters", "data_digest", "run_ids"])
 
 
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return for each run its settings that are not the same in all of them, such as ``lr 0.001, decay cosine``."""
-    params = [row.get("params") or {} for row in rows]
+    params = [_without_default_gamma(row.get("params") or {}) for row in rows]
     names = sorted({name for some in params for name in some if "." in name and not name.startswith(_NO_SETTING)}, key=_order)
     differing = [name for name in names if len({some.get(name) for some in params}) > 1]
     return [", ".join(f"{_SHORT.get(name, name)} {_short_value(some[name])}" for name in differing if name in some) for some in params]
+
+
+def _without_default_gamma(params: Mapping[str, Any]) -> dict[str, Any]:
+    gamma, usual = params.get("schedule.gamma"), DEFAULT_GAMMA.get(str(params.get("schedule.name")))
+    unused = params.get("schedule.name") in ("none", "cosine") or gamma in (None, "null", "None") or float(gamma) == usual
+    return {name: value for name, value in params.items() if name != "schedule.gamma" or not unused}
 
 
 def describe(params: Mapping[str, Any]) -> str:
@@ -104,7 +113,8 @@ def _order(name: str) -> tuple[int, str]:
 
 def _short_value(value: Any) -> str:
     try:
-        return f"{float(value):.3g}"
+        number = float(value)
+        return f"{number:.0f}" if number.is_integer() else f"{number:.3g}"
     except (TypeError, ValueError):
         return str(value)
 
@@ -117,11 +127,11 @@ def for_people(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     lines = []
     rank = 0
     for row, settings in zip(rows, differing_settings(rows), strict=True):
-        ranked = row.get("state") == "complete" and _number(row.get("val_accuracy")) is not None
+        ranked = row.get("state") == "complete" and _number(row.get("val_accuracy")) is not None and row.get("comparable", True)
         rank += ranked
         lines.append(
             {
-                "#": str(rank) if ranked else str(row.get("state")),
+                "#": str(rank) if ranked else "other data" if not row.get("comparable", True) else str(row.get("state")),
                 "run": str(row.get("run_name")),
                 "settings": settings,
                 "val accuracy": percent(row.get("val_accuracy")),

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import PipelineError, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.identity import study_name
 from pipeline.jobs.prepare import check, images_for, prepare_images
@@ -70,7 +70,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     name = experiment.study.name or identity
     with _alone(workspace, name):
         study = _open(workspace, experiment, name)
-        parent = study.user_attrs.get(PARENT, "")
+        parent = study.user_attrs.get(PARENT) or find.study_parent(workspace, name)
         if study.user_attrs.get(IDENTITY, identity) != identity:
             raise UserError(f"study.name: study {name!r} has another base, space or data; give another name, or none")
         with ExitStack() as runs:
@@ -140,7 +140,7 @@ def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Stu
             optuna.delete_study(study_name=name, storage=storage)
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise UserError(f"study.storage: {url!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"study.storage: {url!r} cannot be used: {first_line(error)}") from error
     # Seeded by what is done, so that a study taken up again does not draw the same points.
     study.sampler = build_sampler(experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False)))
     study.pruner = build_pruner(experiment.study, experiment.base.training.epochs)

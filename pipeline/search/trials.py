@@ -7,7 +7,7 @@ enqueued again with the same values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -42,43 +42,56 @@ def interrupted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.RUNNING or trial.user_attrs.get(INTERRUPTED)]
 
 
-def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the finished trials that take a place: complete, pruned or failed by themselves."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and not trial.user_attrs.get(INTERRUPTED)]
+def counted(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
+    """Return the finished trials that take a place: searched ones and those of the current list, complete, pruned or failed."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished()
+        and not trial.user_attrs.get(INTERRUPTED)
+        and (KEY not in trial.user_attrs or trial.user_attrs[KEY] in keys)
+    ]
 
 
-def plan(study: optuna.Study, experiment: Experiment, keys: Sequence[str], entries: Sequence[Configuration]) -> int:
-    """Enqueue what is still to do of the list and of interrupted trials; return how many of the list were done before.
+def waiting(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are enqueued."""
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration]) -> None:
+    """Enqueue what is still to do of the list and of interrupted trials; entries no longer in the list are given up.
 
     Args:
         study: Nothing else works on it.
         experiment: Its base and space.
-        keys: Identity of each entry: configuration hash and seed.
-        entries: Of the list, seeds of repeats given.
+        entries: The list by identity (configuration hash and seed), seeds of repeats given, as many as are to be trained.
     """
     for trial in interrupted(study.get_trials(deepcopy=False)):
         if trial.state == TrialState.RUNNING:
             study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
             study.tell(trial.number, state=TrialState.FAIL)
-    everything = study.get_trials(deepcopy=False)
-    waiting = [trial for trial in everything if trial.state == TrialState.WAITING]
-    taken = {trial.user_attrs.get(PLACE) for trial in (*counted(study), *waiting)}
-    done = {trial.user_attrs[KEY] for trial in counted(study) if KEY in trial.user_attrs}
-    queued = {trial.user_attrs[KEY] for trial in waiting if KEY in trial.user_attrs}
-    for trial in interrupted(everything):
-        attributes = {name: trial.user_attrs[name] for name in (PLACE, ENTRY, KEY) if name in trial.user_attrs}
-        if PLACE in attributes and attributes[PLACE] not in taken:
-            study.enqueue_trial(trial.params, attributes)
-            taken.add(attributes[PLACE])
-            queued.add(attributes.get(KEY, ""))
+    for trial in waiting(study):
+        if KEY in trial.user_attrs and trial.user_attrs[KEY] not in entries:
+            study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    there = [*counted(study, entries), *waiting(study)]
+    places = {trial.user_attrs.get(PLACE) for trial in there}
+    keys = {trial.user_attrs.get(KEY) for trial in there}
+    for trial in interrupted(study.get_trials(deepcopy=False)):
+        if KEY not in trial.user_attrs and trial.user_attrs.get(PLACE) not in {*places, None}:
+            study.enqueue_trial(trial.params, {PLACE: trial.user_attrs[PLACE]})
+            places.add(trial.user_attrs[PLACE])
+    before = {
+        trial.user_attrs[KEY]: trial.user_attrs[PLACE] for trial in interrupted(study.get_trials(deepcopy=False)) if KEY in trial.user_attrs
+    }
     place = next_place(study)
-    for key, entry in zip(keys, entries, strict=True):
-        if key in done or key in queued or place >= experiment.trials:
+    for key, entry in entries.items():
+        if key in keys:
             continue
         point = as_point(entry, experiment.base, experiment.space) if experiment.space else None
-        study.enqueue_trial(point or {}, {PLACE: place, KEY: key, ENTRY: entry.model_dump(mode="json")})
-        place += 1
-    return len(done & set(keys))
+        kept = before.get(key)
+        study.enqueue_trial(point or {}, {PLACE: place if kept is None else kept, KEY: key, ENTRY: entry.model_dump(mode="json")})
+        place += kept is None
 
 
 def next_place(study: optuna.Study) -> int:

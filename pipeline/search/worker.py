@@ -10,6 +10,7 @@ import optuna
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
+from pipeline.errors import UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.jobs.prepare import check, images_for
 from pipeline.jobs.train import Job, Placement, reusable, train
@@ -17,7 +18,7 @@ from pipeline.report.console import say
 from pipeline.report.tables import describe, percent
 from pipeline.search.pruning import Report
 from pipeline.search.space import as_point, suggest
-from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan
+from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, waiting
 from pipeline.tracking import names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.store import StoreError, Workspace
@@ -45,22 +46,23 @@ class Worker:
 
     def work(self) -> None:
         """Train until the study has its number of trials."""
-        self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
         total = self.experiment.trials
-        done_of_list = plan(self.study, self.experiment, list(self._by_key), [job.configuration for job in self._by_key.values()])
-        done = len(counted(self.study))
         if len(self.jobs) > total:
             say(f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}")
-        if done:
-            say(f"study {self.study.study_name} goes on: {done} of {total} trainings are there ({done_of_list} of the list)")
-        while len(counted(self.study)) < total:
+        self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
+        plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()})
+        if done := counted(self.study, self._by_key):
+            listed = sum(KEY in trial.user_attrs for trial in done)
+            say(f"study {self.study.study_name} goes on: {len(done)} of {total} trainings are there ({listed} of the list)")
+        while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
             self.study.optimize(self._objective, n_trials=1)
 
     def _objective(self, trial: optuna.Trial) -> float:
         """Return the best validation accuracy; NaN, which Optuna counts as failed, where the training fails."""
         try:
-            place = place_of(trial)
-            return self._train(trial, self._job(trial), place)
+            configuration, place = self._configuration(trial), place_of(trial)
+            say(f"trial {place + 1} of {self.experiment.trials}: {describe(configuration.flat())}")
+            return self._train(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
             say(f"  {pruned}")
             raise optuna.TrialPruned(str(pruned)) from None
@@ -69,37 +71,53 @@ class Worker:
             trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
-            reason = str(error).strip() or type(error).__name__
-            say(f"  failed: {reason.splitlines()[0]}")
-            trial.set_user_attr("reason", reason[:1000])
+            say(f"  failed: {first_line(error)}")
+            trial.set_user_attr("reason", first_line(error)[:1000])
             return math.nan
 
-    def _job(self, trial: optuna.Trial) -> Job:
+    def _configuration(self, trial: optuna.Trial) -> Configuration:
         entry = trial.user_attrs.get(ENTRY)
         base, space = self.experiment.base, self.experiment.space
         if entry is None:
-            configuration = self.experiment.sampled(suggest(trial, space))
-        else:
-            configuration = Configuration.model_validate(entry)
-            if as_point(configuration, base, space) is not None:
-                # Its values are fixed already; suggesting them tells the sampler.
-                suggest(trial, space)
+            return self.experiment.sampled(suggest(trial, space))
+        configuration = Configuration.model_validate(entry)
+        if as_point(configuration, base, space) is not None:
+            # Its values are fixed already; suggesting them tells the sampler.
+            suggest(trial, space)
+        return configuration
+
+    def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
         if (listed := self._by_key.get(trial.user_attrs.get(KEY, ""))) is not None:
             return listed
-        images = images_for(self.workspace, configuration.data, base.data, self.prepared)
-        return Job(configuration, check(configuration, self.prepared, "space"), images)
+        try:
+            origin = check(configuration, self.prepared, "")
+        except UserError:
+            # Choices that are right alone may not fit together: that is one failed run too.
+            with TrackedRun(
+                self.workspace, "train", self._name(configuration, place), parent=self.parent.id, tags=self._tags(place)
+            ) as run:
+                run.configuration(configuration)
+                raise
+        return Job(configuration, origin, images_for(self.workspace, configuration.data, self.experiment.base.data, self.prepared))
+
+    def _name(self, configuration: Configuration, place: int) -> str:
+        return f"{place:02d} {Path(configuration.model.name.removeprefix('file:').partition(':')[0]).name}"
+
+    def _tags(self, place: int) -> dict[str, str]:
+        return {names.STUDY: self.study.study_name, names.TRIAL: str(place), names.DATA_DIGEST: self.prepared.digest}
 
     def _train(self, trial: optuna.Trial, job: Job, place: int) -> float:
-        model = job.configuration.model.name
-        say(f"trial {place + 1} of {self.experiment.trials}: {describe(job.configuration.flat())}")
         same = reusable(self.workspace, job)
         if same is not None:
             say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
             trial.set_user_attr(RUN_ID, same["run_id"])
             adopt_training(self.workspace, same["run_id"], self.study.study_name)
             return float(same["val_accuracy"])
-        name = f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
-        tags = {names.STUDY: self.study.study_name, names.TRIAL: str(place)}
-        placement = Placement(name, parent=self.parent.id, tags=tags, on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id))
+        placement = Placement(
+            self._name(job.configuration, place),
+            parent=self.parent.id,
+            tags=self._tags(place),
+            on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+        )
         _, accuracy = train(self.workspace, job, placement, [Report(trial, prunable=ENTRY not in trial.user_attrs)])
         return accuracy

@@ -30,7 +30,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):
         run_id = own.run_id or best_run(workspace, experiment.study.name)
-        values, per_class = evaluate(workspace, run_id)
+        values, per_class = evaluate(workspace, run_id, experiment.base.training.device)
     show_table(scores_table(per_class), "test scores per class")
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
     say(

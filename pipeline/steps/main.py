@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.config import Raw
+from pipeline.config import Name, Raw
 from pipeline.steps.options import FastOptions, essential, read_experiment
 
 
 class MainOptions(FastOptions):
     """Options of main."""
 
-    name: str = essential("", "Registered model; empty: the experiment's name.")
+    name: Name = essential("", "Registered model; empty: the experiment's name, with -fast behind it where fast is true.")
     summary = "Prepare the images, run the study, evaluate its best run, compare, and register the champion."
     example = "python -m pipeline main --config experiments/smoke.yaml"
 
@@ -30,11 +30,13 @@ def run(own: MainOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     write_views(workspace)
+    # A try-out must not take the place of the real champion.
+    default_name = f"{experiment.name}-fast" if own.fast else experiment.name
 
     def conclude(study: str) -> None:
-        evaluate(workspace, best_run(workspace, study))
+        evaluate(workspace, best_run(workspace, study), experiment.base.training.device)
         compared = summarise(workspace, study)
-        champion = promote(workspace, own.name or experiment.name, study=study)
+        champion = promote(workspace, own.name or default_name, study=study)
         show_table(people_table(compared), compared.title)
         say(f"champion: {champion.uri}, version {champion.version}: run {champion.run_id} ({champion.run_name})")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
-from pipeline.errors import UserError, nearest
+from pipeline.config import SECTIONS, Data, Model, Name, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
 DEFAULT_FILE = "experiments/digits.yaml"
@@ -89,9 +91,9 @@ def parse_options(options: type[Options], arguments: Sequence[str]) -> tuple[Any
     Raises:
         UserError: Unknown option, missing value, or a wrong one.
     """
-    _refuse_unknown(options, arguments)
+    pairs = [f"--{name}={_as_json(options, name, value)}" for name, value in _pairs(options, arguments)]
     try:
-        given: Raw = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
+        given: Raw = CliSettingsSource(options, cli_parse_args=pairs, cli_exit_on_error=False)()
     except SettingsError as error:
         raise UserError(str(error).removeprefix("error parsing CLI: ")) from None
     own = {name: value for name, value in given.items() if name not in SECTIONS and value != ""}
@@ -106,26 +108,34 @@ def _own_parameters(options: type[Options]) -> type[BaseModel]:
     return create_model(options.__name__, __config__=ConfigDict(extra="forbid"), **kept)
 
 
-def _refuse_unknown(options: type[Options], arguments: Sequence[str]) -> None:
+def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of ``--name value`` and ``--name=value``."""
     known = [name for name, _ in fields_of(options)]
-    waiting = ""
-    for argument in arguments:
-        if waiting and argument.removeprefix("--") not in known:
-            waiting = ""
-            continue
-        if waiting:
-            break
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         if not argument.startswith("--"):
             raise UserError(f"{argument!r} is not an option; options are given as --name value")
-        name, equals, _ = argument.removeprefix("--").partition("=")
+        name, equals, value = argument.removeprefix("--").partition("=")
         if name not in known:
-            close = nearest(name, known) or nearest(name, [dotted for dotted in known if dotted.endswith(f".{name}")])
-            same_field = [dotted for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
-            close = f"; nearest: {same_field[0]}" if same_field and not nearest(name, known) else close
-            raise UserError(f"unknown option --{name}{close}; --help lists all")
-        waiting = "" if equals else name
-    if waiting:
-        raise UserError(f"option --{waiting} needs a value: --{waiting} VALUE")
+            same_field = [f"; nearest: {dotted}" for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
+            raise UserError(f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all")
+        if not equals:
+            if not remaining or remaining[0].removeprefix("--") in known:
+                raise UserError(f"option --{name} needs a value: --{name} VALUE")
+            value = remaining.pop(0)
+        yield name, value
+
+
+def _as_json(options: type[Options], name: str, value: str) -> str:
+    """Let lists be written as in an experiment file: ``[RandomHorizontalFlip, {RandomRotation: {degrees: 15}}]``."""
+    if get_origin(dict(fields_of(options))[name].annotation) not in (list, tuple):
+        return value
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"option --{name}: {value!r} is no list: {first_line(error)}") from None
+    return json.dumps(parsed if isinstance(parsed, list) else [parsed])
 
 
 def read_experiment(own: Any, overrides: Raw) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import Raw
+from pipeline.config import Name, Raw
 from pipeline.steps.options import ExperimentOptions, essential, read_experiment
 
 
@@ -10,7 +10,7 @@ class RegisterOptions(ExperimentOptions):
     """Options of register."""
 
     run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
-    name: str = essential("", "Registered model; empty: the experiment's name.")
+    name: Name = essential("", "Registered model; empty: the experiment's name.")
     summary = "Register a trained network under a name, with alias champion."
     example = "python -m pipeline register --name digits"
 

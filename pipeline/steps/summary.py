@@ -34,7 +34,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
             for row in compare(workspace, experiment.study.name).ranked():
                 if row["test_accuracy"] is None:
                     say(f"evaluating {row['run_name']}")
-                    evaluate(workspace, row["run_id"])
+                    evaluate(workspace, row["run_id"], experiment.base.training.device)
         compared = summarise(workspace, experiment.study.name)
     show_table(people_table(compared), compared.title)
     for note in compared.notes:

@@ -20,6 +20,8 @@ from pipeline.tracking.store import Workspace
 
 Row = dict[str, Any]
 
+_NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
+
 STATE_OF_STATUS = {"FINISHED": names.COMPLETE, "FAILED": names.FAILED, "KILLED": names.INTERRUPTED}
 
 _PARAMS = {
@@ -65,7 +67,9 @@ def get_run(workspace: Workspace, run_id: str) -> Run:
     """
     try:
         return workspace.client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in (_NO_SUCH, "INVALID_PARAMETER_VALUE"):
+            raise
         raise UserError(f"run_id: there is no run {run_id!r} in {workspace.uri}") from None
 
 
@@ -73,7 +77,10 @@ def exists(workspace: Workspace, run_id: str) -> bool:
     """Whether a run is there and not deleted."""
     try:
         return str(workspace.client.get_run(run_id).info.lifecycle_stage) == "active"
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != _NO_SUCH:
+            # A server that does not answer says nothing about the run.
+            raise
         return False
 
 
@@ -131,6 +138,8 @@ def _typed(name: str, value: str | None) -> Any:
 
 def _hash_of_params(params: Mapping[str, str]) -> str:
     """Give a run without a hash one from its params over the defaults; empty where they make no configuration."""
+    if not any(field_info(name) for name in params):
+        return ""
     known = {name: yaml.safe_load(value) if value[:1] in "[{" else value for name, value in params.items() if field_info(name)}
     try:
         configuration = parse(Configuration, {section: fields for section, fields in nest(known).items() if section != "study"}, "params")
@@ -156,8 +165,16 @@ def studies(workspace: Workspace) -> dict[str, Run]:
         for run in _search(workspace, filter_string)
         if run.data.tags.get(names.STEP) in ("tune", "main") and names.JOINS not in run.data.tags
     ]
-    parents.sort(key=lambda run: run.info.start_time, reverse=True)
-    return {run.data.tags[names.STUDY]: run for run in parents}
+    found: dict[str, Run] = {}
+    for run in sorted(parents, key=lambda run: run.info.start_time, reverse=True):
+        found.setdefault(run.data.tags[names.STUDY], run)
+    return found
+
+
+def study_parent(workspace: Workspace, name: str) -> str:
+    """Return the parent run id of a study that MLflow knows, or an empty string."""
+    run = studies(workspace).get(name)
+    return str(run.info.run_id) if run else ""
 
 
 def choose_study(workspace: Workspace, name: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from torch import nn
 
 import pipeline
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
 
@@ -119,7 +119,7 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise UserError(f"name: {name!r} cannot be a registered model: {str(error).splitlines()[0]}") from None
+            raise UserError(f"name: {name!r} cannot be a registered model: {first_line(error)}") from None
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if versions:
         number = max(versions, key=lambda found: int(found.version)).version
@@ -149,7 +149,7 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
         loaded = mlflow.pyfunc.load_model(uri)
         model = loaded.unwrap_python_model()
     except (MlflowException, OSError) as error:
-        raise UserError(f"model_uri: {uri!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
     if not hasattr(model, "classify"):
         raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline")
     metadata: Any = loaded.metadata

@@ -18,6 +18,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
+from pipeline import signals
 from pipeline.config import Configuration
 from pipeline.errors import UserError
 from pipeline.tracking import names
@@ -118,23 +119,39 @@ class TrackedRun(RunLog):
         tags: Mapping[str, str] | None = None,
         single: bool = False,
     ) -> None:
-        existing = run_id or (workspace.launched_run if single else "")
-        all_tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: uuid.uuid4().hex}
-        all_tags |= {names.PARENT: parent} if parent else {}
-        all_tags |= dict(tags or {})
-        if existing:
-            super().__init__(workspace, existing)
-            if run_id:
-                # Taken up again: it keeps the identity it was given at first.
-                all_tags = {names.STATE: names.RUNNING}
-            self.client.update_run(existing, status="RUNNING", name=None if run_id else name)
-            self.tag(all_tags)
+        self._existing = run_id or (workspace.launched_run if single else "")
+        super().__init__(workspace, self._existing)
+        self._step, self._name = step, name
+        if run_id:
+            # Taken up again: it keeps the name and the identity it was given at first.
+            self._name = ""
+            self._tags = {names.STATE: names.RUNNING}
         else:
-            run = workspace.client.create_run(workspace.experiment_id, tags={**_source_tags(step), **all_tags}, run_name=name)
-            super().__init__(workspace, run.info.run_id)
+            self._tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: uuid.uuid4().hex}
+            self._tags |= {names.PARENT: parent} if parent else {}
+            self._tags |= dict(tags or {})
 
     def __enter__(self) -> TrackedRun:
+        try:
+            # A signal between the run's start and this block would leave it RUNNING.
+            with signals.held():
+                self._start()
+        except BaseException as error:
+            if self.id:
+                self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
+
+    def _start(self) -> None:
+        if self._existing:
+            self.client.update_run(self._existing, status="RUNNING", name=self._name or None)
+            self.tag(self._tags)
+            for stale in (names.REASON, names.NOTE):
+                if stale in self.client.get_run(self.id).data.tags:
+                    self.client.delete_tag(self.id, stale)
+        else:
+            tags = {**_source_tags(self._step), **self._tags}
+            self.id = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name).info.run_id
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
@@ -144,17 +161,21 @@ class TrackedRun(RunLog):
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             self.end(names.INTERRUPTED, str(error) or type(error).__name__)
         else:
-            if not isinstance(error, UserError):
-                self.text("traceback.txt", "".join(traceback.format_exception(error)))
-            self.end(names.FAILED, str(error).strip() or type(error).__name__)
+            try:
+                if not isinstance(error, UserError):
+                    self.text("traceback.txt", "".join(traceback.format_exception(error)))
+            finally:
+                # What has failed the run, such as a full disk, may fail the traceback too.
+                self.end(names.FAILED, str(error).strip() or type(error).__name__)
 
     def end(self, state: str, reason: str = "") -> None:
         """Write state and reason, and end the run with the status that belongs to the state."""
         tags = {names.STATE: state} | (
             {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {}
         )
-        self.tag(tags)
-        self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
+        with signals.held():
+            self.tag(tags)
+            self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
 
 StoreError = MlflowException
@@ -57,12 +57,15 @@ class Workspace:
 
         Under ``mlflow run`` that of the run it has made, else the one named like ours.
         """
-        if self.launched_run:
-            experiment_id = str(self.client.get_run(self.launched_run).info.experiment_id)
-        else:
-            experiment_id = _experiment_id(self.client, self.experiment, self.uri)
-        for key, value in _EXPERIMENT_TAGS.items():
-            self.client.set_experiment_tag(experiment_id, key, value)
+        try:
+            if self.launched_run:
+                experiment_id = str(self.client.get_run(self.launched_run).info.experiment_id)
+            else:
+                experiment_id = _experiment_id(self.client, self.experiment, self.uri)
+            for key, value in _EXPERIMENT_TAGS.items():
+                self.client.set_experiment_tag(experiment_id, key, value)
+        except MlflowException as error:
+            raise UserError(f"experiment {self.experiment!r} cannot be used in {self.uri}: {first_line(error)}") from error
         return experiment_id
 
     @property
@@ -110,7 +113,7 @@ def open_workspace(experiment: str) -> Workspace:
     try:
         client = _initialised(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, os.environ.get("MLFLOW_RUN_ID", ""))
 
 

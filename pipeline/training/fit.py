@@ -143,7 +143,7 @@ def _train_epoch(
         lr = lr_at(
             step, configuration.schedule, configuration.optimizer.lr, steps_per_epoch, steps_per_epoch * configuration.training.epochs
         )
-        lr = lr if plateau.factor == 1.0 else max(lr * plateau.factor, configuration.schedule.min_lr)
+        lr = max(lr * plateau.factor, min(lr, configuration.schedule.min_lr))
         for group in optimizer.param_groups:
             group["lr"] = lr
         inputs = setting.preprocessing.normalise(images.to(setting.device, non_blocking=True))
@@ -154,7 +154,7 @@ def _train_epoch(
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise TrainingFailed(
-                f"the loss is not finite at step {step + 1} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help"
+                f"the loss is not finite at step {number + 1} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help"
             )
         loss.backward()
         optimizer.step()

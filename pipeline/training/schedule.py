@@ -27,15 +27,15 @@ def lr_at(step: int, schedule: Schedule, lr: float, steps_per_epoch: int, total_
         return lr * (step + 1) / (warmup_steps + 1)
     done = step - warmup_steps
     epochs_done = done // steps_per_epoch
+    floor = min(schedule.min_lr, lr)
     if schedule.name == "cosine":
         progress = done / max(1, total_steps - 1 - warmup_steps)
-        floor = min(schedule.min_lr, lr)
         return floor + (lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
     if schedule.name == "exponential":
         lr *= (schedule.gamma or 1.0) ** epochs_done
     elif schedule.name == "step":
         lr *= (schedule.gamma or 1.0) ** (epochs_done // schedule.step_epochs)
-    return lr if schedule.name == "none" else max(lr, schedule.min_lr)
+    return lr if schedule.name == "none" else max(lr, floor)
 
 
 class Plateau:

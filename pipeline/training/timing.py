@@ -20,20 +20,23 @@ def seconds_per_image(network: Network, batch_size: int, image_size: int, device
     Returns:
         Median seconds per image; None where a batch does not fit in the device's memory.
     """
-    module = network.module.to(device).train()
-    optimizer = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=1e-6)
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     times = []
     try:
+        module = network.module.to(device).train()
+        optimizer = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=1e-6)
+        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         for _ in range(steps + WARM_UP):
             started = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(main_output(module(images)), labels).backward()
             optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             times.append(time.perf_counter() - started)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        # On a GPU torch.OutOfMemoryError, a plain RuntimeError elsewhere.
+        if "memory" not in str(error):
+            raise
         return None
     return statistics.median(times[WARM_UP:]) / batch_size

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import signals
 from pipeline.errors import Interrupted, TrainingFailed, UserError
 from pipeline.tracking import names
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun, adopt_training, end_abandoned
@@ -87,7 +88,7 @@ def test_writing_to_an_ended_run_leaves_its_status(workspace: Workspace) -> None
 
 
 def test_an_abandoned_run_is_ended_and_an_ended_one_left_alone(workspace: Workspace) -> None:
-    run = TrackedRun(workspace, "train", "r")
+    run = TrackedRun(workspace, "train", "r").__enter__()
     end_abandoned(workspace, run.id)
     assert workspace.client.get_run(run.id).info.status == "KILLED"
     with TrackedRun(workspace, "train", "other") as other:
@@ -102,6 +103,36 @@ def test_a_training_can_belong_to_two_studies(workspace: Workspace) -> None:
     adopt_training(workspace, run.id, "two")
     adopt_training(workspace, run.id, "two")
     assert workspace.client.get_run(run.id).data.tags[names.STUDY] == "one,two"
+
+
+def test_a_signal_while_a_run_starts_ends_it_killed(workspace: Workspace) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    class Signalled(TrackedRun):
+        def _start(self) -> None:
+            super()._start()
+            signal.raise_signal(signal.SIGTERM)
+
+    signals.raise_on_signals()
+    run = Signalled(workspace, "train", "r")
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"), run:
+            raise AssertionError("the block is not entered")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert workspace.client.get_run(run.id).info.status == "KILLED"
+
+
+def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace: Workspace) -> None:
+    class FullDisk(TrackedRun):
+        def text(self, name: str, content: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    run = FullDisk(workspace, "train", "r")
+    with pytest.raises(OSError, match="No space left"), run:
+        _ = 1 / 0
+    assert workspace.client.get_run(run.id).info.status == "FAILED"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
