@@ -74,6 +74,10 @@ def _end_launched_run(reason: str, interrupted: bool = False) -> None:
         from pipeline.tracking.store import end_launched_run
 
         end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
+        if interrupted:
+            from pipeline.tracking.aftermath import restore_killed_later
+
+            restore_killed_later(os.environ["MLFLOW_RUN_ID"])
 
 
 def _enter_callers_folder() -> None:

@@ -264,6 +264,8 @@ def _explain(detail: Raw, model: type[BaseModel]) -> str:
         allowed = [prefix + field for field in owner.model_fields]
         close = nearest(name, allowed) or nearest(str(location[-1]), field_names())
         return f"unknown field {name!r}{close}; allowed: {', '.join(allowed)}"
+    if detail["type"] == "string_pattern_mismatch" and (field := field_info(name)) is not None:
+        return f"{name}: {detail['input']!r} given; allowed: {field.description}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     given = detail["input"]
     if isinstance(given, Mapping | BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -20,6 +21,9 @@ from pipeline.tracking.store import Workspace, open_workspace
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+# Tests run side by side, each with one thread: threads that wait for one another on busy cores are many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
 

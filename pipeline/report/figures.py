@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -67,14 +68,17 @@ def _plain(text: str) -> str:
 
 def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, top: float) -> None:
     n = len(names)
-    font = 9 if n <= 15 else 7 if n <= _MOST_ANNOTATED else 5.5
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=top)
+    font = 9 if n <= 15 else 8
+    # Without numbers in the cells, few confusions must be seen beside many right ones.
+    scale = Normalize(0, top) if n <= _MOST_ANNOTATED else PowerNorm(0.5, 0, top)
+    image = axes.imshow(values, cmap="Blues", norm=scale)
     axes.set_title(title, fontsize=10)
     axes.set_xticks(range(n), names, rotation=0 if n <= 12 and max(map(len, names)) <= 3 else 90, fontsize=font)
     axes.set_yticks(range(n), names, fontsize=font)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if n > _MOST_ANNOTATED:
+        axes.figure.colorbar(image, ax=axes, shrink=0.5)
         return
     for row, column in np.ndindex(values.shape):
         value = values[row, column]

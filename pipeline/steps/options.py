@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Name, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
+from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
@@ -121,7 +121,7 @@ def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[s
             same_field = [f"; nearest: {dotted}" for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
             raise UserError(f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all")
         if not equals:
-            if not remaining or remaining[0].removeprefix("--") in known:
+            if not remaining or (remaining[0].startswith("--") and remaining[0].removeprefix("--") in known):
                 raise UserError(f"option --{name} needs a value: --{name} VALUE")
             value = remaining.pop(0)
         yield name, value

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -71,21 +72,37 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
         files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
         files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
         package = Path(pipeline.__file__).parent
-        # A model is filed under the current experiment, whatever its run's.
-        mlflow.set_experiment(experiment_id=workspace.client.get_run(run_id).info.experiment_id)
-        info = Model.log(
-            artifact_path=None,
-            name=names.MODEL,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            python_model=str(package / "tracking" / "served_model.py"),
-            artifacts={name: str(file) for name, file in files.items()},
-            code_paths=[str(package)],
-            signature=_SIGNATURE,
-            input_example=_example(size),
-            pip_requirements=[f"{package_name}=={version(package_name)}" for package_name in _REQUIREMENTS],
-        )
+        with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
+            info = Model.log(
+                artifact_path=None,
+                name=names.MODEL,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(package / "tracking" / "served_model.py"),
+                artifacts={name: str(file) for name, file in files.items()},
+                code_paths=[str(package)],
+                signature=_SIGNATURE,
+                input_example=_example(size),
+                pip_requirements=[f"{package_name}=={version(package_name)}" for package_name in _REQUIREMENTS],
+            )
     return str(info.model_id)
+
+
+@contextmanager
+def _current_experiment(experiment_id: str) -> Iterator[None]:
+    """Make an experiment the current one: MLflow files a model under it, whatever its run's.
+
+    MLflow leaves an environment variable behind, which would go on to every process started from this one.
+    """
+    variable = "MLFLOW_EXPERIMENT_ID"
+    before = os.environ.get(variable)
+    mlflow.set_experiment(experiment_id=experiment_id)
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _example(size: int) -> pd.DataFrame:

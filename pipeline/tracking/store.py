@@ -153,4 +153,5 @@ def end_launched_run(reason: str, state: str = names.FAILED) -> None:
     client = MlflowClient(tracking_uri())
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_tag(run_id, names.REASON, reason[:5000])
+        client.set_tag(run_id, names.STATE, state)
         client.set_terminated(run_id, names.STATUS_OF_STATE[state])

@@ -21,6 +21,9 @@ from tests.conftest import PROJECT, Cli
 
 SMOKE = str(PROJECT / "experiments" / "smoke.yaml")
 
+# One worker makes the finished study that all of these look at.
+pytestmark = pytest.mark.xdist_group("smoke")
+
 
 def artifacts(workspace: Workspace, run_id: str, *folders: str) -> set[str]:
     return {file.path for folder in ("", *folders) for file in workspace.client.list_artifacts(run_id, folder)}
@@ -236,7 +239,7 @@ def test_predict_gives_probabilities_and_the_chosen_id(cli: Cli, in_smoke: Works
 
 def test_predict_equals_evaluation_on_the_same_images(cli: Cli, in_smoke: Workspace, tmp_path: Path) -> None:
     """The exported network with its own preprocessing gives the logits of the one in training."""
-    kept = pd.read_csv(find.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)).head(8)
+    kept = pd.read_csv(find.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)).head(8).sort_values("path")
     folder = tmp_path / "files"
     folder.mkdir()
     digits = load_digits()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def test_a_single_training_is_exported_with_a_signature(cli: Cli, quick: Path, w
     run = only_run(workspace)
     (output,) = run.outputs.model_outputs
     model = workspace.client.get_logged_model(output.model_id)
+    assert "MLFLOW_EXPERIMENT_ID" not in os.environ
     assert (model.name, model.experiment_id) == ("model", run.info.experiment_id)
     assert mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").metadata.signature.inputs.input_names() == ["image"]
     assert run.info.status == "FINISHED"
