@@ -57,6 +57,12 @@ BASE_ERRORS = [
     (["train", "--training.device", "gpu"], "training.device: 'gpu' given"),
     (["train", "--config", "nowhere.yaml"], "experiment file 'nowhere.yaml' does not exist"),
     (["tune"], "nothing to tune"),
+    (["main", "--name", "a/b:c"], "name: 'a/b:c' given; a name has at most 120 characters"),
+    (["register", "--name", "it's"], "a name has at most 120 characters"),
+    (["train", "--experiment", "../x"], "a name has at most 120 characters"),
+    (["tune", "--study.name", "a,b"], "a name has at most 120 characters"),
+    (["train", "--data.augment", "[RandomHorizontalFlip, {RandomRotatoin: {degrees: 15}}]"], "unknown augmentation 'RandomRotatoin'"),
+    (["train", "--schedule.warmup_epochs", "9"], "schedule.warmup_epochs must be at most training.epochs (3), got 9"),
     (["evaluate", "--run_id", "nonsense"], "there is no run 'nonsense'"),
     (["predict", "--images", "x"], "option --model_uri is needed"),
     (["init"], "option --data.source is needed"),
@@ -67,7 +73,7 @@ BASE_ERRORS = [
 def test_wrong_input_is_one_line_and_leaves_nothing(
     cli: Cli, quick: Path, workspace: Workspace, arguments: list[str], message: str
 ) -> None:
-    needs_file = arguments[0] in ("train", "tune", "evaluate") and "--config" not in arguments
+    needs_file = arguments[0] in ("train", "tune", "evaluate", "main", "register") and "--config" not in arguments
     done = cli(*arguments, *(["--config", str(quick)] if needs_file else []))
     assert done.code == 2
     assert message in done.err
