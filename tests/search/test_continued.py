@@ -58,3 +58,12 @@ def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(cli: C
     assert wrong
     assert {run.info.run_id for run in failed} == wrong
     assert all("cannot take images of data.image_size 16" in run.data.tags[names.REASON] for run in failed)
+
+
+def test_what_has_left_the_list_takes_no_place_of_the_search(cli: Cli, quick: Path) -> None:
+    study = {"trials": 3, "pruner": "none"}
+    assert cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).code == 0
+    edited = [LIST[0], {"optimizer": {"lr": 7e-3}}]
+    assert cli("tune", "--config", study_file(quick, configs=edited, space=SPACE, study={**study, "trials": 4})).code == 0
+    # Three at first; then the new entry and, for the one that has left, a second searched trial.
+    assert len(runs("train")) == 5
