@@ -125,7 +125,7 @@ def workspace(folder: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which main of experiments/smoke.yaml has run, once for all tests; they only add to it."""
+    """The folder in which main of experiments/smoke.yaml has run, once a test process; tests only add to it."""
     path = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_folder(path, monkeypatch)

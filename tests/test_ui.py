@@ -23,9 +23,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("needs Chromium on the PATH", allow_module_level=True)
 
-# One worker makes the finished study that all of these look at.
-pytestmark = pytest.mark.xdist_group("smoke")
-
 
 @pytest.fixture(scope="module")
 def server(smoke: Path) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.config import Raw
-from pipeline.steps.options import ExperimentOptions, essential, read_experiment
+from pipeline.config import Raw, essential
+from pipeline.steps.options import ExperimentOptions, read_experiment
 
 
 class EvaluateOptions(ExperimentOptions):

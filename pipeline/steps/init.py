@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Data, Raw, Training, parse
+from pipeline.config import Data, Raw, Training, essential, parse
 from pipeline.errors import UserError
-from pipeline.steps.options import Options, essential
+from pipeline.steps.options import Options
 
 
 class InitOptions(Options):

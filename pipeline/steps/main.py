@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.config import Name, Raw
-from pipeline.steps.options import FastOptions, essential, read_experiment
+from pipeline.config import Name, Raw, essential
+from pipeline.steps.options import FastOptions, read_experiment
 
 
 class MainOptions(FastOptions):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, more, parse
+from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, parse
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
@@ -56,21 +56,6 @@ class PredictSection(BaseModel):
         "name", "What the id column holds: the file's name, its name without ending, or its path."
     )
     probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
-
-
-__all__ = [
-    "DEFAULT_FILE",
-    "ExperimentOptions",
-    "FastOptions",
-    "Field",
-    "Options",
-    "PredictSection",
-    "essential",
-    "more",
-    "parse_options",
-    "read_experiment",
-    "render_help",
-]
 
 
 def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Raw
+from pipeline.config import Raw, essential
 from pipeline.errors import UserError
-from pipeline.steps.options import Options, PredictSection, essential
+from pipeline.steps.options import Options, PredictSection
 
 
 class PredictOptions(Options):

@@ -21,9 +21,6 @@ from tests.conftest import PROJECT, Cli
 
 SMOKE = str(PROJECT / "experiments" / "smoke.yaml")
 
-# One worker makes the finished study that all of these look at.
-pytestmark = pytest.mark.xdist_group("smoke")
-
 
 def artifacts(workspace: Workspace, run_id: str, *folders: str) -> set[str]:
     return {file.path for folder in ("", *folders) for file in workspace.client.list_artifacts(run_id, folder)}
