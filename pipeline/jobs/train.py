@@ -77,13 +77,15 @@ class Placement:
 
 
 class _MetricsLog(Callback):
-    def __init__(self, run: RunLog) -> None:
-        self._run = run
+    def __init__(self, run: RunLog, num_parameters: int) -> None:
+        self._run, self._num_parameters = run, num_parameters
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         # The best so far is there while the training runs, and first: the UI's comparison plots a run's first metric.
+        # The size is no param, or it would take the place of the schedule among the three that are plotted with it.
+        size = {"parameters": self._num_parameters} if epoch == 1 else {}
         best = {**{name: values[source] for name, source in BEST.items()}, "best/epoch": epoch} if is_best else {}
-        self._run.metrics({**best, **values}, epoch)
+        self._run.metrics({**best, **values, **size}, epoch)
 
 
 def reusable(workspace: Workspace, job: Job) -> find.Row | None:
@@ -119,7 +121,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         _log_start(run, job, setting)
         fitted = Fitted()
         try:
-            fit(job.configuration, setting, [_MetricsLog(run), *callbacks, progress], fitted)
+            fit(job.configuration, setting, [_MetricsLog(run, models.num_parameters(setting.network.module)), *callbacks, progress], fitted)
         except Pruned:
             _log_outcome(run, job, setting, fitted, folder)
             raise
@@ -151,7 +153,6 @@ def _setting(job: Job, checkpoint: Path) -> Setting:
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting) -> None:
     run.configuration(job.resolved())
-    run.params({names.PARAMETERS: models.num_parameters(setting.network.module)})
     run.json(names.CLASSES, job.prepared.classes)
     run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
     log_dataset(run, job.prepared, job.configuration.data)

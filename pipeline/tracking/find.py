@@ -34,7 +34,6 @@ _PARAMS = {
     "weight_decay": "optimizer.weight_decay",
     "seed": "training.seed",
     "epochs": "training.epochs",
-    "parameters": names.PARAMETERS,
 }
 _METRICS = {
     "best_epoch": "best/epoch",
@@ -43,6 +42,7 @@ _METRICS = {
     "test_accuracy": "test/accuracy",
     "test_accuracy_low": "test/accuracy_low",
     "test_accuracy_high": "test/accuracy_high",
+    "parameters": "parameters",
     "seconds": "seconds",
 }
 
@@ -127,7 +127,7 @@ def row(run: Run) -> Row:
 
 def _typed(name: str, value: str | None) -> Any:
     field = field_info(name)
-    kind = int if name == names.PARAMETERS else field.annotation if field else None
+    kind = field.annotation if field else None
     if value is None or kind not in (int, float):
         return value
     try:

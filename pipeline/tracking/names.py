@@ -20,9 +20,6 @@ RUNNING, COMPLETE, PRUNED, FAILED, INTERRUPTED = "running", "complete", "pruned"
 STATUS_OF_STATE = {COMPLETE: "FINISHED", PRUNED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
 """Pruning is no failure: the trial did what it was meant to do."""
 
-PARAMETERS = "parameters"
-"""A param, not a metric: the UI's comparison would plot it first of all."""
-
 CHECKPOINT = "checkpoint/best.safetensors"
 CONFIG = "config.yaml"
 CLASSES = "classes.json"

@@ -50,7 +50,7 @@ def test_the_logged_configuration_is_the_one_trained(cli: Cli, quick: Path, work
     assert configuration.data.augment == [{"RandomRotation": {"degrees": 5}}]
     assert configuration.training.epochs == 3
     assert run.data.params["schedule.name"] == "cosine"
-    assert int(run.data.params["parameters"]) == sum(
+    assert run.data.metrics["parameters"] == sum(
         value.numel() for value in load_file(find.artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path)).values()
     )
 
