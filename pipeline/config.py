@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, nearest
@@ -49,6 +49,15 @@ def valid_name(text: str) -> str:
 Name = Annotated[str, AfterValidator(valid_name)]
 
 
+def _fold(given: Any) -> Any:
+    if given == "all" or str(given).isdecimal():
+        return given
+    raise ValueError("must be a whole number from 0, or all")
+
+
+Fold = Annotated[int | Literal["all"], BeforeValidator(_fold)]
+
+
 class Section(BaseModel):
     """One part of a configuration; unknown fields, NaN and infinity are refused."""
 
@@ -59,7 +68,10 @@ class Data(Section):
     """Which images, how they are split and what is done to them."""
 
     source: str = essential(
-        "digits", "Where the images come from: digits (scikit-learn's, built in) or folder:PATH (one folder per class).", min_length=1
+        "digits",
+        "Where the images come from: digits (scikit-learn's, built in), folder:PATH (one folder per class), csv:PATH (columns "
+        "image and label), npz:PATH (MedMNIST's layout) or torchvision:NAME.",
+        min_length=1,
     )
     image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048)
     batch_size: int = essential(32, "Images per optimizer step.", ge=1)
@@ -75,6 +87,41 @@ class Data(Section):
     seed: int = more(0, "Seed of the split.", ge=0)
     limit: int = more(0, "Use at most this many images, a stratified sample of at least one of each class per split; 0: all.", ge=0)
     workers: int = more(0, "Processes that augment images; 0: the training process itself. No influence on the result.", ge=0)
+    bad: Literal["error", "warn", "drop"] = essential(
+        "error", "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out)."
+    )
+    duplicates: Literal["group", "error", "warn", "drop", "ignore"] = essential(
+        "group",
+        "What to do about equal and nearly equal images: group (keep them on one side of a split), error (stop), warn (list them), "
+        "drop (keep one, never dropping from the test split), ignore (do not look).",
+    )
+    near_distance: int = more(
+        4,
+        "Images are nearly equal up to this many differing bits of their 64-bit perceptual hashes; -1: only equal pixels count.",
+        ge=-1,
+        le=16,
+    )
+    folds: int = essential(0, "Cross-validate over this many folds of what is not test; 0: one validation split.", ge=0)
+    fold: Fold = essential(0, "The fold that validates, from 0; all, in a study: every configuration on every fold.")
+    store: Literal["disk", "none"] = more(
+        "disk", "disk: decode once into prepared/; none: decode the files again each epoch, for sets too large for the disk. Same result."
+    )
+    max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1)
+    background: str = more("white", "Colour below transparent pixels: a name, or #rrggbb.")
+    root: str = more("", "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.")
+    labels: str = more("", "csv: a second CSV with the labels, row by row in the same order.")
+    image_column: str = more("image", "csv: column of the image's path, with or without extension.")
+    label_column: str = more("label", "csv: column of the class.")
+    split_column: str = more("split", "csv: column of the split (train, val or test), where there is one.")
+    group_column: str = more("group", "csv: column of what must stay on one side of a split (a patient), where there is one.")
+
+    @field_validator("background")
+    @classmethod
+    def _is_colour(cls, name: str) -> str:
+        # Pillow's own names would cost its import here; a wrong one is met when the first image is decoded.
+        if not re.fullmatch(r"[a-zA-Z]+|#[0-9a-fA-F]{6}", name):
+            raise ValueError("a colour is a name such as white, or #rrggbb")
+        return name
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Data:
@@ -82,6 +129,14 @@ class Data(Section):
             raise ValueError(f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}")
         if 0 < self.store_size < self.image_size:
             raise ValueError(f"store_size must be at least image_size ({self.image_size}), got {self.store_size}")
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (none) or at least 2, got 1")
+        if self.fold != "all" and not 0 <= self.fold < max(self.folds, 1):
+            raise ValueError(
+                f"fold must be all or below folds ({self.folds}), got {self.fold}" if self.folds else f"fold {self.fold} needs folds"
+            )
+        if self.fold == "all" and not self.folds:
+            raise ValueError("fold all needs folds, such as folds 5")
         return self
 
     @property
@@ -154,7 +209,25 @@ class Training(Section):
     epochs: int = essential(10, "Passes over the training images.", ge=1)
     seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31)
     patience: int = essential(0, "Stop after this many epochs without a validation accuracy at least as good as the best; 0: never.", ge=0)
+    class_weights: Literal["none", "balanced"] = essential(
+        "none", "balanced weighs each class in the training loss by the inverse of how frequent it is."
+    )
+    sampler: Literal["shuffle", "balanced"] = more(
+        "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
+    )
     device: str = more("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> Training:
+        if self.class_weights == self.sampler == "balanced":
+            raise ValueError("class_weights and sampler are both balanced, which would correct twice; balance one of them")
+        return self
+
+
+class Tracking(Section):
+    """What is logged."""
+
+    log_images: bool = more(True, "false for private images: no picture of them is written or logged, only counts and paths.")
 
 
 class Study(Section):
@@ -178,6 +251,7 @@ class Configuration(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Configuration:
@@ -198,6 +272,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
     "training": Training,
+    "tracking": Tracking,
     "study": Study,
 }
 

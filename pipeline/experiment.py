@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, field_info, field_names, merge, nest, parse
+from pipeline.config import SECTIONS, Configuration, Data, Name, Raw, Study, field_info, field_names, merge, nest, parse
 from pipeline.errors import UserError, nearest, unknown_name
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
 
-SHARED = ("source", "seed", "val_fraction", "test_fraction", "limit")
+_OF_ONE_TRAINING = ("image_size", "batch_size", "augment", "store_size", "interpolation", "workers")
+SHARED = tuple(name for name in Data.model_fields if name not in _OF_ONE_TRAINING)
 """Fields of data that are the same in all of a study: its trainings see the same images in the same splits."""
 
 
@@ -207,7 +208,9 @@ def scaled_down(configuration: Configuration) -> Configuration:
 
 
 def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
-    searchable = [name for name in field_names() if not name.startswith("study.") and name not in {f"data.{field}" for field in SHARED}]
+    searchable = [
+        name for name in field_names() if not name.startswith(("study.", "tracking.")) and name not in {f"data.{field}" for field in SHARED}
+    ]
     space: Space = {}
     for name, value in raw.items():
         if name not in searchable:

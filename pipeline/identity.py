@@ -14,8 +14,9 @@ STUDY_HASH_DIGITS = 8
 DIGEST_DIGITS = 32
 """MLflow takes a data digest of 36 characters at the most."""
 
-_NOT_HASHED = {"data": {"source", "seed", "val_fraction", "test_fraction", "limit", "workers"}, "training": {"seed", "device"}}
-"""Which images in which split is the data digest's; the rest does not change the result."""
+_HASHED_OF_DATA = {"image_size", "batch_size", "augment", "store_size", "interpolation", "background"}
+_NOT_HASHED_OF_TRAINING = {"seed", "device"}
+"""Which images in which split is the data digest's; the rest of what is left out does not change the result."""
 
 
 def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> dict[str, Any]:
@@ -29,9 +30,9 @@ def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> di
     raw = configuration.model_dump(mode="json")
     raw["data"]["store_size"] = configuration.data.stored_size
     raw["model"] |= origin
-    for section, names in _NOT_HASHED.items():
-        for name in names:
-            del raw[section][name]
+    raw["data"] = {name: value for name, value in raw["data"].items() if name in _HASHED_OF_DATA}
+    raw["training"] = {name: value for name, value in raw["training"].items() if name not in _NOT_HASHED_OF_TRAINING}
+    del raw["tracking"]
     for name in _inapplicable(configuration):
         section, _, field = name.partition(".")
         raw[section].pop(field, None)

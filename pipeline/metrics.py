@@ -73,6 +73,18 @@ def calibration_error(labels: Labels, logits: Floats) -> float:
     return float(np.sum(gaps))
 
 
+def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> float:
+    """Return the accuracy of always answering the class most frequent in training, as a fraction.
+
+    Args:
+        train_labels: From which the class is chosen, the lower number among equally frequent ones; shape (training images,).
+        labels: True classes of the images that are scored, shape (images,).
+        num_classes: Of the data.
+    """
+    answer = np.bincount(train_labels, minlength=num_classes).argmax()
+    return float((labels == answer).mean())
+
+
 def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
     """Return counts of shape (classes, classes): rows are true classes, columns predicted ones."""
     return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1])), dtype=np.int64)

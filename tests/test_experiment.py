@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Configuration
+from pipeline.config import Configuration, nest
 from pipeline.errors import UserError
 from pipeline.experiment import SHARED, Experiment, Range, is_integer, load
-from tests.test_config import ANOTHER
+from tests.test_config import ANOTHER, NEEDS
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 
@@ -75,7 +75,7 @@ space:
 @pytest.mark.parametrize("name", [name for name in ANOTHER if not name.startswith("study.")])
 def test_each_field_can_be_overridden(file: Path, name: str) -> None:
     section, _, field = name.partition(".")
-    experiment = load_text(file, "configs: [{}]", {section: {field: ANOTHER[name]}})
+    experiment = load_text(file, f"base: {nest(NEEDS.get(name, {}))}\nconfigs: [{{}}]", {section: {field: ANOTHER[name]}})
     assert experiment.base.flat()[name] == experiment.entries[0].flat()[name] == ANOTHER[name]
 
 
@@ -192,7 +192,8 @@ def test_an_override_does_not_hide_a_section_of_the_wrong_type(file: Path, text:
 
 @pytest.mark.parametrize("field", SHARED)
 def test_an_entry_that_sees_other_images_is_refused(file: Path, field: str) -> None:
-    message = error_of(file, f"configs: [{{}}, {{data: {{{field}: {ANOTHER[f'data.{field}']}}}}}]")
+    base = nest(NEEDS.get(f"data.{field}", {}))
+    message = error_of(file, f"base: {base}\nconfigs: [{{}}, {{data: {{{field}: {ANOTHER[f'data.{field}']}}}}}]")
     assert f"configs[1]: data.{field} differs from base" in message
 
 

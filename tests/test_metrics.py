@@ -107,6 +107,28 @@ def test_a_sure_and_wrong_network_has_the_largest_calibration_error() -> None:
     assert metrics.calibration_error(np.array([1, 0]), np.array([[99.0, 0.0], [0.0, 99.0]])) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("train_labels", "labels", "rate"),
+    [
+        ([0, 1, 1, 1, 2], [1, 1, 0, 2], 0.5),
+        ([0, 0, 1], [1, 1], 0.0),
+        ([2, 2, 2], [2, 2], 1.0),
+        ([2, 1, 2, 1], [1, 2, 2], 1 / 3),
+    ],
+    ids=["most", "another class", "one class", "the lower of two"],
+)
+def test_the_majority_rate_is_that_of_the_class_most_frequent_in_training(train_labels: list[int], labels: list[int], rate: float) -> None:
+    assert metrics.majority_rate(np.array(train_labels), np.array(labels), 3) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_majority_rate_is_the_accuracy_of_that_answer(seed: int) -> None:
+    train_labels, _ = random_case(seed)
+    labels, _ = random_case(seed + 10)
+    answer = np.eye(5)[np.full(len(labels), np.bincount(train_labels).argmax())]
+    assert metrics.majority_rate(train_labels, labels, 5) == pytest.approx(metrics.score(labels, answer)["accuracy"])
+
+
 def test_confusion_has_true_rows_and_predicted_columns() -> None:
     logits = np.eye(3)[[0, 2, 2, 2]]
     assert metrics.confusion(np.array([0, 0, 2, 2]), logits).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 2]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,23 +13,43 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from pipeline.data.decode import center_crop
-from pipeline.data.store import Store
 from pipeline.data.transforms import augment
 
-Key = tuple[int, int]
-"""(epoch, number of the image within its split)"""
+Key = tuple[int, int] | tuple[int, int, int]
+"""(epoch, number of the image within its split), and the place of the draw where an image may be drawn twice an epoch"""
+
+
+class DecodedImages(Protocol):
+    """Random access to decoded images."""
+
+    def __getitem__(self, position: int, /) -> NDArray[np.uint8]:
+        """Return one image, of shape (3, height, width)."""
+        ...
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
     """The images of one split.
 
     Augmentation is a function of (seed, epoch, image), so that the number of worker processes, a
-    resumed training or another order of batches does not change what the network sees.
+    resumed training or another order of batches does not change what the network sees. Where an image
+    may be drawn twice an epoch, the place of the draw is the fourth argument, or both would look the same.
+
+    Args:
+        store: All decoded images.
+        positions: Places of the split's images in `store`.
+        labels: Of all images in `store`, as indices of classes.
+        size: Side of the square that the network sees, in pixels.
+        augmentation: Of `pipeline.data.transforms.build_augmentation`; None cuts out the middle.
+        seed: Of the augmentation.
+
+    Attributes:
+        labels: Of the split's images, shape (images,).
+        num_classes: Of all images, those of other splits included.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: DecodedImages,
         positions: NDArray[np.int64],
         labels: NDArray[np.int64],
         size: int,
@@ -38,6 +58,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self._store, self._positions, self._size = store, positions, size
         self.labels = torch.from_numpy(labels[positions])
+        self.num_classes = int(labels.max()) + 1
         self._augmentation, self._seed = augmentation, seed
 
     def __len__(self) -> int:
@@ -45,32 +66,41 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         """Return images (batch, 3, size, size) and labels (batch,)."""
-        images = torch.stack([self._image(epoch, number) for epoch, number in keys])
-        return images, self.labels[[number for _, number in keys]]
+        images = torch.stack([self._image(key) for key in keys])
+        return images, self.labels[[key[1] for key in keys]]
 
-    def _image(self, epoch: int, number: int) -> Tensor:
-        pixels = self._store[int(self._positions[number])]
+    def _image(self, key: Key) -> Tensor:
+        pixels = self._store[int(self._positions[key[1]])]
         if self._augmentation is None:
             return torch.from_numpy(center_crop(pixels, self._size).copy())
         # The CPU's generator alone: torch.manual_seed would reseed the dropout of a GPU too.
         generator = torch.default_generator
         state = generator.get_state()
         try:
-            generator.manual_seed(hash((self._seed, epoch, number)) & 0x7FFF_FFFF_FFFF_FFFF)
+            generator.manual_seed(hash((self._seed, *key)) & 0x7FFF_FFFF_FFFF_FFFF)
             return augment(self._augmentation, pixels, self._size)
         finally:
             generator.set_state(state)
 
 
 class Batches(Sampler[list[Key]]):
-    """Batches of keys; shuffled anew each epoch where a seed is given.
+    """Batches of keys; shuffled anew each epoch where a seed is given, a function of (seed, epoch) alone.
+
+    Args:
+        num_images: Of the split; as many are drawn each epoch.
+        batch_size: Keys per batch.
+        shuffle_seed: None keeps the order.
+        probabilities: Shape (images,), sum 1: images are drawn by them, with replacement, instead of shuffled. Needs a seed.
 
     Attributes:
         epoch: To be set before each epoch.
     """
 
-    def __init__(self, num_images: int, batch_size: int, shuffle_seed: int | None = None) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, shuffle_seed: int | None = None, probabilities: NDArray[np.float64] | None = None
+    ) -> None:
         self._num_images, self._batch_size, self._shuffle_seed = num_images, batch_size, shuffle_seed
+        self._probabilities = probabilities
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -78,13 +108,20 @@ class Batches(Sampler[list[Key]]):
         return full + (1 if rest and not self._is_dropped(rest) else 0)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self._num_images)
-        if self._shuffle_seed is not None:
-            order = np.random.default_rng((self._shuffle_seed, self.epoch)).permutation(self._num_images)
+        keys = self._keys()
         for start in range(0, self._num_images, self._batch_size):
-            batch = order[start : start + self._batch_size]
+            batch = keys[start : start + self._batch_size]
             if not self._is_dropped(len(batch)):
-                yield [(self.epoch, int(number)) for number in batch]
+                yield batch
+
+    def _keys(self) -> list[Key]:
+        if self._shuffle_seed is None:
+            return [(self.epoch, number) for number in range(self._num_images)]
+        rng = np.random.default_rng((self._shuffle_seed, self.epoch))
+        if self._probabilities is None:
+            return [(self.epoch, number) for number in rng.permutation(self._num_images).tolist()]
+        drawn = rng.choice(self._num_images, self._num_images, p=self._probabilities)
+        return [(self.epoch, number, place) for place, number in enumerate(drawn.tolist())]
 
     def _is_dropped(self, length: int) -> bool:
         # BatchNorm cannot train on a batch of one; another epoch's order brings that image in.
@@ -99,11 +136,24 @@ class Loader:
         batch_size: Images per batch; the last batch may be smaller.
         shuffle_seed: Shuffle each epoch by it; None keeps the order.
         workers: Processes that read and augment; 0 does it in this one.
+        probabilities: Of each image to be drawn, as in `Batches`; None shows each once an epoch.
+
+    Attributes:
+        num_images: Of the split, and of an epoch.
+        labels: Of the split's images in their own order, shape (images,).
+        num_classes: Of the data.
     """
 
-    def __init__(self, images: Images, batch_size: int, shuffle_seed: int | None = None, workers: int = 0) -> None:
-        self.num_images = len(images)
-        self._batches = Batches(len(images), batch_size, shuffle_seed)
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        workers: int = 0,
+        probabilities: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.num_images, self.labels, self.num_classes = len(images), images.labels, images.num_classes
+        self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             images,
             batch_sampler=self._batches,
@@ -122,6 +172,23 @@ class Loader:
         """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch."""
         self._batches.epoch = number
         yield from self._loader
+
+
+def preview_views(images: Images, numbers: Sequence[int], num_views: int) -> NDArray[np.uint8]:
+    """Return images as training sees them in epochs 1 to `num_views`, before normalisation.
+
+    Args:
+        images: Of the training split, with its augmentation and seed.
+        numbers: Of the images within the split.
+        num_views: Epochs.
+
+    Returns:
+        Shape (len(numbers), num_views, 3, size, size). Pixels that an augmentation leaves as floats from 0 to 1 are scaled.
+    """
+    views, _ = images.__getitems__([(epoch, number) for number in numbers for epoch in range(1, num_views + 1)])
+    if views.is_floating_point():
+        views = views.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.asarray(views.numpy()).reshape(len(numbers), num_views, *views.shape[1:])
 
 
 def _as_is(batch: Any) -> Any:

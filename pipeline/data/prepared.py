@@ -1,7 +1,8 @@
-"""Prepared data: a manifest of every image with its split and label, and the decoded store.
+"""Prepared data: checked, split and decoded images.
 
-Under ``prepared/NAME-DIGEST/``: ``manifest.csv`` (path, label, split, sha256), ``classes.json``,
-``data.json``, and for each size a store with its normalisation.
+Under ``prepared/NAME-DIGEST/``: ``manifest.csv`` (path, label, split, group, sha256, and the reason for each image that is left
+out), ``classes.json``, ``data.json``, and the normalisation of each size. The decoded pixels stand
+beside it, shared by all data sets (see `pipeline.data.store`).
 """
 
 from __future__ import annotations
@@ -9,30 +10,35 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image, ImageColor
 
 from pipeline.config import Data
-from pipeline.data.decode import UNREADABLE, center_crop, decode, resize
+from pipeline.data import gate
+from pipeline.data.decode import center_crop
+from pipeline.data.examine import Examined, Progress, Recipe, examine
 from pipeline.data.sources import SPLITS, Item, Source, open_source
-from pipeline.data.splits import assign_splits
-from pipeline.data.store import Store, in_threads, is_complete, write_store
-from pipeline.errors import UserError, first_line
+from pipeline.data.splits import assign_splits, fold_name, sample
+from pipeline.data.store import Store, Undecoded
+from pipeline.errors import UserError, unknown_name
 from pipeline.identity import data_digest
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many of how many."""
 
 NORMALISATION_SAMPLE = 2000
 """Training images over which mean and standard deviation are taken, at most."""
+SAMPLES_PER_CLASS = 8
+THUMBNAIL = 96
+"""Shorter side in pixels of the pictures in the report."""
+
+Thumbnails = Callable[[Iterable[str]], dict[str, bytes]]
+"""From paths to encoded small pictures; what cannot be shown is left out."""
+OnReport = Callable[[gate.Report, Thumbnails], None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,12 @@ class Prepared:
     Attributes:
         folder: Where the files are.
         source: Where the images came from.
-        digest: 32 hex digits over images, labels and splits.
+        digest: 32 hex digits over images, labels and splits or folds.
         classes: Class names; an image's label is an index into them.
-        manifest: One row per image: path, label, split, sha256.
+        manifest: One row per image that is used: path, label, split, sha256. With folds a split is ``fold 0`` … or ``test``.
+        images: The decoded pixels, in the manifest's order.
+        data: What they were prepared from.
+        fold: The one that validates; without meaning where there are no folds.
     """
 
     folder: Path
@@ -52,148 +61,202 @@ class Prepared:
     digest: str
     classes: list[str]
     manifest: pd.DataFrame
+    images: Store | Undecoded
+    data: Data
+    fold: int = 0
 
     def positions(self, split: str) -> NDArray[np.int64]:
-        """Return the row numbers of a split's images, which are their places in the store."""
-        return np.array([row for row, name in enumerate(self.manifest["split"]) if name == split], dtype=np.int64)
+        """Return the row numbers of a split's images, which are their places in `images`."""
+        given = self.manifest["split"]
+        if self.data.folds and split != "test":
+            validates = given == fold_name(self.fold)
+            return np.flatnonzero(validates if split == "val" else ~validates & (given != "test"))
+        return np.flatnonzero(given == split)
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""
-        index = {name: number for number, name in enumerate(self.classes)}
-        return np.array([index[name] for name in self.manifest["label"]], dtype=np.int64)
+        return np.asarray(pd.Categorical(self.manifest["label"], categories=self.classes).codes, dtype=np.int64)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""
-        found = Counter(zip(self.manifest["label"], self.manifest["split"], strict=True))
-        return {label: {split: found[label, split] for split in SPLITS} for label in self.classes}
+        found = self.manifest.groupby(["label", "split"], observed=True).size().to_dict()
+        return {label: {split: int(found.get((label, split), 0)) for split in self.splits} for label in self.classes}
 
-    def store(self, data: Data) -> Store:
-        """Return the decoded images that `prepare` has written for this size."""
-        return Store(_store_name(self.folder, data))
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in order."""
+        return [*map(fold_name, range(self.data.folds)), "test"] if self.data.folds else list(SPLITS)
 
-    def normalisation(self, data: Data) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation per channel of the training images, 0 to 1."""
-        statistics = json.loads(_statistics_name(self.folder, data).read_text())
+    def with_fold(self, fold: int) -> Prepared:
+        """Return the same images with another fold validating."""
+        return replace(self, fold=fold)
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation per channel of the training images, 0 to 1; computed when first asked for."""
+        data = self.data
+        fold = f"-fold-{self.fold}" if data.folds else ""
+        recipe = f"{data.stored_size}-{data.image_size}-{data.interpolation}-{data.background.lstrip('#')}"
+        file = self.folder / f"normalisation-{recipe}{fold}.json"
+        if not file.is_file():
+            mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
+            _write(file, json.dumps({"mean": mean, "std": std}))
+        statistics = json.loads(file.read_text())
         return statistics["mean"], statistics["std"]
 
 
-def prepare(data: Data, root: Path, progress: Progress = lambda *_: None) -> Prepared:
+def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_report: OnReport | None = None) -> Prepared:
     """Read, check, split and decode the images; what is there already is used again.
 
     Args:
-        data: Which images, their split and their size.
+        data: Which images, their split, size and policies.
         root: Folder that holds all prepared data.
-        progress: Told how many images are read and decoded.
+        progress: Told how many images are done.
+        on_report: Given the report on the images, also where they are refused.
 
     Raises:
-        UserError: Unknown source, too few images, or unreadable ones (all are listed).
+        UserError: Unknown source, wrong lists, too few images, or what a policy refuses (all are listed).
     """
-    source = open_source(data.source)
-    items = assign_splits(source.items, data)
-    hashes = _hashes(source, items, progress)
-    # In an order that the digest determines: a renamed file keeps its place in the store, and its part in training.
-    order = sorted(range(len(items)), key=lambda i: (items[i].split, items[i].label, hashes[i], items[i].path))
-    items, hashes = [items[i] for i in order], [hashes[i] for i in order]
-    manifest = pd.DataFrame({"path": [i.path for i in items], "label": [i.label for i in items], "split": [i.split for i in items]})
-    manifest["sha256"] = hashes
-    digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
-    classes = sorted(set(manifest["label"]))
-    prepared = Prepared(root / f"{data.name}-{digest[:8]}", source.description, digest, classes, manifest)
+    if data.background[0] != "#" and data.background.lower() not in ImageColor.colormap:
+        raise unknown_name("data.background", data.background, ImageColor.colormap)
+    source = open_source(data)
+    items = sample(source.items, data)
+    source.items = items
+    recipe = Recipe.of(data, root)
     try:
-        if not (prepared.folder / "manifest.csv").is_file():
-            _write_new(prepared, source, items, data, progress)
-        if not _has_images(prepared.folder, data):
-            _write_images(prepared.folder, prepared, source, items, data, progress)
+        examined = examine(source, items, recipe, progress)
+    except OSError as error:
+        raise UserError(f"prepared images cannot be written to {root}: {error.strerror or error}") from error
+    inspection = gate.inspect(items, examined, data)
+    thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items)
+    try:
+        gate.refuse(inspection, examined, data, source.description, source.ignored)
+        splits = _assigned(inspection, data, source)
+    except gate.Refused as refused:
+        if on_report:
+            on_report(refused.report, thumbnails)
+        raise
+    kept, contents = inspection.kept, [examined.content[number].tobytes() for number in inspection.kept]
+    # In an order that the digest determines: a renamed file keeps its place, and so its part in training.
+    order = sorted(range(len(kept)), key=lambda place: (splits[place], items[kept[place]].label, contents[place], items[kept[place]].path))
+    numbers = np.array([kept[place] for place in order], dtype=np.int64)
+    manifest = pd.DataFrame(
+        {
+            "path": pd.array([items[number].path for number in numbers], dtype="str"),
+            "label": pd.Categorical([items[number].label for number in numbers]),
+            "split": pd.Categorical([splits[place] for place in order]),
+            "sha256": pd.array([contents[place].hex() for place in order], dtype="str"),
+        }
+    )
+    digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
+    prepared = Prepared(
+        root / f"{data.name}-{digest[:8]}",
+        source.description,
+        digest,
+        sorted(set(manifest["label"])),
+        manifest,
+        _images(source, [items[number] for number in numbers], examined, recipe, data, numbers),
+        data,
+        0 if data.fold == "all" else data.fold,
+    )
+    try:
+        _write_lists(prepared, inspection, numbers)
     except OSError as error:
         raise UserError(f"prepared images cannot be written to {prepared.folder}: {error.strerror or error}") from error
+    if on_report:
+        on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared
 
 
-def _store_name(folder: Path, data: Data) -> Path:
-    return folder / f"images-{data.stored_size}-{data.interpolation}"
-
-
-def _statistics_name(folder: Path, data: Data) -> Path:
-    return folder / f"normalisation-{data.stored_size}-{data.image_size}-{data.interpolation}.json"
-
-
-def _has_images(folder: Path, data: Data) -> bool:
-    return is_complete(_store_name(folder, data)) and _statistics_name(folder, data).is_file()
-
-
-def _hashes(source: Source, items: Sequence[Item], progress: Progress) -> list[str]:
-    hashes, unreadable = [], []
-    for number, item in enumerate(items, 1):
-        try:
-            hashes.append(source.content_hash(item))
-        except OSError as error:
-            unreadable.append(f"{item.path}: {error.strerror or error}")
-        progress("reading", number, len(items))
-    _refuse(unreadable, source)
-    return hashes
-
-
-def _refuse(unreadable: list[str], source: Source) -> None:
-    if unreadable:
-        count = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
-        raise UserError(f"{count} in {source.description} cannot be read; repair or remove", sorted(unreadable))
-
-
-def _write_new(prepared: Prepared, source: Source, items: Sequence[Item], data: Data, progress: Progress) -> None:
-    prepared.folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{prepared.folder.name}-", dir=prepared.folder.parent))
-    temporary.chmod(0o755)
+def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[str]:
     try:
-        _write_images(temporary, prepared, source, items, data, progress)
-        prepared.manifest.to_csv(temporary / "manifest.csv", index=False)
-        (temporary / "classes.json").write_text(json.dumps(prepared.classes, ensure_ascii=False, indent=1))
-        description = {"source": prepared.source, "digest": prepared.digest, "seed": data.seed, "images": prepared.counts()}
-        (temporary / "data.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))
-        temporary.rename(prepared.folder)
-    except OSError:
-        # Another process may have prepared the same images meanwhile; the digest says they are equal.
-        if not (prepared.folder / "manifest.csv").is_file():
-            raise
+        return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
+    except UserError as error:
+        raise gate.refusal(error.message, error.findings, inspection, data, source.description, source.ignored) from None
+
+
+def _images(
+    source: Source, items: Sequence[Item], examined: Examined, recipe: Recipe, data: Data, numbers: NDArray[np.int64] | None = None
+) -> Store | Undecoded:
+    if recipe.size:
+        return Store(recipe.folder, examined.shards, examined.index if numbers is None else examined.index[numbers])
+    paths = [item.path for item in items]
+    return Undecoded(source.reader, paths, data.stored_size, data.interpolation, data.background, data.max_pixels)
+
+
+def _thumbnails(images: Store | Undecoded, items: Sequence[Item]) -> Thumbnails:
+    def encoded(paths: Iterable[str]) -> dict[str, bytes]:
+        wanted = set(paths)
+        pictures = {}
+        for number, item in enumerate(items):
+            if item.path in wanted:
+                image = Image.fromarray(images[number].transpose(1, 2, 0))
+                scale = THUMBNAIL / min(image.size)
+                image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+                buffer = io.BytesIO()
+                image.save(buffer, "JPEG", quality=85)
+                pictures[item.path] = buffer.getvalue()
+        return pictures
+
+    return encoded
+
+
+def _write_lists(prepared: Prepared, inspection: gate.Inspection, numbers: NDArray[np.int64]) -> None:
+    groups = [inspection.items[number].group for number in numbers]
+    used = prepared.manifest.assign(group=groups, reason="")
+    left_out = [
+        {"path": item.path, "label": item.label, "split": "quarantined", "group": item.group, "sha256": "", "reason": why}
+        for item, why in ((inspection.items[number], why) for number, why in sorted(inspection.quarantined.items()))
+    ]
+    columns = ["path", "label", "split", "group", "sha256", "reason"]
+    text = used[columns].to_csv(index=False) + pd.DataFrame(left_out, columns=columns).to_csv(index=False, header=False)
+    description = {"source": prepared.source, "digest": prepared.digest, "seed": prepared.data.seed, "images": prepared.counts()}
+    prepared.folder.mkdir(parents=True, exist_ok=True)
+    # The manifest last: where it is, the rest is.
+    _write(prepared.folder / "classes.json", json.dumps(prepared.classes, ensure_ascii=False, indent=1))
+    _write(prepared.folder / "data.json", json.dumps(description, ensure_ascii=False, indent=1))
+    _write(prepared.folder / "manifest.csv", text)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file whole or not at all; an equal one stays as it is."""
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _write_images(folder: Path, prepared: Prepared, source: Source, items: Sequence[Item], data: Data, progress: Progress) -> None:
-    def pixels(item: Item) -> NDArray[np.uint8] | str:
-        try:
-            return resize(decode(io.BytesIO(source.read(item))), data.stored_size, data.interpolation)
-        except UNREADABLE as error:
-            return f"{item.path}: {_reason(error)}"
-
-    def readable() -> Iterator[NDArray[np.uint8]]:
-        unreadable = []
-        for number, image in enumerate(in_threads(pixels, items), 1):
-            progress("decoding", number, len(items))
-            if isinstance(image, str):
-                unreadable.append(image)
-            else:
-                yield image
-        _refuse(unreadable, source)
-
-    name = _store_name(folder, data)
-    write_store(name, readable())
-    mean, std = _normalisation(Store(name), prepared.positions("train"), data)
-    statistics = _statistics_name(folder, data)
-    temporary = statistics.with_name(f".{statistics.name}-{os.getpid()}")
-    temporary.write_text(json.dumps({"mean": mean, "std": std}))
-    os.replace(temporary, statistics)
+def _report(prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]) -> gate.Report:
+    counts = prepared.counts()
+    inspection.warnings += gate.class_warnings(counts)
+    largest, share = gate.majority(counts)
+    report: dict[str, Any] = gate.report_of(inspection, prepared.data, prepared.source, source.ignored, splits)
+    report |= {"digest": prepared.digest, "classes": prepared.classes, "splits": prepared.splits, "counts": counts}
+    report |= {"majority": {"class": largest, "share": share}, "samples": _samples(prepared)}
+    return report
 
 
-def _reason(error: Exception) -> str:
-    text = first_line(error)
-    return "not an image" if "cannot identify image file" in text else text
+def _samples(prepared: Prepared) -> dict[str, list[str]]:
+    """Return for each class some of its training images, evenly spread."""
+    train = prepared.positions("train")
+    labels = prepared.labels()[train]
+    paths = prepared.manifest["path"].to_numpy()
+    chosen = {}
+    for number, name in enumerate(prepared.classes):
+        own = train[labels == number]
+        places = np.unique(np.linspace(0, len(own) - 1, min(len(own), SAMPLES_PER_CLASS)).astype(int))
+        chosen[name] = paths[own[places]].tolist()
+    return chosen
 
 
-def _normalisation(store: Store, positions: NDArray[np.int64], data: Data) -> tuple[list[float], list[float]]:
+def _normalisation(images: Store | Undecoded, positions: NDArray[np.int64], size: int) -> tuple[list[float], list[float]]:
     chosen = positions[np.linspace(0, len(positions) - 1, min(len(positions), NORMALISATION_SAMPLE)).astype(int)]
     total, squares = np.zeros(3), np.zeros(3)
-    for position in chosen:
-        crop = center_crop(store[position], data.image_size).reshape(3, -1).astype(np.float64) / 255
+    for position in chosen.tolist():
+        crop = center_crop(images[position], size).reshape(3, -1).astype(np.float64) / 255
         total += crop.mean(axis=1)
         squares += (crop**2).mean(axis=1)
     mean = total / len(chosen)

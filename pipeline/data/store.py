@@ -1,94 +1,117 @@
-"""Images decoded once into one memory-mapped file, so that no epoch decodes again.
+"""Images decoded once into memory-mapped files, so that no epoch decodes again.
 
-Two files: ``NAME.bin`` holds the pixels of all images one after another, uint8, each of shape
-(3, height, width); ``NAME.npy`` holds one row (offset, height, width) per image and is written last, so
-that its presence means the pixels are complete.
+A shard, ``prepared/images-RECIPE/NAME.bin``, holds the pixels of images one after another, uint8, each of shape
+(3, height, width). It is only ever appended to, by the one process that made it. What the catalogue says about a place in a shard was
+written after the pixels had reached the disk; what follows the last such place is of a process that was killed, and never read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import uuid
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-Given = TypeVar("Given")
-Result = TypeVar("Result")
+from pipeline.data.decode import resize
+from pipeline.data.sources.source import Reader
 
 
 class Store:
-    """Random access to decoded images; safe to share with forked or spawned worker processes."""
+    """Random access to decoded images; safe to share with forked or spawned worker processes.
 
-    def __init__(self, name: Path) -> None:
-        self._name = name
-        self._index: NDArray[np.int64] = np.load(name.with_suffix(".npy"))
-        self._pixels: NDArray[np.uint8] | None = None
+    Args:
+        folder: Of the shards.
+        shards: Their names.
+        index: One row (number of the shard, offset, height, width) per image, shape (images, 4).
+    """
+
+    def __init__(self, folder: Path, shards: list[str], index: NDArray[np.int64]) -> None:
+        self._folder, self._shards, self._index = folder, shards, index
+        self._maps: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getstate__(self) -> dict[str, object]:
         # A memory map pickles as a copy of the whole file; each process maps it anew.
-        return {**self.__dict__, "_pixels": None}
+        return {**self.__dict__, "_maps": {}}
 
     def __getitem__(self, position: int) -> NDArray[np.uint8]:
         """Return one image, of shape (3, height, width); read-only."""
-        if self._pixels is None:
-            self._pixels = np.memmap(self._name.with_suffix(".bin"), dtype=np.uint8, mode="r")
-        offset, height, width = (int(value) for value in self._index[position])
-        return self._pixels[offset : offset + 3 * height * width].reshape(3, height, width)
+        shard, offset, height, width = self._index[position].tolist()
+        pixels = self._maps.get(shard)
+        if pixels is None:
+            pixels = self._maps[shard] = np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r")
+        return pixels[offset : offset + 3 * height * width].reshape(3, height, width)
 
 
-def is_complete(name: Path) -> bool:
-    """Whether both files are there and of one another's size."""
-    index, pixels = name.with_suffix(".npy"), name.with_suffix(".bin")
-    if not (index.is_file() and pixels.is_file()):
-        return False
-    offset, height, width = (int(value) for value in np.load(index)[-1])
-    return pixels.stat().st_size == offset + 3 * height * width
-
-
-def write_store(name: Path, images: Iterable[NDArray[np.uint8]]) -> None:
-    """Write the two files whole or not at all.
+class Undecoded:
+    """The same images as a `Store` of them, each decoded when it is asked for.
 
     Args:
-        name: Path of the two files, without suffix.
-        images: Pixels of one image after another, each of shape (3, height, width).
+        reader: Of the source.
+        paths: One per image.
+        size: Shorter side in pixels.
+        interpolation: Of the resizing.
+        background: Colour below transparent pixels.
+        max_pixels: Larger images are refused.
     """
-    temporary = {suffix: name.with_name(f".{name.name}-{os.getpid()}{suffix}") for suffix in (".bin", ".npy")}
-    rows: list[tuple[int, int, int]] = []
-    offset = 0
+
+    def __init__(self, reader: Reader, paths: list[str], size: int, interpolation: str, background: str, max_pixels: int) -> None:
+        self._reader, self._paths = reader, paths
+        self._size, self._interpolation, self._background, self._max_pixels = size, interpolation, background, max_pixels
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        """Return one image, of shape (3, height, width)."""
+        image = self._reader.image(self._reader.read(self._paths[position]), self._background, self._max_pixels)
+        return resize(image, self._size, self._interpolation)
+
+
+class ShardWriter:
+    """Appends to a shard of its own; the file is made with the first image."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.name = folder, f"{uuid.uuid4().hex}.bin"
+        self._file: BinaryIO | None = None
+
+    def append(self, pixels: NDArray[np.uint8]) -> int:
+        """Write one image, shape (3, height, width), and return where it begins.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written to.
+        """
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self._folder / self.name).open("xb")
+        offset = self._file.tell()
+        self._file.write(pixels.tobytes())
+        return offset
+
+    def flush(self) -> None:
+        """Hand everything over to the operating system."""
+        if self._file is not None:
+            self._file.flush()
+
+
+def sync(folder: Path, shard: str) -> None:
+    """Wait until a shard's pixels have reached the disk."""
+    descriptor = os.open(folder / shard, os.O_RDONLY)
     try:
-        with temporary[".bin"].open("wb") as file:
-            for pixels in images:
-                file.write(pixels.tobytes())
-                rows.append((offset, pixels.shape[1], pixels.shape[2]))
-                offset += pixels.size
-            file.flush()
-            os.fsync(file.fileno())
-        np.save(temporary[".npy"], np.array(rows, dtype=np.int64))
-        for suffix, file_name in temporary.items():
-            os.replace(file_name, name.with_suffix(suffix))
+        os.fsync(descriptor)
     finally:
-        for file_name in temporary.values():
-            file_name.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def in_threads(function: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
-    """Yield ``function(item)`` in order, a bounded number of items ahead. Pillow decodes outside the GIL."""
-    workers = os.cpu_count() or 1
-    remaining = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: list[Future[Result]] = [pool.submit(function, item) for item in islice(remaining, 4 * workers)]
-        try:
-            while pending:
-                yield pending.pop(0).result()
-                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
-        finally:
-            for future in pending:
-                future.cancel()
+def lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) -> list[str]:
+    """Return the shards that are missing, or shorter than the index of `Store` says."""
+    ends = np.zeros(len(shards), dtype=np.int64)
+    np.maximum.at(ends, index[:, 0], index[:, 1] + 3 * index[:, 2] * index[:, 3])
+    return [
+        shard for shard, end in zip(shards, ends, strict=True) if not (folder / shard).is_file() or (folder / shard).stat().st_size < end
+    ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from pipeline.config import Data
-from pipeline.data.decode import center_crop, resize
+from pipeline.data.decode import MAX_PIXELS, center_crop, decode, resize
 from pipeline.errors import UserError, first_line, unknown_name
 
 _NOT_FOR_ONE_IMAGE = {
@@ -45,6 +46,8 @@ class Preprocessing:
         interpolation: Of that resizing.
         mean: Per channel, of pixels from 0 to 1.
         std: Per channel.
+        background: Colour below transparent pixels.
+        max_pixels: Larger images are refused.
     """
 
     image_size: int
@@ -52,12 +55,14 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    background: str = "white"
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def of(cls, data: Data, normalisation: tuple[Sequence[float], Sequence[float]]) -> Preprocessing:
         """Combine the sizes of `data` with a mean and a standard deviation per channel."""
         mean, std = (tuple(float(value) for value in values) for values in normalisation)
-        return cls(data.image_size, data.stored_size, data.interpolation, mean, std)  # type: ignore[arg-type]
+        return cls(data.image_size, data.stored_size, data.interpolation, mean, std, data.background, data.max_pixels)  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
@@ -67,6 +72,10 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    def decode(self, file: Path | str | BinaryIO) -> Image.Image:
+        """Decode a picture to RGB as the training images were; raises as `pipeline.data.decode.decode`."""
+        return decode(file, self.background, self.max_pixels)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop one RGB image to shape (3, image_size, image_size)."""

@@ -68,7 +68,7 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
 
 def _logits(restored: Restored, prepared: Prepared, device: torch.device) -> tuple[metrics.Labels, metrics.Floats]:
     data = restored.configuration.data
-    images = Images(prepared.store(data), prepared.positions("test"), prepared.labels(), data.image_size)
+    images = Images(prepared.images, prepared.positions("test"), prepared.labels(), data.image_size)
     return predict_logits(restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device)
 
 

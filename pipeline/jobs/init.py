@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import models
 from pipeline.config import Data, Model
-from pipeline.data.decode import UNREADABLE, decode
+from pipeline.data.decode import UNREADABLE
 from pipeline.data.sources import Item, Source, open_source
-from pipeline.data.splits import assign_splits
+from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import UserError
 from pipeline.experiment import SHARED, load
 from pipeline.report.tables import duration
@@ -42,7 +42,7 @@ class Plan:
     """What was found out about images and machine."""
 
     source: str
-    splits: dict[str, float]
+    changed: dict[str, Any]
     counts: dict[str, int]
     train_images: int
     val_images: int
@@ -77,9 +77,9 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
         raise UserError(f"out: {str(out)!r} exists already; give another --out, or remove it")
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
-    source = open_source(data.source)
-    items = assign_splits(source.items, data)
-    plan = _look(data, source, items, device, progress)
+    source = open_source(data)
+    items = sample(source.items, data)
+    plan = _look(data, source, items, Counter(assign_splits(items, data)), device, progress)
     temporary = out.with_name(f".{out.name}-{os.getpid()}")
     try:
         temporary.write_text(_text(plan, out), encoding="utf-8")
@@ -90,11 +90,12 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
     return plan
 
 
-def _look(data: Data, source: Source, items: Sequence[Item], device_name: str, progress: Callable[[str], None]) -> Plan:
+def _look(
+    data: Data, source: Source, items: Sequence[Item], splits: Mapping[str, int], device_name: str, progress: Callable[[str], None]
+) -> Plan:
     progress(f"{len(items)} images; looking at up to {SAMPLE} of them")
-    side = _median_side(source, items)
+    side = _median_side(data, source, items)
     image_size = min(SIZES, key=lambda size: abs(np.log(size / max(side, 1))))
-    splits = Counter(item.split for item in items)
     device = resolve_device(device_name)
     batch_size = (16 if splits["train"] < 1000 else 32) if device.type == "cpu" and image_size > 64 else 64
     weights, comment = _weights()
@@ -136,12 +137,12 @@ def _look(data: Data, source: Source, items: Sequence[Item], device_name: str, p
     )
 
 
-def _median_side(source: Source, items: Sequence[Item]) -> int:
+def _median_side(data: Data, source: Source, items: Sequence[Item]) -> int:
     chosen = [items[int(i)] for i in np.linspace(0, len(items) - 1, min(len(items), SAMPLE))]
     sides, unreadable = [], []
     for item in chosen:
         try:
-            sides.append(min(decode(io.BytesIO(source.read(item))).size))
+            sides.append(min(source.reader.image(source.reader.read(item.path), data.background, data.max_pixels).size))
         except UNREADABLE:
             unreadable.append(item.path)
     if not sides:
@@ -186,7 +187,7 @@ def _text(plan: Plan, out: Path) -> str:
         "base:",
         "  data:",
         f"    source: {_quoted(plan.source)}",
-        *(f"    {name}: {value}" for name, value in plan.splits.items()),
+        *(f"    {name}: {_quoted(value) if isinstance(value, str) else value}" for name, value in plan.changed.items()),
         f"    image_size: {plan.image_size}      # pixels; larger shows more and takes longer",
         f"    batch_size: {plan.batch_size}       # halve it where memory runs out",
         "    augment: [RandomHorizontalFlip]   # remove it where left and right differ, as in letters; see torchvision v2 for more",

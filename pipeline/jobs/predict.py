@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline.data.decode import EXTENSIONS, UNREADABLE, decode
-from pipeline.errors import UserError, first_line, nearest
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError, nearest
 from pipeline.tracking.registry import load_model
 
 IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
@@ -48,7 +49,7 @@ def predict(
     parts: list[np.ndarray] = []
     digest = hashlib.sha256()
     for start in range(0, len(paths), CHUNK):
-        decoded = _decode(paths[start : start + CHUNK], digest, unreadable)
+        decoded = _decode(paths[start : start + CHUNK], model.preprocessing, digest, unreadable)
         if not unreadable:
             parts.append(model.classify(decoded))
         progress("classifying", min(start + CHUNK, len(paths)), len(paths))
@@ -103,15 +104,15 @@ def list_images(images: str) -> list[Path]:
     return [path for _, path in listed]
 
 
-def _decode(paths: Sequence[Path], digest: hashlib._Hash, unreadable: list[str]) -> list[Image.Image]:
+def _decode(paths: Sequence[Path], preprocessing: Preprocessing, digest: hashlib._Hash, unreadable: list[str]) -> list[Image.Image]:
     decoded = []
     for path in paths:
         try:
             content = path.read_bytes()
             digest.update(hashlib.sha256(content).digest())
-            decoded.append(decode(path))
+            decoded.append(preprocessing.decode(path))
         except UNREADABLE as error:
-            unreadable.append(f"{path}: {first_line(error)}")
+            unreadable.append(f"{path}: {reason(error)}")
     return decoded
 
 

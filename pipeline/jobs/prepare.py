@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 from pipeline import models
 from pipeline.config import Configuration, Data
-from pipeline.data.prepared import Prepared, prepare
-from pipeline.data.sources import SPLITS
+from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import UserError
+from pipeline.report import data_report
 from pipeline.report.console import Counter, say
-from pipeline.tracking.run import TrackedRun
+from pipeline.report.tables import percent
+from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
 
+REPORT = "prepare"
+"""Folder of the report on the images, below the outputs and among a run's artifacts."""
 
-def prepare_images(workspace: Workspace, data: Data) -> Prepared:
-    """Read, split and decode the images with progress; what is there already is used again."""
+
+def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = None) -> Prepared:
+    """Read, check, split and decode the images with progress; what is there already is used again.
+
+    Args:
+        workspace: Where prepared data and outputs are.
+        data: Which images.
+        log_images: Write the report on the images, with pictures or without; None: no report.
+    """
+
+    def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
+        write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
+        _say_findings(report, workspace.outputs / REPORT / "report.html")
+
     with Counter() as counter:
-        prepared = prepare(data, workspace.prepared, counter)
+        prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report)
     counts = prepared.counts()
-    sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in SPLITS)
+    sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits)
     say(
         f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
         f"data {prepared.digest[:8]} in {prepared.folder}"
@@ -27,21 +47,78 @@ def prepare_images(workspace: Workspace, data: Data) -> Prepared:
     return prepared
 
 
-def images_for(workspace: Workspace, data: Data, base: Data, prepared: Prepared) -> Prepared:
-    """Return base's images; those of another size or interpolation are decoded first."""
-    same = (data.image_size, data.stored_size, data.interpolation) == (base.image_size, base.stored_size, base.interpolation)
-    return prepared if same else prepare_images(workspace, data)
+def write_report(folder: Path, report: dict[str, Any], thumbnails: Thumbnails) -> None:
+    """Write ``report.html`` and ``report.json``, pictures included as far as `thumbnails` has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("report.json", json.dumps(report, ensure_ascii=False, indent=1)),
+        ("report.html", data_report.to_html(report, thumbnails(data_report.paths_shown(report)))),
+    ):
+        temporary = folder / f".{name}-{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
 
 
-def log_preparation(workspace: Workspace, data: Data) -> Prepared:
-    """Prepare the images in a run of its own, with manifest, classes and dataset input."""
-    prepared = prepare_images(workspace, data)
+def _say_findings(report: dict[str, Any], page: Path) -> None:
+    """Print what a person should know before training."""
+    policies, duplicates = report["policies"], report["duplicates"]
+    bad = [entry for entry in report["quarantined"] if not entry["reason"].startswith("copy of ")]
+    if bad and policies["bad"] != "error":
+        say(
+            f"{len(bad)} image{'s' * (len(bad) != 1)} cannot be used and {'is' if len(bad) == 1 else 'are'} left out"
+            + ":" * (policies["bad"] == "warn")
+        )
+        for entry in bad if policies["bad"] == "warn" else []:
+            say(f"  {entry['path']}: {entry['reason']}")
+    if duplicates["num_groups"]:
+        under = f", {duplicates['under_two_labels']} of them under several labels" if duplicates["under_two_labels"] else ""
+        done = {"group": "kept on one side of a split", "drop": "copies left out", "warn": "nothing done", "error": "refused"}[
+            policies["duplicates"]
+        ]
+        say(f"{duplicates['num_images']} images are equal or nearly so, in {duplicates['num_groups']} sets{under}: {done}")
+    if report["num_leaks"]:
+        say(f"{report['num_leaks']} images have a copy in another of the given splits, such as {_pair(report['leaks'][0])}")
+    for warning in report["warnings"][:20]:
+        say(f"warning: {warning}")
+    if len(report["warnings"]) > 20:
+        say(f"and {len(report['warnings']) - 20} more warnings")
+    if "majority" in report:
+        largest, share = report["majority"]["class"], percent(report["majority"]["share"])
+        say(f"always answering {largest!r} would be right in {share} of the validation images")
+    say(f"report on the images: {page}")
+
+
+def _pair(leak: dict[str, str]) -> str:
+    return f"{leak['first']} ({leak['first_split']}) and {leak['second']} ({leak['second_split']})"
+
+
+def images_for(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
+    """Return the images as `data` wants them; those of another size or interpolation are decoded first."""
+    fields = ("image_size", "stored_size", "interpolation", "background")
+    if all(getattr(data, name) == getattr(prepared.data, name) for name in fields):
+        return prepared
+    return prepare_images(workspace, data).with_fold(prepared.fold)
+
+
+def log_preparation(workspace: Workspace, data: Data, log_images: bool) -> Prepared:
+    """Prepare the images in a run of its own, with manifest, classes, report and dataset input."""
+    prepared = prepare_images(workspace, data, log_images)
     with TrackedRun(workspace, "prepare", f"prepare {data.name}", single=True) as run:
         run.params({f"data.{name}": value for name, value in data.model_dump(mode="json").items()})
         log_dataset(run, prepared, data)
-        for name in ("manifest.csv", "classes.json", "data.json"):
-            run.file(prepared.folder / name, "prepare")
+        log_report(run, prepared)
     return prepared
+
+
+def log_report(run: RunLog, prepared: Prepared) -> None:
+    """Log the report on the images, the manifest and the majority rate."""
+    for name in ("manifest.csv", "classes.json", "data.json"):
+        run.file(prepared.folder / name, REPORT)
+    folder = run.workspace.outputs / REPORT
+    for name in ("report.html", "report.json"):
+        run.file(folder / name, REPORT)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    run.metrics({"majority_rate": report["majority"]["share"]})
 
 
 def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -41,6 +42,11 @@ class Comparison:
         ]
 
     @property
+    def majority_rate(self) -> float | None:
+        """Accuracy of always answering the largest class of the ranked rows' images; None where no run has logged it."""
+        return _majority_rate(self.rows)
+
+    @property
     def title(self) -> str:
         """Heading of the table."""
         return f"Comparison of {self.study or 'all trainings'}"
@@ -61,12 +67,19 @@ def compare(workspace: Workspace, study: str = "") -> Comparison:
     latest = max(rows, key=lambda row: row["start_time"])["data_digest"]
     same = rank([{**row, "comparable": True} for row in rows if row["data_digest"] == latest])
     other = rank([{**row, "comparable": False} for row in rows if row["data_digest"] != latest])
-    return Comparison(name, parent, [dict(row) for row in (*same, *other)], _notes(rows, latest))
+    return Comparison(name, parent, [dict(row) for row in (*same, *other)], _notes(rows, latest, _majority_rate(same)))
 
 
-def _notes(rows: Sequence[find.Row], digest: str) -> list[str]:
+def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
+    return next((row["majority_rate"] for row in rows if row["comparable"] and row["majority_rate"] is not None), None)
+
+
+def _notes(rows: Sequence[find.Row], digest: str, majority_rate: float | None) -> list[str]:
     complete = sum(can_be_ranked(row) for row in rows)
     notes = [f"{len(rows)} trainings, {complete} complete, ranked by validation accuracy; only settings that differ are shown."]
+    if majority_rate is not None:
+        notes.append(f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images.")
     others = sum(row["data_digest"] != digest for row in rows)
     if others:
         notes.append(f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable.")
@@ -100,7 +113,7 @@ def summarise(workspace: Workspace, study: str = "") -> Comparison:
         tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
         labels = [_label(*texts) for texts in zip(people["#"], people["run"], people["settings"], strict=True)]
         drawn = [(row, label) for row, label in zip(compared.rows, labels, strict=True) if row["val_accuracy"] is not None]
-        figures.comparison(folder / "comparison.png", [row for row, _ in drawn], [label for _, label in drawn])
+        figures.comparison(folder / "comparison.png", [row for row, _ in drawn], [label for _, label in drawn], compared.majority_rate)
         (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
         (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
         if compared.parent:

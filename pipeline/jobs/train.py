@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +24,7 @@ from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.fit import Callback, Fitted, Setting, fit
+from pipeline.training.imbalance import balanced_probabilities
 from pipeline.weights import load_state
 
 BEST = {"best/val_accuracy": "val/accuracy", "best/val_loss": "val/loss"}
@@ -46,6 +47,20 @@ class Job:
     def seed(self) -> int:
         """Of the training."""
         return self.configuration.training.seed
+
+    def per_fold(self) -> list[Job]:
+        """Return the trainings to do: this one, or where ``data.fold`` is all, one for each fold."""
+        data = self.configuration.data
+        if data.fold != "all":
+            return [self]
+        return [
+            replace(
+                self,
+                configuration=self.configuration.model_copy(update={"data": data.model_copy(update={"fold": fold})}),
+                prepared=self.prepared.with_fold(fold),
+            )
+            for fold in range(data.folds)
+        ]
 
     def resolved(self) -> Configuration:
         """Return the configuration with DEFAULT replaced by the weights name it stands for."""
@@ -77,20 +92,20 @@ class Placement:
 
 
 class _MetricsLog(Callback):
-    def __init__(self, run: RunLog, num_parameters: int) -> None:
-        self._run, self._num_parameters = run, num_parameters
+    def __init__(self, run: RunLog, num_parameters: int, majority_rate: float) -> None:
+        self._run, self._once = run, {"parameters": num_parameters, "majority_rate": majority_rate}
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         # The best so far is there while the training runs, and first: the UI's comparison plots a run's first metric.
         # The size is no param, or it would take the place of the schedule among the three that are plotted with it.
-        size = {"parameters": self._num_parameters} if epoch == 1 else {}
+        once = self._once if epoch == 1 else {}
         best = {**{name: values[source] for name, source in BEST.items()}, "best/epoch": epoch} if is_best else {}
-        self._run.metrics({**best, **values, **size}, epoch)
+        self._run.metrics({**best, **values, **once}, epoch)
 
 
 def reusable(workspace: Workspace, job: Job) -> find.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find.complete_training(workspace, job.config_hash, job.seed, job.prepared.digest)
+    return find.complete_training(workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
 
 
 def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback] = ()) -> tuple[str, float]:
@@ -120,8 +135,9 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         setting = _setting(job, folder / Path(names.CHECKPOINT).name)
         _log_start(run, job, setting)
         fitted = Fitted()
+        log = _MetricsLog(run, models.num_parameters(setting.network.module), _majority_rate(setting))
         try:
-            fit(job.configuration, setting, [_MetricsLog(run, models.num_parameters(setting.network.module)), *callbacks, progress], fitted)
+            fit(job.configuration, setting, [log, *callbacks, progress], fitted)
         except Pruned:
             _log_outcome(run, job, setting, fitted, folder)
             raise
@@ -137,18 +153,24 @@ def _setting(job: Job, checkpoint: Path) -> Setting:
     data = configuration.data
     torch.manual_seed(job.seed)
     network = models.build(configuration.model, len(prepared.classes), data.image_size)
-    preprocessing = Preprocessing.of(data, network.normalisation or prepared.normalisation(data))
-    store, labels = prepared.store(data), prepared.labels()
-    train_images = Images(store, prepared.positions("train"), labels, data.image_size, build_augmentation(data), job.seed)
-    val_images = Images(store, prepared.positions("val"), labels, data.image_size)
+    preprocessing = Preprocessing.of(data, network.normalisation or prepared.normalisation())
+    labels, train_positions = prepared.labels(), prepared.positions("train")
+    train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), job.seed)
+    val_images = Images(prepared.images, prepared.positions("val"), labels, data.image_size)
+    probabilities = balanced_probabilities(labels[train_positions]) if configuration.training.sampler == "balanced" else None
     return Setting(
         network,
         preprocessing,
-        Loader(train_images, data.batch_size, shuffle_seed=job.seed, workers=data.workers),
+        Loader(train_images, data.batch_size, shuffle_seed=job.seed, workers=data.workers, probabilities=probabilities),
         Loader(val_images, data.batch_size, workers=data.workers),
         resolve_device(configuration.training.device),
         checkpoint,
     )
+
+
+def _majority_rate(setting: Setting) -> float:
+    train_loader, val_loader = setting.train, setting.val
+    return metrics.majority_rate(train_loader.labels.numpy(), val_loader.labels.numpy(), train_loader.num_classes)
 
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting) -> None:
@@ -165,10 +187,14 @@ def _log_outcome(run: RunLog, job: Job, setting: Setting, fitted: Fitted, folder
     run.metrics({"seconds": fitted.seconds})
     curves = folder / "curves"
     curves.mkdir()
-    figures.learning_curves(curves / "learning.png", fitted.history, fitted.best_epoch)
+    majority = _majority_rate(setting)
+    figures.learning_curves(curves / "learning.png", fitted.history, fitted.best_epoch, majority)
     figures.learning_rate(curves / "lr.png", fitted.lrs, len(setting.train))
     run.files(curves, "curves")
-    title = f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images"
+    title = (
+        f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
+        f"always the largest class: {majority:.1%}"
+    )
     log_confusion(run, folder, "val", metrics.confusion(fitted.labels, fitted.logits), job.prepared.classes, title)
     run.file(setting.checkpoint, str(Path(names.CHECKPOINT).parent))
 

@@ -54,11 +54,15 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     figure = Figure(figsize=size, layout="constrained", dpi=110 if n <= 40 else 90)
     axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [_plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…") for name in classes]
+    names = [_short(name) for name in classes]
     _cells(axes[0], counts, names, "images", "{:d}", float(max(counts.max(), 1)))
     _cells(axes[1], shares, names, "share of the true class", "{:.0%}", 1.0)
     figure.suptitle(title)
     figure.savefig(file)
+
+
+def _short(name: str) -> str:
+    return _plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…")
 
 
 def _plain(text: str) -> str:
@@ -88,13 +92,14 @@ def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, f
             )
 
 
-def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int, majority: float | None = None) -> None:
     """Draw loss and accuracy of training and validation over epochs, the best epoch marked.
 
     Args:
         file: PNG to write.
         history: Metrics by name, one entry per epoch.
         best_epoch: From 1.
+        majority: Validation accuracy of always answering the largest class, drawn as a line where it is near the curves.
     """
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=110)
     epochs = range(1, len(history) + 1)
@@ -111,12 +116,32 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
         axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best, epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.set_title(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if name == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.legend()
+            if majority is not None:
+                _majority_beside_curves(axes, majority)
+        axes.legend(fontsize="small")
     figure.savefig(file)
+
+
+def _majority_beside_curves(axes: Axes, majority: float) -> None:
+    low, high = axes.get_ylim()
+    if _is_near(majority, low, high):
+        axes.axhline(majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority))
+        return
+    # Far away it would press the curves together: the legend alone tells it.
+    axes.plot([], [], " ", label=f"{_majority_text(majority)} ({'below' if majority < low else 'above'})")
+
+
+def _majority_text(majority: float) -> str:
+    return f"always the largest class, {majority:.1%}"
+
+
+def _is_near(value: float, low: float, high: float) -> bool:
+    """Whether an axis from `low` to `high` that is extended to `value` stays below twice its length."""
+    return max(high, value) - min(low, value) <= 2 * (high - low)
 
 
 def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
@@ -131,7 +156,7 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
     figure.savefig(file)
 
 
-def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], majority: float | None = None) -> None:
     """Draw validation and test accuracy of each run, best at the top, the test's 95% interval as a bar.
 
     Runs that are not complete are grey; where they lie far below the others, their number stands at the edge instead.
@@ -140,6 +165,7 @@ def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[s
         file: PNG to write.
         rows: In order, with state, val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high.
         labels: One per run.
+        majority: Validation accuracy of always answering the largest class: a line where the axis has it, else a note at its end.
     """
     figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained", dpi=110)
     axes = figure.subplots()
@@ -177,12 +203,27 @@ def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[s
     axes.set_yticks(range(len(rows)), [_plain(label) for label in labels], fontsize=8)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlim(left=edge)
+    if majority is not None:
+        _majority_beside_runs(axes, majority)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_title("accuracy")
     axes.grid(alpha=0.3, axis="x")
-    if any(values for _, values, _ in groups.values()):
+    if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(file)
+
+
+def _majority_beside_runs(axes: Axes, majority: float) -> None:
+    left, right = axes.get_xlim()
+    # To the right the axis is extended a little: that all runs are worse than one class is worth seeing.
+    if left <= majority and _is_near(majority, left, right):
+        axes.axvline(majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority))
+        axes.set_xlim(right=max(right, majority + 0.05 * (majority - left)))
+        return
+    below = majority < left
+    text = f"◂ {_majority_text(majority)}" if below else f"{_majority_text(majority)} ▸"
+    axes.set_xlabel(text, loc="left" if below else "right", fontsize=8, color=_GREY)
 
 
 def _left_edge(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -195,3 +236,31 @@ def _left_edge(rows: Sequence[Mapping[str, Any]]) -> float:
     ]
     lowest = min(shown, default=0.0)
     return max(0.0, lowest - 0.25 * (1.02 - lowest))
+
+
+def augmentation_preview(
+    file: Path, originals: Sequence[NDArray[np.uint8]], views: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], names: Sequence[str]
+) -> None:
+    """Draw one row per image: as it is stored, and how the network sees it, epoch after epoch.
+
+    Args:
+        file: PNG to write.
+        originals: One per row, each of shape (3, height, width).
+        views: Shape (rows, epochs, 3, size, size); the first is of epoch 1.
+        names: Class of each row.
+    """
+    num_rows, num_columns = len(originals), 1 + len(views[0])
+    figure = Figure(figsize=(1.15 * num_columns + 1.2, 1.15 * num_rows + 0.4), layout="constrained", dpi=130)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    for row, (original, augmented, name) in enumerate(zip(originals, views, names, strict=True)):
+        for axes, pixels in zip(grid[row], (original, *augmented), strict=True):
+            axes.imshow(pixels.transpose(1, 2, 0))
+            height, width = pixels.shape[1:]
+            side = max(height, width)
+            # The same square for every cell, or names and titles would not stand in line beside tall and wide images.
+            axes.set(xticks=[], yticks=[], xlim=((width - side) / 2, (width + side) / 2), ylim=((height + side) / 2, (height - side) / 2))
+            axes.spines[:].set_visible(False)
+        grid[row, 0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
+    for axes, title in zip(grid[0], ("stored", *(f"epoch {epoch}" for epoch in range(1, num_columns))), strict=True):
+        axes.set_title(title, fontsize=9)
+    figure.savefig(file)

@@ -52,6 +52,7 @@ _SHORT = {
     "data.image_size": "size",
     "data.batch_size": "batch",
     "data.augment": "augment",
+    "data.fold": "fold",
     "schedule.warmup_epochs": "warmup",
 }
 _NO_SETTING = ("model.name", "data.source", "data.workers", "training.device", "study.")

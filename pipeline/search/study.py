@@ -20,7 +20,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import PipelineError, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.identity import study_name
-from pipeline.jobs.prepare import check, images_for, prepare_images
+from pipeline.jobs.prepare import check, images_for, log_report, prepare_images
+from pipeline.jobs.preview import log_preview
 from pipeline.jobs.promote import export
 from pipeline.jobs.summarise import Comparison, summarise
 from pipeline.jobs.train import Job
@@ -63,7 +64,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     """
     if experiment.trials == 0:
         raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
-    prepared = prepare_images(workspace, experiment.base.data)
+    prepared = prepare_images(workspace, experiment.base.data, experiment.base.tracking.log_images)
     jobs = _checked(workspace, experiment, prepared)
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
     identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
@@ -102,7 +103,7 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     jobs = []
     for number, entry in enumerate(experiment.entries):
         origin = origin_of(entry, f"configs[{number}]")
-        images = images_for(workspace, entry.data, experiment.base.data, prepared)
+        images = images_for(workspace, entry.data, prepared)
         jobs.append(Job(entry, origin, images))
     for field, values in experiment.space.items():
         if isinstance(values, list):
@@ -159,6 +160,8 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> No
     run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
     if experiment.path.is_file():
         run.file(experiment.path)
+    log_report(run, prepared)
+    log_preview(run, prepared, experiment.base)
 
 
 def _abandoned(workspace: Workspace, study: optuna.Study) -> None:

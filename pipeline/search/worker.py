@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import optuna
 
@@ -98,7 +99,7 @@ class Worker:
             ) as run:
                 run.configuration(configuration)
                 raise
-        return Job(configuration, origin, images_for(self.workspace, configuration.data, self.experiment.base.data, self.prepared))
+        return Job(configuration, origin, images_for(self.workspace, configuration.data, self.prepared))
 
     def _name(self, configuration: Configuration, place: int) -> str:
         return f"{place:02d} {Path(configuration.model.name.removeprefix('file:').partition(':')[0]).name}"
@@ -107,17 +108,24 @@ class Worker:
         return {names.STUDY: self.study.study_name, names.TRIAL: str(place), names.DATA_DIGEST: self.prepared.digest}
 
     def _train(self, trial: optuna.Trial, job: Job, place: int) -> float:
+        """Return the validation accuracy, its mean over the folds where all are trained."""
+        return fmean(self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold()))
+
+    def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
         same = reusable(self.workspace, job)
         if same is not None:
             say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
             trial.set_user_attr(RUN_ID, same["run_id"])
             adopt_training(self.workspace, same["run_id"], self.study.study_name)
             return float(same["val_accuracy"])
+        fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         placement = Placement(
-            self._name(job.configuration, place),
+            self._name(job.configuration, place) + fold,
             parent=self.parent.id,
             tags=self._tags(place),
             on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
         )
-        _, accuracy = train(self.workspace, job, placement, [Report(trial, prunable=ENTRY not in trial.user_attrs)])
+        # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
+        report = [Report(trial, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
+        _, accuracy = train(self.workspace, job, placement, report)
         return accuracy

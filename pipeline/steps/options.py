@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Training, essential, parse
+from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Tracking, Training, essential, parse
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
@@ -40,6 +40,7 @@ class ExperimentOptions(Options):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
+    tracking: Tracking = Tracking()
     study: Study = Study()
 
 

@@ -24,5 +24,5 @@ def run(own: PrepareOptions, overrides: Raw) -> None:
     from pipeline.tracking.store import open_workspace
 
     workspace = open_workspace(experiment.name)
-    prepared = log_preparation(workspace, experiment.base.data)
+    prepared = log_preparation(workspace, experiment.base.data, experiment.base.tracking.log_images)
     say(f"manifest: {prepared.folder / 'manifest.csv'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Raw
+from pipeline.errors import UserError
 from pipeline.steps.options import FastOptions, read_experiment
 
 
@@ -28,9 +29,11 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.tracking.store import open_workspace
     from pipeline.tracking.views import write_views
 
-    workspace = open_workspace(experiment.name)
     configuration = experiment.base
-    prepared = prepare_images(workspace, configuration.data)
+    if configuration.data.fold == "all":
+        raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}")
+    workspace = open_workspace(experiment.name)
+    prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
     write_views(workspace)
     same = reusable(workspace, job)

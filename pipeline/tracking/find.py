@@ -43,6 +43,7 @@ _METRICS = {
     "test_accuracy_low": "test/accuracy_low",
     "test_accuracy_high": "test/accuracy_high",
     "parameters": "parameters",
+    "majority_rate": "majority_rate",
     "seconds": "seconds",
 }
 
@@ -148,13 +149,13 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
         return ""
 
 
-def complete_training(workspace: Workspace, config_hash: str, seed: int, data_digest: str) -> Row | None:
+def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str) -> Row | None:
     """Return the complete training of that identity in this experiment, if there is one."""
     tags = {names.EXPERIMENT: workspace.experiment, names.STEP: "train", names.STATE: names.COMPLETE, names.CONFIG_HASH: config_hash}
     tags[names.DATA_DIGEST] = data_digest
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
     rows = [row(run) for run in found if names.JOINS not in run.data.tags]
-    return next((found for found in rows if found["seed"] == seed), None)
+    return next((found for found in rows if found["seed"] == seed and found["params"].get("data.fold", "0") == str(fold)), None)
 
 
 def studies(workspace: Workspace) -> dict[str, Run]:

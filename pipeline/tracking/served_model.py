@@ -22,7 +22,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import UNREADABLE, decode
+from pipeline.data.decode import UNREADABLE
 from pipeline.data.transforms import Preprocessing
 
 BATCH_SIZE = 64
@@ -62,7 +62,7 @@ class ImageClassifier(PythonModel):
         readable: list[Image.Image] = []
         for text in model_input["image"]:
             try:
-                readable.append(decode(io.BytesIO(base64.b64decode(text, validate=True))))
+                readable.append(self.preprocessing.decode(io.BytesIO(base64.b64decode(text, validate=True))))
                 answers.append({"label": None, "confidence": None, "probabilities": None})
             except (*UNREADABLE, TypeError, binascii.Error):
                 answers.append({"label": None, "confidence": None, "probabilities": None, "error": "not a base64 image"})

@@ -22,6 +22,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed
 from pipeline.models import Network
+from pipeline.training.imbalance import balanced_class_weights
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import Plateau, lr_at
 
@@ -81,7 +82,8 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
     """Train, validate after each epoch, and keep the best weights in `setting.checkpoint`.
 
     The checkpoint is replaced when validation accuracy is >= the best so far, so that among equal
-    scores the longer-trained one is kept.
+    scores the longer-trained one is kept. ``train/loss`` is the mean of what is minimised, weighed by
+    class where `class_weights` is balanced; ``val/loss`` never is, so that it compares across configurations.
 
     Args:
         configuration: Of the training.
@@ -95,13 +97,14 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
     module = setting.network.module.to(setting.device)
     optimizer = build_optimizer(configuration.optimizer, module.parameters())
     plateau = Plateau(configuration.schedule)
+    class_weights = _class_weights(configuration, setting)
     epochs, patience = configuration.training.epochs, configuration.training.patience
     started = time.perf_counter()
     for callback in callbacks:
         callback.on_start(epochs, len(setting.train))
     for epoch in range(1, epochs + 1):
         epoch_started = time.perf_counter()
-        train_loss, train_accuracy = _train_epoch(epoch, configuration, setting, optimizer, plateau, callbacks, fitted)
+        train_loss, train_accuracy = _train_epoch(epoch, configuration, setting, class_weights, optimizer, plateau, callbacks, fitted)
         train_seconds = time.perf_counter() - epoch_started
         labels, logits = predict_logits(module, setting.val, setting.preprocessing, setting.device)
         scores = metrics.score(labels, logits)
@@ -126,10 +129,18 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
             break
 
 
+def _class_weights(configuration: Configuration, setting: Setting) -> torch.Tensor | None:
+    if configuration.training.class_weights == "none":
+        return None
+    weights = balanced_class_weights(setting.train.labels.numpy(), setting.train.num_classes)
+    return torch.from_numpy(weights).to(setting.device)
+
+
 def _train_epoch(
     epoch: int,
     configuration: Configuration,
     setting: Setting,
+    class_weights: torch.Tensor | None,
     optimizer: torch.optim.Optimizer,
     plateau: Plateau,
     callbacks: Sequence[Callback],
@@ -137,7 +148,7 @@ def _train_epoch(
 ) -> tuple[float, float]:
     module, steps_per_epoch = setting.network.module, len(setting.train)
     set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
-    total_loss, correct, seen = 0.0, 0, 0
+    total_loss, total_weight, correct, seen = 0.0, 0.0, 0, 0
     for number, (images, labels) in enumerate(setting.train.epoch(epoch)):
         step = (epoch - 1) * steps_per_epoch + number
         lr = lr_at(
@@ -150,7 +161,7 @@ def _train_epoch(
         labels = labels.to(setting.device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         logits = main_output(module(inputs))
-        loss = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, labels, weight=class_weights)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise TrainingFailed(
@@ -160,11 +171,14 @@ def _train_epoch(
         optimizer.step()
         fitted.lrs.append(lr)
         seen += len(labels)
-        total_loss += loss_value * len(labels)
+        # The loss of a batch is a mean by weight; the sum of its weights is its part of the epoch's.
+        weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
+        total_loss += loss_value * weight
+        total_weight += weight
         correct += int((logits.detach().argmax(1) == labels).sum())
         for callback in callbacks:
-            callback.on_step(epoch, total_loss / seen, correct / seen)
-    return total_loss / seen, correct / seen
+            callback.on_step(epoch, total_loss / total_weight, correct / seen)
+    return total_loss / total_weight, correct / seen
 
 
 def main_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

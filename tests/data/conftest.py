@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+
+from pipeline.data.store import ShardWriter, Store
 
 WriteImages = Callable[..., Path]
 
@@ -19,6 +22,15 @@ def write_image(file: Path, size: tuple[int, int] = (12, 10)) -> None:
     rng = np.random.default_rng(zlib.crc32("/".join(file.parts[-3:]).encode()))
     pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file)
+
+
+def write_store(folder: Path, images: Iterable[NDArray[np.uint8]], num_shards: int = 1) -> Store:
+    """Store images in order, taking turns among so many shards."""
+    writers = [ShardWriter(folder) for _ in range(num_shards)]
+    index = [(number % num_shards, writers[number % num_shards].append(pixels), *pixels.shape[1:]) for number, pixels in enumerate(images)]
+    for writer in writers:
+        writer.flush()
+    return Store(folder, [writer.name for writer in writers], np.array(index, dtype=np.int64))
 
 
 @pytest.fixture

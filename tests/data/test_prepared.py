@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ def data_of(root: Path, **fields: object) -> Data:
 
 def check_pixels(prepared: Prepared, data: Data, root: Path) -> None:
     """Check that each row of the manifest has the pixels of its file."""
-    store = prepared.store(data)
+    store = prepared.images
     assert len(store) == len(prepared.manifest)
     for position, path in enumerate(prepared.manifest["path"]):
         assert np.array_equal(store[position], resize(decode(root / path), data.stored_size, data.interpolation)), path
@@ -38,10 +40,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Prepared]:
 
 
 def test_digits_are_split_and_decoded(digits: tuple[Data, Prepared]) -> None:
-    data, prepared = digits
+    _, prepared = digits
     assert {split: len(prepared.positions(split)) for split in SPLITS} == {"train": 1259, "val": 269, "test": 269}
     assert prepared.classes == list("0123456789")
-    assert len(prepared.store(data)) == 1797
+    assert len(prepared.images) == 1797
 
 
 def test_positions_are_disjoint_and_complete(digits: tuple[Data, Prepared]) -> None:
@@ -62,10 +64,10 @@ def test_counts_are_those_of_the_manifest(digits: tuple[Data, Prepared]) -> None
 
 
 def test_normalisation_is_that_of_the_training_images(digits: tuple[Data, Prepared]) -> None:
-    data, prepared = digits
-    store = prepared.store(data)
+    _, prepared = digits
+    store = prepared.images
     pixels = np.stack([store[position] for position in prepared.positions("train")]) / 255
-    mean, std = prepared.normalisation(data)
+    mean, std = prepared.normalisation()
     assert mean == pytest.approx(pixels.mean(axis=(0, 2, 3)), abs=1e-5)
     assert std == pytest.approx(pixels.std(axis=(0, 2, 3)), abs=1e-5)
 
@@ -75,8 +77,8 @@ def test_blank_images_do_not_divide_by_zero(tmp_path: Path) -> None:
         for number in range(3):
             (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (7, 7, 7)).save(tmp_path / "photos" / label / f"{number}.png")
-    data = data_of(tmp_path / "photos")
-    assert min(prepare(data, tmp_path / "prepared").normalisation(data)[1]) > 0
+    data = data_of(tmp_path / "photos", duplicates="ignore")
+    assert min(prepare(data, tmp_path / "prepared").normalisation()[1]) > 0
 
 
 def test_a_folder_is_prepared(photos: WriteImages, tmp_path: Path) -> None:
@@ -92,8 +94,11 @@ def test_a_folder_is_prepared(photos: WriteImages, tmp_path: Path) -> None:
 
 def test_the_files_describe_the_data(photos: WriteImages, tmp_path: Path) -> None:
     prepared = prepare(data_of(photos({"cat": 5, "dog": 5})), tmp_path / "prepared")
-    pd.testing.assert_frame_equal(pd.read_csv(prepared.folder / "manifest.csv"), prepared.manifest)
+    written = pd.read_csv(prepared.folder / "manifest.csv", dtype=str, keep_default_na=False)
+    assert list(written) == ["path", "label", "split", "group", "sha256", "reason"]
     assert list(prepared.manifest) == ["path", "label", "split", "sha256"]
+    for column in prepared.manifest:
+        assert written[column].tolist() == prepared.manifest[column].tolist()
     assert json.loads((prepared.folder / "classes.json").read_text()) == ["cat", "dog"]
     description = json.loads((prepared.folder / "data.json").read_text())
     assert (description["digest"], description["images"]) == (prepared.digest, prepared.counts())
@@ -118,13 +123,13 @@ def test_preparing_twice_uses_the_first(photos: WriteImages, tmp_path: Path) -> 
     second = prepare(data, tmp_path / "prepared", lambda what, done, total: stages.add(what))
     assert snapshot(tmp_path / "prepared") == before
     assert second.digest == first.digest and second.folder == first.folder
-    assert stages == {"reading"}
+    assert stages == set()
 
 
 def test_progress_counts_up_to_all(photos: WriteImages, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     prepare(data_of(photos({"cat": 3, "dog": 4})), tmp_path / "prepared", lambda *stage: told.append(stage))
-    assert told == [(what, done, 7) for what in ("reading", "decoding") for done in range(1, 8)]
+    assert told == [("decoding", done, 7) for done in range(1, 8)]
 
 
 def test_another_size_is_added_to_the_same_folder(photos: WriteImages, tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_renamed_images_keep_their_pixels(photos: WriteImages, tmp_path: Path, o
     check_pixels(prepare(data, tmp_path / "prepared"), data, root)
 
 
-def test_all_unreadable_images_are_listed_and_nothing_is_left_behind(photos: WriteImages, tmp_path: Path) -> None:
+def test_all_unreadable_images_are_listed(photos: WriteImages, tmp_path: Path) -> None:
     root = photos({"cat": 5, "dog": 5})
     (root / "cat" / "001.png").write_bytes(b"")
     (root / "dog" / "002.png").write_text("no picture")
@@ -174,11 +179,11 @@ def test_all_unreadable_images_are_listed_and_nothing_is_left_behind(photos: Wri
     (root / "dog" / "003.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError) as caught:
         prepare(data_of(root), tmp_path / "prepared")
-    assert caught.value.message == f"3 images in {root.resolve()} cannot be read; repair or remove"
+    assert caught.value.message == f"3 images in {root.resolve()} cannot be read; repair or remove, or leave them out with data.bad warn"
     assert [finding.partition(":")[0] for finding in caught.value.findings] == ["cat/001.png", "dog/002.png", "dog/003.png"]
-    assert caught.value.findings[0] == "cat/001.png: not an image"
+    assert caught.value.findings[:2] == ["cat/001.png: empty file", "dog/002.png: not an image"]
     assert "<_io.BytesIO" not in str(caught.value)
-    assert list((tmp_path / "prepared").iterdir()) == []
+    assert not list((tmp_path / "prepared").glob("photos-*"))
 
 
 def test_one_unreadable_image_is_counted_as_one(photos: WriteImages, tmp_path: Path) -> None:
@@ -208,21 +213,89 @@ def test_two_processes_may_prepare_at_once(photos: WriteImages, tmp_path: Path) 
         pool.map(len, [(), ()], chunksize=1)
         folders = pool.starmap(prepare_in, [(data, tmp_path / "prepared")] * 2, chunksize=1)
     assert len(set(folders)) == 1
-    assert [str(folder) for folder in (tmp_path / "prepared").iterdir()] == folders[:1]
     check_pixels(prepare(data, tmp_path / "prepared"), data, root)
 
 
 @pytest.mark.parametrize("other_size", [8, 16])
-def test_another_process_may_finish_first(photos: WriteImages, tmp_path: Path, other_size: int) -> None:
+def test_another_process_may_prepare_the_same_meanwhile(photos: WriteImages, tmp_path: Path, other_size: int) -> None:
     root = photos({"cat": 5, "dog": 5})
     data = data_of(root)
+    processes = []
 
     def overtake(what: str, done: int, total: int) -> None:
-        if what == "decoding" and done == total:
+        if done == total:
             arguments = (data_of(root, image_size=other_size), tmp_path / "prepared")
-            process = multiprocessing.get_context("spawn").Process(target=prepare_in, args=arguments)
-            process.start()
-            process.join()
-            assert process.exitcode == 0
+            processes.append(multiprocessing.get_context("spawn").Process(target=prepare_in, args=arguments))
+            processes[-1].start()
+            if other_size != 8:
+                processes[-1].join()
 
     check_pixels(prepare(data, tmp_path / "prepared", overtake), data, root)
+    processes[0].join(60)
+    assert processes[0].exitcode == 0
+    check_pixels(prepare(data, tmp_path / "prepared"), data, root)
+
+
+def test_without_a_store_the_tensors_are_the_same_to_the_last_bit(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 5, "dog": 5})
+    write_image(root / "cat" / "wide.png", (90, 33))
+    stored = prepare(data_of(root), tmp_path / "stored")
+    unstored = prepare(data_of(root, store="none"), tmp_path / "unstored")
+    assert not list((tmp_path / "unstored").glob("images-*"))
+    assert stored.digest == unstored.digest
+    assert all(np.array_equal(stored.images[position], unstored.images[position]) for position in range(11))
+    assert stored.normalisation() == unstored.normalisation()
+
+
+def test_folds_take_turns_to_validate_and_share_a_digest(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 20, "dog": 20})
+    prepared = [prepare(data_of(root, folds=4, fold=fold), tmp_path / "prepared") for fold in range(4)]
+    assert len({one.digest for one in prepared}) == 1
+    assert prepared[0].digest != prepare(data_of(root), tmp_path / "prepared").digest
+    validating = np.concatenate([one.positions("val") for one in prepared])
+    tested = prepared[0].positions("test")
+    assert sorted([*validating.tolist(), *tested.tolist()]) == list(range(40))
+    for fold, one in enumerate(prepared):
+        assert not set(one.positions("train").tolist()) & set(one.positions("val").tolist())
+        assert len(one.positions("train")) + len(one.positions("val")) + len(tested) == 40
+        assert one.positions("val").tolist() == prepared[0].with_fold(fold).positions("val").tolist()
+    assert len({str(one.normalisation()) for one in prepared}) == 4
+
+
+@pytest.mark.parametrize("colour", ["blakc", "white5"])
+def test_a_colour_that_is_none_is_refused(photos: WriteImages, tmp_path: Path, colour: str) -> None:
+    data = Data.model_construct(**{**Data().model_dump(), "source": f"folder:{photos({'cat': 3, 'dog': 3})}", "background": colour})
+    with pytest.raises(UserError, match=r"unknown data\.background"):
+        prepare(data, tmp_path / "prepared")
+
+
+def test_the_background_shows_below_transparent_pixels(tmp_path: Path) -> None:
+    for number in range(6):
+        file = tmp_path / "photos" / ("cat" if number < 3 else "dog") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (8, 8), (0, 0, 0, number)).save(file)
+    data = data_of(tmp_path / "photos", background="#ff0000", duplicates="ignore")
+    prepared = prepare(data, tmp_path / "prepared")
+    assert prepared.images[0][:, 0, 0].tolist()[0] > 240
+    assert prepared.images[0][:, 0, 0].tolist()[1:] == [0, 0]
+    white = prepare(data_of(tmp_path / "photos", duplicates="ignore"), tmp_path / "prepared")
+    assert min(white.images[0][:, 0, 0].tolist()) > 240
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 8, "dog": 8})
+    old = data_of(root)
+    prepare(old, tmp_path / "prepared")
+    code = (
+        "import resource, sys; from pathlib import Path; from pipeline.config import Data; from pipeline.errors import UserError;"
+        "from pipeline.data.prepared import prepare;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        f"data = Data(source='folder:{root}', image_size=256, store_size=256)\n"
+        f"try: prepare(data, Path({str(tmp_path / 'prepared')!r}))\n"
+        "except UserError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == f"prepared images cannot be written to {tmp_path / 'prepared'}: File too large\n"
+    check_pixels(prepare(old, tmp_path / "prepared"), old, root)
+    larger = data_of(root, image_size=256, store_size=256)
+    check_pixels(prepare(larger, tmp_path / "prepared"), larger, root)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Data
 from pipeline.data.sources import SPLITS, Item
-from pipeline.data.splits import assign_splits
+from pipeline.data.splits import assign_splits as splits_of
+from pipeline.data.splits import sample as sample_of
 from pipeline.errors import UserError
 
 COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(3, 60), min_size=2)
@@ -20,6 +22,11 @@ FRACTIONS = st.tuples(st.floats(0.01, 0.49), st.floats(0.01, 0.49))
 
 def items_of(counts: dict[str, int], split: str = "") -> list[Item]:
     return [Item(f"{split}/{label}/{number:03d}.png", label, split) for label, count in counts.items() for number in range(count)]
+
+
+def assign_splits(items: list[Item], data: Data, groups: np.ndarray | None = None) -> list[Item]:
+    items = sample_of(items, data)
+    return [replace(item, split=split) for item, split in zip(items, splits_of(items, data, groups), strict=True)]
 
 
 def count(items: list[Item], label: str = "") -> tuple[int, int, int]:
@@ -136,3 +143,99 @@ def test_a_limited_sample_keeps_given_splits() -> None:
     sample = assign_splits(items, Data(limit=120))
     assert count(sample) == (40, 40, 40)
     assert set(sample) <= set(items)
+
+
+GROUPED = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 12)), min_size=12, max_size=60).filter(
+    lambda groups: all(sum(label == name for label, _ in groups) >= 5 for name in "abc")
+)
+
+
+def grouped_items(groups: list[tuple[str, int]]) -> tuple[list[Item], np.ndarray]:
+    items, numbers = [], []
+    for number, (label, size) in enumerate(groups):
+        items += [Item(f"{number}/{index}", label) for index in range(size)]
+        numbers += [number] * size
+    return items, np.array(numbers)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(GROUPED, st.sampled_from([0, 2, 4]), st.integers(0, 100))
+def test_groups_are_never_divided(groups: list[tuple[str, int]], folds: int, seed: int) -> None:
+    items, numbers = grouped_items(groups)
+    data = Data(folds=folds, seed=seed)
+    splits = np.array(splits_of(items, data, numbers))
+    assert all(len(set(splits[numbers == number].tolist())) == 1 for number in set(numbers.tolist()))
+    expected = {"test", *(f"fold {fold}" for fold in range(folds))} if folds else set(SPLITS)
+    assert set(splits.tolist()) == expected
+    assert splits.tolist() == splits_of(items, data, numbers)
+    if not folds:
+        for label in "abc":
+            assert {split for split, item in zip(splits, items, strict=True) if item.label == label} == set(SPLITS)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from("ab")), min_size=60, max_size=120), st.integers(0, 50))
+def test_a_group_of_several_classes_is_not_divided_either(members: list[tuple[int, str]], seed: int) -> None:
+    items = [Item(str(number), label, group=str(group)) for number, (group, label) in enumerate(members)]
+    numbers = np.array([group for group, _ in members])
+    try:
+        splits = np.array(splits_of(items, Data(seed=seed), numbers))
+    except UserError as error:
+        assert "too few images" in error.message
+        return
+    assert all(len(set(splits[numbers == number].tolist())) == 1 for number in set(numbers.tolist()))
+
+
+def test_groups_of_one_are_split_as_without_groups() -> None:
+    items = items_of({"cat": 50, "dog": 70})
+    assert splits_of(items, Data(), np.arange(120)) == splits_of(items, Data())
+
+
+def test_a_large_group_trains_and_does_not_fill_a_small_split() -> None:
+    items = items_of({"cat": 100, "dog": 100})
+    groups = np.arange(200)
+    groups[:15] = 0
+    for seed in range(20):
+        splits = splits_of(items, Data(seed=seed), groups)
+        assert splits[:15] == ["train"] * 15
+        assert Counter(splits[:100]) == {"train": 70, "val": 15, "test": 15}
+
+
+def test_patients_of_many_images_each_are_divided_in_the_wanted_proportions() -> None:
+    items, numbers = grouped_items([(label, 50) for label in "ab" for _ in range(20)])
+    found = Counter(splits_of(items, Data(), numbers))
+    assert found == {"train": 1400, "val": 300, "test": 300}
+
+
+def test_too_few_groups_are_listed_with_their_images() -> None:
+    items, numbers = grouped_items([("a", 10), ("a", 3), *[("b", 1)] * 9])
+    with pytest.raises(UserError) as caught:
+        splits_of(items, Data(), numbers)
+    assert caught.value.findings == ["a: 13 images, in 2 groups"]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(COUNTS, st.integers(2, 5), st.integers(0, 100))
+def test_folds_are_disjoint_complete_and_stratified(counts: dict[str, int], folds: int, seed: int) -> None:
+    counts = {label: number + 5 for label, number in counts.items()}
+    items = items_of(counts)
+    splits = splits_of(items, Data(folds=folds, seed=seed))
+    for label, number in counts.items():
+        found = Counter(split for split, item in zip(splits, items, strict=True) if item.label == label)
+        assert found["test"] == max(1, round(0.15 * number))
+        of_folds = [found[f"fold {fold}"] for fold in range(folds)]
+        assert sum(of_folds) + found["test"] == number
+        assert max(of_folds) - min(of_folds) <= 1
+
+
+def test_the_test_split_is_the_same_with_folds_as_a_given_one() -> None:
+    items = items_of({"cat": 20, "dog": 20}, "train") + items_of({"cat": 4, "dog": 4}, "test")
+    splits = splits_of(items, Data(folds=4))
+    assert splits[40:] == ["test"] * 8
+    assert Counter(splits[:40]) == {f"fold {fold}": 10 for fold in range(4)}
+
+
+def test_classes_too_small_for_the_folds_are_listed() -> None:
+    with pytest.raises(UserError, match=r"too few images for data\.folds 5") as caught:
+        splits_of(items_of({"cat": 20, "dog": 5}), Data(folds=5))
+    assert caught.value.findings == ["dog: 4 images beside the test split"]

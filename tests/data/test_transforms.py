@@ -192,10 +192,10 @@ def test_one_image_is_resized_and_cropped_as_the_stored_ones(tmp_path: Path) -> 
             file = tmp_path / "photos" / label / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(40, 90).transpose(1, 2, 0) // (number + 1)).save(file)
-    data = Data(source=f"folder:{tmp_path / 'photos'}", image_size=24, store_size=32)
+    data = Data(source=f"folder:{tmp_path / 'photos'}", duplicates="ignore", image_size=24, store_size=32)
     prepared = prepare(data, tmp_path / "prepared")
-    pixels = Preprocessing.of(data, prepared.normalisation(data)).pixels(Image.open(tmp_path / "photos" / prepared.manifest["path"][1]))
+    pixels = Preprocessing.of(data, prepared.normalisation()).pixels(Image.open(tmp_path / "photos" / prepared.manifest["path"][1]))
     assert pixels.shape == (3, 24, 24)
-    stored = prepared.store(data)[1]
+    stored = prepared.images[1]
     left = (stored.shape[2] - 24) // 2
     assert np.array_equal(pixels, stored[:, 4:28, left : left + 24])

@@ -84,7 +84,8 @@ def test_comparison_has_its_columns_first_and_the_best_run_on_top(in_smoke: Work
 
 def test_the_comparison_stands_in_the_folder_and_on_the_parent(in_smoke: Workspace) -> None:
     files = {"comparison.csv", "comparison.md", "comparison.html", "comparison.png", "configurations.csv"}
-    assert {file.name for file in in_smoke.outputs.iterdir()} == files
+    assert {file.name for file in in_smoke.outputs.iterdir()} == {*files, "prepare"}
+    assert {file.name for file in (in_smoke.outputs / "prepare").iterdir()} == {"report.html", "report.json"}
     parent = compare(in_smoke).parent
     assert {f"summary/{name}" for name in files} <= artifacts(in_smoke, parent, "summary")
 
@@ -242,7 +243,7 @@ def test_predict_equals_evaluation_on_the_same_images(cli: Cli, in_smoke: Worksp
     digits = load_digits()
     for path in kept["path"]:
         number = int(Path(path).stem)
-        Image.fromarray(np.round(digits.images[number] * (255 / 16)).astype(np.uint8)).save(folder / Path(path).name)
+        Image.fromarray(np.round(digits.images[number] * (255 / 16)).astype(np.uint8)).save(folder / f"{Path(path).name}.png")
     out = tmp_path / "again.csv"
     options = ("--predict.probabilities", "true", "--out", str(out))
     assert cli("predict", "--model_uri", "models:/smoke@champion", "--images", folder, *options).code == 0

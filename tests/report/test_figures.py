@@ -95,6 +95,34 @@ def test_learning_curves_have_a_gap_where_a_value_is_missing(tmp_path: Path) -> 
     assert 0 < count(tmp_path / "gap.png", ORANGE) < count(tmp_path / "whole.png", ORANGE)
 
 
+def longest_grey_line(file: Path, axis: int) -> int:
+    """Return the most grey pixels of a row (axis 1) or column (axis 0); a thin line is paler at its edges."""
+    grey = (np.abs(pixels_of(file).astype(int) - GREY) < 45).all(axis=2)
+    return int(grey.sum(axis=axis).max())
+
+
+@pytest.mark.parametrize("majority", [0.2, 0.735], ids=["just below", "within"])
+def test_learning_curves_have_a_line_at_the_majority(tmp_path: Path, majority: float) -> None:
+    figures.learning_curves(tmp_path / "with.png", history(10), 10, majority)
+    figures.learning_curves(tmp_path / "without.png", history(10), 10)
+    assert longest_grey_line(tmp_path / "with.png", axis=1) > 200
+    assert longest_grey_line(tmp_path / "without.png", axis=1) < 100
+
+
+def height_of_curves(file: Path) -> int:
+    rows = np.flatnonzero((pixels_of(file)[:, 600:] == ORANGE).all(axis=2).any(axis=1))
+    return int(np.ptp(rows))
+
+
+@pytest.mark.parametrize("majority", [0.1, 0.0, 1.0, 0.735, 0.5])
+def test_the_majority_does_not_press_the_curves_together(tmp_path: Path, majority: float) -> None:
+    high = [{**values, "train/accuracy": 0.9 + values["train/accuracy"] / 10, "val/accuracy": 0.9} for values in history(10)]
+    high = [{**values, "val/accuracy": 0.88 + number / 100} for number, values in enumerate(high)]
+    figures.learning_curves(tmp_path / "without.png", high, 10)
+    figures.learning_curves(tmp_path / "with.png", high, 10, majority)
+    assert height_of_curves(tmp_path / "with.png") > 0.45 * height_of_curves(tmp_path / "without.png")
+
+
 @pytest.mark.parametrize("lrs", [[1e-3], [1e-3] * 50, [1e-3 * 0.9**step for step in range(50)], [1e-12] * 3])
 def test_the_learning_rate_is_drawn(tmp_path: Path, lrs: list[float]) -> None:
     figures.learning_rate(tmp_path / "lr.png", lrs, steps_per_epoch=10)
@@ -110,8 +138,8 @@ def run(**values: Any) -> dict[str, Any]:
 TESTED = {"test_accuracy": 0.85, "test_accuracy_low": 0.8, "test_accuracy_high": 0.89}
 
 
-def drawn(file: Path, *rows: dict[str, Any]) -> Path:
-    figures.comparison(file, rows, [f"{place}  run" for place in range(len(rows))])
+def drawn(file: Path, *rows: dict[str, Any], majority: float | None = None) -> Path:
+    figures.comparison(file, rows, [f"{place}  run" for place in range(len(rows))], majority)
     return file
 
 
@@ -157,6 +185,38 @@ def test_the_comparison_shows_the_others_beside_an_odd_run(tmp_path: Path, odd: 
         assert count(file, BLUE) > 30 and count(file, ORANGE) > 30
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "majority", "is_line"),
+    [
+        ((0.72, 0.9), 0.735, True),
+        ((0.5, 0.65), 0.735, True),
+        ((0.9, 0.95), 0.105, False),
+        ((0.2, 0.25), 0.9, False),
+        ((), 0.5, True),
+    ],
+    ids=["within", "just above", "far below", "far above", "no runs"],
+)
+def test_the_comparison_has_a_line_at_the_majority_or_a_note(
+    tmp_path: Path, accuracies: tuple[float, ...], majority: float, is_line: bool
+) -> None:
+    rows = [run(val_accuracy=value) for value in accuracies]
+    plain, marked = drawn(tmp_path / "plain.png", *rows), drawn(tmp_path / "marked.png", *rows, majority=majority)
+    assert (longest_grey_line(marked, axis=0) > 50) == is_line
+    assert longest_grey_line(plain, axis=0) < 50
+    assert not np.array_equal(pixels_of(marked), pixels_of(plain))
+
+
+@pytest.mark.parametrize("majority", [0.0, 0.1, 0.5, 0.735, 0.99, 1.0])
+def test_the_majority_does_not_press_the_runs_together(tmp_path: Path, majority: float) -> None:
+    def width(file: Path) -> int:
+        # Above the legend, whose entries are blue too.
+        return int(np.ptp(np.flatnonzero((pixels_of(file)[:120] == BLUE).all(axis=2).any(axis=0))))
+
+    rows = [run(), run(val_accuracy=0.8), run(val_accuracy=0.7)]
+    plain, marked = drawn(tmp_path / "plain.png", *rows), drawn(tmp_path / "marked.png", *rows, majority=majority)
+    assert width(marked) > 0.45 * width(plain)
+
+
 def test_a_comparison_without_a_complete_run_is_drawn(tmp_path: Path) -> None:
     assert count(drawn(tmp_path / "comparison.png", run(state="pruned", val_accuracy=0.3)), GREY) > 30
 
@@ -173,3 +233,31 @@ def test_a_long_comparison_is_high_enough_for_its_labels(tmp_path: Path) -> None
 def test_labels_may_hold_anything(tmp_path: Path) -> None:
     figures.comparison(tmp_path / "comparison.png", [run(), run()], ["$1_$ {x^ $", "Kätzchen, lr 0.001"])
     assert count(tmp_path / "comparison.png", BLUE) > 30
+
+
+def preview(file: Path, rows: int, size: int = 16, epochs: int = 8, names: list[str] | None = None) -> Path:
+    rng = np.random.default_rng(0)
+    originals = [rng.integers(0, 256, (3, size + 4, size + 8 * row), dtype=np.uint8) for row in range(rows)]
+    views = rng.integers(0, 256, (rows, epochs, 3, size, size), dtype=np.uint8)
+    figures.augmentation_preview(file, originals, views, names or [f"class {row}" for row in range(rows)])
+    return file
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_the_preview_has_a_row_per_image(tmp_path: Path, rows: int) -> None:
+    height, width = pixels_of(preview(tmp_path / "preview.png", rows)).shape[:2]
+    assert height == pytest.approx(130 * (1.15 * rows + 0.4), abs=2)
+    assert width > 1000
+
+
+def test_the_preview_shows_the_pixels_it_is_given(tmp_path: Path) -> None:
+    one_colour = [np.broadcast_to(np.array(colour, np.uint8)[:, None, None], (3, 16, 16)) for colour in (BLUE, ORANGE)]
+    figures.augmentation_preview(tmp_path / "preview.png", [one_colour[0]], [np.stack([one_colour[1]] * 8)], ["cat"])
+    blue, orange = count(tmp_path / "preview.png", BLUE), count(tmp_path / "preview.png", ORANGE)
+    assert blue > 90 * 90
+    assert orange == pytest.approx(8 * blue, rel=0.05)
+
+
+def test_the_preview_takes_any_name_of_a_class(tmp_path: Path) -> None:
+    names = ["$x^", "a very long name of a class that no figure has room for " * 2, "œuvre & <b>"]
+    assert pixels_of(preview(tmp_path / "preview.png", 3, names=names)).std() > 0

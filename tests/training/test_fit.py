@@ -55,13 +55,13 @@ def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, l
     data, seed = configuration.data, configuration.training.seed
     torch.manual_seed(seed)
     network = models.build(configuration.model, len(prepared.classes), data.image_size)
-    store, true_labels = prepared.store(data), prepared.labels()
+    store, true_labels = prepared.images, prepared.labels()
     augmentation = build_augmentation(data)
     train = Images(store, prepared.positions("train"), true_labels if labels is None else labels, data.image_size, augmentation, seed)
     val = Images(store, prepared.positions("val"), true_labels, data.image_size)
     return Setting(
         network,
-        Preprocessing.of(data, prepared.normalisation(data)),
+        Preprocessing.of(data, prepared.normalisation()),
         Loader(train, data.batch_size, shuffle_seed=seed, workers=data.workers),
         Loader(val, data.batch_size),
         torch.device("cpu"),

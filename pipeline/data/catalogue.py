@@ -1,0 +1,122 @@
+"""What is known of every image that was ever examined, so that none is read twice.
+
+One SQLite file, ``prepared/catalogue.sqlite``: which content a file held when it had a certain size and time of change,
+and for each content and recipe what was found and where its pixels are stored. It can be deleted at
+any time: the next prepare writes it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_WAIT = 60.0
+"""Seconds to wait for another process that writes."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (key BLOB PRIMARY KEY, fingerprint TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS images (
+    recipe TEXT, content BLOB, height INTEGER, width INTEGER, pixels BLOB, phash INTEGER,
+    shard TEXT, offset INTEGER, stored_height INTEGER, stored_width INTEGER,
+    PRIMARY KEY (recipe, content)
+) WITHOUT ROWID;
+"""
+
+_COLUMNS = "height, width, pixels, phash, shard, offset, stored_height, stored_width"
+
+
+class Found(NamedTuple):
+    """What was found in one image.
+
+    Attributes:
+        content: SHA-256 of the encoded image.
+        height: Of the decoded image, in pixels.
+        width: Of the decoded image, in pixels.
+        pixels: Hash of the decoded pixels, 16 bytes: equal for equal pictures.
+        phash: Perceptual hash of 64 bits, or None where the image is too small for one.
+        shard: File that holds the resized pixels; empty where none are stored.
+        offset: Where in it they begin, in bytes.
+        stored_height: Of the resized image.
+        stored_width: Of the resized image.
+    """
+
+    content: bytes
+    height: int
+    width: int
+    pixels: bytes
+    phash: int | None
+    shard: str
+    offset: int
+    stored_height: int
+    stored_width: int
+
+
+class Catalogue:
+    """Access to the catalogue below one ``prepared`` folder; of one process and thread."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(root / "catalogue.sqlite", timeout=_WAIT)
+        with self._connection:
+            self._connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def of_file(self, source: str, path: str, fingerprint: str, recipe: str) -> Found | None:
+        """Return what was found in a file, unless it has changed since."""
+        row = self._connection.execute(
+            f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) WHERE key = ? AND fingerprint = ? AND recipe = ?",
+            (_key(source, path), fingerprint, recipe),
+        ).fetchone()
+        return _found(row) if row else None
+
+    def of_content(self, content: bytes, recipe: str) -> Found | None:
+        """Return what was found in an image of that content, whatever its name was."""
+        row = self._connection.execute(
+            f"SELECT content, {_COLUMNS} FROM images WHERE recipe = ? AND content = ?", (recipe, content)
+        ).fetchone()
+        return _found(row) if row else None
+
+    def add(self, source: str, recipe: str, rows: Iterable[tuple[str, str, Found]]) -> None:
+        """Keep what was found, all of it or nothing; rows are (path, fingerprint, found).
+
+        Raises:
+            OSError: The catalogue cannot be written.
+        """
+        listed = list(rows)
+        try:
+            with self._connection:
+                self._connection.executemany(
+                    f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * 10)})",
+                    [(recipe, found.content, *_signed(found)[1:]) for _, _, found in listed],
+                )
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
+                    [(_key(source, path), fingerprint, found.content) for path, fingerprint, found in listed],
+                )
+        except sqlite3.Error as error:
+            raise OSError(f"catalogue.sqlite: {error}") from error
+
+    def forget_shards(self, recipe: str, shards: Sequence[str]) -> None:
+        """Drop what was found in images whose stored pixels are lost."""
+        with self._connection:
+            self._connection.executemany("DELETE FROM images WHERE recipe = ? AND shard = ?", [(recipe, shard) for shard in shards])
+
+
+def _key(source: str, path: str) -> bytes:
+    return hashlib.blake2b(f"{source}\0{path}".encode(), digest_size=16).digest()
+
+
+def _signed(found: Found) -> Found:
+    # SQLite's integers are signed.
+    return found._replace(phash=None if found.phash is None else found.phash - (1 << 63))
+
+
+def _found(row: tuple[object, ...]) -> Found:
+    found = Found(*row)  # type: ignore[arg-type]
+    return found._replace(phash=None if found.phash is None else found.phash + (1 << 63))

@@ -1,0 +1,48 @@
+"""Where labelled images come from: one file per kind of source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from pipeline.config import Data
+from pipeline.data.sources.csv_file import open_csv
+from pipeline.data.sources.digits import open_digits
+from pipeline.data.sources.folder import open_folder
+from pipeline.data.sources.npz import open_npz
+from pipeline.data.sources.published import open_published
+from pipeline.data.sources.source import SPLITS, Item, Reader, Source
+from pipeline.errors import UserError, unknown_name
+
+SOURCES = ("digits", "folder:PATH", "csv:PATH", "torchvision:NAME", "npz:PATH")
+
+__all__ = ["SOURCES", "SPLITS", "Item", "Reader", "Source", "open_source"]
+
+
+def open_source(data: Data) -> Source:
+    """Return the source that ``data.source`` names.
+
+    Raises:
+        UserError: Unknown source, missing files, no images, or fewer than two classes.
+    """
+    kind, colon, path = data.source.partition(":")
+    if data.source == "digits":
+        source = open_digits()
+    elif kind == "folder" and path:
+        source = open_folder(path)
+    elif kind == "csv" and path:
+        source = open_csv(path, data)
+    elif kind == "torchvision" and path:
+        source = open_published(path, data.root)
+    elif kind == "npz" and path:
+        source = open_npz(path)
+    elif colon == "" and Path(data.source).expanduser().is_dir():
+        raise UserError(f"unknown data.source {data.source!r}; nearest: folder:{data.source}")
+    else:
+        raise unknown_name("data.source", data.source, SOURCES)
+    labels = Counter(item.label for item in source.items)
+    if len(labels) < 2:
+        raise UserError(
+            f"data.source: {data.source!r} has one class only ({next(iter(labels))!r}); a classifier needs at least two classes"
+        )
+    return source

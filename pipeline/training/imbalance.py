@@ -1,0 +1,40 @@
+"""Classes of unequal frequency: their weights in the loss, their images' chances to be drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def balanced_class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    """Return for each class c the weight N / (C n_c), of N images, n_c of them of that class, C classes that occur.
+
+    A class without images gets 0. Over the images the weights have mean 1. The formula is scikit-learn's
+    ``compute_class_weight("balanced")``, after King and Zeng (2001), "Logistic regression in rare events
+    data", Political Analysis 9.
+
+    Args:
+        labels: Of the training images, shape (images,).
+        num_classes: Length of the result.
+
+    Returns:
+        Shape (num_classes,).
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    occurs = counts > 0
+    weights = np.zeros(num_classes, np.float32)
+    weights[occurs] = len(labels) / (occurs.sum() * counts[occurs])
+    return weights
+
+
+def balanced_probabilities(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return for each image the probability 1 / (C n_c) to be drawn, so that each class that occurs has 1 / C.
+
+    Args:
+        labels: Shape (images,).
+
+    Returns:
+        Shape (images,), with sum 1.
+    """
+    _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.asarray(1 / (len(counts) * counts[numbers]))

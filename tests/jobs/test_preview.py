@@ -1,0 +1,61 @@
+"""The picture of what augmentation does, logged to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Configuration
+from pipeline.data.prepared import Prepared, prepare
+from pipeline.jobs.preview import log_preview, one_of_each_class
+from pipeline.tracking import find
+from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.store import Workspace
+from tests.conftest import write_digits
+
+
+def logged(workspace: Workspace, prepared: Prepared, configuration: Configuration) -> tuple[str, list[str]]:
+    with TrackedRun(workspace, "tune", "study") as run:
+        log_preview(run, prepared, configuration)
+    return run.id, [file.path for file in workspace.client.list_artifacts(run.id, "prepare")]
+
+
+def configured(folder: Path, **changes: Any) -> Configuration:
+    source = write_digits(folder / "pictures", 8, classes=(0, 1, 2))
+    data = {"source": f"folder:{source}", "image_size": 16, "augment": [{"RandomRotation": 30}], **changes.pop("data", {})}
+    return Configuration.model_validate({"data": data, **changes})
+
+
+def test_the_preview_is_a_picture_of_one_image_per_class(workspace: Workspace, tmp_path: Path) -> None:
+    configuration = configured(tmp_path)
+    run_id, files = logged(workspace, prepare(configuration.data, tmp_path / "prepared"), configuration)
+    assert files == ["prepare/augmentation.png"]
+    with Image.open(find.artifact(workspace, run_id, files[0], tmp_path)) as image:
+        width, height = image.size
+        assert width > height > 300
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data": {"augment": []}}, {"tracking": {"log_images": False}}], ids=["no augmentation", "private images"]
+)
+def test_nothing_is_logged(workspace: Workspace, tmp_path: Path, changes: dict[str, Any]) -> None:
+    configuration = configured(tmp_path, **changes)
+    assert logged(workspace, prepare(configuration.data, tmp_path / "prepared"), configuration)[1] == []
+
+
+def test_few_classes_are_shown_with_one_image_each() -> None:
+    assert one_of_each_class(np.array([2, 0, 0, 2, 1]), most=6) == [1, 4, 0]
+
+
+def test_of_many_classes_some_are_shown_spread_evenly() -> None:
+    labels = np.repeat(np.arange(101), 3)
+    assert [int(labels[number]) for number in one_of_each_class(labels, most=6)] == [0, 20, 40, 60, 80, 100]
+
+
+def test_classes_without_training_images_are_left_out() -> None:
+    labels = np.array([0, 5, 5, 9])
+    assert one_of_each_class(labels, most=6) == [0, 1, 3]
