@@ -197,43 +197,52 @@ class _Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folders: dict[str, _Folder] = {}
+        self._folders = {"": _Folder(root, "", is_inside=True)}
 
     def find(self, name: str) -> str:
         """Return an image's path below the root, with the extension of its file where there is one."""
         parent, slash, file_name = name.rpartition("/")
-        folder = self._folders.get(parent + slash)
-        if folder is None:
-            folder = self._folders[parent + slash] = _Folder(self.root, parent + slash)
+        folder = self._folders.get(parent + slash) or self._open(name, parent + slash)
         if file_name in folder.files:
             return folder.prefix + file_name
-        if not folder.is_below or file_name == "..":
+        if file_name == "..":
             raise _WrongRow(f"{name!r} is not a path below {self.root}")
         if file_name in ("", "."):
             raise _WrongRow(f"{name!r} names a folder, not an image" if name else "empty image name")
         found = folder.find(file_name)
-        if not folder.is_inside or (
-            found not in folder.files and folder.may_be_link(found) and not _is_inside(self.root, folder.path / found)
-        ):
+        if not folder.keeps_inside(found):
             raise _WrongRow(f"{name!r} leads out of {self.root} by a symbolic link")
         return folder.prefix + found
 
+    def _open(self, name: str, relative: str) -> _Folder:
+        """List a folder; `relative` ends with a slash."""
+        parts = relative.split("/")[:-1]
+        if not parts[0] or ".." in parts:
+            raise _WrongRow(f"{name!r} is not a path below {self.root}")
+        folder = self._folders[""]
+        for part in parts:
+            if part not in ("", "."):
+                prefix = f"{folder.prefix}{part}/"
+                folder = self._folders.get(prefix) or self._folders.setdefault(
+                    prefix, _Folder(self.root, prefix, folder.keeps_inside(part))
+                )
+        self._folders[relative] = folder
+        return folder
+
 
 class _Folder:
-    """One folder; `relative` is empty or ends with a slash."""
+    """One folder below the root; `prefix` is empty or ends with a slash."""
 
-    def __init__(self, root: Path, relative: str) -> None:
-        parts = [part for part in relative.split("/") if part not in ("", ".")]
-        self.prefix = "".join(f"{part}/" for part in parts)
-        self.path = root.joinpath(*parts)
-        self.is_below = not relative.startswith("/") and not Path(relative).is_absolute() and ".." not in parts
-        self.is_inside = self.is_below and _is_inside(root, self.path)
+    def __init__(self, root: Path, prefix: str, is_inside: bool) -> None:
+        self.prefix = prefix
         self.files: set[str] = set()
+        self._root = root
+        self._is_inside = is_inside
         self._links: set[str] = set()
         self._is_listed = True
-        if self.is_inside:
+        if is_inside:
             try:
-                with os.scandir(self.path) as entries:
+                with os.scandir(f"{root}/{prefix}") as entries:
                     for entry in entries:
                         if entry.is_symlink():
                             self._links.add(entry.name)
@@ -245,6 +254,12 @@ class _Folder:
                 # It may be searched, yet not listed.
                 self._is_listed = False
 
+    def keeps_inside(self, name: str) -> bool:
+        """Whether what has this name in here is below the root too, wherever links lead."""
+        if not self._is_inside or (self._is_listed and name not in self._links):
+            return self._is_inside
+        return Path(os.path.realpath(f"{self._root}/{self.prefix}{name}")).is_relative_to(self._root)
+
     def find(self, name: str) -> str:
         """Return the name of the file that `name` means with or without extension; itself where there is none."""
         if name in self._links:
@@ -253,9 +268,6 @@ class _Folder:
         if isinstance(found, list):
             raise _WrongRow(f"{self.prefix + name!r} may be {' or '.join(sorted(found))}; name the extension")
         return found
-
-    def may_be_link(self, name: str) -> bool:
-        return name in self._links or not self._is_listed
 
     @cached_property
     def _by_stem(self) -> dict[str, str | list[str]]:
@@ -268,8 +280,3 @@ class _Folder:
                 if other is not name:
                     found[stem] = [*([other] if isinstance(other, str) else other), name]
         return found
-
-
-def _is_inside(root: Path, path: Path) -> bool:
-    # As text: Path.is_relative_to takes longer than the look at the disk.
-    return f"{os.path.realpath(path)}/".startswith(f"{root}/".replace("//", "/"))

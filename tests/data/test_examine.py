@@ -1,0 +1,202 @@
+"""Every image is read once: parallel, interrupted, changed, damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import Data
+from pipeline.data import examine as module
+from pipeline.data.catalogue import Catalogue, Found
+from pipeline.data.decode import decode, resize
+from pipeline.data.examine import Examined, Recipe, examine
+from pipeline.data.sources import open_source
+from pipeline.data.store import Store
+from tests.data.conftest import WriteImages, write_image
+
+
+def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[int]]:
+    """Examine a folder; return what was found, and how many were decoded at each call of progress."""
+    data = Data.model_validate({"source": f"folder:{root}", "image_size": 8, **fields})
+    source = open_source(data)
+    decoded: list[int] = []
+    return examine(source, source.items, Recipe.of(data, prepared), lambda what, done, total: decoded.append(done)), decoded
+
+
+def check(examined: Examined, root: Path, prepared: Path) -> None:
+    store = Store(prepared / "images-8-bilinear-white", examined.shards, examined.index)
+    files = [item.path for item in open_source(Data(source=f"folder:{root}")).items]
+    assert len(files) == len(store)
+    for number, path in enumerate(files):
+        assert np.array_equal(store[number], resize(decode(root / path), 8, "bilinear")), path
+
+
+@pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
+def test_the_pixels_are_those_of_the_files(photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float) -> None:
+    monkeypatch.setattr(module, "_ALONE_SECONDS", alone)
+    root = photos({"cat": 60, "dog": 60})
+    examined, decoded = run(root, tmp_path / "prepared")
+    assert decoded == list(range(1, 121))
+    check(examined, root, tmp_path / "prepared")
+
+
+def test_a_changed_an_added_and_a_removed_file_cost_only_themselves(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 20, "dog": 20})
+    run(root, tmp_path / "prepared")
+    assert run(root, tmp_path / "prepared")[1] == []
+    write_image(root / "cat" / "003.png", (9, 9))
+    write_image(root / "dog" / "new.png")
+    (root / "cat" / "004.png").unlink()
+    examined, decoded = run(root, tmp_path / "prepared")
+    assert decoded == [39, 40]
+    check(examined, root, tmp_path / "prepared")
+
+
+def test_a_moved_folder_is_read_but_not_decoded_again(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 10, "dog": 10})
+    run(root, tmp_path / "prepared")
+    stored = sorted((tmp_path / "prepared").glob("images-*/*.bin"))
+    root.rename(tmp_path / "moved")
+    examined, _ = run(tmp_path / "moved", tmp_path / "prepared")
+    assert sorted((tmp_path / "prepared").glob("images-*/*.bin")) == stored
+    check(examined, tmp_path / "moved", tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_lost_pixels_are_decoded_again(photos: WriteImages, tmp_path: Path, damage: str) -> None:
+    root = photos({"cat": 10, "dog": 10})
+    run(root, tmp_path / "prepared")
+    (shard,) = (tmp_path / "prepared").glob("images-*/*.bin")
+    if damage == "removed":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-1])
+    examined, decoded = run(root, tmp_path / "prepared")
+    assert len(decoded) == 20
+    check(examined, root, tmp_path / "prepared")
+
+
+def test_an_unreadable_file_is_tried_again_each_time(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 10, "dog": 10})
+    (root / "cat" / "003.png").write_bytes(b"no picture")
+    examined, _ = run(root, tmp_path / "prepared")
+    assert examined.unreadable == {3: "not an image"}
+    write_image(root / "cat" / "003.png")
+    examined, decoded = run(root, tmp_path / "prepared")
+    assert examined.unreadable == {} and decoded == [20]
+    check(examined, root, tmp_path / "prepared")
+
+
+def test_too_many_pixels_are_refused_by_their_header_and_taken_once_allowed(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 3, "dog": 3})
+    write_image(root / "cat" / "large.png", (100, 50))
+    examined, _ = run(root, tmp_path / "prepared", max_pixels=4999)
+    assert examined.unreadable == {3: "100 × 50 pixels, more than data.max_pixels (4999)"}
+    assert run(root, tmp_path / "prepared", max_pixels=5000)[0].unreadable == {}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pipeline.config import Data
+from pipeline.data import examine as module
+from pipeline.data.sources import open_source
+if __name__ == "__main__":
+    module._ALONE_SECONDS = float(sys.argv[3])
+    module._COMMIT_SECONDS = 0.05
+    data = Data(source=f"folder:{sys.argv[1]}", image_size=8)
+    source = open_source(data)
+    print("started", flush=True)
+    module.examine(source, source.items, module.Recipe.of(data, Path(sys.argv[2])))
+"""
+
+
+def started(*command: str | Path) -> subprocess.Popen[str]:
+    project = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": project})
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    return process
+
+
+@pytest.mark.parametrize("alone", ["1e9", "0"], ids=["this process", "worker processes"])
+def test_killed_at_any_moment_the_next_goes_on_from_what_is_done(photos: WriteImages, tmp_path: Path, alone: str) -> None:
+    root = photos({"cat": 400, "dog": 400})
+    for number in range(8):
+        write_image(root / "cat" / f"slow{number}.png", (600, 600))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    rng = np.random.default_rng(0)
+    left = 809
+    for _ in range(4):
+        process = started(script, root, tmp_path / "prepared", alone)
+        time.sleep(float(rng.uniform(0.1, 0.6)) + (0.8 if alone == "0" else 0))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        known = _num_known(root, tmp_path / "prepared")
+        assert 808 - known <= left
+        left = 808 - known
+    assert left < 808
+    examined, decoded = run(root, tmp_path / "prepared")
+    assert len(decoded) == left
+    check(examined, root, tmp_path / "prepared")
+
+
+def _num_known(root: Path, prepared: Path) -> int:
+    catalogue = Catalogue(prepared)
+    source = open_source(Data(source=f"folder:{root}"))
+    fingerprints = {item.path: source.reader.fingerprint(item.path) for item in source.items}
+    known = [catalogue.of_file(source.description, path, text, "8-bilinear-white") for path, text in fingerprints.items()]
+    catalogue.close()
+    return sum(found is not None for found in known)
+
+
+def test_worker_processes_die_with_their_parent(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 2, "dog": 2})
+    for number in range(100):
+        write_image(root / "cat" / f"slow{number}.png", (400, 400))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    process = started(script, root, tmp_path / "prepared", "0")
+    group = _descendants(process.pid)
+    deadline = time.monotonic() + 20
+    while len(group) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        group = _descendants(process.pid)
+    assert len(group) >= 3, "the forkserver and its workers have not started"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    while group and time.monotonic() < deadline:
+        time.sleep(0.05)
+        group = {pid for pid in group if Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()}
+    assert group == set()
+
+
+def _descendants(pid: int) -> set[int]:
+    try:
+        children = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    except OSError:
+        return set()
+    return children.union(*map(_descendants, children)) if children else children
+
+
+def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path)
+    rows = [
+        Found(bytes([number]) * 32, 5, 6, bytes(16), phash, "a.bin", 2**40, 7, 8)
+        for number, phash in enumerate([None, 0, 1, 2**63, 2**64 - 1])
+    ]
+    catalogue.add("source", "recipe", [(f"{number}.png", "1-2-3", found) for number, found in enumerate(rows)])
+    assert [catalogue.of_file("source", f"{number}.png", "1-2-3", "recipe") for number in range(5)] == rows
+    assert [catalogue.of_content(found.content, "recipe") for found in rows] == rows
+    assert catalogue.of_file("source", "0.png", "1-2-4", "recipe") is None
+    assert catalogue.of_file("another", "0.png", "1-2-3", "recipe") is None
+    assert catalogue.of_content(rows[0].content, "another") is None
+    catalogue.forget_shards("recipe", ["a.bin"])
+    assert catalogue.of_content(rows[0].content, "recipe") is None
