@@ -7,7 +7,7 @@ import csv
 import io
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from pipeline.config import Data
@@ -78,8 +78,8 @@ class _Table:
 
     def check(self, fields: list[str]) -> None:
         if len(fields) != len(self.columns):
-            given = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}" if fields else "empty line"
-            raise _WrongRow(f"{given}, expected {len(self.columns)}" if fields else given)
+            given = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}"
+            raise _WrongRow(f"{given}, expected {len(self.columns)}" if fields else "empty line")
 
 
 def _read(setting: str, path: str) -> _Table:
@@ -188,8 +188,14 @@ class _Rows:
 def _split(text: str) -> str:
     name = text.strip().lower()
     if name and name not in SPLIT_NAMES:
-        raise _WrongRow(f"unknown split {text!r}{nearest(name, SPLIT_NAMES)}; allowed: {', '.join(SPLITS)}, or empty")
+        raise _WrongRow(_unknown_split(text))
     return SPLIT_NAMES[name] if name else ""
+
+
+@cache
+def _unknown_split(text: str) -> str:
+    # Kept, since all rows may have the same wrong one, and the nearest name takes long to find.
+    return f"unknown split {text!r}{nearest(text, SPLIT_NAMES)}; allowed: {', '.join(SPLITS)}, or empty"
 
 
 class _Images:
@@ -223,9 +229,9 @@ class _Images:
         for part in parts:
             if part not in ("", "."):
                 prefix = f"{folder.prefix}{part}/"
-                folder = self._folders.get(prefix) or self._folders.setdefault(
-                    prefix, _Folder(self.root, prefix, folder.keeps_inside(part))
-                )
+                if prefix not in self._folders:
+                    self._folders[prefix] = _Folder(self.root, prefix, folder.keeps_inside(part))
+                folder = self._folders[prefix]
         self._folders[relative] = folder
         return folder
 
