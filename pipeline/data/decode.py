@@ -56,7 +56,9 @@ def decode(file: Path | str | BinaryIO, background: str = "white", max_pixels: i
         if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})")
         opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
+        # In place, since the other form copies what it need not turn.
+        ImageOps.exif_transpose(opened, in_place=True)
+        image: Image.Image = opened
         if image.mode[0] in "IF":
             image = _eight_bits(np.asarray(image, dtype=np.float64), image.mode)
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import NamedTuple
@@ -238,17 +239,18 @@ class _Examination:
         self._committed = time.monotonic()
 
     def _results(self, numbers: list[int]) -> Iterator[tuple[int, Found | Unreadable]]:
+        chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
         alone = _Worker(self._source.reader, self._recipe, self._catalogue)
-        started, next_one = time.monotonic(), 0
-        while next_one < len(numbers) and time.monotonic() - started < _ALONE_SECONDS:
-            chunk = numbers[next_one : next_one + _CHUNK]
-            yield from zip(chunk, alone.examine([self._items[number].path for number in chunk]), strict=True)
-            next_one += len(chunk)
-        chunks = (numbers[start : start + _CHUNK] for start in range(next_one, len(numbers), _CHUNK))
-        if next_one < len(numbers):
-            yield from self._in_processes(chunks)
+        started = time.monotonic()
+        while time.monotonic() - started < _ALONE_SECONDS and (chunk := next(chunks, None)) is not None:
+            yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
+        if (first := next(chunks, None)) is not None:
+            yield from self._in_processes(chain([first], chunks), alone)
 
-    def _in_processes(self, chunks: Iterator[list[int]]) -> Iterator[tuple[int, Found | Unreadable]]:
+    def _paths(self, chunk: list[int]) -> list[str]:
+        return [self._items[number].path for number in chunk]
+
+    def _in_processes(self, chunks: Iterator[list[int]], alone: _Worker) -> Iterator[tuple[int, Found | Unreadable]]:
         # Forked from a process of its own: this one has threads, whose locks a fork would copy as they stand.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         count = os.cpu_count() or 1
@@ -257,10 +259,15 @@ class _Examination:
         context.set_forkserver_preload([__name__])
         with ProcessPoolExecutor(count, context, _start_worker, (self._source.reader, self._recipe)) as pool:
             pending: dict[Future[list[Found | Unreadable]], list[int]] = {}
+            working = False
             try:
                 while True:
                     while len(pending) < 3 * count and (chunk := next(chunks, None)) is not None:
-                        pending[pool.submit(_examine_chunk, [self._items[number].path for number in chunk])] = chunk
+                        pending[pool.submit(_examine_chunk, self._paths(chunk))] = chunk
+                    # While the processes start.
+                    while not any(future.done() for future in pending) and not working and (chunk := next(chunks, None)) is not None:
+                        yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
+                    working = True
                     if not pending:
                         return
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -309,7 +316,9 @@ class _Worker:
 
 def hash_of_pixels(image: Image.Image) -> bytes:
     """Return 16 bytes that are equal for equal pictures."""
-    return hashlib.sha256(f"{image.width} {image.height} ".encode() + image.tobytes()).digest()[:16]
+    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
+    digest.update(image.tobytes())
+    return digest.digest()[:16]
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -320,8 +329,8 @@ def perceptual_hash(image: Image.Image) -> int | None:
     """
     if min(image.size) < SMALLEST_HASHED:
         return None
-    # Averaged down before imagehash resizes with its slower filter: it sees 32 by 32 pixels either way.
-    small = image.convert("L").resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    # Averaged down first: imagehash, which looks at 32 by 32 pixels, would resize with a filter that takes ten times as long.
+    small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
     return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
 
 

@@ -20,19 +20,18 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 from pipeline.config import Data
-from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.data.transforms import Preprocessing, build_augmentation
 from tests.benchmarks.measure import Results, anonymous_bytes, interleaved, peak_memory, seconds
+
+if TYPE_CHECKING:
+    # Each worker process of prepare imports this file anew, and should not import torch: it costs four seconds.
+    from pipeline.data.transforms import Preprocessing
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 NUM_IMAGES, MANY_IMAGES, NUM_CLASSES = 10_000, 60_000, 10
@@ -120,12 +119,21 @@ def benchmark_again(root: Path, prepared: Path, results: Results) -> Prepared:
 
 
 def our_epoch(prepared: Prepared, data: Data, preprocessing: Preprocessing, epoch: int) -> int:
+    from pipeline.data.loader import Images, Loader
+    from pipeline.data.transforms import build_augmentation
+
     images = Images(prepared.images, np.arange(len(prepared.manifest)), prepared.labels(), SIZE, build_augmentation(data), 0)
     loader = Loader(images, data.batch_size, shuffle_seed=0)
     return sum(len(preprocessing.normalise(batch)) for batch, _ in loader.epoch(epoch))
 
 
 def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from pipeline.data.transforms import Preprocessing
+
     mean, std = prepared.normalisation()
     for augment, what in (([], "an epoch of batches"), (["RandomHorizontalFlip"], "the same with random flips")):
         data = data_of(root, augment=augment)
@@ -134,8 +142,8 @@ def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
         steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), *flips, transforms.ToTensor(), transforms.Normalize(mean, std)]
         loader = DataLoader(ImageFolder(str(root), transforms.Compose(steps)), 64, shuffle=True, num_workers=2)
 
-        def folder_epoch(loader: DataLoader[object] = loader) -> int:
-            return sum(len(images) for images, _ in loader)  # type: ignore[misc]
+        def folder_epoch(loader: Any = loader) -> int:
+            return sum(len(images) for images, _ in loader)
 
         def store_epoch(data: Data = data, preprocessing: Preprocessing = preprocessing) -> int:
             return our_epoch(prepared, data, preprocessing, 1)
@@ -149,8 +157,12 @@ def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
 
 def measure_memory(root: Path) -> None:
     """Print the growth of anonymous memory while preparing, and in one epoch after it, as JSON; run in a process of its own."""
+    import torch
+
+    from pipeline.data.transforms import Preprocessing
+
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as warm:
             prepare(data_of(root, limit=2000), Path(warm))
         before = anonymous_bytes()
