@@ -21,6 +21,8 @@ from pipeline.errors import UserError
 
 FEW = 10
 """Training images below which a class is reported as small."""
+MUCH = 0.05
+"""Part of all images beyond which one set of nearly equal ones is doubtful."""
 MOST_LISTED = 1000
 """Sets of duplicates, or leaking pairs, that the report lists; it counts all."""
 
@@ -87,7 +89,7 @@ def inspect(items: list[Item], examined: Examined, data: Data) -> Inspection:
                 together.unite(members[0], other)
     kept = [number for number in range(len(items)) if number not in quarantined]
     inspection = Inspection(items, kept, quarantined, sets, equal, together.roots())
-    inspection.warnings += [*_alike_names(items), *_split_groups(items)]
+    inspection.warnings += [*_alike_names(items), *_split_groups(items), *_too_much_alike(inspection, data)]
     return inspection
 
 
@@ -116,6 +118,16 @@ def _alike_names(items: Sequence[Item]) -> list[str]:
         f"classes {' and '.join(map(repr, labels))} differ only by case or blanks: one class written in {len(labels)} ways?"
         for labels in alike.values()
         if len(labels) > 1
+    ]
+
+
+def _too_much_alike(inspection: Inspection, data: Data) -> list[str]:
+    largest = max(map(len, inspection.duplicates), default=0)
+    if largest < max(FEW, MUCH * len(inspection.items)) or data.near_distance < 0:
+        return []
+    return [
+        f"{largest} of {len(inspection.items)} images are one set of nearly equal ones: look at it in the report; pictures all of one kind "
+        "(a centred shape, a scan) may hash alike without being copies, and a lower data.near_distance, or -1 for equal ones only, is right for them"
     ]
 
 

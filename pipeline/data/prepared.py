@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     except OSError as error:
         raise UserError(f"prepared images cannot be written to {root}: {error.strerror or error}") from error
     inspection = gate.inspect(items, examined, data)
-    thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items)
+    thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items, examined.unreadable)
     try:
         gate.refuse(inspection, examined, data, source.description, source.ignored)
         splits = _assigned(inspection, data, source)
@@ -183,12 +183,12 @@ def _images(
     return Undecoded(source.reader, paths, data.stored_size, data.interpolation, data.background, data.max_pixels)
 
 
-def _thumbnails(images: Store | Undecoded, items: Sequence[Item]) -> Thumbnails:
+def _thumbnails(images: Store | Undecoded, items: Sequence[Item], unreadable: Container[int]) -> Thumbnails:
     def encoded(paths: Iterable[str]) -> dict[str, bytes]:
         wanted = set(paths)
         pictures = {}
         for number, item in enumerate(items):
-            if item.path in wanted:
+            if item.path in wanted and number not in unreadable:
                 image = Image.fromarray(images[number].transpose(1, 2, 0))
                 scale = THUMBNAIL / min(image.size)
                 image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -50,11 +50,14 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
     low, high = metrics.wilson_interval(correct, len(labels))
     values = {f"test/{name}": value for name, value in scores.items()}
     values |= {"test/accuracy_low": low, "test/accuracy_high": high, "test/ece": metrics.calibration_error(labels, logits)}
+    train_labels = prepared.labels()[prepared.positions("train")]
+    values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, len(restored.classes))
     table = metrics.per_class(labels, logits, restored.classes)
     run = RunLog(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
+        title += f"; always the largest class: {values['test/majority_rate']:.1%}"
         log_confusion(run, folder, "test", metrics.confusion(labels, logits), restored.classes, title)
         test = folder / "test"
         test.mkdir()

@@ -62,10 +62,12 @@ def _files(folder: Path, prefix: str) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             path = f"{prefix}{os.sep}{entry.name}"
-            if entry.is_file():
+            if entry.is_dir():
+                if not entry.is_symlink():
+                    yield from _files(folder / entry.name, path)
+            elif entry.is_file() or entry.is_symlink():
+                # A link that leads nowhere is one of the images that cannot be read.
                 yield path
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _files(folder / entry.name, path)
 
 
 def _is_utf8(path: str) -> bool:

@@ -1,0 +1,257 @@
+"""The quality gate: what is found, and what each policy makes of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.config import Data
+from pipeline.data.gate import Refused, Report
+from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.sources import SPLITS
+from tests.data.conftest import WriteImages, write_image
+from tests.data.test_duplicates import drawing
+
+POLICIES = ["group", "warn", "drop", "ignore"]
+
+
+def gated(root: Path, **fields: Any) -> tuple[Prepared, Report, dict[str, bytes]]:
+    """Prepare a folder; return the report with it, and the pictures of all images that it names."""
+    reports: list[tuple[Report, dict[str, bytes]]] = []
+    data = Data.model_validate({"source": f"folder:{root}", "image_size": 8, **fields})
+    paths = [str(file.relative_to(root)) for file in root.rglob("*.*")]
+    prepared = prepare(data, root.parent / "prepared", on_report=lambda report, show: reports.append((report, show(paths))))
+    ((report, pictures),) = reports
+    return prepared, report, pictures
+
+
+def split_of(prepared: Prepared) -> dict[str, str]:
+    return dict(zip(prepared.manifest["path"], prepared.manifest["split"], strict=True))
+
+
+@pytest.fixture
+def given_splits(photos: WriteImages) -> Path:
+    """Given splits, with a training picture that stands in test too, another in val, and a third twice in training."""
+    root = photos({f"{split}/{label}": 12 for split in SPLITS for label in ("cat", "dog")})
+    shutil.copyfile(root / "test/cat/000.png", root / "train/cat/leak.png")
+    shutil.copyfile(root / "val/cat/000.png", root / "train/cat/leak2.png")
+    shutil.copyfile(root / "train/dog/001.png", root / "train/dog/zcopy.png")
+    return root
+
+
+def test_leaks_across_given_splits_are_reported_by_pair(given_splits: Path) -> None:
+    _, report, _ = gated(given_splits)
+    assert report["num_leaks"] == 2
+    assert {(pair["first"], pair["first_split"], pair["second"], pair["second_split"], pair["kind"]) for pair in report["leaks"]} == {
+        ("train/cat/leak.png", "train", "test/cat/000.png", "test", "equal"),
+        ("train/cat/leak2.png", "train", "val/cat/000.png", "val", "equal"),
+    }
+    assert (report["duplicates"]["num_groups"], report["duplicates"]["across_splits"]) == (3, 2)
+
+
+def test_drop_removes_the_copy_from_training_never_from_test(given_splits: Path) -> None:
+    prepared, report, _ = gated(given_splits, duplicates="drop")
+    assert {path for path in split_of(prepared) if path.startswith("test/")} == {
+        f"test/{label}/{number:03d}.png" for label in ("cat", "dog") for number in range(12)
+    }
+    assert {entry["path"]: entry["reason"] for entry in report["quarantined"]} == {
+        "train/cat/leak.png": "copy of test/cat/000.png",
+        "train/cat/leak2.png": "copy of val/cat/000.png",
+        "train/dog/zcopy.png": "copy of train/dog/001.png",
+    }
+    assert report["num_leaks"] == 0
+    manifest = pd.read_csv(prepared.folder / "manifest.csv", keep_default_na=False)
+    left_out = manifest[manifest["split"] == "quarantined"]
+    assert dict(zip(left_out["path"], left_out["reason"], strict=True)) == {
+        entry["path"]: entry["reason"] for entry in report["quarantined"]
+    }
+
+
+def test_two_copies_within_test_both_stay(given_splits: Path) -> None:
+    shutil.copyfile(given_splits / "test/dog/000.png", given_splits / "test/dog/zcopy.png")
+    prepared, _, _ = gated(given_splits, duplicates="drop")
+    assert split_of(prepared)["test/dog/zcopy.png"] == split_of(prepared)["test/dog/000.png"] == "test"
+
+
+@pytest.mark.parametrize("policy", ["warn", "ignore", "group"])
+def test_other_policies_keep_every_image(given_splits: Path, policy: str) -> None:
+    prepared, report, _ = gated(given_splits, duplicates=policy)
+    assert len(prepared.manifest) == 75
+    assert report["quarantined"] == []
+    assert report["duplicates"]["num_groups"] == (0 if policy == "ignore" else 3)
+
+
+@pytest.fixture
+def copied(photos: WriteImages) -> Path:
+    """Twelve pictures per class, of which one of each is there eight times, and one under both labels."""
+    root = photos({"cat": 20, "dog": 20})
+    for label in ("cat", "dog"):
+        for number in range(7):
+            shutil.copyfile(root / label / "000.png", root / label / f"copy{number}.png")
+    shutil.copyfile(root / "cat" / "001.png", root / "dog" / "cat.png")
+    return root
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_group_keeps_copies_on_one_side(copied: Path, seed: int) -> None:
+    prepared, _, _ = gated(copied, seed=seed)
+    splits = split_of(prepared)
+    for label in ("cat", "dog"):
+        assert len({split for path, split in splits.items() if path == f"{label}/000.png" or path.startswith(f"{label}/copy")}) == 1
+    assert splits["cat/001.png"] == splits["dog/cat.png"]
+
+
+def test_warn_lets_them_fall_apart(copied: Path) -> None:
+    assert any(
+        len({split for path, split in split_of(gated(copied, seed=seed, duplicates="warn")[0]).items() if "copy" in path}) > 1
+        for seed in range(3)
+    )
+
+
+@pytest.mark.parametrize("policy", ["group", "warn", "drop"])
+def test_equal_pictures_under_two_labels_are_listed_first(copied: Path, policy: str) -> None:
+    _, report, _ = gated(copied, duplicates=policy)
+    assert report["duplicates"]["under_two_labels"] == 1
+    assert {image["path"] for image in report["duplicates"]["groups"][0]["images"]} == {"cat/001.png", "dog/cat.png"}
+
+
+def test_error_refuses_duplicates_and_still_reports(copied: Path) -> None:
+    reports: list[Report] = []
+    data = Data(source=f"folder:{copied}", image_size=8, duplicates="error")
+    with pytest.raises(Refused) as caught:
+        prepare(data, copied.parent / "prepared", on_report=lambda report, show: reports.append(report))
+    assert caught.value.message.startswith(f"18 images in {copied.resolve()} are copies or nearly so, in 3 sets; data.duplicates is error")
+    assert "equal, under 2 labels: cat, dog: cat/001.png, dog/cat.png" in caught.value.findings
+    (report,) = reports
+    assert report["refused"] == caught.value.message
+    assert report["duplicates"]["num_groups"] == 3
+    assert report["counts"] == {"cat": {"not split yet": 27}, "dog": {"not split yet": 28}}
+    assert not list((copied.parent / "prepared").glob("photos-*"))
+
+
+def test_nearly_equal_pictures_are_kept_together_and_named_near(tmp_path: Path) -> None:
+    for label, offset in (("cat", 0), ("dog", 100)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(8):
+            drawing(offset + number).save(tmp_path / "photos" / label / f"{number}.png")
+    drawing(3).resize((120, 120)).save(tmp_path / "photos" / "cat" / "small.jpg")
+    prepared, report, _ = gated(tmp_path / "photos")
+    assert [(group["kind"], [image["path"] for image in group["images"]]) for group in report["duplicates"]["groups"]] == [
+        ("near", ["cat/3.png", "cat/small.jpg"])
+    ]
+    assert split_of(prepared)["cat/3.png"] == split_of(prepared)["cat/small.jpg"]
+    assert gated(tmp_path / "photos", near_distance=-1)[1]["duplicates"]["num_groups"] == 0
+
+
+BAD = {
+    "empty.png": (b"", "empty file"),
+    "text.jpg": (b"this is no picture", "not an image"),
+    "header.png": (b"\x89PNG\r\n\x1a\n", "not an image"),
+}
+
+
+@pytest.fixture
+def bad(photos: WriteImages) -> Path:
+    root = photos({"cat": 8, "dog": 8})
+    for name, (content, _) in BAD.items():
+        (root / "cat" / name).write_bytes(content)
+    whole = (root / "dog" / "003.png").read_bytes()
+    (root / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    write_image(root / "dog" / "bomb.png", (300, 200))
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "dog" / "notes.txt").write_text("passed over")
+    return root
+
+
+@pytest.mark.parametrize("policy", ["warn", "drop"])
+def test_unreadable_images_are_left_out_and_listed_with_their_reasons(bad: Path, policy: str) -> None:
+    before = {file: file.lstat().st_mtime_ns for file in bad.rglob("*")}
+    prepared, report, pictures = gated(bad, bad=policy, max_pixels=50_000)
+    reasons = {entry["path"]: entry["reason"] for entry in report["quarantined"]}
+    assert {f"cat/{name}": reason for name, (_, reason) in BAD.items()}.items() <= reasons.items()
+    assert "truncated" in reasons["dog/cut.png"]
+    assert reasons["dog/gone.png"] == "No such file or directory"
+    assert reasons["dog/bomb.png"] == "300 × 200 pixels, more than data.max_pixels (50000)"
+    assert len(prepared.manifest) == 16
+    assert report["ignored"] == {".txt": 1}
+    assert set(pictures) == set(prepared.manifest["path"])
+    assert {file: file.lstat().st_mtime_ns for file in bad.rglob("*")} == before
+
+
+def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> None:
+    reports: list[Report] = []
+    with pytest.raises(Refused, match=r"^5 images in .* cannot be read; repair or remove, or leave them out with data\.bad warn"):
+        prepare(Data(source=f"folder:{bad}", image_size=8), bad.parent / "prepared", on_report=lambda report, show: reports.append(report))
+    assert len(reports[0]["quarantined"]) == 5
+
+
+def test_classes_are_warned_of(photos: WriteImages) -> None:
+    root = photos({"train/Cat": 12, "train/cat ": 12, "train/dog": 3, "val/dog": 1, "test/dog": 2, "test/Cat": 2, "test/cat ": 2})
+    warnings = gated(root)[1]["warnings"]
+    assert "classes 'Cat' and 'cat ' differ only by case or blanks: one class written in 2 ways?" in warnings
+    assert "class 'Cat' has no images in val" in warnings
+    assert "class 'dog' has 3 training images" in warnings
+
+
+def test_the_majority_rate_is_what_always_answering_the_largest_class_scores(photos: WriteImages) -> None:
+    prepared, report, _ = gated(photos({"cat": 10, "dog": 30}))
+    labels, val = prepared.manifest["label"].to_numpy(), prepared.positions("val")
+    assert report["majority"] == {"class": "dog", "share": (labels[val] == "dog").mean()}
+    _, report, _ = gated(photos({"cat": 10, "dog": 30}), folds=3)
+    assert report["majority"]["share"] == pytest.approx(0.75, abs=0.02)
+
+
+def test_groups_of_a_csv_are_not_divided_whatever_the_policy(photos: WriteImages, tmp_path: Path) -> None:
+    root = photos({"cat": 40, "dog": 40})
+    rows = [(f"{label}/{number:03d}.png", label, f"{label}{number // 4}") for label in ("cat", "dog") for number in range(40)]
+    pd.DataFrame(rows, columns=["image", "label", "group"]).to_csv(root / "list.csv", index=False)
+    for policy in POLICIES:
+        data = Data(source=f"csv:{root / 'list.csv'}", image_size=8, duplicates=policy)  # type: ignore[arg-type]
+        prepared = prepare(data, tmp_path / "prepared")
+        manifest = pd.read_csv(prepared.folder / "manifest.csv")
+        assert (manifest.groupby("group")["split"].nunique() == 1).all()
+        assert manifest["group"].nunique() == 20
+
+
+def test_a_group_that_the_given_splits_divide_is_warned_of(photos: WriteImages) -> None:
+    root = photos({"cat": 20, "dog": 20})
+    rows = [
+        (f"{label}/{n:03d}.png", label, "test" if n < 5 else "train", f"p{n // 4}{label}") for label in ("cat", "dog") for n in range(20)
+    ]
+    pd.DataFrame(rows, columns=["image", "label", "split", "group"]).to_csv(root / "list.csv", index=False)
+    reports: list[Report] = []
+    prepare(
+        Data(source=f"csv:{root / 'list.csv'}", image_size=8), root.parent / "prepared", on_report=lambda report, _: reports.append(report)
+    )
+    assert [warning for warning in reports[0]["warnings"] if warning.startswith("group")] == [
+        "group 'p1cat' stands in test and train",
+        "group 'p1dog' stands in test and train",
+    ]
+
+
+@pytest.mark.parametrize(("num_alike", "warned"), [(30, True), (4, False)])
+def test_one_large_set_of_nearly_equal_images_is_doubted(tmp_path: Path, num_alike: int, warned: bool) -> None:
+    for label, offset in (("cat", 0), ("dog", 100)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(30):
+            drawing(offset + number).save(tmp_path / "photos" / label / f"{number}.png")
+    for number in range(num_alike):
+        drawing(0).resize((150 + number, 150 + number)).save(tmp_path / "photos" / "cat" / f"alike{number}.png")
+    warnings = gated(tmp_path / "photos")[1]["warnings"]
+    assert [warning.startswith(f"{num_alike + 1} of {60 + num_alike} images are one set") for warning in warnings] == [True] * warned
+
+
+def test_thumbnails_are_small_pictures_of_the_files(photos: WriteImages) -> None:
+    root = photos({"cat": 6, "dog": 6})
+    Image.new("RGB", (50, 20), (200, 30, 40)).save(root / "cat" / "red.png")
+    _, _, pictures = gated(root)
+    (root.parent / "red.jpg").write_bytes(pictures["cat/red.png"])
+    with Image.open(root.parent / "red.jpg") as picture:
+        assert min(picture.size) == 96
+        assert np.abs(np.asarray(picture).mean(axis=(0, 1)) - (200, 30, 40)).max() < 4
