@@ -127,7 +127,7 @@ def _too_much_alike(inspection: Inspection, data: Data) -> list[str]:
         return []
     return [
         f"{largest} of {len(inspection.items)} images are one set of nearly equal ones: look at it in the report; pictures all of one kind "
-        "(a centred shape, a scan) may hash alike without being copies, and a lower data.near_distance, or -1 for equal ones only, is right for them"
+        "(a centred shape, a scan) may hash alike without being copies; a lower data.near_distance, or -1 for equal ones only, suits them"
     ]
 
 

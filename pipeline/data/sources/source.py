@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -85,11 +86,12 @@ class Files(Reader):
 
     def fingerprint(self, path: str) -> str:
         # The time of change cannot be set back, as that of modification can by `cp -p` or `touch -r`.
-        status = (self.root / path).stat()
+        status = os.stat(f"{self.root}{os.sep}{path}")  # noqa: PTH116 - as a Path it takes six times as long, for every image
         return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with open(f"{self.root}{os.sep}{path}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
+            return file.read()
 
     def image(self, content: bytes, background: str, max_pixels: int) -> Image.Image:
         return decode(io.BytesIO(content), background, max_pixels)
