@@ -62,7 +62,7 @@ def decode(file: Path | str | BinaryIO, background: str = "white", max_pixels: i
         if image.mode[0] in "IF":
             image = _eight_bits(np.asarray(image, dtype=np.float64), image.mode)
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
+            image = image if image.mode == "RGBA" else image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, ImageColor.getrgb(background)), image)
         return image.convert("RGB")
 

@@ -37,8 +37,8 @@ Progress = Callable[[str, int, int], None]
 SMALLEST_HASHED = 64
 """Shorter side in pixels below which unlike pictures have like perceptual hashes."""
 
-_ALONE_SECONDS = 1.0
-"""Work of less is done before worker processes have started."""
+_ALONE_SECONDS = 0.3
+"""Work of less is not worth starting worker processes, which takes about a second."""
 _CHUNK = 32
 """Images handed to a worker process at a time."""
 _COMMIT_SECONDS = 2.0
@@ -173,13 +173,18 @@ class _Examination:
                 self._examined, self._shard_numbers = Examined.empty(len(self._items)), {}
                 missing = self._known(range(len(self._items)))
         if missing:
-            with self._alone():
-                self._work(self._known(missing))
+            with self._alone() as waited:
+                self._work(self._known(missing) if waited else missing)
         return self._examined
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep two processes from decoding the same images; the operating system frees the lock of a process that dies."""
+    def _alone(self) -> Iterator[bool]:
+        """Keep two processes from decoding the same images; the operating system frees the lock of a process that dies.
+
+        Yields:
+            Whether another process had it first.
+        """
+        waited = False
         key = hashlib.sha256(f"{self._source.description}\0{self._recipe.name}".encode()).hexdigest()[:16]
         lock = FileLock(self._recipe.root / f".{key}.lock", mode=0o666)
         try:
@@ -187,8 +192,9 @@ class _Examination:
         except Timeout:
             self._progress("waiting for another process that prepares the same", 0, len(self._items))
             lock.acquire()
+            waited = True
         try:
-            yield
+            yield waited
         finally:
             lock.release()
 
