@@ -6,36 +6,26 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing.connection import wait as wait_for
-from pathlib import Path
-from typing import NamedTuple
 
-import imagehash
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found
-from pipeline.data.decode import UNREADABLE, reason, resize
-from pipeline.data.sources.source import Item, Reader, Source
-from pipeline.data.store import ShardWriter, lost_shards, sync
+from pipeline.data.decode import reason
+from pipeline.data.sources.source import Item, Source
+from pipeline.data.store import lost_shards, sync
+from pipeline.data.worker import CannotWrite, Recipe, Unreadable, Worker, examine_chunk, start_worker
 from pipeline.errors import PipelineError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of how many."""
-
-SMALLEST_HASHED = 64
-"""Shorter side in pixels below which unlike pictures have like perceptual hashes."""
 
 _ALONE_SECONDS = 0.3
 """Work of less is not worth starting worker processes, which takes about a second."""
@@ -43,51 +33,6 @@ _CHUNK = 32
 """Images handed to a worker process at a time."""
 _COMMIT_SECONDS = 2.0
 """At most about so much work is lost when the process is killed."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the stored pixels depend on beside the content.
-
-    Attributes:
-        root: The ``prepared`` folder.
-        size: Shorter side in pixels; 0 where nothing is stored.
-        interpolation: Of the resizing.
-        background: Colour below transparent pixels.
-        max_pixels: Larger images are refused.
-    """
-
-    root: Path
-    size: int
-    interpolation: str
-    background: str
-    max_pixels: int
-
-    @classmethod
-    def of(cls, data: Data, root: Path) -> Recipe:
-        """Return the recipe of a configuration."""
-        stored = data.store == "disk"
-        return cls(root, data.stored_size if stored else 0, data.interpolation if stored else "", data.background, data.max_pixels)
-
-    @property
-    def name(self) -> str:
-        """Of the folder of the shards, and in the catalogue."""
-        return f"{self.size}-{self.interpolation}-{self.background.lstrip('#')}" if self.size else f"none-{self.background.lstrip('#')}"
-
-    @property
-    def folder(self) -> Path:
-        """Of the shards."""
-        return self.root / f"images-{self.name}"
-
-
-class Unreadable(NamedTuple):
-    """An image that cannot be used, and why."""
-
-    reason: str
-
-
-class _CannotWrite(Exception):
-    """The store cannot be written; holds the reason."""
 
 
 @dataclass
@@ -229,7 +174,7 @@ class _Examination:
                     self._commit()
                 self._progress("decoding", done, len(self._items))
             self._commit()
-        except _CannotWrite as error:
+        except CannotWrite as error:
             raise OSError(str(error)) from error
         except BrokenProcessPool as error:
             raise PipelineError("a process that decodes images was killed; perhaps memory ran out") from error
@@ -246,7 +191,7 @@ class _Examination:
 
     def _results(self, numbers: list[int]) -> Iterator[tuple[int, Found | Unreadable]]:
         chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
-        alone = _Worker(self._source.reader, self._recipe, self._catalogue)
+        alone = Worker(self._source.reader, self._recipe, self._catalogue)
         started = time.monotonic()
         while time.monotonic() - started < _ALONE_SECONDS and (chunk := next(chunks, None)) is not None:
             yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
@@ -256,20 +201,20 @@ class _Examination:
     def _paths(self, chunk: list[int]) -> list[str]:
         return [self._items[number].path for number in chunk]
 
-    def _in_processes(self, chunks: Iterator[list[int]], alone: _Worker) -> Iterator[tuple[int, Found | Unreadable]]:
+    def _in_processes(self, chunks: Iterator[list[int]], alone: Worker) -> Iterator[tuple[int, Found | Unreadable]]:
         # Forked from a process of its own: this one has threads, whose locks a fork would copy as they stand.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         count = os.cpu_count() or 1
         context = multiprocessing.get_context(method)
         # Imported once, by the process that the workers are forked from.
-        context.set_forkserver_preload([__name__])
-        with ProcessPoolExecutor(count, context, _start_worker, (self._source.reader, self._recipe)) as pool:
+        context.set_forkserver_preload([Worker.__module__])
+        with ProcessPoolExecutor(count, context, start_worker, (self._source.reader, self._recipe)) as pool:
             pending: dict[Future[list[Found | Unreadable]], list[int]] = {}
             working = False
             try:
                 while True:
                     while len(pending) < 3 * count and (chunk := next(chunks, None)) is not None:
-                        pending[pool.submit(_examine_chunk, self._paths(chunk))] = chunk
+                        pending[pool.submit(examine_chunk, self._paths(chunk))] = chunk
                     # While the processes start.
                     while not any(future.done() for future in pending) and not working and (chunk := next(chunks, None)) is not None:
                         yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
@@ -280,83 +225,3 @@ class _Examination:
                         yield from zip(pending.pop(future), future.result(), strict=True)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Worker:
-    """Examines images one by one, and appends their pixels to a shard of its own."""
-
-    def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
-        self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
-        self._shard = ShardWriter(recipe.folder)
-
-    def examine(self, paths: Sequence[str]) -> list[Found | Unreadable]:
-        results = [self._examine(path) for path in paths]
-        try:
-            self._shard.flush()
-        except OSError as error:
-            raise _CannotWrite(error.strerror or str(error)) from None
-        return results
-
-    def _examine(self, path: str) -> Found | Unreadable:
-        try:
-            content = self._reader.read(path)
-            digest = hashlib.sha256(content).digest()
-            known = self._catalogue.of_content(digest, self._recipe.name)
-            if known is not None:
-                return known
-            if not content:
-                return Unreadable("empty file")
-            image = self._reader.image(content, self._recipe.background, self._recipe.max_pixels)
-        except UNREADABLE as error:
-            return Unreadable(reason(error))
-        shard, offset, height, width = "", 0, 0, 0
-        if self._recipe.size:
-            pixels = resize(image, self._recipe.size, self._recipe.interpolation)
-            try:
-                shard, offset = self._shard.name, self._shard.append(pixels)
-            except OSError as error:
-                raise _CannotWrite(error.strerror or str(error)) from None
-            height, width = pixels.shape[1:]
-        return Found(digest, image.height, image.width, hash_of_pixels(image), perceptual_hash(image), shard, offset, height, width)
-
-
-def hash_of_pixels(image: Image.Image) -> bytes:
-    """Return 16 bytes that are equal for equal pictures."""
-    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
-    digest.update(image.tobytes())
-    return digest.digest()[:16]
-
-
-def perceptual_hash(image: Image.Image) -> int | None:
-    """Return 64 bits of which like pictures differ in few; None for an image too small for it.
-
-    pHash: the signs of the lowest frequencies of the picture's cosine transform, about their median (Zauner, C. (2010),
-    "Implementation and benchmarking of perceptual image hash functions"), as imagehash computes it.
-    """
-    if min(image.size) < SMALLEST_HASHED:
-        return None
-    # Averaged down first: imagehash, which looks at 32 by 32 pixels, would resize with a filter that takes ten times as long.
-    small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
-    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
-
-
-_worker: _Worker
-
-
-def _start_worker(reader: Reader, recipe: Recipe) -> None:
-    global _worker  # noqa: PLW0603 - a pool's processes have no other place for what they keep
-    # Ctrl-C reaches all processes of a terminal; the parent ends these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = _Worker(reader, recipe, Catalogue(recipe.root))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-
-def _examine_chunk(paths: list[str]) -> list[Found | Unreadable]:
-    return _worker.examine(paths)

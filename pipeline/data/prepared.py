@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from pipeline.config import Data
-from pipeline.data import gate
+from pipeline.data import findings, gate
 from pipeline.data.decode import center_crop
-from pipeline.data.examine import Examined, Progress, Recipe, examine
+from pipeline.data.examine import Examined, Progress, examine
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits, fold_name, sample
 from pipeline.data.store import Store, Undecoded
+from pipeline.data.worker import Recipe
 from pipeline.errors import UserError, unknown_name
 from pipeline.identity import data_digest
 
@@ -38,7 +39,7 @@ THUMBNAIL = 96
 
 Thumbnails = Callable[[Iterable[str]], dict[str, bytes]]
 """From paths to encoded small pictures; what cannot be shown is left out."""
-OnReport = Callable[[gate.Report, Thumbnails], None]
+OnReport = Callable[[findings.Report, Thumbnails], None]
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,9 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     inspection = gate.inspect(items, examined, data)
     thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items, examined.unreadable)
     try:
-        gate.refuse(inspection, examined, data, source.description, source.ignored)
+        findings.refuse(inspection, examined, data, source.description, source.ignored)
         splits = _assigned(inspection, data, source)
-    except gate.Refused as refused:
+    except findings.Refused as refused:
         if on_report:
             on_report(refused.report, thumbnails)
         raise
@@ -171,7 +172,7 @@ def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[s
     try:
         return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
     except UserError as error:
-        raise gate.refusal(error.message, error.findings, inspection, data, source.description, source.ignored) from None
+        raise findings.refusal(error.message, error.findings, inspection, data, source.description, source.ignored) from None
 
 
 def _images(
@@ -229,11 +230,11 @@ def _write(file: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _report(prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]) -> gate.Report:
+def _report(prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]) -> findings.Report:
     counts = prepared.counts()
-    inspection.warnings += gate.class_warnings(counts)
-    largest, share = gate.majority(counts)
-    report: dict[str, Any] = gate.report_of(inspection, prepared.data, prepared.source, source.ignored, splits)
+    inspection.warnings += findings.class_warnings(counts)
+    largest, share = findings.majority(counts)
+    report: dict[str, Any] = findings.report_of(inspection, prepared.data, prepared.source, source.ignored, splits)
     report |= {"digest": prepared.digest, "classes": prepared.classes, "splits": prepared.splits, "counts": counts}
     report |= {"majority": {"class": largest, "share": share}, "samples": _samples(prepared)}
     return report

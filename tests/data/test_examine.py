@@ -16,9 +16,10 @@ from pipeline.config import Data
 from pipeline.data import examine as module
 from pipeline.data.catalogue import Catalogue, Found
 from pipeline.data.decode import decode, resize
-from pipeline.data.examine import Examined, Recipe, examine
+from pipeline.data.examine import Examined, examine
 from pipeline.data.sources import open_source
 from pipeline.data.store import Store
+from pipeline.data.worker import Recipe
 from tests.data.conftest import WriteImages, write_image
 
 
@@ -108,13 +109,14 @@ from pathlib import Path
 from pipeline.config import Data
 from pipeline.data import examine as module
 from pipeline.data.sources import open_source
+from pipeline.data.worker import Recipe
 if __name__ == "__main__":
     module._ALONE_SECONDS = float(sys.argv[3])
     module._COMMIT_SECONDS = 0.05
     data = Data(source=f"folder:{sys.argv[1]}", image_size=8)
     source = open_source(data)
     print("started", flush=True)
-    module.examine(source, source.items, module.Recipe.of(data, Path(sys.argv[2])))
+    module.examine(source, source.items, Recipe.of(data, Path(sys.argv[2])))
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data.gate import Refused, Report
+from pipeline.data.findings import Refused, Report
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.sources import SPLITS
 from tests.data.conftest import WriteImages, write_image

@@ -1,0 +1,159 @@
+"""One image after another: read, hashed, decoded, resized, stored; in this process or in those of a pool."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+from pipeline.config import Data
+from pipeline.data.catalogue import Catalogue, Found
+from pipeline.data.decode import UNREADABLE, reason, resize
+from pipeline.data.sources.source import Reader
+from pipeline.data.store import ShardWriter
+
+SMALLEST_HASHED = 64
+"""Shorter side in pixels below which unlike pictures have like perceptual hashes."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the stored pixels depend on beside the content.
+
+    Attributes:
+        root: The ``prepared`` folder.
+        size: Shorter side in pixels; 0 where nothing is stored.
+        interpolation: Of the resizing.
+        background: Colour below transparent pixels.
+        max_pixels: Larger images are refused.
+    """
+
+    root: Path
+    size: int
+    interpolation: str
+    background: str
+    max_pixels: int
+
+    @classmethod
+    def of(cls, data: Data, root: Path) -> Recipe:
+        """Return the recipe of a configuration."""
+        stored = data.store == "disk"
+        return cls(root, data.stored_size if stored else 0, data.interpolation if stored else "", data.background, data.max_pixels)
+
+    @property
+    def name(self) -> str:
+        """Of the folder of the shards, and in the catalogue."""
+        return f"{self.size}-{self.interpolation}-{self.background.lstrip('#')}" if self.size else f"none-{self.background.lstrip('#')}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the shards."""
+        return self.root / f"images-{self.name}"
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be used, and why."""
+
+    reason: str
+
+
+class CannotWrite(Exception):
+    """The store cannot be written; holds the reason."""
+
+
+class Worker:
+    """Examines images one by one, and appends their pixels to a shard of its own."""
+
+    def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
+        self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
+        self._shard = ShardWriter(recipe.folder)
+
+    def examine(self, paths: Sequence[str]) -> list[Found | Unreadable]:
+        """Examine images, and hand their pixels over to the operating system.
+
+        Raises:
+            CannotWrite: The disk is full, or the like.
+        """
+        results = [self._examine(path) for path in paths]
+        try:
+            self._shard.flush()
+        except OSError as error:
+            raise CannotWrite(error.strerror or str(error)) from None
+        return results
+
+    def _examine(self, path: str) -> Found | Unreadable:
+        try:
+            content = self._reader.read(path)
+            digest = hashlib.sha256(content).digest()
+            known = self._catalogue.of_content(digest, self._recipe.name)
+            if known is not None:
+                return known
+            if not content:
+                return Unreadable("empty file")
+            image = self._reader.image(content, self._recipe.background, self._recipe.max_pixels)
+        except UNREADABLE as error:
+            return Unreadable(reason(error))
+        shard, offset, height, width = "", 0, 0, 0
+        if self._recipe.size:
+            pixels = resize(image, self._recipe.size, self._recipe.interpolation)
+            try:
+                shard, offset = self._shard.name, self._shard.append(pixels)
+            except OSError as error:
+                raise CannotWrite(error.strerror or str(error)) from None
+            height, width = pixels.shape[1:]
+        return Found(digest, image.height, image.width, hash_of_pixels(image), perceptual_hash(image), shard, offset, height, width)
+
+
+def hash_of_pixels(image: Image.Image) -> bytes:
+    """Return 16 bytes that are equal for equal pictures."""
+    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
+    digest.update(image.tobytes())
+    return digest.digest()[:16]
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """Return 64 bits of which like pictures differ in few; None for an image too small for it.
+
+    pHash: the signs of the lowest frequencies of the picture's cosine transform, about their median (Zauner, C. (2010),
+    "Implementation and benchmarking of perceptual image hash functions"), as imagehash computes it.
+    """
+    if min(image.size) < SMALLEST_HASHED:
+        return None
+    # Averaged down first: imagehash, which looks at 32 by 32 pixels, would resize with a filter that takes ten times as long.
+    small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
+
+
+_worker: Worker
+
+
+def start_worker(reader: Reader, recipe: Recipe) -> None:
+    """Make this process of a pool ready for `examine_chunk`."""
+    global _worker  # noqa: PLW0603 - a pool's processes have no other place for what they keep
+    # Ctrl-C reaches all processes of a terminal; the parent ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = Worker(reader, recipe, Catalogue(recipe.root))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def examine_chunk(paths: list[str]) -> list[Found | Unreadable]:
+    """Examine images in a process of a pool."""
+    return _worker.examine(paths)
