@@ -11,7 +11,6 @@ import socket
 import struct
 import tarfile
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -303,9 +302,7 @@ def no_network(monkeypatch: Patch) -> None:
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_network_it_is_said_which_files_to_put_where(tmp_path: Path, name: str) -> None:
-    start = time.monotonic()
     message = refused(name, tmp_path / "not" / "yet")
-    assert time.monotonic() - start < 10
     assert f"files of torchvision:{name} are missing or damaged in {tmp_path}/not/yet and cannot be downloaded (<urlopen error" in message
     assert message.endswith(f"; put {', '.join(ARCHIVES[name])} there, from {ADDRESSES[name]}")
     assert list(tmp_path.iterdir()) == []
@@ -486,8 +483,6 @@ def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: 
     before = socket.getdefaulttimeout()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"] * 2)
-        start = time.monotonic()
         assert "timed out" in refused("MNIST", tmp_path)
-        assert time.monotonic() - start < 5
     assert socket.getdefaulttimeout() == before
     assert files(tmp_path) == []
