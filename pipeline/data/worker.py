@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
+import xxhash
 from PIL import Image
 
 from pipeline.config import Data
@@ -117,9 +118,8 @@ class Worker:
 
 def hash_of_pixels(image: Image.Image) -> bytes:
     """Return 16 bytes that are equal for equal pictures."""
-    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
-    digest.update(image.tobytes())
-    return digest.digest()[:16]
+    # Of a photograph's 36 MB, SHA-256 would take a quarter of the time of decoding it.
+    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width)
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
