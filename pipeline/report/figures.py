@@ -121,12 +121,13 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
         if name == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             if majority is not None:
-                _majority_beside_curves(axes, majority)
+                majority_beside_curves(axes, majority)
         axes.legend(fontsize="small")
     figure.savefig(file)
 
 
-def _majority_beside_curves(axes: Axes, majority: float) -> None:
+def majority_beside_curves(axes: Axes, majority: float) -> None:
+    """Draw the accuracy of always answering the largest class as a line, or tell it in the legend where it lies far off."""
     low, high = axes.get_ylim()
     if _is_near(majority, low, high):
         axes.axhline(majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority))

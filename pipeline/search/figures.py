@@ -11,13 +11,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from pipeline.report.figures import foreign_figures
+from pipeline.report.figures import foreign_figures, majority_beside_curves
 
 
-def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
+def write_figures(study: optuna.Study, folder: Path, majority: float | None = None) -> list[Path]:
     """Write history.png, and for a searched study importances.png and slices.png; return what was drawn.
 
-    Importances need two complete trials whose scores and values differ.
+    Importances need two complete trials whose scores and values differ. The history shows the accuracy of always
+    answering the largest class, where it is known.
     """
     from optuna.visualization import matplotlib as drawing
 
@@ -37,6 +38,9 @@ def write_figures(study: optuna.Study, folder: Path) -> list[Path]:
                 continue
             axes = draw(study)
             figure = (axes if not hasattr(axes, "flat") else axes.flat[0]).figure
+            if name == "history" and majority is not None:
+                majority_beside_curves(axes, majority)
+                axes.legend()
             if name == "slices" and hasattr(axes, "flat"):
                 figure.set_size_inches(5 * len(axes.flat), 4)
             figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")

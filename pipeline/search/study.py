@@ -174,7 +174,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
     compared = summarise(workspace, name)
     with tempfile.TemporaryDirectory() as folder:
-        for figure in write_figures(study, Path(folder)):
+        for figure in write_figures(study, Path(folder), compared.majority_rate):
             run.file(figure, "optuna")
     ranked = compared.ranked()
     if not ranked:
