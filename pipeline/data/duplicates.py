@@ -17,7 +17,7 @@ class Sets:
         self._parent = np.arange(count)
 
     def root(self, number: int) -> int:
-        """Return the smallest number of the set, in the sense of the last `roots`."""
+        """Return the smallest number of the set that a number belongs to."""
         parent = self._parent
         while parent[number] != number:
             parent[number] = parent[parent[number]]

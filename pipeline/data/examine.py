@@ -21,7 +21,7 @@ from pipeline.data.catalogue import Catalogue, Found
 from pipeline.data.decode import reason
 from pipeline.data.sources.source import Item, Source
 from pipeline.data.store import lost_shards, sync
-from pipeline.data.worker import CannotWrite, Recipe, Unreadable, Worker, examine_chunk, start_worker
+from pipeline.data.worker import CannotWrite, Recipe, Unreadable, Worker, examine_chunk, start_worker, within
 from pipeline.errors import PipelineError
 
 Progress = Callable[[str, int, int], None]
@@ -157,6 +157,8 @@ class _Examination:
             if found is None:
                 self._fingerprints[number] = fingerprint
                 missing.append(number)
+            elif isinstance(usable := within(found, self._recipe.max_pixels), Unreadable):
+                self._examined.unreadable[number] = usable.reason
             else:
                 self._examined.put(number, found, self._shard_numbers)
         return missing

@@ -1,4 +1,4 @@
-"""The quality gate: what is wrong with the images, what the policies make of it, and the report on it.
+"""The quality gate: what is wrong with the images, and what the policies make of it.
 
 Nothing in the source folder is touched: what cannot be used is quarantined, that is, listed and left out.
 """

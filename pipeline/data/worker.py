@@ -99,7 +99,7 @@ class Worker:
             digest = hashlib.sha256(content).digest()
             known = self._catalogue.of_content(digest, self._recipe.name)
             if known is not None:
-                return known
+                return within(known, self._recipe.max_pixels)
             if not content:
                 return Unreadable("empty file")
             image = self._reader.image(content, self._recipe.background, self._recipe.max_pixels)
@@ -114,6 +114,13 @@ class Worker:
                 raise CannotWrite(error.strerror or str(error)) from None
             height, width = pixels.shape[1:]
         return Found(digest, image.height, image.width, hash_of_pixels(image), perceptual_hash(image), shard, offset, height, width)
+
+
+def within(found: Found, max_pixels: int) -> Found | Unreadable:
+    """Return what was found, or why not: an image that was stored under a higher limit may be too large under this one."""
+    if found.width * found.height <= max_pixels:
+        return found
+    return Unreadable(f"{found.width} × {found.height} pixels, more than data.max_pixels ({max_pixels})")
 
 
 def hash_of_pixels(image: Image.Image) -> bytes:

@@ -101,6 +101,10 @@ def test_too_many_pixels_are_refused_by_their_header_and_taken_once_allowed(phot
     examined, _ = run(root, tmp_path / "prepared", max_pixels=4999)
     assert examined.unreadable == {3: "100 × 50 pixels, more than data.max_pixels (4999)"}
     assert run(root, tmp_path / "prepared", max_pixels=5000)[0].unreadable == {}
+    # Stored meanwhile, it is refused again, by its name and by its content.
+    assert run(root, tmp_path / "prepared", max_pixels=4999)[0].unreadable == examined.unreadable
+    (root / "cat" / "large.png").rename(root / "cat" / "larger.png")
+    assert run(root, tmp_path / "prepared", max_pixels=4999)[0].unreadable == examined.unreadable
 
 
 KILLED = """
