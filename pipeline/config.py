@@ -148,9 +148,12 @@ class Data(Section):
 
     @property
     def name(self) -> str:
-        """What people call the data: the folder's name, or the built-in set's."""
+        """What people call the data: the name of the folder, of the file without its extension, or of the built-in set."""
         kind, _, rest = self.source.partition(":")
-        return re.sub(FORBIDDEN_IN_NAMES, "_", Path(rest.replace("\\", "/")).expanduser().resolve().name) if rest else kind
+        if not rest:
+            return kind
+        path = Path(rest.replace("\\", "/")).expanduser().resolve()
+        return re.sub(FORBIDDEN_IN_NAMES, "_", path.stem if kind in ("csv", "npz") else path.name)
 
 
 class Model(Section):

@@ -310,9 +310,13 @@ def test_size_that_images_are_stored_at(image_size: int, store_size: int, stored
         ("folder:/data/photos/", "photos"),
         ("folder:C:\\data\\photos", "photos"),
         ("folder:../my photos", "my photos"),
+        ("folder:photos.v2", "photos.v2"),
+        ("csv:lists/eyes.csv", "eyes"),
+        ("npz:pathmnist_64.npz", "pathmnist_64"),
+        ("torchvision:MNIST", "MNIST"),
     ],
 )
-def test_data_are_named_by_their_folder(source: str, name: str) -> None:
+def test_data_are_named_by_their_folder_or_file(source: str, name: str) -> None:
     assert Data(source=source).name == name
 
 

@@ -49,9 +49,11 @@ def leaks(inspection: Inspection) -> list[dict[str, str]]:
     pairs = []
     for members in inspection.duplicates:
         used = [number for number in members if number not in inspection.quarantined and inspection.items[number].split]
-        last = max(used, key=lambda number: order[inspection.items[number].split], default=None)
+        if not used:
+            continue
+        last = max(used, key=lambda number: order[inspection.items[number].split])
         for number in used:
-            one, other = inspection.items[number], inspection.items[last if last is not None else number]
+            one, other = inspection.items[number], inspection.items[last]
             if one.split != other.split:
                 same = inspection.equal[number] == inspection.equal[last]
                 pairs.append(

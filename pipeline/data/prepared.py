@@ -136,18 +136,7 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
         if on_report:
             on_report(refused.report, thumbnails)
         raise
-    kept, contents = inspection.kept, [examined.content[number].tobytes() for number in inspection.kept]
-    # In an order that the digest determines: a renamed file keeps its place, and so its part in training.
-    order = sorted(range(len(kept)), key=lambda place: (splits[place], items[kept[place]].label, contents[place], items[kept[place]].path))
-    numbers = np.array([kept[place] for place in order], dtype=np.int64)
-    manifest = pd.DataFrame(
-        {
-            "path": pd.array([items[number].path for number in numbers], dtype="str"),
-            "label": pd.Categorical([items[number].label for number in numbers]),
-            "split": pd.Categorical([splits[place] for place in order]),
-            "sha256": pd.array([contents[place].hex() for place in order], dtype="str"),
-        }
-    )
+    numbers, manifest = _manifest(inspection, examined, splits)
     digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
     prepared = Prepared(
         root / f"{data.name}-{digest[:8]}",
@@ -166,6 +155,24 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     if on_report:
         on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared
+
+
+def _manifest(inspection: gate.Inspection, examined: Examined, splits: Sequence[str]) -> tuple[NDArray[np.int64], pd.DataFrame]:
+    """Return the numbers of the images that are used, in the manifest's order, and the manifest."""
+    items, kept = inspection.items, inspection.kept
+    contents = [examined.content[number].tobytes() for number in kept]
+    # In an order that the digest determines: a renamed file keeps its place, and so its part in training.
+    order = sorted(range(len(kept)), key=lambda place: (splits[place], items[kept[place]].label, contents[place], items[kept[place]].path))
+    numbers = np.array([kept[place] for place in order], dtype=np.int64)
+    manifest = pd.DataFrame(
+        {
+            "path": pd.array([items[number].path for number in numbers], dtype="str"),
+            "label": pd.Categorical([items[number].label for number in numbers]),
+            "split": pd.Categorical([splits[place] for place in order]),
+            "sha256": pd.array([contents[place].hex() for place in order], dtype="str"),
+        }
+    )
+    return numbers, manifest
 
 
 def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[str]:

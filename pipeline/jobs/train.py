@@ -16,7 +16,7 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.identity import config_hash
-from pipeline.jobs.prepare import log_dataset
+from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.report import figures
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names, registry
@@ -79,7 +79,7 @@ class Placement:
         parent: Run id of its study, or empty.
         tags: Of its study.
         export: Log the trained network as LoggedModel ``model``: takes seconds.
-        single: It may take the run that ``mlflow run`` has made.
+        single: It is no part of a study: it may take the run that ``mlflow run`` has made, and has the report on the images itself.
         on_run: Told the run id before training starts.
     """
 
@@ -134,6 +134,8 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         folder = Path(temporary)
         setting = _setting(job, folder / Path(names.CHECKPOINT).name)
         _log_start(run, job, setting)
+        if placement.single:
+            log_report(run, job.prepared)
         fitted = Fitted()
         log = _MetricsLog(run, models.num_parameters(setting.network.module), _majority_rate(setting))
         try:
