@@ -1,29 +1,36 @@
 """What is known of every image that was ever examined, so that none is read twice.
 
 One SQLite file, ``prepared/catalogue.sqlite``: which content a file held when it had a certain size and time of change,
-and for each content and recipe what was found and where its pixels are stored. It can be deleted at
-any time: the next prepare writes it anew.
+and for each content and recipe what was found and where its pixels are stored. It may be deleted by hand while
+nothing prepares or trains: the next prepare writes it anew, and a day later the pixels that the old one named are removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 _WAIT = 60.0
 """Seconds to wait for another process that writes."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (key BLOB PRIMARY KEY, fingerprint TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS images (
-    recipe TEXT, content BLOB, height INTEGER, width INTEGER, pixels BLOB, phash INTEGER,
-    shard TEXT, offset INTEGER, stored_height INTEGER, stored_width INTEGER,
-    PRIMARY KEY (recipe, content)
-) WITHOUT ROWID;
-"""
+_VERSION = 1
+"""Of the tables; those of another are dropped, since all that they hold can be found again."""
+
+_SCHEMA = (
+    "DROP TABLE IF EXISTS files",
+    "DROP TABLE IF EXISTS images",
+    "CREATE TABLE files (key BLOB PRIMARY KEY, fingerprint TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE images (
+        recipe TEXT, content BLOB, height INTEGER, width INTEGER, pixels BLOB, phash INTEGER,
+        shard TEXT, offset INTEGER, stored_height INTEGER, stored_width INTEGER,
+        PRIMARY KEY (recipe, content)
+    ) WITHOUT ROWID""",
+    f"PRAGMA user_version = {_VERSION}",
+)
 
 _COLUMNS = "height, width, pixels, phash, shard, offset, stored_height, stored_width"
 
@@ -55,13 +62,25 @@ class Found(NamedTuple):
 
 
 class Catalogue:
-    """Access to the catalogue below one ``prepared`` folder; of one process and thread."""
+    """Access to the catalogue below one ``prepared`` folder; of one process and thread.
+
+    Raises:
+        OSError: From every method: the file cannot be read or written, or is damaged.
+    """
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(root / "catalogue.sqlite", timeout=_WAIT)
-        with self._connection:
-            self._connection.executescript(_SCHEMA)
+        with _told():
+            self._connection = sqlite3.connect(root / "catalogue.sqlite", timeout=_WAIT)
+            if self._version() != _VERSION:
+                self._connection.execute("BEGIN IMMEDIATE")
+                with self._connection:
+                    # Unless another process was first.
+                    for statement in _SCHEMA if self._version() != _VERSION else ():
+                        self._connection.execute(statement)
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -69,43 +88,53 @@ class Catalogue:
 
     def of_file(self, source: str, path: str, fingerprint: str, recipe: str) -> Found | None:
         """Return what was found in a file, unless it has changed since."""
-        row = self._connection.execute(
-            f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) WHERE key = ? AND fingerprint = ? AND recipe = ?",
-            (_key(source, path), fingerprint, recipe),
-        ).fetchone()
+        with _told():
+            row = self._connection.execute(
+                f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) WHERE key = ? AND fingerprint = ? AND recipe = ?",
+                (_key(source, path), fingerprint, recipe),
+            ).fetchone()
         return _found(row) if row else None
 
     def of_content(self, content: bytes, recipe: str) -> Found | None:
         """Return what was found in an image of that content, whatever its name was."""
-        row = self._connection.execute(
-            f"SELECT content, {_COLUMNS} FROM images WHERE recipe = ? AND content = ?", (recipe, content)
-        ).fetchone()
+        with _told():
+            row = self._connection.execute(
+                f"SELECT content, {_COLUMNS} FROM images WHERE recipe = ? AND content = ?", (recipe, content)
+            ).fetchone()
         return _found(row) if row else None
 
     def add(self, source: str, recipe: str, rows: Iterable[tuple[str, str, Found]]) -> None:
-        """Keep what was found, all of it or nothing; rows are (path, fingerprint, found).
-
-        Raises:
-            OSError: The catalogue cannot be written.
-        """
+        """Keep what was found, all of it or nothing; rows are (path, fingerprint, found)."""
         listed = list(rows)
-        try:
-            with self._connection:
-                self._connection.executemany(
-                    f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * 10)})",
-                    [(recipe, found.content, *_signed(found)[1:]) for _, _, found in listed],
-                )
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
-                    [(_key(source, path), fingerprint, found.content) for path, fingerprint, found in listed],
-                )
-        except sqlite3.Error as error:
-            raise OSError(f"catalogue.sqlite: {error}") from error
+        with _told(), self._connection:
+            self._connection.executemany(
+                f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * 10)})",
+                [(recipe, found.content, *_signed(found)[1:]) for _, _, found in listed],
+            )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
+                [(_key(source, path), fingerprint, found.content) for path, fingerprint, found in listed],
+            )
+
+    def shards(self, recipe: str) -> set[str]:
+        """Return the names of the shards that hold pixels of known images."""
+        with _told():
+            return {shard for (shard,) in self._connection.execute("SELECT DISTINCT shard FROM images WHERE recipe = ?", (recipe,))}
 
     def forget_shards(self, recipe: str, shards: Sequence[str]) -> None:
         """Drop what was found in images whose stored pixels are lost."""
-        with self._connection:
+        with _told(), self._connection:
             self._connection.executemany("DELETE FROM images WHERE recipe = ? AND shard = ?", [(recipe, shard) for shard in shards])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"catalogue.sqlite: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise OSError(f"catalogue.sqlite: {error}; delete that file, the next prepare writes it anew") from error
 
 
 def _key(source: str, path: str) -> bytes:

@@ -18,10 +18,10 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.data.catalogue import Catalogue, Found
-from pipeline.data.decode import reason
+from pipeline.data.decode import reason, too_large
 from pipeline.data.sources.source import Item, Source
-from pipeline.data.store import lost_shards, sync
-from pipeline.data.worker import CannotWrite, Recipe, Unreadable, Worker, examine_chunk, start_worker, within
+from pipeline.data.store import lost_shards, remove_unnamed, sync
+from pipeline.data.worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
 from pipeline.errors import PipelineError
 
 Progress = Callable[[str, int, int], None]
@@ -90,7 +90,7 @@ def examine(source: Source, items: Sequence[Item], recipe: Recipe, progress: Pro
         progress: Told how many images are done.
 
     Raises:
-        OSError: The store cannot be written; what was there before is intact.
+        OSError: The store or the catalogue cannot be used; what was there before is intact.
         PipelineError: A worker process died.
     """
     catalogue = Catalogue(recipe.root)
@@ -119,8 +119,17 @@ class _Examination:
                 missing = self._known(range(len(self._items)))
         if missing:
             with self._alone() as waited:
+                if self._recipe.size:
+                    remove_unnamed(self._recipe.folder, self._catalogue.shards(self._recipe.name))
                 self._work(self._known(missing) if waited else missing)
         return self._examined
+
+    def _put(self, number: int, found: Found) -> None:
+        # Here, as an image may have been stored under a higher limit, or come from an array that has no header to look at.
+        if problem := too_large(found.width, found.height, self._recipe.max_pixels):
+            self._examined.unreadable[number] = problem
+        else:
+            self._examined.put(number, found, self._shard_numbers)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -157,10 +166,8 @@ class _Examination:
             if found is None:
                 self._fingerprints[number] = fingerprint
                 missing.append(number)
-            elif isinstance(usable := within(found, self._recipe.max_pixels), Unreadable):
-                self._examined.unreadable[number] = usable.reason
             else:
-                self._examined.put(number, found, self._shard_numbers)
+                self._put(number, found)
         return missing
 
     def _work(self, numbers: list[int]) -> None:
@@ -176,8 +183,6 @@ class _Examination:
                     self._commit()
                 self._progress("decoding", done, len(self._items))
             self._commit()
-        except CannotWrite as error:
-            raise OSError(str(error)) from error
         except BrokenProcessPool as error:
             raise PipelineError("a process that decodes images was killed; perhaps memory ran out") from error
 
@@ -187,7 +192,7 @@ class _Examination:
         rows = [(self._items[number].path, self._fingerprints.pop(number), found) for number, found in self._pending]
         self._catalogue.add(self._source.description, self._recipe.name, rows)
         for number, found in self._pending:
-            self._examined.put(number, found, self._shard_numbers)
+            self._put(number, found)
         self._pending.clear()
         self._committed = time.monotonic()
 

@@ -9,7 +9,9 @@ from typing import Any
 from pipeline.config import Data
 from pipeline.data.examine import Examined
 from pipeline.data.gate import FEW, Inspection
+from pipeline.data.leaks import divided_groups, leaks
 from pipeline.data.sources.source import SPLITS
+from pipeline.data.splits import fold_name
 from pipeline.errors import UserError
 
 MOST_LISTED = 1000
@@ -37,35 +39,12 @@ def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
         missing = [split for split, number in count.items() if not number]
         if missing:
             warnings.append(f"class {label!r} has no images in {' and '.join(missing)}")
-        train = sum(number for split, number in count.items() if split not in ("val", "test"))
+        folds = [number for split, number in count.items() if split not in ("train", "val", "test")]
+        # Of folds all but one train; where the fullest validates, fewest are left.
+        train = sum(folds) - max(folds) if folds else count["train"]
         if 0 < train < FEW:
             warnings.append(f"class {label!r} has {train} training image{'s' * (train != 1)}")
     return warnings
-
-
-def leaks(inspection: Inspection) -> list[dict[str, str]]:
-    """Return pairs of duplicates that the source's own splits separate: each image with its copy in the split that it leaks into."""
-    order = {split: place for place, split in enumerate(SPLITS)}
-    pairs = []
-    for members in inspection.duplicates:
-        used = [number for number in members if number not in inspection.quarantined and inspection.items[number].split]
-        if not used:
-            continue
-        last = max(used, key=lambda number: order[inspection.items[number].split])
-        for number in used:
-            one, other = inspection.items[number], inspection.items[last]
-            if one.split != other.split:
-                same = inspection.equal[number] == inspection.equal[last]
-                pairs.append(
-                    {
-                        "first": one.path,
-                        "first_split": one.split,
-                        "second": other.path,
-                        "second_split": other.split,
-                        "kind": "equal" if same else "near",
-                    }
-                )
-    return pairs
 
 
 def refusal(message: str, findings: Sequence[str], inspection: Inspection, data: Data, source: str, ignored: dict[str, int]) -> Refused:
@@ -98,14 +77,19 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
     """
     items = inspection.items
     of = dict(zip(inspection.kept, splits, strict=True)) if splits is not None else {}
-    pairs = leaks(inspection)
+
+    def split_of(number: int) -> str:
+        return of.get(number, items[number].split)
+
+    folds = [fold_name(fold) for fold in range(data.folds)] if splits is not None else []
+    pairs = leaks(inspection, split_of, [*folds, *SPLITS])
 
     def entry(number: int) -> dict[str, Any]:
         item = items[number]
         return {
             "path": item.path,
             "label": item.label,
-            "split": of.get(number, item.split),
+            "split": split_of(number),
             "kept": number not in inspection.quarantined,
         }
 
@@ -116,7 +100,7 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
         return len({items[number].label for number in members}) > 1
 
     def across(members: list[int]) -> bool:
-        return len({of.get(number, items[number].split) for number in members if number not in inspection.quarantined}) > 1
+        return len({split_of(number) for number in members if number not in inspection.quarantined}) > 1
 
     ordered = sorted(inspection.duplicates, key=lambda members: (not conflict(members), not across(members), -len(members), members))
     return {
@@ -140,7 +124,7 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
         },
         "num_leaks": len(pairs),
         "leaks": pairs[:MOST_LISTED],
-        "warnings": list(inspection.warnings),
+        "warnings": [*inspection.warnings, *divided_groups(inspection, split_of)],
         "ignored": ignored,
     }
 

@@ -5,6 +5,7 @@ Nothing in the source folder is touched: what cannot be used is quarantined, tha
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Inspection:
         duplicates: Sets of equal or nearly equal images, by number.
         equal: A number per image, equal for equal pixels.
         groups: A number per image; images of equal number stay on one side of a split.
-        warnings: On classes and groups.
+        warnings: On classes, and on what may be no copies.
     """
 
     items: list[Item]
@@ -71,7 +72,7 @@ def inspect(items: list[Item], examined: Examined, data: Data) -> Inspection:
                 together.unite(members[0], other)
     kept = [number for number in range(len(items)) if number not in quarantined]
     inspection = Inspection(items, kept, quarantined, sets, equal, together.roots())
-    inspection.warnings += [*_alike_names(items), *_split_groups(items), *_too_much_alike(inspection, data)]
+    inspection.warnings += [*_alike_names(items), *_too_much_alike(inspection, data)]
     return inspection
 
 
@@ -95,7 +96,8 @@ def _unite_groups(sets: Sets, items: Sequence[Item]) -> None:
 def _alike_names(items: Sequence[Item]) -> list[str]:
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in sorted({item.label for item in items}):
-        alike["".join(label.split()).casefold()].append(label)
+        # Composed and decomposed accents look the same, too.
+        alike["".join(unicodedata.normalize("NFKC", label).split()).casefold()].append(label)
     return [
         f"classes {' and '.join(map(repr, labels))} differ only by case or blanks: one class written in {len(labels)} ways?"
         for labels in alike.values()
@@ -111,12 +113,3 @@ def _too_much_alike(inspection: Inspection, data: Data) -> list[str]:
         f"{largest} of {len(inspection.items)} images are one set of nearly equal ones: look at it in the report; pictures all of one kind "
         "(a centred shape, a scan) may hash alike without being copies; a lower data.near_distance, or -1 for equal ones only, suits them"
     ]
-
-
-def _split_groups(items: Sequence[Item]) -> list[str]:
-    splits: defaultdict[str, set[str]] = defaultdict(set)
-    for item in items:
-        if item.group and item.split:
-            splits[item.group].add(item.split)
-    torn = [f"group {group!r} stands in {' and '.join(sorted(found))}" for group, found in sorted(splits.items()) if len(found) > 1]
-    return torn if len(torn) <= 20 else [*torn[:20], f"and {len(torn) - 20} more groups in several of the given splits"]

@@ -3,12 +3,18 @@
 A shard, ``prepared/images-RECIPE/NAME.bin``, holds the pixels of images one after another, uint8, each of shape
 (3, height, width). It is only ever appended to, by the one process that made it. What the catalogue says about a place in a shard was
 written after the pixels had reached the disk; what follows the last such place is of a process that was killed, and never read.
+
+Whatever stands below ``prepared`` may be deleted by hand while nothing prepares or trains, folder by folder or all: the next
+prepare decodes anew what it misses. Folders ``images-…`` of other sizes or of an older version are used by nobody else.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
+from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +23,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import resize
 from pipeline.data.sources.source import Reader
+
+_DAY = 24 * 60 * 60
 
 
 class Store:
@@ -108,10 +116,27 @@ def sync(folder: Path, shard: str) -> None:
         os.close(descriptor)
 
 
+def shard_size(folder: Path, shard: str) -> int:
+    """Return a shard's bytes; 0 where it is missing."""
+    try:
+        return (folder / shard).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) -> list[str]:
     """Return the shards that are missing, or shorter than the index of `Store` says."""
     ends = np.zeros(len(shards), dtype=np.int64)
     np.maximum.at(ends, index[:, 0], index[:, 1] + 3 * index[:, 2] * index[:, 3])
-    return [
-        shard for shard, end in zip(shards, ends, strict=True) if not (folder / shard).is_file() or (folder / shard).stat().st_size < end
-    ]
+    return [shard for shard, end in zip(shards, ends.tolist(), strict=True) if shard_size(folder, shard) < end]
+
+
+def remove_unnamed(folder: Path, named: Container[str]) -> None:
+    """Remove the shards of a folder that the catalogue does not name, since nobody can read from them.
+
+    Those of the last day stay: another process may be about to name them.
+    """
+    for file in folder.glob("*.bin"):
+        with suppress(OSError):
+            if file.name not in named and time.time() - file.stat().st_mtime > _DAY:
+                file.unlink()

@@ -15,17 +15,22 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
+import PIL
 import xxhash
 from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found
-from pipeline.data.decode import UNREADABLE, reason, resize
+from pipeline.data.decode import DECODING, UNREADABLE, reason, resize
 from pipeline.data.sources.source import Reader
-from pipeline.data.store import ShardWriter
+from pipeline.data.store import ShardWriter, shard_size
 
 SMALLEST_HASHED = 64
 """Shorter side in pixels below which unlike pictures have like perceptual hashes."""
+FLAT = 4
+"""Grey levels of 256 below which what is left of a picture for its perceptual hash is noise: pages of one colour all hash alike."""
+
+_VERSION = f"{DECODING}-pillow{PIL.__version__.partition('.')[0]}"
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of the folder of the shards, and in the catalogue."""
-        return f"{self.size}-{self.interpolation}-{self.background.lstrip('#')}" if self.size else f"none-{self.background.lstrip('#')}"
+        """Of the folder of the shards, and in the catalogue; another with each version of the decoding."""
+        stored = f"{self.size}-{self.interpolation}" if self.size else "none"
+        return f"{stored}-{self.background.lstrip('#')}-{_VERSION}"
 
     @property
     def folder(self) -> Path:
@@ -69,58 +75,54 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class CannotWrite(Exception):
-    """The store cannot be written; holds the reason."""
-
-
 class Worker:
     """Examines images one by one, and appends their pixels to a shard of its own."""
 
     def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
         self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
         self._shard = ShardWriter(recipe.folder)
+        self._sizes: dict[str, int] = {}
 
     def examine(self, paths: Sequence[str]) -> list[Found | Unreadable]:
         """Examine images, and hand their pixels over to the operating system.
 
         Raises:
-            CannotWrite: The disk is full, or the like.
+            OSError: The store or the catalogue cannot be used; the disk is full, or the like.
         """
         results = [self._examine(path) for path in paths]
-        try:
-            self._shard.flush()
-        except OSError as error:
-            raise CannotWrite(error.strerror or str(error)) from None
+        self._shard.flush()
         return results
 
     def _examine(self, path: str) -> Found | Unreadable:
         try:
             content = self._reader.read(path)
-            digest = hashlib.sha256(content).digest()
-            known = self._catalogue.of_content(digest, self._recipe.name)
-            if known is not None:
-                return within(known, self._recipe.max_pixels)
-            if not content:
-                return Unreadable("empty file")
+        except UNREADABLE as error:
+            return Unreadable(reason(error))
+        digest = hashlib.sha256(content).digest()
+        known = self._catalogue.of_content(digest, self._recipe.name)
+        if known is not None and self._is_stored(known):
+            return known
+        if not content:
+            return Unreadable("empty file")
+        try:
             image = self._reader.image(content, self._recipe.background, self._recipe.max_pixels)
         except UNREADABLE as error:
             return Unreadable(reason(error))
         shard, offset, height, width = "", 0, 0, 0
         if self._recipe.size:
             pixels = resize(image, self._recipe.size, self._recipe.interpolation)
-            try:
-                shard, offset = self._shard.name, self._shard.append(pixels)
-            except OSError as error:
-                raise CannotWrite(error.strerror or str(error)) from None
+            shard, offset = self._shard.name, self._shard.append(pixels)
             height, width = pixels.shape[1:]
         return Found(digest, image.height, image.width, hash_of_pixels(image), perceptual_hash(image), shard, offset, height, width)
 
-
-def within(found: Found, max_pixels: int) -> Found | Unreadable:
-    """Return what was found, or why not: an image that was stored under a higher limit may be too large under this one."""
-    if found.width * found.height <= max_pixels:
-        return found
-    return Unreadable(f"{found.width} × {found.height} pixels, more than data.max_pixels ({max_pixels})")
+    def _is_stored(self, found: Found) -> bool:
+        if not self._recipe.size:
+            return True
+        end = found.offset + 3 * found.stored_height * found.stored_width
+        if self._sizes.get(found.shard, 0) < end:
+            # Looked at again, since a shard that is written to grows.
+            self._sizes[found.shard] = shard_size(self._recipe.folder, found.shard)
+        return self._sizes[found.shard] >= end
 
 
 def hash_of_pixels(image: Image.Image) -> bytes:
@@ -130,7 +132,7 @@ def hash_of_pixels(image: Image.Image) -> bytes:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """Return 64 bits of which like pictures differ in few; None for an image too small for it.
+    """Return 64 bits of which like pictures differ in few; None for an image too small for it, or of one colour.
 
     pHash: the signs of the lowest frequencies of the picture's cosine transform, about their median (Zauner, C. (2010),
     "Implementation and benchmarking of perceptual image hash functions"), as imagehash computes it.
@@ -139,10 +141,13 @@ def perceptual_hash(image: Image.Image) -> int | None:
         return None
     # Averaged down first: imagehash, which looks at 32 by 32 pixels, would resize with a filter that takes ten times as long.
     small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+    darkest, lightest = small.getextrema()
+    if lightest - darkest < FLAT:
+        return None
     return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")
 
 
-_worker: Worker
+_worker: Worker | OSError
 
 
 def start_worker(reader: Reader, recipe: Recipe) -> None:
@@ -151,7 +156,11 @@ def start_worker(reader: Reader, recipe: Recipe) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = Worker(reader, recipe, Catalogue(recipe.root))
+    try:
+        _worker = Worker(reader, recipe, Catalogue(recipe.root))
+    except OSError as error:
+        # Raised here, it would break the pool and leave nobody the reason.
+        _worker = error
 
 
 def _die_with_parent() -> None:
@@ -162,5 +171,11 @@ def _die_with_parent() -> None:
 
 
 def examine_chunk(paths: list[str]) -> list[Found | Unreadable]:
-    """Examine images in a process of a pool."""
+    """Examine images in a process of a pool.
+
+    Raises:
+        OSError: The store or the catalogue cannot be used.
+    """
+    if isinstance(_worker, OSError):
+        raise _worker
     return _worker.examine(paths)

@@ -78,7 +78,8 @@ def _say_findings(report: dict[str, Any], page: Path) -> None:
         say(f"{duplicates['num_images']} images are equal or nearly so, in {duplicates['num_groups']} sets{under}: {done}")
     if report["num_leaks"]:
         have = "images have" if report["num_leaks"] > 1 else "image has"
-        say(f"{report['num_leaks']} {have} a copy in another of the given splits, such as {_pair(report['leaks'][0])}")
+        done = "; the copies are left out" if policies["duplicates"] == "drop" else ""
+        say(f"{report['num_leaks']} {have} a copy in another split, such as {_pair(report['leaks'][0])}{done}")
     for warning in report["warnings"][:20]:
         say(f"warning: {warning}")
     if len(report["warnings"]) > 20:

@@ -152,7 +152,9 @@ def _tiles(report: Mapping[str, Any]) -> str:
         tiles += ["<div class='tile grey'><b>–</b>duplicates and leaks<small>not looked for</small></div>"]
     else:
         tiles += [_tile(copies["num_groups"], "groups of duplicates", "duplicates", "red" if conflicts else "amber", *details)]
-        tiles += [_tile(report["num_leaks"], "leaks between splits", "leaks", "red", "pairs of the same picture")]
+        removed = report["policies"]["duplicates"] == "drop"
+        detail = "copies removed" if removed else "pairs of the same picture"
+        tiles += [_tile(report["num_leaks"], "leaks between splits", "leaks", "amber" if removed else "red", detail)]
     return f"<div class=tiles>{''.join(tiles)}{_tile(len(report['warnings']), 'warnings', 'warnings', 'amber')}</div>\n"
 
 
@@ -272,7 +274,7 @@ def _leaking(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the leaks as groups of two."""
 
     def image(leak: Mapping[str, Any], side: str) -> dict[str, Any]:
-        return {"path": leak[side], "label": "", "split": leak[f"{side}_split"], "kept": True}
+        return {"path": leak[side], "label": "", "split": leak[f"{side}_split"], "kept": side == "second" or not leak["removed"]}
 
     return [{"kind": leak["kind"], "images": [image(leak, "first"), image(leak, "second")]} for leak in report["leaks"]]
 
@@ -280,7 +282,7 @@ def _leaking(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _leaks(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     dropped = report["policies"]["duplicates"] == "drop"
     outcome = "the copies outside test were removed" if dropped else "a score on them rewards memory"
-    text = f"<p>The splits came with the images, and these pictures are on both sides: {outcome}.</p>"
+    text = f"<p>These pictures {'were' if dropped else 'are'} on both sides of a split: {outcome}.</p>"
     cards = _cards(_leaking(report), report["num_leaks"], "pairs", pictures)
     return _section("leaks", "Leaks", text, cards) if report["num_leaks"] else ""
 

@@ -65,7 +65,10 @@ def test_drop_removes_the_copy_from_training_never_from_test(given_splits: Path)
         "train/cat/leak2.png": "copy of val/cat/000.png",
         "train/dog/zcopy.png": "copy of train/dog/001.png",
     }
-    assert report["num_leaks"] == 0
+    assert [(leak["first"], leak["second"], leak["removed"]) for leak in report["leaks"]] == [
+        ("train/cat/leak.png", "test/cat/000.png", True),
+        ("train/cat/leak2.png", "val/cat/000.png", True),
+    ]
     manifest = pd.read_csv(prepared.folder / "manifest.csv", keep_default_na=False)
     left_out = manifest[manifest["split"] == "quarantined"]
     assert dict(zip(left_out["path"], left_out["reason"], strict=True)) == {
@@ -255,3 +258,48 @@ def test_thumbnails_are_small_pictures_of_the_files(photos: WriteImages) -> None
     with Image.open(root.parent / "red.jpg") as picture:
         assert min(picture.size) == 96
         assert np.abs(np.asarray(picture).mean(axis=(0, 1)) - (200, 30, 40)).max() < 4
+
+
+def test_copies_that_our_own_splits_separate_are_leaks_too(copied: Path) -> None:
+    _, report, _ = gated(copied, duplicates="warn")
+    assert report["num_leaks"] > 0
+    assert all(leak["first_split"] != leak["second_split"] for leak in report["leaks"])
+
+
+def test_an_image_without_a_split_follows_its_copy_in_test(given_splits: Path) -> None:
+    files = sorted(given_splits.rglob("*.png"))
+    rows = [(file.relative_to(given_splits), file.parent.name, file.parts[-3] if file.parts[-3] == "test" else "") for file in files]
+    pd.DataFrame(rows, columns=["image", "label", "split"]).to_csv(given_splits / "list.csv", index=False)
+    reports: list[Report] = []
+    data = Data(source=f"csv:{given_splits / 'list.csv'}", image_size=8)
+    prepared = prepare(data, given_splits.parent / "prepared", on_report=lambda report, _: reports.append(report))
+    splits = split_of(prepared)
+    assert splits["train/cat/leak.png"] == splits["test/cat/000.png"] == "test"
+    assert splits["train/cat/leak2.png"] == splits["val/cat/000.png"]
+    assert reports[0]["num_leaks"] == 0
+
+
+def test_a_leak_is_shown_with_its_equal_copy(tmp_path: Path) -> None:
+    for split in SPLITS:
+        for label, offset in (("cat", 0), ("dog", 100)):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                drawing(1000 * SPLITS.index(split) + offset + number).save(folder / f"{number}.png")
+    root = tmp_path / "photos"
+    drawing(0).resize((170, 170)).save(root / "test/cat/a near.png")
+    shutil.copyfile(root / "train/cat/0.png", root / "test/cat/b equal.png")
+    _, report, _ = gated(root)
+    assert [(leak["first"], leak["second"], leak["kind"]) for leak in report["leaks"]] == [
+        ("train/cat/0.png", "test/cat/b equal.png", "equal")
+    ]
+
+
+def test_classes_that_differ_by_composed_accents_are_doubted(photos: WriteImages) -> None:
+    _, report, _ = gated(photos({"caf\u00e9": 12, "cafe\u0301": 12}))
+    assert [warning for warning in report["warnings"] if "differ only" in warning]
+
+
+def test_a_class_that_is_small_beside_its_validating_fold_is_warned_of(photos: WriteImages) -> None:
+    _, report, _ = gated(photos({"cat": 40, "dog": 13}), folds=3)
+    assert "class 'dog' has 7 training images" in report["warnings"]

@@ -239,3 +239,83 @@ def test_classes_too_small_for_the_folds_are_listed() -> None:
     with pytest.raises(UserError, match=r"too few images for data\.folds 5") as caught:
         splits_of(items_of({"cat": 20, "dog": 5}), Data(folds=5))
     assert caught.value.findings == ["dog: 4 images beside the test split"]
+
+
+def test_patients_with_images_of_several_classes_are_divided_in_each_class() -> None:
+    # Two eyes of each patient, one healthy and one not.
+    items = [Item(f"{patient}/{label}", label, group=str(patient)) for patient in range(100) for label in ("healthy", "ill")]
+    groups = np.repeat(np.arange(100), 2)
+    splits = splits_of(items, Data(), groups)
+    for label in ("healthy", "ill"):
+        assert Counter(split for split, item in zip(splits, items, strict=True) if item.label == label) == {
+            "train": 70,
+            "val": 15,
+            "test": 15,
+        }
+    assert splits[::2] == splits[1::2]
+    assert splits_of(items, Data(seed=1), groups) != splits
+    folds = splits_of(items, Data(folds=5), groups)
+    assert folds[::2] == folds[1::2] and set(folds) == {"test", *(f"fold {fold}" for fold in range(5))}
+
+
+def test_large_groups_are_shared_out_in_proportion() -> None:
+    items, numbers = grouped_items([group for label in "ab" for group in [(label, 1)] * 10 + [(label, 40)] * 5])
+    found = Counter(splits_of(items, Data(), numbers))
+    assert found == {"train": 260, "val": 80, "test": 80}
+
+
+def test_an_image_without_a_split_follows_its_group() -> None:
+    items = [
+        *items_of({"cat": 20, "dog": 20}),
+        *(replace(item, split=split) for split in ("val", "test") for item in items_of({"cat": 5, "dog": 5}, split)),
+    ]
+    groups = np.arange(60)
+    groups[0], groups[1], groups[2] = groups[40], groups[50], groups[51]
+    groups[41] = groups[50]
+    splits = splits_of(items, Data(), groups)
+    assert splits[:3] == ["val", "test", "test"]
+    assert splits[3:40] == ["train"] * 37
+    assert splits[40:] == [item.split for item in items[40:]]
+
+
+def test_our_own_test_split_shares_nothing_with_a_given_validation_split() -> None:
+    items = [*items_of({"cat": 30, "dog": 30}, "train"), *items_of({"cat": 20, "dog": 20}, "val")]
+    groups = np.arange(100)
+    groups[:20], groups[30:50] = groups[60:80], groups[80:]
+    splits = np.array(splits_of(items, Data(), groups))
+    assert Counter(splits.tolist()) == {"train": 52, "val": 40, "test": 8}
+    assert not set(groups[splits == "test"]) & set(groups[splits != "test"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_keep_groups_of_given_training_and_validation_images_together(seed: int) -> None:
+    items = [*items_of({"cat": 30, "dog": 30}, "train"), *items_of({"cat": 20, "dog": 20}, "val")]
+    groups = np.arange(100)
+    groups[:20], groups[30:50] = groups[60:80], groups[80:]
+    splits = np.array(splits_of(items, Data(folds=3, seed=seed), groups))
+    assert all(len(set(splits[groups == group].tolist())) == 1 for group in set(groups.tolist()))
+
+
+def test_more_folds_than_groups_are_refused() -> None:
+    items, numbers = grouped_items([(label, 6) for label in "ab" for _ in range(3)])
+    with pytest.raises(UserError) as caught:
+        splits_of(items, Data(folds=5), numbers)
+    assert caught.value.message == "data.folds 5 needs as many groups of images; there are 4 beside the test split"
+
+
+def test_training_images_that_leak_into_given_splits_train() -> None:
+    items = [item for split in SPLITS for item in items_of({"cat": 2, "dog": 2}, split)]
+    assert splits_of(items, Data(), np.arange(12) % 4) == [item.split for item in items]
+
+
+def test_a_limited_sample_prefers_images_of_different_groups() -> None:
+    items = [Item(f"{group}/{number}", label, group=f"{label}{group}") for label in "ab" for group in range(4) for number in range(50)]
+    kept = sample_of(items, Data(limit=12))
+    assert Counter(item.label for item in kept) == {"a": 6, "b": 6}
+    assert len({item.group for item in kept}) == 8
+
+
+def test_a_limited_sample_is_enough_for_folds_beside_a_large_test_split() -> None:
+    items = items_of({"cat": 100, "dog": 100})
+    data = Data(limit=10, folds=5, test_fraction=0.5)
+    assert set(splits_of(sample_of(items, data), data)) == {"test", *(f"fold {fold}" for fold in range(5))}

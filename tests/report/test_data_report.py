@@ -50,7 +50,7 @@ def with_findings() -> Report:
         **clean(),
         "quarantined": [{"path": "bad.jpg", "label": "rose", "reason": "truncated: 12 bytes missing"}],
         "duplicates": {"groups": groups, "num_images": 6, "num_groups": 3, "under_two_labels": 1, "across_splits": 1},
-        "leaks": [{"first": "g.jpg", "first_split": "train", "second": "h.jpg", "second_split": "test", "kind": "equal"}],
+        "leaks": [{"first": "g.jpg", "first_split": "train", "second": "h.jpg", "second_split": "test", "kind": "equal", "removed": False}],
         "num_leaks": 1,
         "warnings": ["class 'Cat' and 'cat ' differ only by case or blanks"],
         "ignored": {".txt": 3, "": 1},
@@ -355,7 +355,7 @@ def many_findings() -> Report:
     groups = [{"kind": "equal", "images": [image(f"{number}-{side}.jpg") for side in range(2)]} for number in range(70)]
     groups[0]["images"] = [image(f"0-{side}.jpg", label="lily" if side == 29 else "rose") for side in range(30)]
     report["duplicates"] = {"groups": groups, "num_images": 9000, "num_groups": 4000, "under_two_labels": 0, "across_splits": 0}
-    leak = {"first_split": "train", "second_split": "test", "kind": "near"}
+    leak = {"first_split": "train", "second_split": "test", "kind": "near", "removed": False}
     report["leaks"] = [{"first": f"{number}-first.jpg", "second": f"{number}-second.jpg", **leak} for number in range(65)]
     return {**report, "num_leaks": 65}
 
@@ -420,7 +420,7 @@ def named(name: str, path: str) -> Report:
             "groups": [{"kind": name, "images": [image(path, name, splits[0]), image(f"{path} too", other, splits[1], kept=False)]}],
             "num_images": 2, "num_groups": 1, "under_two_labels": 1, "across_splits": 1,
         },
-        "leaks": [{"first": path, "first_split": splits[0], "second": f"{path} too", "second_split": splits[1], "kind": name}],
+        "leaks": [{"first": path, "first_split": splits[0], "second": f"{path} too", "second_split": splits[1], "kind": name, "removed": False}],
         "num_leaks": 1, "warnings": [f"class {name} has 3 training images"],
     }  # fmt: skip
 
