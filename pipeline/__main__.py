@@ -24,6 +24,7 @@ STEPS = {
     "summary": "compare the runs of a study",
     "register": "make the best evaluated run the champion of a registered model",
     "predict": "classify unlabelled images with a registered model",
+    "reconcile": "end runs that a kill or a power cut has left RUNNING",
     "init": "write an experiment file for your own images",
 }
 

@@ -85,7 +85,7 @@ class Data(Section):
     val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1)
     test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
     seed: int = more(0, "Seed of the split.", ge=0)
-    limit: int = more(0, "Use at most this many images, a stratified sample of at least one of each class per split; 0: all.", ge=0)
+    limit: int = more(0, "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.", ge=0)
     workers: int = more(0, "Processes that augment images; 0: the training process itself. No influence on the result.", ge=0)
     bad: Literal["error", "warn", "drop"] = essential(
         "error", "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out)."
@@ -160,10 +160,14 @@ class Model(Section):
     """Which network, and what it starts from."""
 
     name: str = essential(
-        "resnet18", "A torchvision classification network, densenet264, small_cnn, or file:PATH.py:FUNCTION for one's own."
+        "resnet18",
+        "A torchvision classification network, densenet264, small_cnn, timm/NAME (with the extra timm), or file:PATH.py:FUNCTION for "
+        "one's own.",
     )
     weights: str = essential(
-        "none", "What it starts from: none (random), a torchvision weights name such as DEFAULT, or file:PATH (a state dict)."
+        "none",
+        "What it starts from: none (random), the name of published weights such as DEFAULT, file:PATH (a state dict or safetensors), or "
+        "one's own models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model. A head for another number of classes is replaced.",
     )
     freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.")
     dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1)
@@ -215,6 +219,19 @@ class Training(Section):
     class_weights: Literal["none", "balanced"] = essential(
         "none", "balanced weighs each class in the training loss by the inverse of how frequent it is."
     )
+    best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = more(
+        "val/accuracy", "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest."
+    )
+    label_smoothing: float = more(0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1)
+    clip_norm: float = more(0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = essential(
+        "auto", "Number format: fp32, bf16 or fp16 (mixed), or auto: the fastest here, measured on a few steps, once per study and network."
+    )
+    memory_format: Literal["auto", "contiguous", "channels_last"] = more(
+        "auto", "Order of images and weights in memory; auto: the faster one, measured together with precision."
+    )
+    deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.")
+    checkpoint_seconds: float = more(60.0, "Seconds of training between two resume checkpoints; what is lost by a kill is no more.", ge=0)
     sampler: Literal["shuffle", "balanced"] = more(
         "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
     )

@@ -2,7 +2,8 @@
 
 PipelineError
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
-└── TrainingFailed   a training cannot go on (loss not finite): the run ends FAILED
+└── TrainingFailed   a training cannot go on: the run ends FAILED
+    └── LossNotFinite
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
 """
@@ -36,6 +37,10 @@ class UserError(PipelineError):
 
 class TrainingFailed(PipelineError):
     """A training cannot go on; the message says at which step and why."""
+
+
+class LossNotFinite(TrainingFailed):
+    """The loss is NaN or infinite."""
 
 
 class Interrupted(KeyboardInterrupt):

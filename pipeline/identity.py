@@ -15,7 +15,7 @@ DIGEST_DIGITS = 32
 """MLflow takes a data digest of 36 characters at the most."""
 
 _HASHED_OF_DATA = {"image_size", "batch_size", "augment", "store_size", "interpolation", "background"}
-_NOT_HASHED_OF_TRAINING = {"seed", "device"}
+_NOT_HASHED_OF_TRAINING = {"seed", "device", "deterministic", "checkpoint_seconds"}
 """Which images in which split is the data digest's; the rest of what is left out does not change the result."""
 
 
@@ -59,9 +59,10 @@ def config_hash(configuration: Configuration, origin: Mapping[str, str]) -> str:
 
 
 def study_name(experiment: str, base: Configuration, origin: Mapping[str, str], space: Mapping[str, Any], data_digest: str) -> str:
-    """Return ``EXPERIMENT-`` and 8 hex digits over base's hashed fields, space and data digest."""
+    """Return ``EXPERIMENT-`` and 8 hex digits over base's hashed fields, space and data digest, and over the fold where there are folds."""
     plain = {name: value if isinstance(value, list) else value.model_dump() for name, value in space.items()}
-    return f"{experiment}-{_digits([hashed_fields(base, origin), plain, data_digest], STUDY_HASH_DIGITS)}"
+    fold = [base.data.fold] if base.data.folds else []
+    return f"{experiment}-{_digits([hashed_fields(base, origin), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
 
 
 def data_digest(images: Iterable[tuple[str, str, str]]) -> str:

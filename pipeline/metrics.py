@@ -99,14 +99,14 @@ def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.Data
 def ranking_key(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return the sort key of one run; the smallest leads.
 
-    Higher validation accuracy, then lower validation loss, then fewer parameters, then earlier
-    start. NaN, infinite and missing values come last.
+    Higher score (validation accuracy, or what `training.best_metric` names), then lower validation loss, then fewer parameters, then
+    earlier start. NaN, infinite and missing values come last.
 
     Args:
-        run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``.
+        run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``; ``score`` where that is not the accuracy.
     """
     return (
-        -_finite(run.get("val_accuracy"), -np.inf),
+        -_finite(run.get("val_accuracy") if run.get("score") is None else run["score"], -np.inf),
         _finite(run.get("val_loss")),
         _finite(run.get("parameters")),
         _finite(run.get("start_time")),
@@ -128,18 +128,23 @@ def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Order runs best first: by configuration, each at the mean of its complete repeats.
 
     Configurations are compared by the mean validation accuracy of their repeats (then mean loss,
-    parameters, earliest start); within one, its best run leads. Runs that cannot be ranked come last.
+    parameters, earliest start); within one, its best run leads. One that lacks folds which others have comes after those: the mean
+    over the folds that happened to finish is no mean over all. Runs that cannot be ranked come last.
 
     Args:
-        runs: With the fields of `ranking_key`, and ``config_hash``, ``state``.
+        runs: With the fields of `ranking_key`, and ``config_hash``, ``state``, ``fold``.
     """
     ranked = [run for run in runs if can_be_ranked(run)]
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in ranked:
         groups.setdefault((run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []).append(run)
-    ordered = sorted(groups.values(), key=lambda group: ranking_key(_mean(group)))
+    ordered = sorted(groups.values(), key=lambda group: (-len(_folds(group)), ranking_key(_mean(group))))
     rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
     return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
+
+
+def _folds(group: Sequence[Mapping[str, Any]]) -> set[Any]:
+    return {run.get("fold") for run in group}
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:

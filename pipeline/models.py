@@ -1,10 +1,7 @@
-"""A name and weights to a network with its normalisation: torchvision's networks, two of ours, one's own."""
+"""A name and weights to a network with its normalisation: torchvision's networks, two of ours, timm's, one's own."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
@@ -17,15 +14,19 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 
 from pipeline.config import Model
-from pipeline.errors import UserError, first_line, nearest, unknown_name
+from pipeline.errors import UserError, first_line, unknown_name
+from pipeline.networks import timms
+from pipeline.networks.own import build_own, own_file
 from pipeline.weights import (
-    are_torchvisions,
+    are_from_store,
+    are_named,
     content_hash,
-    existing_file,
     fetch_weights,
     load_state,
-    normalisation,
+    normalisation_beside,
     torchvision_entry,
+    torchvisions_normalisation,
+    weights_file,
 )
 
 _HEADS = ("fc", "classifier", "head", "heads")
@@ -39,11 +40,13 @@ class Network(NamedTuple):
         module: Images (batch, 3, size, size), normalised, to logits (batch, classes).
         head: Name of the submodule that was made for the number of classes.
         normalisation: Mean and standard deviation the weights were trained with; None: take the data's.
+        note: What a person should know about the weights: the file's head was left out; or "".
     """
 
     module: nn.Module
     head: str
     normalisation: tuple[list[float], list[float]] | None
+    note: str = ""
 
 
 class SmallCNN(nn.Sequential):
@@ -71,7 +74,7 @@ OURS: dict[str, Callable[[int], nn.Module]] = {"densenet264": _densenet264, "sma
 
 @lru_cache
 def names() -> list[str]:
-    """Return every network name: torchvision's classification networks and ours."""
+    """Return every network name but timm's: torchvision's classification networks and ours."""
     return sorted([*torchvision.models.list_models(module=torchvision.models), *OURS])
 
 
@@ -83,30 +86,26 @@ def origin(model: Model) -> dict[str, str]:
     Raises:
         UserError: Unknown network or weights, missing file.
     """
-    name = model.name
+    name, weights = model.name, model.weights
     if name.startswith("file:"):
-        path, function = _own_file(name)
+        path, function = own_file(name)
         name = f"file:{content_hash(path)}:{function}"
+    elif timms.is_timms(name):
+        timms.settings(model)
     elif name not in names():
         raise unknown_name("model.name", name, names())
-    weights = model.weights
     if weights.startswith("file:"):
-        weights = f"file:{content_hash(existing_file(weights.removeprefix('file:'), 'model.weights'))}"
-    elif are_torchvisions(weights):
-        weights = torchvision_entry(model).name
+        weights = f"file:{content_hash(weights_file(model))}"
+    elif are_from_store(weights):
+        raise UserError(f"model.weights: {weights!r} is known once it is a file; give file:PATH here")
+    elif are_named(weights):
+        weights = (timms.settings(model).tag or weights) if timms.is_timms(name) else torchvision_entry(model).name
     return {"name": name, "weights": weights}
-
-
-def _own_file(name: str) -> tuple[Path, str]:
-    path, _, function = name.removeprefix("file:").rpartition(":")
-    if not path.endswith(".py") or not function:
-        raise UserError(f"model.name: {name!r} must be file:PATH.py:FUNCTION")
-    return existing_file(path, "model.name"), function
 
 
 def source_file(model: Model) -> Path | None:
     """Return the Python file of one's own network, None for a named one."""
-    return _own_file(model.name)[0] if model.name.startswith("file:") else None
+    return own_file(model.name)[0] if model.name.startswith("file:") else None
 
 
 def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:
@@ -126,58 +125,59 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
         origin(model)
     # RegNet's constructor computes with tensors, which the meta device has not.
     with torch.device("cpu" if model.name.startswith("regnet") else device):
-        if model.name.startswith("file:"):
-            module, head = _build_own(model.name, num_classes)
-        elif model.name in OURS:
-            module, head = OURS[model.name](num_classes), "fc" if model.name == "small_cnn" else "classifier"
-        else:
-            module, head = _build_torchvision(model, num_classes, image_size, load and device != "meta")
-        if model.dropout and not head:
-            raise UserError(f"model.dropout needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
+        module, head = _build_random_or_named(model, num_classes, image_size, load and device != "meta")
+        if model.dropout or model.freeze == "backbone":
+            _need_head(model, head)
         if model.dropout:
             module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
-    if load and model.weights.startswith("file:"):
-        load_state(module, existing_file(model.weights.removeprefix("file:"), "model.weights"), model.name)
+    note = load_state(module, weights_file(model), model.name, head) if load and model.weights.startswith("file:") else ""
     if model.freeze == "backbone":
-        if not head:
-            raise UserError(f"model.freeze: backbone needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name.startswith(f"{head}."))
-    return Network(module.to(device), head, normalisation(model))
+    return Network(module.to(device), head, _normalisation(model), note)
 
 
-def _build_own(name: str, num_classes: int) -> tuple[nn.Module, str]:
-    path, function = _own_file(name)
-    spec = importlib.util.spec_from_file_location(f"own_network_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up, and the file may import its neighbours.
-    sys.modules[spec.name] = source
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(source)
-        build_function = getattr(source, function, None)
-        if not callable(build_function):
-            functions = [key for key, value in vars(source).items() if callable(value)]
-            raise UserError(f"model.name: {path} has no function {function!r}{nearest(function, functions)}")
-        module = build_function(num_classes)
-    except UserError:
-        raise
-    except Exception as error:
-        # Whatever the user's own code raises.
-        line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.filename == str(path)), None)
-        where = f", line {line}" if line else ""
-        raise UserError(f"model.name: {name!r} fails{where}: {type(error).__name__}: {first_line(error)}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    if not isinstance(module, nn.Module):
-        raise UserError(f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}")
-    return module, _find_head(module)
+def _build_random_or_named(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
+    """Build the network of any source, and load weights that have a name; return it with its head's name."""
+    if model.name.startswith("file:"):
+        module = build_own(model.name, num_classes)
+        return module, _find_head(module)
+    if model.name in OURS:
+        return OURS[model.name](num_classes), "fc" if model.name == "small_cnn" else "classifier"
+    if timms.is_timms(model.name):
+        return timms.build_timms(model, num_classes, image_size, load)
+    return _build_torchvision(model, num_classes, image_size, load)
+
+
+def _need_head(model: Model, head: str) -> None:
+    field = "model.dropout" if model.dropout else "model.freeze: backbone"
+    if not head and timms.is_timms(model.name):
+        raise UserError(f"{field} needs a network with one head; {model.name} has several")
+    if not head:
+        raise UserError(f"{field} needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
+
+
+def _normalisation(model: Model) -> tuple[list[float], list[float]] | None:
+    """Return what the weights were trained with; None for random ones and a file that does not say."""
+    if model.weights == "none":
+        return None
+    if model.weights.startswith("file:") and (beside := normalisation_beside(Path(model.weights.removeprefix("file:")).expanduser())):
+        return beside
+    if timms.is_timms(model.name):
+        return timms.normalisation(model)
+    return torchvisions_normalisation(model) if are_named(model.weights) else None
+
+
+def _fetch(model: Model) -> None:
+    """Download named weights where they are not there yet."""
+    if are_named(model.weights):
+        fetch = timms.fetch_timms if timms.is_timms(model.name) else fetch_weights
+        fetch(model)
 
 
 def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
     arguments: dict[str, Any] = {}
-    pretrained = are_torchvisions(model.weights)
+    pretrained = are_named(model.weights)
     weights = None
     if pretrained:
         entry = torchvision_entry(model)
@@ -229,17 +229,21 @@ def _new_head(old: nn.Module, num_classes: int) -> nn.Module:
     return nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
 
 
-def check(model: Model, num_classes: int, image_size: int) -> None:
+def check(model: Model, num_classes: int, image_size: int) -> str:
     """Find out, without training, whether a network can be built, loaded and fed with images of that size.
+
+    Returns:
+        What a person should know about the weights, or "".
 
     Raises:
         UserError: As `build`, or the images are too small for the network.
     """
     origin(model)
-    fetch_weights(model)
+    _fetch(model)
     # Shapes are enough, but one's own network may compute with numbers.
     device = "cpu" if model.name.startswith("file:") else "meta"
-    module = build(model, num_classes, image_size, device).module.eval()
+    network = build(model, num_classes, image_size, device)
+    module = network.module.eval()
     try:
         with torch.no_grad():
             output = module(torch.zeros(2, 3, image_size, image_size, device=device))
@@ -248,6 +252,7 @@ def check(model: Model, num_classes: int, image_size: int) -> None:
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")
+    return network.note
 
 
 def num_parameters(module: nn.Module) -> int:

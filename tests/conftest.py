@@ -56,6 +56,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that weights are downloaded to, where nothing can be downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "torch"
+
+
+@pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run a step in this process, which has torch and mlflow loaded already."""
 
@@ -104,7 +115,7 @@ base:
   data: {source: "folder:SOURCE", image_size: 16, batch_size: 32}
   model: {name: small_cnn}
   optimizer: {lr: 3.0e-3}
-  training: {epochs: 3}
+  training: {epochs: 3, precision: fp32, memory_format: contiguous}
 """
 
 

@@ -190,6 +190,11 @@ def test_an_override_does_not_hide_a_section_of_the_wrong_type(file: Path, text:
     assert "model must be a mapping of fields, got 'resnet50'" in error_of(file, text, {"model": {"dropout": 0.5}})
 
 
+def test_tracking_is_one_for_all_of_a_study(file: Path) -> None:
+    message = error_of(file, "configs: [{}, {tracking: {log_images: false}}]")
+    assert "configs[1]: tracking differs from base" in message
+
+
 @pytest.mark.parametrize("field", SHARED)
 def test_an_entry_that_sees_other_images_is_refused(file: Path, field: str) -> None:
     base = nest(NEEDS.get(f"data.{field}", {}))

@@ -197,6 +197,13 @@ def test_repeats_that_cannot_be_ranked_do_not_count() -> None:
     assert metrics.rank([failed, other, complete]) == [complete, other, failed]
 
 
+def test_a_configuration_without_all_folds_comes_after_those_with_all() -> None:
+    lucky = run(config_hash="a", val_accuracy=0.99, fold="0")
+    failed = run(config_hash="a", state="failed", fold="1")
+    whole = [run(config_hash="b", val_accuracy=accuracy, fold=str(fold)) for fold, accuracy in enumerate((0.8, 0.6))]
+    assert metrics.rank([lucky, failed, *whole]) == [*whole, lucky, failed]
+
+
 def test_runs_on_other_data_are_no_repeats() -> None:
     one, two = run(data_digest="d1", val_accuracy=0.99), run(data_digest="d2", val_accuracy=0.5)
     between = run(config_hash="b", data_digest="d1", val_accuracy=0.8)

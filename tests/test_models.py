@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline import models
 from pipeline.config import Model
 from pipeline.errors import UserError
-from pipeline.training.fit import set_training_mode
+from pipeline.training.inference import set_training_mode
 
 SMALL = ["resnet18", "squeezenet1_1", "densenet121", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "small_cnn"]
 

@@ -13,9 +13,10 @@ import torch
 import torchvision
 
 from pipeline import models, weights
-from pipeline.config import Model
+from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
-from pipeline.training.fit import save_weights
+from pipeline.identity import config_hash
+from pipeline.training.checkpoint import save_weights
 from tests.test_models import SMALL, equal
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -23,17 +24,6 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 def expected_file(cache: Path, entry: torchvision.models.WeightsEnum) -> Path:
     return cache / "hub" / "checkpoints" / Path(urlsplit(entry.url).path).name
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that weights are downloaded to, where nothing can be downloaded."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "torch"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
@@ -77,7 +67,7 @@ def test_saved_weights_are_loaded_back(tmp_path: Path, name: str) -> None:
 )
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, act: object) -> None:
     torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"another architecture .* than resnet18: \d+ tensors differ") as caught:
+    with pytest.raises(UserError, match=r"of another architecture than resnet18: \d+ tensors differ") as caught:
         act(Model(name="resnet18", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
     assert caught.value.findings[0] == "missing: bn1.weight"
     assert re.fullmatch(r"and \d+ more", caught.value.findings[-1])
@@ -86,14 +76,116 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, act
 @pytest.mark.parametrize(
     "act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"]
 )
-def test_weights_for_another_number_of_classes_are_refused_by_shape(tmp_path: Path, act: object) -> None:
-    torch.save(models.SmallCNN(7).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="number of classes") as caught:
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("conv2.weight", (32, 16, 5, 5), "conv2.weight: (32, 16, 5, 5) in the file, (32, 16, 3, 3) in small_cnn"),
+        ("fc.weight", (4, 99), "fc.weight: (4, 99) in the file, (4, 256) in small_cnn"),
+        ("conv2.weight", None, "missing: conv2.weight"),
+        ("fc.bias", None, "missing: fc.bias"),
+        ("conv9.weight", (1,), "not in small_cnn: conv9.weight"),
+    ],
+)
+def test_any_other_difference_is_refused_by_name_and_shape(
+    tmp_path: Path, act: object, name: str, shape: tuple[int, ...] | None, expected: str
+) -> None:
+    state = models.SmallCNN(4).state_dict()
+    if shape is None:
+        del state[name]
+    else:
+        state[name] = torch.zeros(shape)
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt' is of another architecture than small_cnn: 1 tensor differs") as caught:
         act(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
-    assert caught.value.findings == [
-        "fc.weight: (7, 256) in the file, (4, 256) in small_cnn",
-        "fc.bias: (7,) in the file, (4,) in small_cnn",
-    ]
+    assert caught.value.findings == [expected]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_head_for_another_number_of_classes_is_replaced_and_said(tmp_path: Path, name: str, dropout: float) -> None:
+    trained = models.build(Model(name=name), 7, 64)
+    save_weights(trained.module, tmp_path / "best.safetensors")
+    model = Model(name=name, weights=f"file:{tmp_path}/best.safetensors", dropout=dropout)
+    network = models.build(model, 4, 64)
+    assert network.note == f"its head ({network.head}) is for 7 classes; a new random one for 4 is trained"
+    assert models.check(model, 4, 64) == network.note
+    loaded, state = network.module.state_dict(), trained.module.state_dict()
+    backbone = [key for key in state if not key.startswith(f"{network.head}.")]
+    assert backbone and all(torch.equal(loaded[key], state[key]) for key in backbone)
+    assert network.module.eval()(torch.rand(2, 3, 64, 64)).shape == (2, 4)
+
+
+def test_a_missing_head_is_replaced_and_said(tmp_path: Path) -> None:
+    state = {key: value for key, value in models.SmallCNN(4).state_dict().items() if not key.startswith("fc.")}
+    torch.save(state, tmp_path / "weights.pt")
+    network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"), 4, 32)
+    assert network.note == "it has no head (fc); a new random one is trained"
+    assert all(torch.equal(network.module.state_dict()[key], value) for key, value in state.items())
+
+
+def test_a_head_of_the_same_shape_is_loaded_and_nothing_said(tmp_path: Path) -> None:
+    torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
+    assert models.check(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"), 4, 32) == ""
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_torchvisions_published_files_are_loaded_by_path(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    state = torchvision.models.get_model(name).state_dict()
+    # The published files are older than the count of batches, and than the network's names of DenseNet's layers.
+    torch.save(published(state), tmp_path / "weights.pth")
+    network = models.build(Model(name=name, weights=f"file:{tmp_path}/weights.pth"), 3, 64)
+    loaded = network.module.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items() if not key.startswith(f"{network.head}."))
+
+
+def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict under the names of torchvision's published files."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items() if "tracked" not in key}
+
+
+@pytest.mark.parametrize("folder", ["any", "checkpoint"])
+def test_the_normalisation_that_stands_with_a_file_is_used(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    torch.save(models.SmallCNN(4).state_dict(), tmp_path / folder / "best.pt")
+    # Among a run's artifacts the weights are one folder below it.
+    place = tmp_path if folder == "checkpoint" else tmp_path / folder
+    (place / "preprocessing.json").write_text('{"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "image_size": 32}')
+    network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/{folder}/best.pt"), 4, 32)
+    assert network.normalisation == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_a_file_alone_takes_the_normalisation_of_the_data(tmp_path: Path) -> None:
+    torch.save(models.SmallCNN(4).state_dict(), tmp_path / "best.pt")
+    assert models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/best.pt"), 4, 32).normalisation is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"mean": [0, 0, 0]}', '{"mean": [0, 0, 0], "std": [1, 1]}', '{"mean": [0, 0, 0], "std": [0, 1, 1]}']
+)
+def test_a_normalisation_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    torch.save(models.SmallCNN(4).state_dict(), tmp_path / "best.pt")
+    (tmp_path / "preprocessing.json").write_text(text)
+    with pytest.raises(UserError, match=r"preprocessing\.json' must hold mean and std, three numbers each, for best\.pt"):
+        models.check(Model(name="small_cnn", weights=f"file:{tmp_path}/best.pt"), 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "stands_for"), [("resnet18", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2"), ("timm/resnet18", "a1_in1k")]
+)
+def test_default_and_the_name_it_stands_for_have_one_hash(name: str, stands_for: str) -> None:
+    hashes = {
+        weights: config_hash(Configuration(model=Model(name=name, weights=weights)), models.origin(Model(name=name, weights=weights)))
+        for weights in ("none", "DEFAULT", stands_for)
+    }
+    assert hashes["DEFAULT"] == hashes[stands_for] != hashes["none"]
+
+
+def test_two_files_of_one_content_have_one_hash_and_another_content_another(tmp_path: Path) -> None:
+    for name, content in (("a.pt", b"one"), ("b.pt", b"one"), ("c.pt", b"two")):
+        (tmp_path / name).write_bytes(content)
+    one, same, other = (models.origin(Model(weights=f"file:{tmp_path}/{name}.pt"))["weights"] for name in "abc")
+    assert one == same != other
 
 
 class Pickled:
@@ -184,10 +276,7 @@ def test_densenets_weights_are_used_with_the_names_of_torchvisions_file(cache: P
     file = expected_file(cache, torchvision.models.DenseNet121_Weights.IMAGENET1K_V1)
     file.parent.mkdir(parents=True)
     # torchvision's published file has norm.1 where the network has norm1.
-    torch.save(
-        {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in state.items() if "tracked" not in name},
-        file,
-    )
+    torch.save(published(state), file)
     loaded = models.build(Model(name="densenet121", weights="DEFAULT"), 3, 64).module.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items() if not name.startswith("classifier."))
 

@@ -6,6 +6,7 @@ Nothing of the rest of this package is imported here but `pipeline.errors`: the 
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +20,11 @@ DECODING = 1
 """Raised with each change of what `decode`, `resize` or `pipeline.data.worker.perceptual_hash` makes of a file: pixels stored
 by another version are not taken for those of this one."""
 
-EXTENSIONS = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 """What is opened, whatever a file's name says: for EPS, Pillow runs Ghostscript, a program that need not end. The common ones
-first, since TIFF and those after it make Pillow import all of its readers. (MPO, two cameras' JPEG, is opened as JPEG.)"""
+first, since TIFF and those after it make Pillow import all of its readers. (MPO, several JPEGs in a file, is opened as JPEG.)"""
 
 UNREADABLE = (OSError, ValueError)
 """What reading and decoding raise for a file that is missing, no picture, truncated, or too large."""
@@ -33,8 +32,8 @@ UNREADABLE = (OSError, ValueError)
 MAX_PIXELS = 64_000_000
 """More than any camera's picture; a small file of more may be made to exhaust memory."""
 
-# `decode` checks the size itself, before anything is decoded.
-Image.MAX_IMAGE_PIXELS = None
+# `decode` refuses where Pillow warns.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _WHITES = (1.0, 255.0, 65535.0)
 _OVERSHOOT = 0.25
@@ -66,6 +65,9 @@ def decode(file: Path | str | BinaryIO, background: str = "white", max_pixels: i
     Raises:
         OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
     """
+    # Pillow makes room for a GIF's pixels when it is opened, unless they are more than twice as many. Never less than the default,
+    # since the setting holds for every picture that this process opens.
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)
     try:
         with Image.open(file, formats=FORMATS) as opened:
             if problem := too_large(*opened.size, max_pixels):
@@ -76,6 +78,8 @@ def decode(file: Path | str | BinaryIO, background: str = "white", max_pixels: i
             return _rgb(opened, background)
     except (OSError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise OSError(f"more pixels than data.max_pixels ({max_pixels})") from error
     except Exception as error:
         # Pillow's readers raise whatever a damaged file makes them stumble over: SyntaxError, struct.error, KeyError and more.
         raise OSError(first_line(error)) from error

@@ -94,6 +94,7 @@ class Batches(Sampler[list[Key]]):
 
     Attributes:
         epoch: To be set before each epoch.
+        skip: Batches at the epoch's beginning that are left out, since a resumed training has done them.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Batches(Sampler[list[Key]]):
     ) -> None:
         self._num_images, self._batch_size, self._shuffle_seed = num_images, batch_size, shuffle_seed
         self._probabilities = probabilities
-        self.epoch = 0
+        self.epoch = self.skip = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self._num_images, self._batch_size)
@@ -109,7 +110,7 @@ class Batches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self._keys()
-        for start in range(0, self._num_images, self._batch_size):
+        for start in range(self.skip * self._batch_size, self._num_images, self._batch_size):
             batch = keys[start : start + self._batch_size]
             if not self._is_dropped(len(batch)):
                 yield batch
@@ -168,9 +169,9 @@ class Loader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch."""
-        self._batches.epoch = number
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch, without its first `skip` batches."""
+        self._batches.epoch, self._batches.skip = number, skip
         yield from self._loader
 
 

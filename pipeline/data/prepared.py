@@ -22,7 +22,7 @@ from PIL import Image, ImageColor
 
 from pipeline.config import Data
 from pipeline.data import findings, gate
-from pipeline.data.decode import center_crop
+from pipeline.data.decode import DECODING, center_crop
 from pipeline.data.examine import Examined, Progress, examine
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits, fold_name, sample
@@ -96,7 +96,7 @@ class Prepared:
         """Return mean and standard deviation per channel of the training images, 0 to 1; computed when first asked for."""
         data = self.data
         fold = f"-fold-{self.fold}" if data.folds else ""
-        recipe = f"{data.stored_size}-{data.image_size}-{data.interpolation}-{data.background.lstrip('#')}"
+        recipe = f"{data.stored_size}-{data.image_size}-{data.interpolation}-{data.background.lstrip('#')}-{DECODING}"
         file = self.folder / f"normalisation-{recipe}{fold}.json"
         if not file.is_file():
             mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
@@ -126,8 +126,9 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     try:
         examined = examine(source, items, recipe, progress)
     except OSError as error:
-        raise UserError(f"prepared images cannot be written to {root}: {error.strerror or error}") from error
+        raise UserError(f"images cannot be stored in {root}: {error.strerror or error}") from error
     inspection = gate.inspect(items, examined, data)
+    inspection.warnings += source.warnings
     thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items, examined.unreadable)
     try:
         findings.refuse(inspection, examined, data, source.description, source.ignored)
@@ -151,7 +152,7 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     try:
         _write_lists(prepared, inspection, numbers)
     except OSError as error:
-        raise UserError(f"prepared images cannot be written to {prepared.folder}: {error.strerror or error}") from error
+        raise UserError(f"images cannot be stored in {prepared.folder}: {error.strerror or error}") from error
     if on_report:
         on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared

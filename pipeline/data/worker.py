@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import imagehash
 import numpy as np
@@ -141,7 +141,7 @@ def perceptual_hash(image: Image.Image) -> int | None:
         return None
     # Averaged down first: imagehash, which looks at 32 by 32 pixels, would resize with a filter that takes ten times as long.
     small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
-    darkest, lightest = small.getextrema()
+    darkest, lightest = cast("tuple[int, int]", small.getextrema())
     if lightest - darkest < FLAT:
         return None
     return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), "big")

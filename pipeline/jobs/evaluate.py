@@ -15,11 +15,11 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.prepare import prepare_images
 from pipeline.jobs.restore import Restored, restore
-from pipeline.jobs.train import log_confusion
+from pipeline.jobs.training_log import log_confusion
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
-from pipeline.training.fit import predict_logits
+from pipeline.training.inference import predict_logits
 
 
 def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[dict[str, float], pd.DataFrame]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import models
 from pipeline.config import Configuration, Data
+from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import UserError
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
+from pipeline.tracking import transfer
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
@@ -104,23 +107,37 @@ def images_for(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared
 
 def log_preparation(workspace: Workspace, data: Data, log_images: bool) -> Prepared:
     """Prepare the images in a run of its own, with manifest, classes, report and dataset input."""
-    prepared = prepare_images(workspace, data, log_images)
+    refused: Refused | None = None
+    try:
+        prepared = prepare_images(workspace, data, log_images)
+    except Refused as error:
+        refused = error
     with TrackedRun(workspace, "prepare", f"prepare {data.name}", single=True) as run:
         run.params({f"data.{name}": value for name, value in data.model_dump(mode="json").items()})
+        if refused:
+            _log_pages(run)
+            raise refused
         log_dataset(run, prepared, data)
         log_report(run, prepared)
+        run.metrics({"majority_rate": majority_rate(prepared)})
     return prepared
 
 
 def log_report(run: RunLog, prepared: Prepared) -> None:
-    """Log the report on the images, the manifest and the majority rate."""
+    """Log the report on the images, and the manifest."""
     for name in ("manifest.csv", "classes.json", "data.json"):
         run.file(prepared.folder / name, REPORT)
-    folder = run.workspace.outputs / REPORT
+    _log_pages(run)
+
+
+def _log_pages(run: RunLog) -> None:
     for name in ("report.html", "report.json"):
-        run.file(folder / name, REPORT)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    run.metrics({"majority_rate": report["majority"]["share"]})
+        run.file(run.workspace.outputs / REPORT / name, REPORT)
+
+
+def majority_rate(prepared: Prepared) -> float:
+    """Return the share of the validation images that always answering the largest class would get right; with folds that of all."""
+    return majority(prepared.counts())[1]
 
 
 def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:
@@ -140,8 +157,17 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
     try:
         resolve_device(configuration.training.device)
         build_augmentation(configuration.data)
-        origin = models.origin(configuration.model)
-        models.check(configuration.model, len(prepared.classes), configuration.data.image_size)
+        model = transfer.with_file(configuration.model)
+        origin = models.origin(model)
+        note = models.check(model, len(prepared.classes), configuration.data.image_size)
     except UserError as error:
         raise UserError(f"{where}: {error.message}" if where else error.message, error.findings) from None
+    if note:
+        _say_once(f"model.weights {configuration.model.weights}: {note}")
     return origin
+
+
+@lru_cache
+def _say_once(line: str) -> None:
+    """Print what would be said again for each entry of a list."""
+    say(line)

@@ -80,6 +80,13 @@ def _notes(rows: Sequence[find.Row], digest: str, majority_rate: float | None) -
     notes = [f"{len(rows)} trainings, {complete} complete, ranked by validation accuracy; only settings that differ are shown."]
     if majority_rate is not None:
         notes.append(f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images.")
+    folds: dict[str, set[str]] = {}
+    for row in rows:
+        if can_be_ranked(row) and row["data_digest"] == digest:
+            folds.setdefault(row["config_hash"], set()).add(row["fold"])
+    lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
+    if lacking:
+        notes.append(f"{lacking} configurations lack folds that others have, and stand after those.")
     others = sum(row["data_digest"] != digest for row in rows)
     if others:
         notes.append(f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable.")

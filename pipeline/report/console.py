@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.tables import duration, percent
-from pipeline.training.fit import Callback
+from pipeline.training.callback import Callback
 
 # A log file has no width of its own; the comparison needs about this much.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
@@ -74,7 +75,7 @@ class TrainingProgress(Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
-        self._epochs = 0
+        self._epochs = self._done = 0
         self._started = 0.0
 
     def __enter__(self) -> TrainingProgress:
@@ -88,12 +89,17 @@ class TrainingProgress(Callback):
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=epochs * steps_per_epoch, shown="")
 
+    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+        if epoch:
+            say(f"  {self._title}: goes on after epoch {epoch}")
+        self._done = epoch
+
     def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
         if self._task is not None:
             self._progress.update(self._task, advance=1, shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {percent(accuracy)}")
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        left = (time.monotonic() - self._started) / epoch * (self._epochs - epoch)
+        left = (time.monotonic() - self._started) / (epoch - self._done) * (self._epochs - epoch)
         say(
             f"  {self._title}: epoch {epoch}/{self._epochs}"
             f"  train loss {values['train/loss']:.4f} accuracy {percent(values['train/accuracy'])}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from pipeline.config import Study
 from pipeline.tracking.run import Pruned
-from pipeline.training.fit import Callback
+from pipeline.training.callback import Callback
+from pipeline.training.fit import score
 
 STARTUP_TRIALS = 5
 """Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
@@ -27,23 +30,29 @@ def build_pruner(study: Study, epochs: int) -> BasePruner:
 
 
 class Report(Callback):
-    """Reports validation accuracy after each epoch; gives a searched trial up where the pruner says so.
+    """Reports the score after each epoch; gives a searched trial up where the pruner says so.
 
     Args:
         trial: Of the study.
+        metric: What trainings are compared by.
         prunable: False for entries of the list, which only set the standard for the others.
     """
 
-    def __init__(self, trial: optuna.Trial, prunable: bool) -> None:
-        self._trial, self._prunable = trial, prunable
+    def __init__(self, trial: optuna.Trial, metric: str, prunable: bool) -> None:
+        self._trial, self._metric, self._prunable = trial, metric, prunable
         self._epochs = 0
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs = epochs
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        self._trial.report(values["val/accuracy"], epoch)
+        self._trial.report(score(values, self._metric), epoch)
         # Asked for list entries too: the successive-halving pruners record their rungs when asked.
         hopeless = self._trial.should_prune()
         if hopeless and self._prunable and epoch < self._epochs:
             raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at validation accuracy {values['val/accuracy']:.2%}")
+
+    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+        # The trial is another one than that of the interrupted life.
+        for number, values in enumerate(history, 1):
+            self._trial.report(score(values, self._metric), number)

@@ -20,8 +20,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import PipelineError, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.identity import study_name
-from pipeline.jobs.prepare import check, images_for, log_report, prepare_images
-from pipeline.jobs.preview import log_preview
+from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images
+from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
 from pipeline.jobs.summarise import Comparison, summarise
 from pipeline.jobs.train import Job
@@ -73,7 +73,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
         study = _open(workspace, experiment, name)
         parent = study.user_attrs.get(PARENT) or find.study_parent(workspace, name)
         if study.user_attrs.get(IDENTITY, identity) != identity:
-            raise UserError(f"study.name: study {name!r} has another base, space or data; give another name, or none")
+            raise UserError(f"study.name: study {name!r} has another base, space, data or fold; give another name, or none")
         with ExitStack() as runs:
             if parent and workspace.launched_run:
                 runs.enter_context(
@@ -161,7 +161,13 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> No
     if experiment.path.is_file():
         run.file(experiment.path)
     log_report(run, prepared)
-    log_preview(run, prepared, experiment.base)
+    run.metrics({"majority_rate": majority_rate(prepared)})
+    log_previews(run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)])
+
+
+def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
+    choices = experiment.space.get("data.augment", [])
+    return [experiment.sampled({"data.augment": choice}) for choice in choices] if isinstance(choices, list) else []
 
 
 def _abandoned(workspace: Workspace, study: optuna.Study) -> None:
@@ -176,6 +182,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.majority_rate):
             run.file(figure, "optuna")
+        run.flush()
     ranked = compared.ranked()
     if not ranked:
         raise PipelineError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import optuna
 
@@ -20,7 +23,7 @@ from pipeline.report.tables import describe, percent
 from pipeline.search.pruning import Report
 from pipeline.search.space import as_point, suggest
 from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, waiting
-from pipeline.tracking import names
+from pipeline.tracking import find, names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.store import StoreError, Workspace
 
@@ -61,7 +64,8 @@ class Worker:
     def _objective(self, trial: optuna.Trial) -> float:
         """Return the best validation accuracy; NaN, which Optuna counts as failed, where the training fails."""
         try:
-            configuration, place = self._configuration(trial), place_of(trial)
+            place = place_of(trial)
+            configuration = self._configuration(trial, place)
             say(f"trial {place + 1} of {self.experiment.trials}: {describe(configuration.flat())}")
             return self._train(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
@@ -76,11 +80,15 @@ class Worker:
             trial.set_user_attr("reason", first_line(error)[:1000])
             return math.nan
 
-    def _configuration(self, trial: optuna.Trial) -> Configuration:
+    def _configuration(self, trial: optuna.Trial, place: int) -> Configuration:
         entry = trial.user_attrs.get(ENTRY)
         base, space = self.experiment.base, self.experiment.space
         if entry is None:
-            return self.experiment.sampled(suggest(trial, space))
+            values = suggest(trial, space)
+            try:
+                return self.experiment.sampled(values)
+            except UserError as error:
+                raise self._as_failed_run(error, {**base.flat(), **values}, place) from None
         configuration = Configuration.model_validate(entry)
         if as_point(configuration, base, space) is not None:
             # Its values are fixed already; suggesting them tells the sampler.
@@ -92,17 +100,23 @@ class Worker:
             return listed
         try:
             origin = check(configuration, self.prepared, "")
-        except UserError:
-            # Choices that are right alone may not fit together: that is one failed run too.
-            with TrackedRun(
-                self.workspace, "train", self._name(configuration, place), parent=self.parent.id, tags=self._tags(place)
-            ) as run:
-                run.configuration(configuration)
-                raise
+        except UserError as error:
+            raise self._as_failed_run(error, configuration.flat(), place) from None
         return Job(configuration, origin, images_for(self.workspace, configuration.data, self.prepared))
 
-    def _name(self, configuration: Configuration, place: int) -> str:
-        return f"{place:02d} {Path(configuration.model.name.removeprefix('file:').partition(':')[0]).name}"
+    def _as_failed_run(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
+        """Log choices that are right alone but do not fit together: one failed run like others."""
+        name = self._name(str(params["model.name"]), place)
+        with (
+            contextlib.suppress(UserError),
+            TrackedRun(self.workspace, "train", name, parent=self.parent.id, tags=self._tags(place)) as run,
+        ):
+            run.params(params)
+            raise error
+        return error
+
+    def _name(self, model: str, place: int) -> str:
+        return f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
 
     def _tags(self, place: int) -> dict[str, str]:
         return {names.STUDY: self.study.study_name, names.TRIAL: str(place), names.DATA_DIGEST: self.prepared.digest}
@@ -117,15 +131,18 @@ class Worker:
             say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
             trial.set_user_attr(RUN_ID, same["run_id"])
             adopt_training(self.workspace, same["run_id"], self.study.study_name)
-            return float(same["val_accuracy"])
+            return float(same["score"])
         fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
+        identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
+        interrupted = find.interrupted_training(self.workspace, self.study.study_name, *identity)
         placement = Placement(
-            self._name(job.configuration, place) + fold,
+            self._name(job.configuration.model.name, place) + fold,
             parent=self.parent.id,
             tags=self._tags(place),
+            run_id=interrupted,
             on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
         )
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
-        report = [Report(trial, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
-        _, accuracy = train(self.workspace, job, placement, report)
-        return accuracy
+        metric = job.configuration.training.best_metric
+        report = [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
+        return train(self.workspace, job, placement, report).score

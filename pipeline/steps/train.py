@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import Raw
+from pipeline.config import Raw, essential
 from pipeline.errors import UserError
 from pipeline.steps.options import FastOptions, read_experiment
 
@@ -10,6 +10,7 @@ from pipeline.steps.options import FastOptions, read_experiment
 class TrainOptions(FastOptions):
     """Options of train."""
 
+    run_id: str = essential("", "An interrupted training to go on with, by its recorded configuration: takes no other option.")
     summary = "Train one configuration, the experiment's base with overrides, and export the network."
     example = "python -m pipeline train --model.name resnet34 --optimizer.lr 3e-4"
 
@@ -18,7 +19,10 @@ OPTIONS = TrainOptions
 
 
 def run(own: TrainOptions, overrides: Raw) -> None:
-    """Train the experiment's base."""
+    """Train the experiment's base, or go on with an interrupted run."""
+    if own.run_id:
+        _resume(own, overrides)
+        return
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.prepare import check, prepare_images
     from pipeline.jobs.train import Job, Placement, reusable, train
@@ -45,5 +49,33 @@ def run(own: TrainOptions, overrides: Raw) -> None:
             f"trained before as run {same['run_id']}, validation accuracy {percent(same['val_accuracy'])}; another training.seed repeats it"
         )
         return
-    run_id, accuracy = train(workspace, job, Placement(configuration.model.name.rpartition("/")[2], export=True, single=True))
-    say(f"run {run_id}: best validation accuracy {percent(accuracy)}; model runs:/{run_id}/model")
+    done = train(workspace, job, Placement(configuration.model.name.rpartition("/")[2], export=True, single=True))
+    say(f"run {done.run_id}: best validation accuracy {percent(done.accuracy)}; model runs:/{done.run_id}/model")
+
+
+def _resume(own: TrainOptions, overrides: Raw) -> None:
+    """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
+    given = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
+    given += [name for name in ("config", "experiment", "fast") if getattr(own, name) != TrainOptions.model_fields[name].default]
+    if given:
+        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(given)}")
+    from contextlib import ExitStack
+
+    from pipeline.jobs.resume import interrupted_job
+    from pipeline.jobs.train import Placement, train
+    from pipeline.report.console import say
+    from pipeline.report.tables import percent
+    from pipeline.tracking import find, names
+    from pipeline.tracking.run import TrackedRun
+    from pipeline.tracking.store import open_workspace
+
+    tags = find.get_run(open_workspace(""), own.run_id).data.tags
+    workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
+    job = interrupted_job(workspace, own.run_id)
+    with ExitStack() as launched:
+        if workspace.launched_run:
+            joins = {names.JOINS: own.run_id}
+            launched.enter_context(TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True))
+        name = str(find.get_run(workspace, own.run_id).info.run_name)
+        done = train(workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id))
+    say(f"run {done.run_id}: best validation accuracy {percent(done.accuracy)}")

@@ -119,11 +119,19 @@ def row(run: Run) -> Row:
     found |= {"config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params), "data_digest": tags.get(names.DATA_DIGEST, "")}
     found |= {
         "start_time": run.info.start_time,
+        "score": _score(params.get("training.best_metric", "val/accuracy"), metrics),
         "trial": tags.get(names.TRIAL),
+        "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),
     }
     return found | {"params": dict(params)}
+
+
+def _score(best_metric: str, metrics: Mapping[str, float]) -> float | None:
+    """Return what the run ranks by, the higher the better."""
+    value = metrics.get(f"best/{best_metric.replace('/', '_')}")
+    return -value if value is not None and best_metric == "val/loss" else value
 
 
 def _typed(name: str, value: str | None) -> Any:
@@ -155,7 +163,23 @@ def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: i
     tags[names.DATA_DIGEST] = data_digest
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
     rows = [row(run) for run in found if names.JOINS not in run.data.tags]
-    return next((found for found in rows if found["seed"] == seed and found["params"].get("data.fold", "0") == str(fold)), None)
+    return next((found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None)
+
+
+def interrupted_training(workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str) -> str:
+    """Return the run id of a study's training of that identity that was interrupted, the latest one, or an empty string."""
+    tags = {names.EXPERIMENT: workspace.experiment, names.STATE: names.INTERRUPTED, names.CONFIG_HASH: config_hash}
+    tags[names.DATA_DIGEST] = data_digest
+    found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
+    rows = [row(run) for run in found if study in run.data.tags.get(names.STUDY, "").split(",")]
+    same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
+    return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
+
+
+def running(workspace: Workspace, experiment: str = "") -> list[Run]:
+    """Return the runs that are RUNNING, of one experiment of ours or of all."""
+    of_experiment = f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
+    return _search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
 
 
 def studies(workspace: Workspace) -> dict[str, Run]:

@@ -9,6 +9,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,13 +20,20 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
 from pipeline import signals
+from pipeline.background import Background, Task
 from pipeline.config import Configuration
 from pipeline.errors import UserError
 from pipeline.tracking import names
+from pipeline.tracking.heartbeat import Beat, Heartbeat
 from pipeline.tracking.store import Workspace
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
+
+
+def new_uid() -> str:
+    """Return an identity for a run, given before the store knows it."""
+    return uuid.uuid4().hex
 
 
 class Pruned(Exception):
@@ -43,12 +51,29 @@ class RunLog:
     def __init__(self, workspace: Workspace, run_id: str) -> None:
         self.workspace, self.client, self.id = workspace, workspace.client, run_id
 
+    def _write(self, task: Task) -> None:
+        """Do what writes to the store; at once, unless a subclass puts it off."""
+        task()
+
+    def flush(self) -> None:
+        """Wait until all is written; needed before a file that was logged changes or goes."""
+
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
+        self._write(lambda: self._tag(tags))
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)[:_TAG_LENGTH]) for key, value in tags.items()])
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log params; those the run has already (the launcher's) stay as they are."""
+        self._write(lambda: self._params(values))
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag that the run has."""
+        self._write(lambda: self.client.delete_tag(self.id, name))
+
+    def _params(self, values: Mapping[str, Any]) -> None:
         present = self.client.get_run(self.id).data.params
         new = [Param(key, _as_text(value)[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
         for start in range(0, len(new), _PARAMS_PER_BATCH):
@@ -59,26 +84,36 @@ class RunLog:
         now = int(time.time() * 1000)
         batch = [Metric(key, float(value), now, step) for key, value in values.items()]
         for start in range(0, len(batch), _METRICS_PER_BATCH):
-            self.client.log_batch(self.id, metrics=batch[start : start + _METRICS_PER_BATCH])
+            part = batch[start : start + _METRICS_PER_BATCH]
+            self._write(partial(self._log_metrics, part))
+
+    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
+        self.client.log_batch(self.id, metrics=metrics)
 
     def text(self, name: str, content: str) -> None:
         """Log a text file as artifact `name`, such as ``folder/file.txt``."""
+        self._write(lambda: self._text(name, content))
+
+    def _text(self, name: str, content: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(name).name
             file.write_text(content, encoding="utf-8")
-            self.file(file, str(Path(name).parent))
+            self._file(file, str(Path(name).parent))
 
     def json(self, name: str, content: Any) -> None:
         """Log plain values as a JSON artifact."""
         self.text(name, json.dumps(content, ensure_ascii=False, indent=1))
 
     def file(self, file: Path, folder: str = "") -> None:
-        """Log a file as an artifact in `folder`."""
+        """Log a file as an artifact in `folder`; it must stay as it is until `flush` or the run's end."""
+        self._write(lambda: self._file(file, folder))
+
+    def _file(self, file: Path, folder: str) -> None:
         self.client.log_artifact(self.id, str(file), folder if folder != "." else "")
 
     def files(self, folder: Path, name: str) -> None:
-        """Log all files of a folder as artifacts under `name`."""
-        self.client.log_artifacts(self.id, str(folder), name)
+        """Log all files of a folder as artifacts under `name`; they must stay as they are until `flush` or the run's end."""
+        self._write(lambda: self.client.log_artifacts(self.id, str(folder), name))
 
     def configuration(self, configuration: Configuration) -> None:
         """Log the configuration as params and, whole, as the artifact that is read back."""
@@ -89,7 +124,7 @@ class RunLog:
         """Log the data as dataset inputs, one per context."""
         dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)  # type: ignore[abstract]
         inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]) for context in contexts]
-        self.client.log_inputs(self.id, inputs)
+        self._write(lambda: self.client.log_inputs(self.id, inputs))
 
 
 class TrackedRun(RunLog):
@@ -97,6 +132,9 @@ class TrackedRun(RunLog):
 
     Leaving the block normally ends it FINISHED and complete; `Pruned` ends it FINISHED and pruned, a
     signal KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
+
+    Metrics, files and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
+    raised by what is written next. A heartbeat tag tells that the process lives.
 
     Args:
         workspace: The open store.
@@ -120,6 +158,9 @@ class TrackedRun(RunLog):
         single: bool = False,
     ) -> None:
         self._existing = run_id or (workspace.launched_run if single else "")
+        self.uid = ""
+        self._writing = Background()
+        self._heartbeat: Heartbeat | None = None
         super().__init__(workspace, self._existing)
         self._step, self._name = step, name
         if run_id:
@@ -127,7 +168,7 @@ class TrackedRun(RunLog):
             self._name = ""
             self._tags = {names.STATE: names.RUNNING}
         else:
-            self._tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: uuid.uuid4().hex}
+            self._tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: new_uid()}
             self._tags |= {names.PARENT: parent} if parent else {}
             self._tags |= dict(tags or {})
 
@@ -142,18 +183,40 @@ class TrackedRun(RunLog):
             raise
         return self
 
+    def _write(self, task: Task) -> None:
+        self._writing.submit(task)
+
+    def flush(self) -> None:
+        self._writing.flush()
+
     def _start(self) -> None:
+        self._tags[names.HEARTBEAT] = str(Beat.now())
         if self._existing:
             self.client.update_run(self._existing, status="RUNNING", name=self._name or None)
-            self.tag(self._tags)
+            self._tag(self._tags)
             for stale in (names.REASON, names.NOTE):
                 if stale in self.client.get_run(self.id).data.tags:
                     self.client.delete_tag(self.id, stale)
         else:
             tags = {**_source_tags(self._step), **self._tags}
             self.id = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name).info.run_id
+        self.uid = self._tags.get(names.UID) or self.client.get_run(self.id).data.tags.get(names.UID, self.id)
+        self._heartbeat = Heartbeat(self.client, self.id)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with signals.held():
+                self._writing.close()
+        except Exception as unwritten:
+            # What could not be written makes the run incomplete; the error that ended the block says more than this one.
+            if error is None or isinstance(error, Pruned):
+                self._end(type(unwritten), unwritten)
+                raise
+        self._end(kind, error)
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if error is None:
             self.end(names.COMPLETE)
         elif isinstance(error, Pruned):
@@ -163,7 +226,7 @@ class TrackedRun(RunLog):
         else:
             try:
                 if not isinstance(error, UserError):
-                    self.text("traceback.txt", "".join(traceback.format_exception(error)))
+                    self._text("traceback.txt", "".join(traceback.format_exception(error)))
             finally:
                 # What has failed the run, such as a full disk, may fail the traceback too.
                 self.end(names.FAILED, str(error).strip() or type(error).__name__)
@@ -174,7 +237,7 @@ class TrackedRun(RunLog):
             {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {}
         )
         with signals.held():
-            self.tag(tags)
+            self._tag(tags)
             self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
 
 
@@ -188,12 +251,22 @@ def launched(workspace: Workspace, step: str) -> Iterator[None]:
         yield
 
 
-def end_abandoned(workspace: Workspace, run_id: str) -> None:
-    """End a run whose process died without ending it."""
-    if run_id and workspace.client.get_run(run_id).info.status == "RUNNING":
-        log = RunLog(workspace, run_id)
-        log.tag({names.STATE: names.INTERRUPTED, names.REASON: "its process died"})
-        workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED])
+def lives(tags: Mapping[str, str]) -> bool:
+    """Whether the process of a run still works on it, as far as its heartbeat tells."""
+    beat = Beat.of(tags)
+    return beat is not None and tags.get(names.STATE) == names.RUNNING and beat.lives
+
+
+def end_abandoned(workspace: Workspace, run_id: str) -> bool:
+    """End a run whose process died without ending it, at its last beat; return whether it was one."""
+    run = workspace.client.get_run(run_id) if run_id else None
+    if run is None or run.info.status != "RUNNING" or lives(run.data.tags):
+        return False
+    beat = Beat.of(run.data.tags)
+    reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")
+    RunLog(workspace, run_id).tag({names.STATE: names.INTERRUPTED, names.REASON: reason, names.NOTE: f"{names.INTERRUPTED}: {reason}"})
+    workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None)
+    return True
 
 
 def adopt_training(workspace: Workspace, run_id: str, study: str) -> None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from pipeline.errors import UserError
+
+
+def use_deterministic_kernels() -> None:
+    """Let CUDA use only kernels that give the same result twice; an operation that has none raises RuntimeError."""
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,43 +1,33 @@
-"""Train one network on one set of images: the loop, the best checkpoint, early stopping."""
+"""Train one network on one set of images: the epochs, the best weights, early stopping, resume checkpoints."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from pipeline import metrics
+from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import TrainingFailed
+from pipeline.errors import LossNotFinite
 from pipeline.models import Network
+from pipeline.training.callback import Callback
+from pipeline.training.checkpoint import Checkpoints, copied, random_states, set_random_states, weights_of, write_whole
 from pipeline.training.imbalance import balanced_class_weights
-from pipeline.training.optimizer import build_optimizer
+from pipeline.training.inference import predict_logits, set_training_mode
+from pipeline.training.numerics import PLAIN, Numerics
 from pipeline.training.schedule import Plateau, lr_at
-
-
-class Callback:
-    """What the outside sees of a training; override what is needed. An exception ends the training."""
-
-    def on_start(self, epochs: int, steps_per_epoch: int) -> None:
-        """Called before the first step."""
-
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
-        """Called after each optimizer step with the running means of the epoch."""
-
-    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        """Called after each validation with that epoch's metrics, epochs counted from 1."""
+from pipeline.training.step import Stepper
 
 
 @dataclass
@@ -50,7 +40,7 @@ class Fitted:
         best_epoch: Counted from 1; 0 before the first validation.
         labels: Of the validation images, shape (images,).
         logits: Of the best epoch, shape (images, classes).
-        seconds: Wall-clock time of training and validation.
+        seconds: Wall-clock time of training and validation, that before an interruption included.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -68,7 +58,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a training needs beside its configuration."""
+    """All that a training needs beside its configuration.
+
+    Attributes:
+        network: To be trained.
+        preprocessing: From stored images to its input.
+        train: Batches of the training images.
+        val: Batches of the validation images.
+        device: Where it trains.
+        checkpoint: File of the best weights.
+        numerics: Number and memory format.
+        resume: Where resume checkpoints are; None writes none.
+    """
 
     network: Network
     preprocessing: Preprocessing
@@ -76,57 +77,211 @@ class Setting:
     val: Loader
     device: torch.device
     checkpoint: Path
+    numerics: Numerics = PLAIN
+    resume: Checkpoints | None = None
 
 
 def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
     """Train, validate after each epoch, and keep the best weights in `setting.checkpoint`.
 
-    The checkpoint is replaced when validation accuracy is >= the best so far, so that among equal
+    They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that among equal
     scores the longer-trained one is kept. ``train/loss`` is the mean of what is minimised, weighed by
     class where `class_weights` is balanced; ``val/loss`` never is, so that it compares across configurations.
+    Where `setting.resume` has a checkpoint, the training goes on from there, to the same bits on a CPU.
 
     Args:
         configuration: Of the training.
-        setting: Network, images, device and where the checkpoint goes.
+        setting: Network, images, device and where the checkpoints go.
         callbacks: Told of every step and epoch.
         fitted: Filled as the training goes on.
 
     Raises:
-        TrainingFailed: The loss is not finite.
+        LossNotFinite: It stops there; the best weights stay.
     """
-    module = setting.network.module.to(setting.device)
-    optimizer = build_optimizer(configuration.optimizer, module.parameters())
-    plateau = Plateau(configuration.schedule)
-    class_weights = _class_weights(configuration, setting)
-    epochs, patience = configuration.training.epochs, configuration.training.patience
-    started = time.perf_counter()
-    for callback in callbacks:
-        callback.on_start(epochs, len(setting.train))
-    for epoch in range(1, epochs + 1):
-        epoch_started = time.perf_counter()
-        train_loss, train_accuracy = _train_epoch(epoch, configuration, setting, class_weights, optimizer, plateau, callbacks, fitted)
-        train_seconds = time.perf_counter() - epoch_started
-        labels, logits = predict_logits(module, setting.val, setting.preprocessing, setting.device)
+    training = _Training(configuration, setting, callbacks, fitted)
+    try:
+        training.run()
+    finally:
+        training.files.close()
+
+
+class _Training:
+    """The state of a training between two steps is `state`; all else follows from configuration and setting."""
+
+    def __init__(self, configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
+        self._configuration, self._setting, self._callbacks, self._fitted = configuration, setting, callbacks, fitted
+        self._module = setting.network.module.to(setting.device)
+        self._stepper = Stepper(configuration, self._module, setting.numerics, setting.device, _class_weights(configuration, setting))
+        self._plateau = Plateau(configuration.schedule)
+        self._epoch, self._sums, self._epoch_seconds = 1, _Sums(), 0.0
+        self._saved = self._tick = time.perf_counter()
+        self.files = Background()
+
+    def run(self) -> None:
+        """Train to the end."""
+        state = self._setting.resume.load() if self._setting.resume else None
+        epochs, patience = self._configuration.training.epochs, self._configuration.training.patience
+        if state is not None:
+            self._load(state)
+        for callback in self._callbacks:
+            callback.on_start(epochs, len(self._setting.train))
+            callback.on_resume(len(self._fitted.history), self._fitted.history)
+        self._saved = self._tick = time.perf_counter()
+        while self._epoch <= epochs and not (patience and self._epoch - 1 - self._fitted.best_epoch >= patience):
+            self._train_epoch()
+            self._validate()
+            self._epoch, self._sums, self._epoch_seconds = self._epoch + 1, _Sums(), 0.0
+
+    def _train_epoch(self) -> None:
+        configuration, setting, sums = self._configuration, self._setting, self._sums
+        set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
+        for images, labels in setting.train.epoch(self._epoch, skip=sums.steps):
+            inputs = setting.preprocessing.normalise(images.to(setting.device, non_blocking=True))
+            labels = labels.to(setting.device, non_blocking=True)
+            loss, logits = self._stepper.forward(inputs, labels)
+            loss_value = loss.item()
+            if not math.isfinite(loss_value):
+                step, epoch = sums.steps + 1, self._epoch
+                raise LossNotFinite(f"the loss is not finite at step {step} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help")
+            self._stepper.backward(loss)
+            for callback in self._callbacks:
+                callback.on_backward(self._epoch, len(self._fitted.lrs) + 1)
+            lr = self._lr()
+            self._stepper.update(lr)
+            self._fitted.lrs.append(lr)
+            sums.add(loss_value, logits.detach(), labels, self._stepper.class_weights)
+            for callback in self._callbacks:
+                callback.on_step(self._epoch, sums.loss, sums.accuracy)
+            if setting.resume and time.perf_counter() - self._saved >= configuration.training.checkpoint_seconds:
+                self._save(setting.resume)
+
+    def _lr(self) -> float:
+        schedule, steps_per_epoch = self._configuration.schedule, len(self._setting.train)
+        total = steps_per_epoch * self._configuration.training.epochs
+        lr = lr_at(len(self._fitted.lrs), schedule, self._configuration.optimizer.lr, steps_per_epoch, total)
+        return max(lr * self._plateau.factor, min(lr, schedule.min_lr))
+
+    def _validate(self) -> None:
+        setting, fitted, sums = self._setting, self._fitted, self._sums
+        train_seconds = self._epoch_seconds + self._lap()
+        labels, logits = predict_logits(self._module, setting.val, setting.preprocessing, setting.device, setting.numerics)
         scores = metrics.score(labels, logits)
         if not math.isfinite(scores["loss"]):
-            raise TrainingFailed(f"the validation loss is not finite after epoch {epoch} ({scores['loss']})")
-        plateau.observe(scores["loss"])
-        values = {"train/loss": train_loss, "train/accuracy": train_accuracy, **{f"val/{name}": value for name, value in scores.items()}}
+            raise LossNotFinite(f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']})")
+        self._plateau.observe(scores["loss"])
+        values = {"train/loss": sums.loss, "train/accuracy": sums.accuracy, **{f"val/{name}": value for name, value in scores.items()}}
         values |= {
             "lr": fitted.lrs[-1],
-            "epoch_seconds": time.perf_counter() - epoch_started,
+            "epoch_seconds": train_seconds + self._lap(),
             "images_per_second": setting.train.num_images / train_seconds,
         }
         fitted.history.append(values)
-        is_best = fitted.best_epoch == 0 or scores["accuracy"] >= fitted.best["val/accuracy"]
+        metric = self._configuration.training.best_metric
+        is_best = fitted.best_epoch == 0 or score(values, metric) >= score(fitted.best, metric)
         if is_best:
-            fitted.best_epoch, fitted.labels, fitted.logits = epoch, labels, logits
-            save_weights(module, setting.checkpoint)
-        fitted.seconds = time.perf_counter() - started
-        for callback in callbacks:
-            callback.on_epoch(epoch, values, is_best)
-        if patience and epoch - fitted.best_epoch >= patience:
-            break
+            fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
+            weights = weights_of(self._module)
+            self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)))
+        fitted.seconds += values["epoch_seconds"]
+        for callback in self._callbacks:
+            callback.on_validation(self._epoch, labels, logits)
+        for callback in self._callbacks:
+            callback.on_epoch(self._epoch, values, is_best)
+
+    def _lap(self) -> float:
+        """Return the seconds since the last call."""
+        before, self._tick = self._tick, time.perf_counter()
+        return self._tick - before
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        """Take a copy of the state, and let it be written beside the training."""
+        self._epoch_seconds += self._lap()
+        fitted, best = self._fitted, self._setting.checkpoint
+        state = copied(
+            {
+                "network": self._module.state_dict(),
+                **self._stepper.state(),
+                "plateau": self._plateau.state(),
+                "random": random_states(),
+                "epoch": self._epoch,
+                "sums": vars(self._sums),
+                "epoch_seconds": self._epoch_seconds,
+                "history": fitted.history,
+                "lrs": torch.tensor(fitted.lrs, dtype=torch.float64),
+                "best_epoch": fitted.best_epoch,
+                "labels": torch.from_numpy(fitted.labels),
+                "logits": torch.from_numpy(fitted.logits),
+                "seconds": fitted.seconds,
+                "callbacks": {type(callback).__name__: callback.state() for callback in self._callbacks},
+            }
+        )
+        number = len(fitted.lrs)
+
+        def write() -> None:
+            # With the best weights of that moment: those on disk may be of a later epoch when the training goes on from here.
+            weights = torch.frombuffer(bytearray(best.read_bytes()), dtype=torch.uint8) if state["best_epoch"] else None
+            checkpoints.save({**state, "best_weights": weights}, number)
+
+        self.files.submit(write)
+        self._saved = time.perf_counter()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        fitted = self._fitted
+        self._module.load_state_dict(state["network"])
+        self._stepper.load_state(state)
+        self._plateau.load_state(state["plateau"])
+        self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], _Sums(**state["sums"])
+        fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
+        fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
+        if state["best_weights"] is not None:
+            write_whole(self._setting.checkpoint, state["best_weights"].numpy().tobytes())
+        for callback in self._callbacks:
+            callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
+        set_random_states(state["random"])
+
+
+@dataclass
+class _Sums:
+    """Running sums of an epoch.
+
+    Attributes:
+        steps: Batches so far.
+        total_loss: Each batch's loss by its weight.
+        total_weight: Of the batches.
+        correct: Images classified rightly.
+        seen: Images.
+    """
+
+    steps: int = 0
+    total_loss: float = 0.0
+    total_weight: float = 0.0
+    correct: int = 0
+    seen: int = 0
+
+    def add(self, loss: float, logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None) -> None:
+        """Take in one batch."""
+        # The loss of a batch is a mean by weight; the sum of its weights is its part of the epoch's.
+        weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
+        self.steps += 1
+        self.total_loss += loss * weight
+        self.total_weight += weight
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.seen += len(labels)
+
+    @property
+    def loss(self) -> float:
+        """Mean so far."""
+        return self.total_loss / self.total_weight
+
+    @property
+    def accuracy(self) -> float:
+        """So far."""
+        return self.correct / self.seen
+
+
+def score(values: Mapping[str, float], best_metric: str) -> float:
+    """Return what epochs, and trainings, are compared by: the higher the better."""
+    return -values[best_metric] if best_metric == "val/loss" else values[best_metric]
 
 
 def _class_weights(configuration: Configuration, setting: Setting) -> torch.Tensor | None:
@@ -134,82 +289,3 @@ def _class_weights(configuration: Configuration, setting: Setting) -> torch.Tens
         return None
     weights = balanced_class_weights(setting.train.labels.numpy(), setting.train.num_classes)
     return torch.from_numpy(weights).to(setting.device)
-
-
-def _train_epoch(
-    epoch: int,
-    configuration: Configuration,
-    setting: Setting,
-    class_weights: torch.Tensor | None,
-    optimizer: torch.optim.Optimizer,
-    plateau: Plateau,
-    callbacks: Sequence[Callback],
-    fitted: Fitted,
-) -> tuple[float, float]:
-    module, steps_per_epoch = setting.network.module, len(setting.train)
-    set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
-    total_loss, total_weight, correct, seen = 0.0, 0.0, 0, 0
-    for number, (images, labels) in enumerate(setting.train.epoch(epoch)):
-        step = (epoch - 1) * steps_per_epoch + number
-        lr = lr_at(
-            step, configuration.schedule, configuration.optimizer.lr, steps_per_epoch, steps_per_epoch * configuration.training.epochs
-        )
-        lr = max(lr * plateau.factor, min(lr, configuration.schedule.min_lr))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        inputs = setting.preprocessing.normalise(images.to(setting.device, non_blocking=True))
-        labels = labels.to(setting.device, non_blocking=True)
-        optimizer.zero_grad(set_to_none=True)
-        logits = main_output(module(inputs))
-        loss = functional.cross_entropy(logits, labels, weight=class_weights)
-        loss_value = loss.item()
-        if not math.isfinite(loss_value):
-            raise TrainingFailed(
-                f"the loss is not finite at step {number + 1} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help"
-            )
-        loss.backward()
-        optimizer.step()
-        fitted.lrs.append(lr)
-        seen += len(labels)
-        # The loss of a batch is a mean by weight; the sum of its weights is its part of the epoch's.
-        weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
-        total_loss += loss_value * weight
-        total_weight += weight
-        correct += int((logits.detach().argmax(1) == labels).sum())
-        for callback in callbacks:
-            callback.on_step(epoch, total_loss / total_weight, correct / seen)
-    return total_loss / total_weight, correct / seen
-
-
-def main_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the logits; a network with auxiliary heads puts them first."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def set_training_mode(network: Network, frozen: bool) -> None:
-    """Switch to training; a frozen backbone stays in evaluation, its BatchNorm statistics and dropout too."""
-    network.module.train(not frozen)
-    if frozen:
-        network.module.get_submodule(network.head).train()
-
-
-def predict_logits(
-    module: nn.Module, loader: Loader, preprocessing: Preprocessing, device: torch.device
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return labels (images,) and logits (images, classes) of all images of a loader, in its order."""
-    module.eval()
-    all_labels, all_logits = [], []
-    with torch.inference_mode():
-        for images, labels in loader.epoch(0):
-            all_logits.append(main_output(module(preprocessing.normalise(images.to(device)))).float().cpu())
-            all_labels.append(labels)
-    return torch.cat(all_labels).numpy(), torch.cat(all_logits).numpy()
-
-
-def save_weights(module: nn.Module, file: Path) -> None:
-    """Write the state dict as safetensors, whole or not at all."""
-    temporary = file.with_name(f".{file.name}")
-    # Cloned, since safetensors refuses tensors that share memory.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-    safetensors.torch.save_file(state, temporary)
-    os.replace(temporary, file)

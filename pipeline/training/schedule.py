@@ -47,6 +47,14 @@ class Plateau:
         self._waited = 0
         self.factor = 1.0
 
+    def state(self) -> dict[str, float]:
+        """Return what a resumed training needs."""
+        return {"best": self._best, "waited": self._waited, "factor": self.factor}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Go back to `state`."""
+        self._best, self._waited, self.factor = state["best"], int(state["waited"]), state["factor"]
+
     def observe(self, val_loss: float) -> None:
         """Take the validation loss of an epoch."""
         if self._schedule.name != "plateau":

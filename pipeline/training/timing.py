@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import Network
-from pipeline.training.fit import main_output
+from pipeline.training.inference import main_output
 
 WARM_UP = 2
 

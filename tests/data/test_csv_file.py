@@ -186,6 +186,7 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
             "has no column 'patient' (data.group_column); nearest: split; columns: image, label, split",
         ),
         ("image,label,label", {}, "has 2 columns 'label'; columns: image, label, label"),
+        ('image,"lab\nel"', {}, r"has no column 'label' (data.label_column); nearest: 'lab\nel'; columns: image, 'lab\nel'"),
         ("image,label,split,split", {}, "has 2 columns 'split'"),
     ],
 )
@@ -200,6 +201,10 @@ def test_columns_are_named_with_the_nearest(tmp_path: Path, header: str, fields:
     [
         ("b.png,,", "empty label"),
         ("b.png,  ,", "empty label"),
+        ("b.png,black\tcat,", r"label 'black\tcat' has control characters"),
+        ('b.png,"black\ncat",', r"label 'black\ncat' has control characters"),
+        ("b.png,black\u2028cat,", r"label 'black\u2028cat' has control characters"),
+        ("b.png,\x1b[31mcat,", r"label '\x1b[31mcat' has control characters"),
         (",cat,", "empty image name"),
         (" ,cat,", "empty image name"),
         ("sub/,cat,", "'sub/' names a folder, not an image"),
@@ -225,7 +230,7 @@ def test_columns_are_named_with_the_nearest(tmp_path: Path, header: str, fields:
 def test_a_wrong_row_is_refused_by_line(tmp_path: Path, row: str, expected: str) -> None:
     touch(tmp_path, "a.png", "b.png", "c.png")
     # A field of two lines in between: counting rows would give another number.
-    text = f'image,label,split\na.png,cat,\n"c.png","of two\nlines",\n{row.replace("ROOT", str(tmp_path))}\nd.png,cat,\n'
+    text = f'image,label,split\na.png,cat,\n"of two\nlines.png",cat,\n{row.replace("ROOT", str(tmp_path))}\nd.png,cat,\n'
     (tmp_path / "table.csv").write_text(text)
     error = refused(tmp_path / "table.csv")
     assert error.message == f"data.source: '{tmp_path}/table.csv', line 5: {expected.replace('ROOT', str(tmp_path))}"
@@ -358,6 +363,22 @@ def test_wrong_labels_of_a_second_csv(tmp_path: Path, labels: str, expected: str
     message = refused(tmp_path / "table.csv", **fields).message
     assert message.startswith(f"data.labels: '{tmp_path}/labels.csv'")
     assert expected.replace("FOLDER", str(tmp_path)) in message
+
+
+@pytest.mark.parametrize("label", ["café\u00a0noir", "می\u200cخواهم", "👨\u200d👩"])
+def test_a_label_may_have_the_joiners_and_blanks_of_its_language(tmp_path: Path, label: str) -> None:
+    assert opened(write(tmp_path, f"image,label\na.png,{label}\n")).items == [Item("a.png", label)]
+
+
+def test_the_second_csv_may_spell_an_image_otherwise(tmp_path: Path) -> None:
+    touch(tmp_path, "sub/a.png", "b.png", "c.png", "c.jpg")
+    fields = with_labels(tmp_path, "image\nsub/a\nb.png\nc.png\n", "image,label\nsub/a.png,cat\n./b,dog\nc.png,cat\n")
+    assert opened(tmp_path / "table.csv", **fields).items == [Item("sub/a.png", "cat"), Item("b.png", "dog"), Item("c.png", "cat")]
+    fields = with_labels(tmp_path, "image\nsub/a\nb.png\nc.png\n", "image,label\nsub/a.png,cat\n../b,dog\nc,cat\n")
+    assert refused(tmp_path / "table.csv", **fields).findings == [
+        f"line 3: image '../b', but 'b.png' in line 3 of {tmp_path}/table.csv",
+        f"line 4: image 'c', but 'c.png' in line 4 of {tmp_path}/table.csv",
+    ]
 
 
 def test_all_rows_that_disagree_are_listed(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.decode import EXTENSIONS, UNREADABLE, center_crop, decode, resize
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, center_crop, decode, reason, resize
+from tests.conftest import PROJECT
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
 INTERPOLATIONS = ["bilinear", "bicubic", "nearest", "lanczos"]
@@ -75,6 +81,97 @@ def test_sixteen_bit_grey_is_scaled_to_eight(kind: str) -> None:
     assert np.asarray(decode(encoded(image, kind))).tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
 
 
+def test_every_sixteen_bit_level_becomes_the_nearest_of_eight() -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(levels), "PNG")))[:, :, 0], np.round(levels / 257))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+@pytest.mark.parametrize("highest", [1, 200, 257 * 100, 65535])
+def test_white_is_white_for_dark_sixteen_bit_pictures_too(kind: str, highest: int) -> None:
+    levels = np.array([[0, highest]], dtype=np.uint16)
+    assert np.asarray(decode(encoded(Image.fromarray(levels), kind)))[0, :, 0].tolist() == [0, round(highest / 257)]
+
+
+def test_a_pgm_of_twelve_bits_is_scaled_by_its_own_white() -> None:
+    assert np.asarray(decode(io.BytesIO(b"P5 2 1 4095\n\x0f\xff\x00\x10")))[0, :, 0].tolist() == [255, 1]
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (np.array([0, 0.5, 1], np.float32), [0, 128, 255]),
+        (np.array([-0.01, 0.5, 1.01], np.float32), [0, 128, 255]),
+        (np.array([0, 100, 255], np.float32), [0, 100, 255]),
+        (np.array([-0.5, 100, 255.5], np.float32), [0, 100, 255]),
+        (np.array([0, 25700, 65540], np.float32), [0, 100, 255]),
+        (np.array([0, 0, 0], np.float32), [0, 0, 0]),
+        (np.array([0, 100, 255], np.int32), [0, 100, 255]),
+        (np.array([0, 256, 257], np.int32), [0, 1, 1]),
+        (np.array([0, 25700, 65535], np.int32), [0, 100, 255]),
+    ],
+)
+def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(levels: np.ndarray, expected: list[int]) -> None:
+    assert np.asarray(decode(encoded(Image.fromarray(levels[None]), "TIFF")))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("levels", "why"),
+    [
+        (np.array([0, 0.5, np.nan], np.float32), "holds values that are not finite"),
+        (np.array([0, 0.5, np.inf], np.float32), "holds values that are not finite"),
+        (np.array([-np.inf, 0.5, np.inf], np.float32), "holds values that are not finite"),
+        (np.array([0, 1e6], np.float32), "grey levels from 0 to 1e+06, expected 0 to 1, 255 or 65535"),
+        (np.array([-1, 1], np.float32), "grey levels from -1 to 1, expected 0 to 1, 255 or 65535"),
+        (np.array([0, 2**31 - 1], np.int32), "grey levels from 0 to 2.14748e+09, expected 0 to 1, 255 or 65535"),
+        (np.array([-1024, 3071], np.int32), "grey levels from -1024 to 3071, expected 0 to 1, 255 or 65535"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_levels_without_a_known_white_are_unreadable(levels: np.ndarray, why: str) -> None:
+    with pytest.raises(UNREADABLE) as caught:
+        decode(encoded(Image.fromarray(levels[None]), "TIFF"))
+    assert reason(caught.value) == why
+
+
+def png(header: bytes, transparent: bytes, rows: bytes) -> io.BytesIO:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks))
+
+
+def test_the_transparent_level_of_sixteen_bit_grey_is_composed() -> None:
+    header = struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0)
+    image = decode(png(header, struct.pack(">H", 257), b"\0" + struct.pack(">3H", 0, 257, 65535)), "red")
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
+
+
+MEMORY = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from pipeline.data.decode import decode
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+buffer = io.BytesIO()
+Image.new("I;16", (4000, 4000), 25700).save(buffer, "PNG")
+before = peak()
+assert decode(buffer).getpixel((0, 0)) == (100, 100, 100)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read as Linux tells it")
+def test_scaling_takes_little_memory() -> None:
+    ended = subprocess.run([sys.executable, "-c", MEMORY], cwd=PROJECT, capture_output=True, text=True, check=True)
+    # 16 million pixels: 48 MB as RGB, 128 MB as double precision.
+    assert int(ended.stdout) < 140_000
+
+
 @pytest.mark.parametrize(("mode", "value", "expected"), [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGB", (1, 2, 3), (1, 2, 3))])
 def test_each_mode_becomes_rgb(mode: str, value: Any, expected: tuple[int, int, int]) -> None:
     image = decode(encoded(Image.new(mode, (3, 3), value), "PNG"))
@@ -103,6 +200,28 @@ def test_each_extension_is_read(tmp_path: Path, extension: str) -> None:
     assert np.allclose(image.getpixel((8, 8)), 200, atol=5)
 
 
+def test_the_first_of_two_pictures_in_a_jpeg_is_taken() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.allclose(decode(content).getpixel((8, 8)), (255, 0, 0), atol=3)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "SPIDER", "IM"])
+def test_other_formats_are_refused_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "image.png"
+    Image.new("F" if kind == "SPIDER" else "L", (16, 16)).save(file, kind)
+    with pytest.raises(UNREADABLE) as caught:
+        decode(file)
+    assert reason(caught.value) == "not an image"
+
+
+def test_a_program_in_postscript_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n")
+    with pytest.raises(UNREADABLE, match="cannot identify"):
+        decode(file)
+
+
 def damaged(kind: str) -> bytes:
     rng = np.random.default_rng(0)
     return encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind).getvalue()
@@ -126,6 +245,46 @@ def damaged(kind: str) -> bytes:
 def test_a_damaged_picture_is_unreadable(content: bytes) -> None:
     with pytest.raises(UNREADABLE):
         decode(io.BytesIO(content))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "AVIF"]),
+    st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4))),
+)
+def test_whatever_pillow_stumbles_over_is_unreadable(kind: str, changes: list[tuple[float, bytes]]) -> None:
+    content = bytearray(damaged(kind))
+    for place, change in changes:
+        # Most of them near the beginning, where formats keep what matters.
+        start = int(place**4 * len(content))
+        content[start : start + len(change)] = change
+    with contextlib.suppress(OSError):
+        assert decode(io.BytesIO(bytes(content)), max_pixels=10**6).mode == "RGB"
+
+
+@pytest.mark.parametrize(("width", "height", "limit"), [(9_000, 9_000, 64_000_000), (60_000, 30_000, 10**9), (11, 1, 10)])
+def test_too_many_pixels_are_refused_by_our_own_limit(width: int, height: int, limit: int) -> None:
+    header = encoded(Image.new("1", (8, 8)), "BMP").getvalue()
+    content = header[:18] + width.to_bytes(4, "little") + height.to_bytes(4, "little") + header[26:]
+    with pytest.raises(UNREADABLE) as caught:
+        decode(io.BytesIO(content), max_pixels=limit)
+    assert reason(caught.value) == f"{width} × {height} pixels, more than data.max_pixels ({limit})"
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF"])
+@pytest.mark.parametrize("limit", [1000, 64_000_000, 10**9])
+def test_far_too_many_pixels_are_refused_when_the_file_is_opened(kind: str, limit: int) -> None:
+    content = bytearray(encoded(Image.new("L", (8, 8)), kind).getvalue())
+    if kind == "BMP":
+        content[18:26] = 2 * (60_000).to_bytes(4, "little")
+    else:
+        place = content.index(b"\x2c" + bytes(4) + b"\x08\0\x08\0")
+        # With a block that has the frame cleared after it, for which Pillow makes room at once.
+        content[place + 5 : place + 9] = 2 * (60_000).to_bytes(2, "little")
+        content[place:place] = b"\x21\xf9\x04\x08\0\0\0\0"
+    with pytest.raises(UNREADABLE) as caught:
+        decode(io.BytesIO(bytes(content)), max_pixels=limit)
+    assert reason(caught.value) == f"more pixels than data.max_pixels ({limit})"
 
 
 def test_a_picture_too_large_for_memory_is_unreadable() -> None:

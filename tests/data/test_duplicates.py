@@ -94,3 +94,17 @@ def test_small_images_have_no_perceptual_hash(side: int, hashed: bool) -> None:
 def test_small_images_that_are_equal_are_found() -> None:
     images = [drawing(seed).resize((16, 16)) for seed in (0, 1, 0)]
     assert found(images, 4) == [[0, 2]]
+
+
+@pytest.mark.parametrize("noise", [0, 1])
+def test_pages_of_one_colour_are_not_near(noise: int) -> None:
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray((level + rng.integers(0, noise + 1, (80, 80, 3))).astype(np.uint8)) for level in (0, 60, 120, 180, 240)]
+    assert [perceptual_hash(page) for page in pages] == [None] * 5
+    assert found(pages, 16) == []
+    assert found([*pages, pages[2].copy()], 4) == [[2, 5]]
+
+
+def test_a_faint_picture_has_a_perceptual_hash() -> None:
+    faint = drawing(0).point(lambda level: 100 + level // 25)
+    assert perceptual_hash(faint) is not None

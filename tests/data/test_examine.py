@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +11,24 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 from pipeline.config import Data
+from pipeline.data import decode as decode_module
 from pipeline.data import examine as module
-from pipeline.data.catalogue import Catalogue, Found
+from pipeline.data import worker as worker_module
+from pipeline.data.catalogue import Catalogue
 from pipeline.data.decode import decode, resize
 from pipeline.data.examine import Examined, examine
 from pipeline.data.sources import open_source
 from pipeline.data.store import Store
 from pipeline.data.worker import Recipe
 from tests.data.conftest import WriteImages, write_image
+
+
+def recipe(root: Path, prepared: Path) -> Recipe:
+    return Recipe.of(Data(source=f"folder:{root}", image_size=8), prepared)
 
 
 def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[int]]:
@@ -32,7 +40,7 @@ def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[in
 
 
 def check(examined: Examined, root: Path, prepared: Path) -> None:
-    store = Store(prepared / "images-8-bilinear-white", examined.shards, examined.index)
+    store = Store(recipe(root, prepared).folder, examined.shards, examined.index)
     files = [item.path for item in open_source(Data(source=f"folder:{root}")).items]
     assert len(files) == len(store)
     for number, path in enumerate(files):
@@ -82,6 +90,87 @@ def test_lost_pixels_are_decoded_again(photos: WriteImages, tmp_path: Path, dama
     examined, decoded = run(root, tmp_path / "prepared")
     assert len(decoded) == 20
     check(examined, root, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+@pytest.mark.parametrize("change", ["touched", "copied"])
+@pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
+def test_lost_pixels_of_files_known_by_their_content_are_decoded_again(
+    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, change: str, alone: float
+) -> None:
+    monkeypatch.setattr(module, "_ALONE_SECONDS", alone)
+    root, prepared = photos({"cat": 40, "dog": 40}), tmp_path / "prepared"
+    run(root, prepared)
+    for shard in prepared.glob("images-*/*.bin"):
+        if damage == "truncated":
+            shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+        else:
+            shard.unlink()
+    if damage == "removed":
+        recipe(root, prepared).folder.rmdir()
+    other = root
+    if change == "touched":
+        for file in root.rglob("*.png"):
+            os.utime(file)
+    else:
+        other = Path(shutil.copytree(root, tmp_path / "copied"))
+    examined, _ = run(other, prepared)
+    check(examined, other, prepared)
+    # Of the other folder's, those that are still lost too.
+    check(run(root, prepared)[0], root, prepared)
+    assert run(root, prepared)[1] == []
+
+
+def test_pixels_that_a_deleted_catalogue_named_are_removed_a_day_later(photos: WriteImages, tmp_path: Path) -> None:
+    root, prepared = photos({"cat": 10, "dog": 10}), tmp_path / "prepared"
+    run(root, prepared)
+    (old,) = prepared.glob("images-*/*.bin")
+    (prepared / "catalogue.sqlite").unlink()
+    run(root, prepared)
+    assert old.is_file()
+    yesterday = time.time() - 25 * 60 * 60
+    for shard in prepared.glob("images-*/*.bin"):
+        os.utime(shard, (yesterday, yesterday))
+    write_image(root / "cat" / "new.png")
+    examined, _ = run(root, prepared)
+    assert not old.exists()
+    check(examined, root, prepared)
+
+
+def test_another_version_of_the_decoding_has_another_store(photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, prepared = photos({"cat": 3, "dog": 3}), tmp_path / "prepared"
+    run(root, prepared)
+    assert f"-{decode_module.DECODING}-pillow{PIL.__version__.split('.')[0]}" in recipe(root, prepared).name
+    monkeypatch.setattr(worker_module, "_VERSION", "another")
+    examined, decoded = run(root, prepared)
+    assert len(decoded) == 6 and len(list(prepared.glob("images-*"))) == 2
+    check(examined, root, prepared)
+    unstored = Recipe.of(Data(source=f"folder:{root}", store="none"), prepared)
+    assert unstored.name == "none-white-another"
+
+
+def test_arrays_of_too_many_pixels_are_refused_the_first_time_too(tmp_path: Path) -> None:
+    data = Data(source="digits", image_size=8, max_pixels=63)
+    source = open_source(data)
+    for _ in range(2):
+        examined = examine(source, source.items[:5], Recipe.of(data, tmp_path))
+        assert examined.unreadable == dict.fromkeys(range(5), "8 × 8 pixels, more than data.max_pixels (63)")
+    allowed = data.model_copy(update={"max_pixels": 64})
+    assert examine(source, source.items[:5], Recipe.of(allowed, tmp_path)).unreadable == {}
+
+
+@pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
+def test_a_damaged_catalogue_is_told_and_can_be_deleted(
+    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float
+) -> None:
+    monkeypatch.setattr(module, "_ALONE_SECONDS", alone)
+    root, prepared = photos({"cat": 40, "dog": 40}), tmp_path / "prepared"
+    prepared.mkdir()
+    (prepared / "catalogue.sqlite").write_bytes(b"garbage" * 1000)
+    with pytest.raises(OSError, match=r"catalogue\.sqlite: file is not a database; delete that file"):
+        run(root, prepared)
+    (prepared / "catalogue.sqlite").unlink()
+    check(run(root, prepared)[0], root, prepared)
 
 
 def test_an_unreadable_file_is_tried_again_each_time(photos: WriteImages, tmp_path: Path) -> None:
@@ -158,7 +247,8 @@ def _num_known(root: Path, prepared: Path) -> int:
     catalogue = Catalogue(prepared)
     source = open_source(Data(source=f"folder:{root}"))
     fingerprints = {item.path: source.reader.fingerprint(item.path) for item in source.items}
-    known = [catalogue.of_file(source.description, path, text, "8-bilinear-white") for path, text in fingerprints.items()]
+    name = recipe(root, prepared).name
+    known = [catalogue.of_file(source.description, path, text, name) for path, text in fingerprints.items()]
     catalogue.close()
     return sum(found is not None for found in known)
 
@@ -190,19 +280,3 @@ def _descendants(pid: int) -> set[int]:
     except OSError:
         return set()
     return children.union(*map(_descendants, children)) if children else children
-
-
-def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
-    catalogue = Catalogue(tmp_path)
-    rows = [
-        Found(bytes([number]) * 32, 5, 6, bytes(16), phash, "a.bin", 2**40, 7, 8)
-        for number, phash in enumerate([None, 0, 1, 2**63, 2**64 - 1])
-    ]
-    catalogue.add("source", "recipe", [(f"{number}.png", "1-2-3", found) for number, found in enumerate(rows)])
-    assert [catalogue.of_file("source", f"{number}.png", "1-2-3", "recipe") for number in range(5)] == rows
-    assert [catalogue.of_content(found.content, "recipe") for found in rows] == rows
-    assert catalogue.of_file("source", "0.png", "1-2-4", "recipe") is None
-    assert catalogue.of_file("another", "0.png", "1-2-3", "recipe") is None
-    assert catalogue.of_content(rows[0].content, "another") is None
-    catalogue.forget_shards("recipe", ["a.bin"])
-    assert catalogue.of_content(rows[0].content, "recipe") is None

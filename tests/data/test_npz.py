@@ -227,6 +227,43 @@ def test_what_is_unpacked_is_removed_when_the_process_ends(tmp_path: Path, metho
     assert [entry.name for entry in (tmp_path / "temporary").iterdir() if not entry.name.startswith("pymp-")] == []
 
 
+KILLED = """
+import os, sys, signal
+from pipeline.data.sources.npz import open_npz
+
+source = open_npz(sys.argv[1])
+source.reader.read("train/000000")
+print(source.reader.arrays["train"].file.parent, flush=True)
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_unpacked_is_removed_by_the_next(tmp_path: Path) -> None:
+    file = write(tmp_path, medmnist())
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / "temporary")}
+
+    def started(end: str) -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, file, end], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    living, kept = started("living")
+    killed, abandoned = started("killed")
+    killed.communicate()
+    assert abandoned.is_dir() and abandoned != kept
+    last, _ = started("killed")
+    last.communicate()
+    assert not abandoned.exists()
+    assert (kept / "train_images.npy").is_file()
+    living.communicate()
+    assert living.returncode == 0 and not kept.exists()
+
+
 MEMORY = """
 import sys
 from pathlib import Path

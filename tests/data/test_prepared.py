@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(photos: WriteIm
         "except UserError as error: sys.exit(str(error))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == f"prepared images cannot be written to {tmp_path / 'prepared'}: File too large\n"
+    assert done.stderr == f"images cannot be stored in {tmp_path / 'prepared'}: File too large\n"
     check_pixels(prepare(old, tmp_path / "prepared"), old, root)
     larger = data_of(root, image_size=256, store_size=256)
     check_pixels(prepare(larger, tmp_path / "prepared"), larger, root)

@@ -308,6 +308,13 @@ def test_without_network_it_is_said_which_files_to_put_where(tmp_path: Path, nam
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a place that nobody, not even root, can write to")
+def test_a_place_that_cannot_be_written_to_is_told_without_our_temporary_names(tmp_path: Path) -> None:
+    message = refused("MNIST", Path("/proc/self/sets"))
+    assert "and cannot be downloaded (No such file or directory); put" in message
+    assert ".download" not in message
+
+
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", NAMES)
 def test_files_put_where_the_message_says_are_unpacked(tmp_path: Path, monkeypatch: Patch, name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,8 @@ def test_what_is_hidden_or_no_image_is_left_out(photos: WriteImages) -> None:
         (root / "cat" / name).write_text("no image")
     source = open_source(f"folder:{root}")
     assert [item.path for item in source.items] == ["cat/000.png", "dog/000.png"]
-    assert source.ignored == {".txt": 1, ".db": 1, ".csv": 1, "no extension": 1}
+    assert source.ignored == {".txt": 1, ".db": 1, ".csv": 1, "no extension": 1, ".png": 1}
+    assert source.warnings == ["1 image lies in no class folder, and cannot be used: 'outside.png'"]
 
 
 def test_a_fingerprint_changes_with_the_file_even_where_its_time_is_set_back(photos: WriteImages) -> None:
@@ -90,6 +93,53 @@ def test_each_extension_is_taken_in_either_case(photos: WriteImages, extension: 
     for name in (f"x{extension}", f"y{extension.upper()}"):
         (root / "cat" / name).write_bytes(b"taken by its name")
     assert [item.path for item in open_source(f"folder:{root}").items][1:-1] == [f"cat/x{extension}", f"cat/y{extension.upper()}"]
+
+
+def test_class_folders_without_images_are_named(photos: WriteImages) -> None:
+    root = photos({"cat": 1, "dog": 1})
+    (root / "empty").mkdir()
+    (root / "texts").mkdir()
+    (root / "texts" / "notes.txt").write_text("no image")
+    source = open_source(f"folder:{root}")
+    assert source.warnings == ["class folder 'empty' has no images", "class folder 'texts' has no images"]
+    assert open_source("digits").warnings == []
+
+
+def test_images_beside_the_folders_of_splits_and_classes_are_counted(photos: WriteImages) -> None:
+    root = photos({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/dog": 1})
+    for name in ("a.png", "b.jpg", "train/c.jfif", "val/.hidden.png", "README.md", "train/labels.csv"):
+        (root / name).write_bytes(b"taken by its name")
+    (root / "val" / "bird").mkdir()
+    source = open_source(f"folder:{root}")
+    assert source.ignored == {".png": 1, ".jpg": 1, ".jfif": 1}
+    assert source.warnings == [
+        "2 images lie in no class folder, and cannot be used: 'a.png' and others",
+        "1 image lies in no class folder, and cannot be used: 'train/c.jfif'",
+        "class folder 'val/bird' has no images",
+    ]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder below which this process, root or not, has nobody's permissions."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_class_folder_that_may_not_be_read_is_named(unprivileged: Path) -> None:
+    for label in ("cat", "dog", "locked"):
+        write_image(unprivileged / label / "1.png")
+    (unprivileged / "locked").chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with pytest.raises(UserError) as caught:
+            open_source(f"folder:{unprivileged}")
+    finally:
+        os.seteuid(user)
+        (unprivileged / "locked").chmod(0o755)
+    assert str(caught.value) == f"data.source: folder '{unprivileged}/locked' cannot be read: Permission denied"
 
 
 @pytest.mark.parametrize("spell", [str.lower, str.capitalize, str.upper])
@@ -158,3 +208,16 @@ def test_an_unknown_source_is_named_with_the_nearest(name: str, expected: str) -
 def test_a_bare_path_is_answered_with_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"nearest: folder:{tmp_path}"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["root", "labels", "image_column", "label_column", "split_column", "group_column"])
+@pytest.mark.parametrize("kind", ["digits", "folder:PATH", "npz:PATH", "torchvision:MNIST"])
+def test_an_option_of_another_source_is_refused(tmp_path: Path, kind: str, option: str) -> None:
+    name = kind.replace("PATH", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        open_source_of(Data.model_validate({"source": name, option: str(tmp_path)}))
+    if option == "root" and kind == "torchvision:MNIST":
+        assert "data.root belongs" not in caught.value.message
+    else:
+        owner = "csv:PATH and torchvision:NAME" if option == "root" else "csv:PATH"
+        assert str(caught.value) == f"data.{option} belongs to {owner}, got data.source {name!r}"

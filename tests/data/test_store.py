@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.store import ShardWriter, Store, lost_shards
+from pipeline.data.store import ShardWriter, Store, lost_shards, remove_unnamed
 from tests.data.conftest import write_store
 
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=10)
@@ -85,3 +87,13 @@ def test_a_shard_that_has_lost_pixels_is_noticed(tmp_path: Path, damage: str, lo
     elif damage == "longer":
         file.write_bytes(file.read_bytes() + b"of a process that was killed")
     assert lost_shards(tmp_path, store._shards, store._index) == store._shards[1:][:lost]
+
+
+def test_shards_without_a_name_are_removed_after_a_day(tmp_path: Path) -> None:
+    hour = 3600
+    for name, age in (("named.bin", 48 * hour), ("old.bin", 25 * hour), ("young.bin", 23 * hour), ("notes.txt", 48 * hour)):
+        (tmp_path / name).write_bytes(b"pixels")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_unnamed(tmp_path, {"named.bin"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["named.bin", "notes.txt", "young.bin"]
+    remove_unnamed(tmp_path / "missing", set())

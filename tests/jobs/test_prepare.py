@@ -55,7 +55,9 @@ def test_error_exits_2_and_writes_the_report(cli: Cli, flawed: Path, workspace: 
     report = json.loads((workspace.outputs / "prepare" / "report.json").read_text())
     assert report["refused"] in done.err
     assert "Not prepared" in (workspace.outputs / "prepare" / "report.html").read_text()
-    assert workspace.client.search_runs([workspace.experiment_id]) == []
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert run.info.status == "FAILED" and run.data.tags["pipeline.reason"].startswith(report["refused"])
+    assert artifacts(workspace, run.info.run_id, "prepare") == {"report.html", "report.json"}
 
 
 TUNE = {"configs": [{}], "study": {"trials": 1}}
@@ -166,3 +168,36 @@ def test_without_a_store_the_training_is_the_same(cli: Cli, quick: Path, workspa
         (run,) = workspace.client.search_runs([experiment.experiment_id])
         histories.append([metric.value for metric in workspace.client.get_metric_history(run.info.run_id, "val/loss")])
     assert len(histories[0]) == 3 and histories[0] == histories[1]
+
+
+def test_another_fold_is_another_study(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    study = write_study(quick)
+    for fold in ("0", "all"):
+        assert cli("tune", "--config", study, "--data.folds", "3", "--data.fold", fold, "--training.epochs", "1").code == 0
+    runs = workspace.client.search_runs([workspace.experiment_id])
+    assert len([run for run in runs if run.data.tags["pipeline.step"] == "tune"]) == 2
+    # The first study's training is that of the first fold.
+    assert sorted(run.data.params["data.fold"] for run in runs if run.data.tags["pipeline.step"] == "train") == ["0", "1", "2"]
+
+
+def test_a_single_training_has_the_report_on_its_images(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    assert cli("train", "--config", quick, "--training.epochs", "1").code == 0
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert artifacts(workspace, run.info.run_id, "prepare") == {"manifest.csv", "classes.json", "data.json", "report.html", "report.json"}
+    assert len(workspace.client.get_metric_history(run.info.run_id, "majority_rate")) == 1
+
+
+def test_choices_that_do_not_fit_together_are_failed_runs(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    both = {"training.class_weights": ["balanced"], "training.sampler": ["balanced"]}
+    study = write_study(quick, configs=[{}], space=both, study={"trials": 3})
+    done = cli("tune", "--config", study, "--training.epochs", "1")
+    assert done.code == 0, done.err
+    runs = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "train"]
+    assert sorted((run.data.tags["pipeline.trial"], run.info.status) for run in runs) == [
+        ("0", "FINISHED"),
+        ("1", "FAILED"),
+        ("2", "FAILED"),
+    ]
+    failed = [run for run in runs if run.info.status == "FAILED"]
+    assert all("correct twice" in run.data.tags["pipeline.reason"] for run in failed)
+    assert all(run.data.params["training.sampler"] == "balanced" for run in failed)

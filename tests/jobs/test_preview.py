@@ -11,16 +11,16 @@ from PIL import Image
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.jobs.preview import log_preview, one_of_each_class
+from pipeline.jobs.preview import log_previews, one_of_each_class
 from pipeline.tracking import find
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
 from tests.conftest import write_digits
 
 
-def logged(workspace: Workspace, prepared: Prepared, configuration: Configuration) -> tuple[str, list[str]]:
+def logged(workspace: Workspace, prepared: Prepared, *configurations: Configuration) -> tuple[str, list[str]]:
     with TrackedRun(workspace, "tune", "study") as run:
-        log_preview(run, prepared, configuration)
+        log_previews(run, prepared, configurations)
     return run.id, [file.path for file in workspace.client.list_artifacts(run.id, "prepare")]
 
 
@@ -37,6 +37,16 @@ def test_the_preview_is_a_picture_of_one_image_per_class(workspace: Workspace, t
     with Image.open(find.artifact(workspace, run_id, files[0], tmp_path)) as image:
         width, height = image.size
         assert width > height > 300
+
+
+def test_each_way_to_augment_has_its_picture(workspace: Workspace, tmp_path: Path) -> None:
+    rotated = configured(tmp_path)
+    plain, flipped = (
+        rotated.model_copy(update={"data": rotated.data.model_copy(update={"augment": augment})})
+        for augment in ([], ["RandomVerticalFlip"])
+    )
+    _, files = logged(workspace, prepare(rotated.data, tmp_path / "prepared"), plain, rotated, flipped, rotated)
+    assert files == ["prepare/augmentation.png", "prepare/augmentation_2.png"]
 
 
 @pytest.mark.parametrize(

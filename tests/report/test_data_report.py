@@ -420,7 +420,11 @@ def named(name: str, path: str) -> Report:
             "groups": [{"kind": name, "images": [image(path, name, splits[0]), image(f"{path} too", other, splits[1], kept=False)]}],
             "num_images": 2, "num_groups": 1, "under_two_labels": 1, "across_splits": 1,
         },
-        "leaks": [{"first": path, "first_split": splits[0], "second": f"{path} too", "second_split": splits[1], "kind": name, "removed": False}],
+        "leaks": [
+            {
+                "first": path, "first_split": splits[0], "second": f"{path} too", "second_split": splits[1], "kind": name, "removed": False,
+            }
+        ],
         "num_leaks": 1, "warnings": [f"class {name} has 3 training images"],
     }  # fmt: skip
 

@@ -128,7 +128,7 @@ def test_a_named_study_refuses_another_space(cli: Cli, quick: Path) -> None:
     assert cli("tune", "--config", study_file(quick, configs=LIST, study={"name": "mine"})).code == 0
     refused = cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"name": "mine", "trials": 2}))
     assert refused.code == 2
-    assert "study.name: study 'mine' has another base, space or data" in refused.err
+    assert "study.name: study 'mine' has another base, space, data or fold" in refused.err
 
 
 def test_a_training_that_fails_is_one_failed_run_and_the_study_goes_on(cli: Cli, quick: Path) -> None:

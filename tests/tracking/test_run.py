@@ -9,6 +9,7 @@ import pytest
 from pipeline import signals
 from pipeline.errors import Interrupted, TrainingFailed, UserError
 from pipeline.tracking import names
+from pipeline.tracking.heartbeat import STALE, Beat
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun, adopt_training, end_abandoned
 from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import start, wait_for
@@ -89,8 +90,16 @@ def test_writing_to_an_ended_run_leaves_its_status(workspace: Workspace) -> None
 
 def test_an_abandoned_run_is_ended_and_an_ended_one_left_alone(workspace: Workspace) -> None:
     run = TrackedRun(workspace, "train", "r").__enter__()
-    end_abandoned(workspace, run.id)
-    assert workspace.client.get_run(run.id).info.status == "KILLED"
+    assert not end_abandoned(workspace, run.id)
+    assert workspace.client.get_run(run.id).info.status == "RUNNING"
+    with start([sys.executable, "-c", "pass"], Path.cwd()) as process:
+        process.wait()
+    workspace.client.set_tag(run.id, names.HEARTBEAT, str(Beat.now()._replace(process_id=process.pid, time=1_700_000_000)))
+    assert end_abandoned(workspace, run.id)
+    ended = workspace.client.get_run(run.id)
+    assert (ended.info.status, ended.info.end_time) == ("KILLED", 1_700_000_000_000)
+    assert ended.data.tags[names.REASON].startswith(f"its process died (process {process.pid} on ")
+    run.__exit__(None, None, None)
     with TrackedRun(workspace, "train", "other") as other:
         pass
     end_abandoned(workspace, other.id)
@@ -126,7 +135,7 @@ def test_a_signal_while_a_run_starts_ends_it_killed(workspace: Workspace) -> Non
 
 def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace: Workspace) -> None:
     class FullDisk(TrackedRun):
-        def text(self, name: str, content: str) -> None:
+        def _text(self, name: str, content: str) -> None:
             raise OSError(28, "No space left on device")
 
     run = FullDisk(workspace, "train", "r")
@@ -154,3 +163,34 @@ def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> 
     processes = [start([sys.executable, "-c", code], folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}") for _ in range(3)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert ["opened 1" in output for output in outputs] == [True] * 3, outputs
+
+
+def test_a_process_lives_by_its_id_and_its_start() -> None:
+    beat = Beat.now()
+    assert beat.lives
+    assert Beat.of({names.HEARTBEAT: str(beat)}) is not None
+    # The same number, given to another process since.
+    assert not beat._replace(started=beat.started - 100).lives
+    assert Beat.of({}) is None
+
+
+def test_on_another_machine_the_time_of_the_beat_tells() -> None:
+    beat = Beat.now()._replace(host="another", process_id=1)
+    assert beat.lives
+    assert not beat._replace(time=beat.time - STALE - 1).lives
+
+
+def test_what_cannot_be_written_fails_the_run(workspace: Workspace, tmp_path: Path) -> None:
+    run = TrackedRun(workspace, "train", "r")
+    with pytest.raises(OSError, match="gone"), run:
+        run.file(tmp_path / "gone.png")
+    assert workspace.client.get_run(run.id).info.status == "FAILED"
+
+
+def test_all_is_written_in_order_before_the_run_ends(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r") as run:
+        for step in range(200):
+            run.metrics({"loss": float(step)}, step)
+    history = workspace.client.get_metric_history(run.id, "loss")
+    assert [metric.step for metric in history] == list(range(200))
+    assert [metric.timestamp for metric in history] == sorted(metric.timestamp for metric in history)

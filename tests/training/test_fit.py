@@ -18,7 +18,10 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import TrainingFailed
-from pipeline.training.fit import Callback, Fitted, Setting, fit, main_output, predict_logits, save_weights
+from pipeline.training.callback import Callback
+from pipeline.training.checkpoint import save_weights
+from pipeline.training.fit import Fitted, Setting, fit
+from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.schedule import lr_at
 
 BASE: dict[str, Any] = {

@@ -15,6 +15,15 @@ from pipeline.data.sources.source import SPLITS, Item, Reader, Source
 from pipeline.errors import UserError, unknown_name
 
 SOURCES = ("digits", "folder:PATH", "csv:PATH", "torchvision:NAME", "npz:PATH")
+_OPTIONS = {
+    "root": ("csv:PATH", "torchvision:NAME"),
+    "labels": ("csv:PATH",),
+    "image_column": ("csv:PATH",),
+    "label_column": ("csv:PATH",),
+    "split_column": ("csv:PATH",),
+    "group_column": ("csv:PATH",),
+}
+"""By field of `Data`, the sources that look at it."""
 
 __all__ = ["SOURCES", "SPLITS", "Item", "Reader", "Source", "open_source"]
 
@@ -23,9 +32,11 @@ def open_source(data: Data) -> Source:
     """Return the source that ``data.source`` names.
 
     Raises:
-        UserError: Unknown source, missing files, no images, or fewer than two classes.
+        UserError: Unknown source, options of another one, missing files, no images, or fewer than two classes.
     """
     kind, colon, path = data.source.partition(":")
+    if kind in (name.partition(":")[0] for name in SOURCES):
+        _refuse_options_of_others(data, kind)
     if data.source == "digits":
         source = open_digits()
     elif kind == "folder" and path:
@@ -46,3 +57,10 @@ def open_source(data: Data) -> Source:
             f"data.source: {data.source!r} has one class only ({next(iter(labels))!r}); a classifier needs at least two classes"
         )
     return source
+
+
+def _refuse_options_of_others(data: Data, kind: str) -> None:
+    for option, sources in _OPTIONS.items():
+        used = kind in (source.partition(":")[0] for source in sources)
+        if not used and getattr(data, option) != Data.model_fields[option].default:
+            raise UserError(f"data.{option} belongs to {' and '.join(sources)}, got data.source {data.source!r}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import os
+import re
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 from pipeline.config import Data
-from pipeline.data.decode import EXTENSIONS
+from pipeline.data.sources.below import Images, WrongRow
 from pipeline.data.sources.source import SPLIT_NAMES, SPLITS, Files, Item, Source
 from pipeline.errors import UserError, first_line, nearest
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would tear apart a line of a table or a message."""
 
 
 def open_csv(path: str, data: Data) -> Source:
@@ -27,22 +30,18 @@ def open_csv(path: str, data: Data) -> Source:
         UserError: A file or a column is missing, or rows are wrong: all of them are listed.
     """
     table = _read("data.source", path)
-    rows = _Rows(table, data, _Images(_root(table.file, data)))
+    rows = _Rows(table, data, Images(_root(table.file, data)))
     if not table.rows:
         raise UserError(f"data.source: {path!r} has no rows below its column names")
-    labels = _second_labels(table, data) if data.labels else None
+    labels = _second_labels(table, data, rows.images) if data.labels else None
     items, findings = [], []
     for number, (line, fields) in enumerate(zip(table.lines, table.rows, strict=True)):
         try:
             items.append(rows.item(line, fields, None if labels is None else labels[number]))
-        except _WrongRow as error:
+        except WrongRow as error:
             findings.append(f"line {line}: {error}")
     _refuse(table, findings)
     return Source(str(table.file.resolve()), Files(rows.images.root), items)
-
-
-class _WrongRow(Exception):
-    """What is wrong with a row."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,14 @@ class _Table:
         found = self.columns.count(name)
         if found == 1:
             return self.columns.index(name)
-        problem = f"has {found} columns {name!r}" if found else f"has no column {name!r} (data.{setting}){nearest(name, self.columns)}"
-        raise UserError(f"{self.setting}: {self.path!r} {problem}; columns: {', '.join(self.columns)}")
+        shown = [repr(column) if _CONTROL.search(column) else column for column in self.columns]
+        problem = f"has {found} columns {name!r}" if found else f"has no column {name!r} (data.{setting}){nearest(name, shown)}"
+        raise UserError(f"{self.setting}: {self.path!r} {problem}; columns: {', '.join(shown)}")
 
     def check(self, fields: list[str]) -> None:
         if len(fields) != len(self.columns):
             given = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}"
-            raise _WrongRow(f"{given}, expected {len(self.columns)}" if fields else "empty line")
+            raise WrongRow(f"{given}, expected {len(self.columns)}" if fields else "empty line")
 
 
 def _read(setting: str, path: str) -> _Table:
@@ -128,7 +128,7 @@ def _root(file: Path, data: Data) -> Path:
     return root.resolve()
 
 
-def _second_labels(images: _Table, data: Data) -> list[str]:
+def _second_labels(images: _Table, data: Data, files: Images) -> list[str]:
     """Return the labels of `data.labels`, one for each row of the first CSV."""
     table = _read("data.labels", data.labels)
     if len(table.rows) != len(images.rows):
@@ -145,27 +145,30 @@ def _second_labels(images: _Table, data: Data) -> list[str]:
         try:
             table.check(fields)
             labels.append(_label(fields[label_column]))
-        except _WrongRow as error:
+        except WrongRow as error:
             findings.append(f"line {line}: {error}")
             continue
         if other_column is not None and len(image_fields) == len(images.columns):
             name, other = image_fields[image_column].strip(), fields[other_column].strip()
-            if name != other:
+            if files.found(name) != files.found(other):
                 findings.append(f"line {line}: image {other!r}, but {name!r} in line {image_line} of {images.path}")
     _refuse(table, findings)
     return labels
 
 
 def _label(text: str) -> str:
-    if label := text.strip():
-        return label
-    raise _WrongRow("empty label")
+    label = text.strip()
+    if not label:
+        raise WrongRow("empty label")
+    if _CONTROL.search(label):
+        raise WrongRow(f"label {label!r} has control characters")
+    return label
 
 
 class _Rows:
     """Turns rows into items, one after another."""
 
-    def __init__(self, table: _Table, data: Data, images: _Images) -> None:
+    def __init__(self, table: _Table, data: Data, images: Images) -> None:
         self.images = images
         self._table = table
         self._image = table.column("image_column", data.image_column)
@@ -181,14 +184,14 @@ class _Rows:
         split = "" if self._split is None else _split(fields[self._split])
         group = "" if self._group is None else fields[self._group].strip()
         if (first := self._lines.setdefault(path, line)) != line:
-            raise _WrongRow(f"{path!r} is in line {first} already")
+            raise WrongRow(f"{path!r} is in line {first} already")
         return Item(path, label or "", split, group)
 
 
 def _split(text: str) -> str:
     name = text.strip().lower()
     if name and name not in SPLIT_NAMES:
-        raise _WrongRow(_unknown_split(text))
+        raise WrongRow(_unknown_split(text))
     return SPLIT_NAMES[name] if name else ""
 
 
@@ -196,93 +199,3 @@ def _split(text: str) -> str:
 def _unknown_split(text: str) -> str:
     # Kept, since all rows may have the same wrong one, and the nearest name takes long to find.
     return f"unknown split {text!r}{nearest(text, SPLIT_NAMES)}; allowed: {', '.join(SPLITS)}, or empty"
-
-
-class _Images:
-    """Finds images below a folder by name, each folder on the way listed once: a look per image takes long for large sets."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._folders = {"": _Folder(root, "", is_inside=True)}
-
-    def find(self, name: str) -> str:
-        """Return an image's path below the root, with the extension of its file where there is one."""
-        parent, slash, file_name = name.rpartition("/")
-        folder = self._folders.get(parent + slash) or self._open(name, parent + slash)
-        if file_name in folder.files:
-            return folder.prefix + file_name
-        if file_name == "..":
-            raise _WrongRow(f"{name!r} is not a path below {self.root}")
-        if file_name in ("", "."):
-            raise _WrongRow(f"{name!r} names a folder, not an image" if name else "empty image name")
-        found = folder.find(file_name)
-        if not folder.keeps_inside(found):
-            raise _WrongRow(f"{name!r} leads out of {self.root} by a symbolic link")
-        return folder.prefix + found
-
-    def _open(self, name: str, relative: str) -> _Folder:
-        """List a folder; `relative` ends with a slash."""
-        parts = relative.split("/")[:-1]
-        if not parts[0] or ".." in parts:
-            raise _WrongRow(f"{name!r} is not a path below {self.root}")
-        folder = self._folders[""]
-        for part in parts:
-            if part not in ("", "."):
-                prefix = f"{folder.prefix}{part}/"
-                if prefix not in self._folders:
-                    self._folders[prefix] = _Folder(self.root, prefix, folder.keeps_inside(part))
-                folder = self._folders[prefix]
-        self._folders[relative] = folder
-        return folder
-
-
-class _Folder:
-    """One folder below the root; `prefix` is empty or ends with a slash."""
-
-    def __init__(self, root: Path, prefix: str, is_inside: bool) -> None:
-        self.prefix = prefix
-        self.files: set[str] = set()
-        self._root = root
-        self._is_inside = is_inside
-        self._links: set[str] = set()
-        self._is_listed = True
-        if is_inside:
-            try:
-                with os.scandir(f"{root}/{prefix}") as entries:
-                    for entry in entries:
-                        if entry.is_symlink():
-                            self._links.add(entry.name)
-                        elif not entry.is_dir():
-                            self.files.add(entry.name)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            except OSError:
-                # It may be searched, yet not listed.
-                self._is_listed = False
-
-    def keeps_inside(self, name: str) -> bool:
-        """Whether what has this name in here is below the root too, wherever links lead."""
-        if not self._is_inside or (self._is_listed and name not in self._links):
-            return self._is_inside
-        return Path(os.path.realpath(f"{self._root}/{self.prefix}{name}")).is_relative_to(self._root)
-
-    def find(self, name: str) -> str:
-        """Return the name of the file that `name` means with or without extension; itself where there is none."""
-        if name in self._links:
-            return name
-        found = self._by_stem.get(name, name)
-        if isinstance(found, list):
-            raise _WrongRow(f"{self.prefix + name!r} may be {' or '.join(sorted(found))}; name the extension")
-        return found
-
-    @cached_property
-    def _by_stem(self) -> dict[str, str | list[str]]:
-        """The file of each name without extension, or the files where there are several."""
-        found: dict[str, str | list[str]] = {}
-        for name in (*self.files, *self._links):
-            stem, dot, extension = name.rpartition(".")
-            if dot + extension.lower() in EXTENSIONS:
-                other = found.setdefault(stem, name)
-                if other is not name:
-                    found[stem] = [*([other] if isinstance(other, str) else other), name]
-        return found

@@ -22,7 +22,8 @@ from filelock import FileLock
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.data.sources.source import SPLITS, Arrays, Item, PixelsOnDisk, Source, temporary_folder
+from pipeline.data.sources.source import SPLITS, Arrays, Item, PixelsOnDisk, Source
+from pipeline.data.sources.temporary import temporary_folder
 from pipeline.errors import UserError, first_line, nearest
 
 _NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.sources.source import SPLITS, Arrays, Files, Item, PixelsOnDisk, Source, temporary_folder
+from pipeline.data.sources.source import SPLITS, Arrays, Files, Item, PixelsOnDisk, Source
+from pipeline.data.sources.temporary import temporary_folder
 from pipeline.errors import UserError, unknown_name
 
 _HALVES = {"train": {"train": True}, "test": {"train": False}}
@@ -116,11 +117,18 @@ def _download(name: str, root: Path) -> None:
             root.mkdir(parents=True, exist_ok=True)
             _move(Path(temporary), root)
     except _NO_DOWNLOAD as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(
-            f"data.source: files of torchvision:{name} are missing or damaged in {root} and cannot be downloaded ({reason}); "
+            f"data.source: files of torchvision:{name} are missing or damaged in {root} and cannot be downloaded ({_reason(error)}); "
             f"put {', '.join(archives)} there, from {address}"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        # Its text would name the temporary folder.
+        return error.strerror
+    # torchvision lists what it tried in lines of their own, the last error at the end.
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _archives(name: str, kind: Any) -> tuple[str, dict[str, str]]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -71,7 +67,7 @@ class Reader(ABC):
 
     @abstractmethod
     def image(self, content: bytes, background: str, max_pixels: int) -> Image.Image:
-        """Return the RGB image that `read` has brought.
+        """Return the RGB image that `read` has brought; one of more than `max_pixels` is refused where it would take decoding.
 
         Raises:
             Any of `pipeline.data.decode.UNREADABLE`: It is no image, or a damaged one.
@@ -126,15 +122,6 @@ class PixelsOnDisk:
         return np.array(np.memmap(self.file, np.uint8, "r", self.offset, self.shape, self.order)[number])
 
 
-@cache
-def temporary_folder(key: str) -> Path:
-    """Return a folder for what is unpacked, the same one for the same key; removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="image-classifier-"))
-    # Unlike atexit's, such a callback runs in the process that made it alone, after its worker processes have ended.
-    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-1)
-    return folder
-
-
 @dataclass(frozen=True)
 class Arrays(Reader):
     """Images that are pixels already.
@@ -177,9 +164,11 @@ class Source:
         reader: Opens them.
         items: Every image, in a fixed order.
         ignored: Files that were passed over, counted by extension.
+        warnings: What is unusual about where they lie.
     """
 
     description: str
     reader: Reader
     items: list[Item]
     ignored: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)

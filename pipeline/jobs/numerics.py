@@ -1,0 +1,80 @@
+"""Number and memory format of a training: measured once per study, network and machine, and kept."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from pipeline.config import Configuration
+from pipeline.report.console import say
+from pipeline.training.fit import Setting
+from pipeline.training.inference import set_training_mode
+from pipeline.training.numerics import Choice, Numerics, OneStep, candidates, fastest, first_batches
+from pipeline.training.step import Stepper
+
+
+def chosen(configuration: Configuration, setting: Setting, file: Path, study: str) -> Choice:
+    """Return the fastest form for a training; what was measured before in the same study on this machine is taken again.
+
+    Args:
+        configuration: Of the training.
+        setting: Its network and images; as before afterwards.
+        file: Where choices are kept, JSON by what they depend on; made when it is missing.
+        study: Name, or empty.
+    """
+    forms = candidates(configuration.training, setting.device)
+    if len(forms) == 1:
+        return Choice(forms[0], {}, {})
+    key = " | ".join([study, *_what_decides(configuration, setting.device)])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock"), mode=0o666):
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if key not in kept:
+            choice = _measured(configuration, setting, forms)
+            temporary = file.with_name(f".{file.name}")
+            temporary.write_text(json.dumps({**kept, key: choice.to_dict()}, indent=1), encoding="utf-8")
+            temporary.replace(file)
+            say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")
+            return choice
+    return Choice.from_dict(kept[key])
+
+
+def _what_decides(configuration: Configuration, device: torch.device) -> list[str]:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    data, model, training = configuration.data, configuration.model, configuration.training
+    shape = f"batches of {data.batch_size} of {data.image_size} pixels"
+    return [
+        f"{model.name}, freeze {model.freeze}, {configuration.optimizer.name}",
+        shape,
+        f"{training.precision}, {training.memory_format}",
+        f"{platform.node()}, {where}, torch {torch.__version__}",
+    ]
+
+
+def _measured(configuration: Configuration, setting: Setting, forms: list[Numerics]) -> Choice:
+    set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
+    batches = first_batches(setting.train.epoch(1))
+    module = setting.network.module.to(setting.device)
+    return fastest(forms, module, lambda copied, form: _one_step(configuration, setting, copied, form), batches, setting.device)
+
+
+def _one_step(configuration: Configuration, setting: Setting, module: nn.Module, form: Numerics) -> OneStep:
+    stepper = Stepper(configuration, module, form, setting.device, None)
+
+    def step(images: Tensor, labels: Tensor) -> float:
+        inputs = setting.preprocessing.normalise(images.to(setting.device))
+        loss, _ = stepper.forward(inputs, labels.to(setting.device))
+        stepper.backward(loss)
+        stepper.update(configuration.optimizer.lr)
+        return loss.item()
+
+    return step
+
+
+def _told(choice: Choice) -> str:
+    return ", ".join(f"{form} {1000 * seconds:.0f} ms" for form, seconds in choice.seconds.items()) + " a step"

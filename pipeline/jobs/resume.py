@@ -1,0 +1,68 @@
+"""Go on with a training that was interrupted, in its own run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import Configuration, parse
+from pipeline.errors import UserError
+from pipeline.jobs.prepare import check, prepare_images
+from pipeline.jobs.train import Job
+from pipeline.report.console import say
+from pipeline.tracking import find, names
+from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.run import end_abandoned, lives
+from pipeline.tracking.store import Workspace
+
+
+def interrupted_job(workspace: Workspace, run_id: str) -> Job:
+    """Return what a run was training, as it recorded it.
+
+    Raises:
+        UserError: There is no such run, it is no training, is complete or pruned, or another process works on it; the images have changed.
+    """
+    run = find.get_run(workspace, run_id)
+    tags, state = run.data.tags, find.row(run)["state"]
+    if tags.get(names.STEP) != "train" or names.JOINS in tags:
+        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline")
+    if state in (names.COMPLETE, names.PRUNED):
+        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is {state}; there is nothing to go on with")
+    if lives(tags):
+        beat = Beat.of(tags)
+        assert beat is not None
+        raise UserError(f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait")
+    end_abandoned(workspace, run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
+    configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
+    prepared = prepare_images(workspace, configuration.data)
+    before = tags.get(names.DATA_DIGEST, "")
+    if prepared.digest != before:
+        raise UserError(
+            f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "
+            "train anew, or put the images back"
+        )
+    return Job(configuration, check(configuration, prepared, ""), prepared)
+
+
+def reconcile(workspace: Workspace, experiment: str = "") -> int:
+    """End the runs whose process died without ending them, as interrupted: trainings among them can go on.
+
+    Args:
+        workspace: The open store.
+        experiment: Only runs of that name; empty: all.
+
+    Returns:
+        How many.
+    """
+    ended = 0
+    for run in find.running(workspace, experiment):
+        if Beat.of(run.data.tags) is not None and end_abandoned(workspace, run.info.run_id):
+            ended += 1
+            is_training = run.data.tags.get(names.STEP) == "train" and names.TRIAL not in run.data.tags
+            how = f"; go on with: train --run_id {run.info.run_id}" if is_training else ""
+            say(f"{run.info.run_name} ({run.info.run_id}): {names.INTERRUPTED}{how}")
+    return ended

@@ -1,0 +1,145 @@
+"""What a training logs to its run: metrics and flags while it runs, figures and weights at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline import metrics
+from pipeline.data.prepared import Prepared
+from pipeline.report import figures
+from pipeline.report.console import say
+from pipeline.report.ridgeline import ridgeline
+from pipeline.tracking import names
+from pipeline.tracking.run import RunLog, TrackedRun
+from pipeline.training.callback import Callback
+from pipeline.training.diagnostics import Diagnostics, Flag
+from pipeline.training.fit import Fitted, score
+from pipeline.training.watch import Watch
+
+BEST = {"best/val_accuracy": "val/accuracy", "best/val_loss": "val/loss"}
+
+
+class MetricsLog(Callback):
+    """Logs each epoch once, also where a training is resumed from before epochs that were logged.
+
+    Args:
+        run: The run.
+        once: Metrics that are logged with the first epoch.
+        best_metric: What chooses the best epoch.
+        logged: Epochs that the run has already.
+    """
+
+    def __init__(self, run: RunLog, once: Mapping[str, float], best_metric: str, logged: int) -> None:
+        self._run, self._once, self._best_metric, self._logged = run, once, best_metric, logged
+        self._best = {**BEST, f"best/{best_metric.replace('/', '_')}": best_metric}
+
+    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+        # What was done, but not written any more.
+        for number in range(self._logged + 1, epoch + 1):
+            scores = [score(values, self._best_metric) for values in history[:number]]
+            self.on_epoch(number, history[number - 1], scores[-1] >= max(scores))
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        if epoch <= self._logged:
+            return
+        # The best so far is there while the training runs, and first: the UI's comparison plots a run's first metric.
+        # The size is no param, or it would take the place of the schedule among the three that are plotted with it.
+        once = self._once if epoch == 1 else {}
+        best = {**{name: values[source] for name, source in self._best.items()}, "best/epoch": epoch} if is_best else {}
+        self._run.metrics({**best, **values, **once}, epoch)
+        self._logged = epoch
+
+
+class FlagsLog(Callback):
+    """Says and tags what is wrong with a training, and takes it back when it is no more."""
+
+    def __init__(self, run: TrackedRun, diagnostics: Diagnostics) -> None:
+        self._run, self._diagnostics = run, diagnostics
+        self._epochs = 0
+        self._raised: dict[str, str] = {}
+        self._predicted: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def on_start(self, epochs: int, steps_per_epoch: int) -> None:
+        self._epochs = epochs
+
+    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+        self._diagnostics.resume(history)
+
+    def on_validation(self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        self._predicted = logits.argmax(axis=1)
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        self._set(self._diagnostics.after_epoch(epoch, self._epochs, values, self._predicted))
+
+    def failed(self, reason: str) -> None:
+        """Raise the flag of a training that has ended because its loss is not finite."""
+        self._set(self._diagnostics.after_failure(reason))
+
+    def _set(self, flags: Sequence[Flag]) -> None:
+        now = {flag.name: flag.text for flag in flags}
+        for name in self._raised.keys() - now.keys():
+            self._run.delete_tag(names.FLAG + name)
+        if changed := {name: text for name, text in now.items() if self._raised.get(name) != text}:
+            self._run.tag({names.FLAG + name: text for name, text in changed.items()})
+        for name in now.keys() - self._raised.keys():
+            say(f"    {name}: {now[name]}")
+        self._raised = now
+
+
+def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float, folder: Path) -> None:
+    """Log curves, confusion matrix of the best epoch, and how long it took.
+
+    Args:
+        run: The run.
+        fitted: At least one epoch.
+        classes: Names in the order of the logits.
+        steps_per_epoch: Of the training.
+        majority_rate: Drawn as the baseline.
+        folder: For files that stay until the run has ended.
+    """
+    run.metrics({"seconds": fitted.seconds})
+    curves = folder / "curves"
+    curves.mkdir()
+    figures.learning_curves(curves / "learning.png", fitted.history, fitted.best_epoch, majority_rate)
+    figures.learning_rate(curves / "lr.png", fitted.lrs, steps_per_epoch)
+    run.files(curves, "curves")
+    title = (
+        f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
+        f"always the largest class: {majority_rate:.1%}"
+    )
+    log_confusion(run, folder, "val", metrics.confusion(fitted.labels, fitted.logits), classes, title)
+
+
+def log_watched(run: RunLog, watch: Watch, events: Path, folder: Path) -> None:
+    """Log TensorBoard's event files as ``tensorboard/``, and the weights over the epochs as ``curves/weights.png``."""
+    watch.close()
+    if events.is_dir():
+        run.files(events, "tensorboard")
+    if watch.histories:
+        ridgeline(folder / "weights.png", watch.histories)
+        run.file(folder / "weights.png", "curves")
+
+
+def log_confusion(run: RunLog, folder: Path, split: str, counts: metrics.Labels, classes: list[str], title: str) -> None:
+    """Log a confusion matrix as ``confusion_matrix/SPLIT.png`` and ``.csv``: rows true, columns predicted, counts."""
+    target = folder / "confusion_matrix"
+    target.mkdir(exist_ok=True)
+    figures.confusion_matrix(target / f"{split}.png", counts, classes, title)
+    pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).to_csv(target / f"{split}.csv")
+    run.files(target, "confusion_matrix")
+
+
+def logged_epochs(run: RunLog) -> int:
+    """Return how many epochs a run has already."""
+    return max((metric.step for metric in run.client.get_metric_history(run.id, "val/loss")), default=0)
+
+
+def majority_of(prepared: Prepared, num_classes: int) -> float:
+    """Return the validation accuracy of always answering the largest class of the training images."""
+    labels = prepared.labels()
+    return metrics.majority_rate(labels[prepared.positions("train")], labels[prepared.positions("val")], num_classes)

@@ -1,0 +1,100 @@
+"""How a network's weights spread while it trained: one ridgeline per layer group."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pipeline.training.watch import History
+
+_TAIL = 0.002
+"""Share of an epoch's values that may lie beyond either end of the axis: single far values would press all others together."""
+_PEAK = 2.5
+"""Height of the tallest ridge, in distances between two rows."""
+_MOST_TICKS = 12
+_LONGEST_NAME = 34
+_TITLE = "weights by layer and epoch (each row scaled to its own peak)"
+
+
+def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
+    """Draw the weights of each layer group over epochs: the first epoch at the top, the last in front, dark.
+
+    Every row is scaled to its own peak, so that rows compare in place, width and shape, not in height.
+
+    Args:
+        file: PNG to write.
+        histories: One at least, by the group's name, in the network's order.
+    """
+    num_columns = min(len(histories), 4)
+    num_rows = math.ceil(len(histories) / num_columns)
+    figure = Figure(figsize=(3.1 * num_columns + 0.5, 2.9 * num_rows + 0.7), layout="constrained", dpi=110)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axes in grid.flat[len(histories) :]:
+        axes.set_axis_off()
+    for axes, (name, history) in zip(grid.flat, histories.items(), strict=False):
+        _ridges(axes, history)
+        axes.set_title(name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}", fontsize=9)
+    figure.suptitle(textwrap.fill(_TITLE, 38 * num_columns), fontsize=11)
+    figure.supylabel("epoch", fontsize=10)
+    figure.supxlabel("value of a weight", fontsize=10)
+    figure.savefig(file)
+
+
+def _ridges(axes: Axes, history: History) -> None:
+    num_epochs = len(history.epochs)
+    colours = colormaps["Blues"](np.linspace(0.3, 0.95, num_epochs) if num_epochs > 1 else [0.95])
+    for row, (edges, counts) in enumerate(zip(history.edges, history.counts, strict=True)):
+        places, heights = _ridge(edges, counts)
+        base = np.full(len(places), float(row))
+        # Rows go downwards; what comes later stands in front.
+        axes.fill_between(places, base, row - _PEAK * heights, color=colours[row], linewidth=0, zorder=row)
+        axes.plot(places, row - _PEAK * heights, color="white", linewidth=0.7, zorder=row)
+    ticks = _labelled(num_epochs)
+    axes.set_yticks(ticks, [_epoch(history.epochs[row]) for row in ticks], fontsize=8)
+    axes.set_ylim(num_epochs - 0.8, -_PEAK - 0.1)
+    axes.set_xlim(*_limits(history))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(alpha=0.3, axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _labelled(num_rows: int) -> list[int]:
+    """Return the first row, the last and those between at one distance."""
+    distance = math.ceil(num_rows / _MOST_TICKS)
+    return [0, *sorted(row for row in range(num_rows - 1, 0, -distance) if row >= distance / 2)]
+
+
+def _epoch(epoch: int) -> str:
+    return str(epoch) if epoch else "start"
+
+
+def _ridge(edges: NDArray[np.float32], counts: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return places and heights from 0 to 1 of a curve over the bins, lightly smoothed, which begins and ends at 0."""
+    width = float(edges[1] - edges[0])
+    centres = (edges[:-1].astype(np.float64) + edges[1:]) / 2
+    smooth = np.convolve(counts.astype(np.float64), [0.25, 0.5, 0.25], mode="same")
+    places = np.concatenate([[centres[0] - width], centres, [centres[-1] + width]])
+    return places, np.concatenate([[0], smooth / smooth.max(), [0]])
+
+
+def _limits(history: History) -> tuple[float, float]:
+    """Return the ends of the axis, within which nearly all values of every epoch lie."""
+    ends = []
+    for edges, counts in zip(history.edges, history.counts, strict=True):
+        shares = np.concatenate([[0], np.cumsum(counts) / counts.sum()])
+        ends.append(np.interp([_TAIL, 1 - _TAIL], shares, edges))
+    low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
+    # Where all weights are one number, the axis would be narrower than a bin.
+    margin = max(0.05 * (high - low), 2 * max(float(edges[1] - edges[0]) for edges in history.edges))
+    return low - margin, high + margin

@@ -1,0 +1,33 @@
+"""Entry point reconcile."""
+
+from __future__ import annotations
+
+from pipeline.config import Raw, essential
+from pipeline.steps.options import Options
+
+
+class ReconcileOptions(Options):
+    """Options of reconcile."""
+
+    experiment: str = essential("", "Only runs of that experiment; empty: all.")
+    summary = (
+        "End runs that a kill or a power cut has left RUNNING: those whose process no longer lives, as their heartbeat tells. "
+        "They become interrupted, and can be taken up again."
+    )
+    example = "python -m pipeline reconcile"
+
+
+OPTIONS = ReconcileOptions
+
+
+def run(own: ReconcileOptions, overrides: Raw) -> None:
+    """End what died."""
+    from pipeline.jobs.resume import reconcile
+    from pipeline.report.console import say
+    from pipeline.tracking.run import launched
+    from pipeline.tracking.store import open_workspace
+
+    workspace = open_workspace(own.experiment or "reconcile")
+    with launched(workspace, "reconcile"):
+        ended = reconcile(workspace, own.experiment)
+    say(f"{ended} runs ended as interrupted" if ended != 1 else "1 run ended as interrupted")

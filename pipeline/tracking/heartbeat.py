@@ -1,0 +1,86 @@
+"""Whether the process of a run still lives: a tag that it renews, and how that is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipeline.tracking import names
+
+INTERVAL = 10.0
+"""Seconds between two beats."""
+STALE = 60.0
+"""Seconds without a beat after which a process on another machine counts as dead."""
+
+
+class Beat(NamedTuple):
+    """What the tag says.
+
+    Attributes:
+        host: Name of the machine.
+        process_id: On that machine.
+        started: When the process started, in seconds since 1970: process ids are used again.
+        time: Of the beat, in seconds since 1970.
+    """
+
+    host: str
+    process_id: int
+    started: float
+    time: float
+
+    @classmethod
+    def now(cls) -> Beat:
+        """Return the beat of this process."""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time())
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Beat | None:
+        """Read the tag among a run's tags; None where it is missing."""
+        parts = tags.get(names.HEARTBEAT, "").split()
+        return cls(parts[0], int(parts[1]), float(parts[2]), float(parts[3])) if len(parts) == 4 else None
+
+    def __str__(self) -> str:
+        return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"
+
+    @property
+    def lives(self) -> bool:
+        """Whether that process still runs: on this machine by its id and start, on another by the time of the beat."""
+        if self.host != socket.gethostname():
+            return time.time() - self.time < STALE
+        try:
+            process = psutil.Process(self.process_id)
+            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Heartbeat:
+    """Renews the tag of a run every ten seconds in a thread, until it is stopped.
+
+    A store that does not answer misses beats; it neither ends nor slows the run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            with contextlib.suppress(MlflowException):
+                self._client.set_tag(self._run_id, names.HEARTBEAT, str(Beat.now()))

@@ -1,0 +1,38 @@
+"""What the outside sees of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Callback:
+    """Override what is needed. An exception ends the training."""
+
+    def on_start(self, epochs: int, steps_per_epoch: int) -> None:
+        """Called before the first step."""
+
+    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+        """Called after `on_start` with the number of epochs done in an earlier life (0 in the first), and their metrics."""
+
+    def on_backward(self, epoch: int, step: int) -> None:
+        """Called when the gradients are there, before the weights change; steps are counted from 1 over the whole training."""
+
+    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        """Called after each optimizer step with the running means of the epoch."""
+
+    def on_validation(self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        """Called after each validation, before `on_epoch`, with labels (images,) and logits (images, classes)."""
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        """Called after each validation with that epoch's metrics, epochs counted from 1."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training needs of this, as tensors, numbers, texts, lists and dicts; kept by the name of the class."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to `state`, or to the beginning where that is empty; called before `on_start` where a training is taken up."""

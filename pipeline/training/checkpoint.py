@@ -1,0 +1,132 @@
+"""Weights and resume checkpoints on disk: whole or not at all, and checked when read."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import xxhash
+from torch import nn
+
+State = dict[str, Any]
+"""Tensors, numbers, texts, lists and dicts: what torch reads without unpickling anything else."""
+
+_KEPT = 2
+"""Resume checkpoints on disk: the last one, and the one before where the last is damaged."""
+_DIGEST_BYTES = 16
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also where the power fails: temporary file, fsync, rename, fsync of the folder."""
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.replace(file)
+    if os.name == "posix":
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a network's state dict in the CPU's memory; cloned, since safetensors refuses tensors that share memory."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write a network's state dict as safetensors, whole or not at all."""
+    write_whole(file, safetensors.torch.save(weights_of(module)))
+
+
+class Checkpoints:
+    """The resume checkpoints of one training in a folder of its own.
+
+    A file is the xxh3 hash of what follows, 16 bytes, and a state written by `torch.save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, state: State, number: int) -> None:
+        """Write a state; of the older ones one is kept.
+
+        Args:
+            state: Of the training.
+            number: Of steps done.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        write_whole(self._folder / f"resume-{number:09d}.pt", xxhash.xxh3_128_digest(content) + content)
+        for old in self._files()[_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def load(self) -> State | None:
+        """Return the last state that is whole; None where there is none."""
+        for file in self._files():
+            content = memoryview(file.read_bytes())
+            if xxhash.xxh3_128_digest(content[_DIGEST_BYTES:]) != content[:_DIGEST_BYTES]:
+                continue
+            try:
+                state: State = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+                continue
+            return state
+        return None
+
+    def remove(self) -> None:
+        """Remove all, and the folder where nothing else is in it."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+        for temporary in self._folder.glob(".resume-*.pt"):
+            temporary.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Return the files, the latest first."""
+        return sorted(self._folder.glob("resume-*.pt"), reverse=True)
+
+
+def copied(value: Any) -> Any:
+    """Return a state with every tensor copied to the CPU's memory, so that it stands still while the training goes on."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [copied(inner) for inner in value]
+    return value
+
+
+def random_states() -> State:
+    """Return the states of all random generators that a training may draw from."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_random_states(state: State) -> None:
+    """Go back to the states of `random_states`."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

@@ -1,0 +1,125 @@
+"""What is wrong with a training, said while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+GAP = 0.1
+"""Training minus validation accuracy above which a network is said to overfit.
+
+Ten points: the study that had it unnoticed had thirteen (SYSTEMS.md). It is a cautious measure, since training accuracy is the mean
+over an epoch, on augmented images and with dropout, and so lower than that of the finished epoch. With 30 validation images ten
+points are three images: take more there.
+"""
+
+
+class Flag(NamedTuple):
+    """Something that a person should know about a training.
+
+    Attributes:
+        name: ``collapse``, ``baseline``, ``overfit``, ``not_finite`` or ``still_improving``.
+        text: One line with the numbers.
+    """
+
+    name: str
+    text: str
+
+
+class Diagnostics:
+    """Judges a training after each epoch by that epoch alone, so that a flag whose cause is gone is withdrawn.
+
+    - ``collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
+      counts if it is answered once, so rare classes raise no alarm; nor do few images, which count as that many classes.
+    - ``baseline``: no more accurate than always answering the largest class.
+    - ``overfit``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
+    - ``not_finite``: a loss is NaN or infinite.
+    - ``still_improving``: the last epoch planned is better than all before. An equal score, which also makes the last epoch
+      the best, is no improvement.
+
+    All but ``not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
+    running statistics of BatchNorm lag behind, and a sound network may answer with few classes and far worse than in training.
+
+    Args:
+        num_classes: How many the network tells apart.
+        majority_rate: Validation accuracy of always answering the largest class, a fraction.
+        gap: See `GAP`.
+        best_metric: The value by which epochs are compared; lower is better where it ends in ``loss``.
+    """
+
+    def __init__(self, num_classes: int, majority_rate: float, gap: float = GAP, best_metric: str = "val/accuracy") -> None:
+        self._num_classes, self._majority_rate, self._gap, self._best_metric = num_classes, majority_rate, gap, best_metric
+        self._best = -math.inf
+        self._flags: list[Flag] = []
+
+    def resume(self, history: Iterable[Mapping[str, float]]) -> None:
+        """Take up a training of which these epochs' values are known."""
+        self._best = max(map(self._score, history), default=-math.inf)
+
+    def after_epoch(self, epoch: int, epochs: int, values: Mapping[str, float], predicted_classes: NDArray[np.int64]) -> list[Flag]:
+        """Return all flags that hold after an epoch; one that was there before and is no more is withdrawn.
+
+        Args:
+            epoch: From 1.
+            epochs: Planned in all.
+            values: The epoch's metrics by name.
+            predicted_classes: The network's answers to the validation images, shape (images,).
+        """
+        best_before, score = self._best, self._score(values)
+        self._best = max(best_before, score) if math.isfinite(score) else best_before
+        found = [not_finite(values)]
+        if epoch > 1 or epochs == 1:
+            collapsed = collapse(predicted_classes, self._num_classes)
+            found.append(collapsed or overfit(values, self._gap))
+        if epoch > 1:
+            found.append(baseline(values, self._majority_rate))
+        if epoch == epochs > 1 and score > best_before:
+            text = f"the last epoch, {epoch}, is the best ({self._best_metric} {values[self._best_metric]:.4f}); more epochs may help"
+            found.append(Flag("still_improving", text))
+        self._flags = [flag for flag in found if flag is not None]
+        return list(self._flags)
+
+    def after_failure(self, reason: str) -> list[Flag]:
+        """Return the flags of a training that a loss which is not finite has ended: those of the last epoch, and that one."""
+        return [Flag("not_finite", reason), *(flag for flag in self._flags if flag.name != "not_finite")]
+
+    def _score(self, values: Mapping[str, float]) -> float:
+        value = values[self._best_metric]
+        return -value if self._best_metric.endswith("loss") else value
+
+
+def collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | None:
+    """Return the flag of a network that answers with few of its classes; answers (images,)."""
+    answered = len(np.unique(predicted_classes))
+    if answered > max(1, min(num_classes, len(predicted_classes)) // 4):
+        return None
+    return Flag("collapse", f"predicts {answered} of {num_classes} classes")
+
+
+def baseline(values: Mapping[str, float], majority_rate: float) -> Flag | None:
+    """Return the flag of a network that is no better than always answering the largest class."""
+    accuracy = values["val/accuracy"]
+    # Both are a count over the number of images, if perhaps rounded differently.
+    if accuracy > majority_rate + 1e-9:
+        return None
+    return Flag(
+        "baseline", f"validation accuracy {accuracy:.1%} is not above that of always answering the largest class, {majority_rate:.1%}"
+    )
+
+
+def overfit(values: Mapping[str, float], gap: float) -> Flag | None:
+    """Return the flag of a network whose training accuracy is more than `gap` above its validation accuracy."""
+    train, val = values["train/accuracy"], values["val/accuracy"]
+    if train - val <= gap:
+        return None
+    return Flag("overfit", f"training accuracy {train:.1%} is {100 * (train - val):.1f} points above validation's {val:.1%}")
+
+
+def not_finite(values: Mapping[str, float]) -> Flag | None:
+    """Return the flag of an epoch with a loss that is NaN or infinite."""
+    wrong = [f"{name} is {values[name]}" for name in ("train/loss", "val/loss") if not math.isfinite(values[name])]
+    return Flag("not_finite", " and ".join(wrong)) if wrong else None

@@ -1,0 +1,39 @@
+"""A network's answers, and its modes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.data.loader import Loader
+from pipeline.data.transforms import Preprocessing
+from pipeline.models import Network
+from pipeline.training.numerics import PLAIN, Numerics
+
+
+def main_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the logits; a network with auxiliary heads puts them first."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def set_training_mode(network: Network, frozen: bool) -> None:
+    """Switch to training; a frozen backbone stays in evaluation, its BatchNorm statistics and dropout too."""
+    network.module.train(not frozen)
+    if frozen:
+        network.module.get_submodule(network.head).train()
+
+
+def predict_logits(
+    module: nn.Module, loader: Loader, preprocessing: Preprocessing, device: torch.device, numerics: Numerics = PLAIN
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return labels (images,) and logits (images, classes) of all images of a loader, in its order."""
+    module.eval()
+    all_labels, all_logits = [], []
+    with torch.inference_mode(), numerics.autocast(device):
+        for images, labels in loader.epoch(0):
+            inputs = numerics.arrange(preprocessing.normalise(images.to(device)))
+            all_logits.append(main_output(module(inputs)).float().cpu())
+            all_labels.append(labels)
+    return torch.cat(all_labels).numpy(), torch.cat(all_logits).numpy()

@@ -1,0 +1,166 @@
+"""Number format and memory format of a training, and which of them is fastest here, by measurement."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Training
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WARM_UP, STEPS = 1, 3
+"""Steps before the clock runs, which choose and compile kernels; steps that are timed."""
+_HOPELESS = 1.5
+"""A first timed step so much slower than the best so far ends a candidate's measurement."""
+_GAIN = 0.95
+"""Another form than the plain one must take at most this part of its time, or the measurement may be noise."""
+_CLOSE = 0.05
+"""Relative difference of the loss from that of fp32 up to which it is close."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are computed and laid out.
+
+    Attributes:
+        precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast: weights stay fp32.
+        channels_last: Images and convolution weights in NHWC order in memory.
+    """
+
+    precision: str = "fp32"
+    channels_last: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=_TYPES[self.precision])
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def arrange(self, images: Tensor) -> Tensor:
+        """Return images (batch, channels, height, width) in the memory format; what has no such shape stays as it is."""
+        return images.contiguous(memory_format=self.memory_format) if images.ndim == 4 else images
+
+    def __str__(self) -> str:
+        return f"{self.precision} {'channels_last' if self.channels_last else 'contiguous'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+PLAIN = Numerics()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        numerics: The choice.
+        seconds: Of one step by candidate, as its text.
+        refused: Why candidates were not taken in spite of their speed.
+    """
+
+    numerics: Numerics
+    seconds: dict[str, float]
+    refused: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Choice:
+        """Rebuild from `to_dict`."""
+        return cls(Numerics(**raw["numerics"]), raw["seconds"], raw["refused"])
+
+
+def candidates(training: Training, device: torch.device) -> list[Numerics]:
+    """Return the forms that `training.precision` and `training.memory_format` allow on a device, the plainest first.
+
+    fp16 needs a range that only the loss scaling of GPUs gives, so that ``auto`` tries it on CUDA only.
+    """
+    precisions = [training.precision] if training.precision != "auto" else ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
+    formats = [training.memory_format == "channels_last"] if training.memory_format != "auto" else [False, True]
+    return [Numerics(precision, channels_last) for precision in precisions for channels_last in formats]
+
+
+OneStep = Callable[[Tensor, Tensor], float]
+"""From images and labels to the loss of an optimizer step."""
+
+
+def fastest(
+    forms: Sequence[Numerics],
+    module: nn.Module,
+    stepper: Callable[[nn.Module, Numerics], OneStep],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> Choice:
+    """Time real steps of each form on copies of the network, and take the fastest whose loss stays finite and close.
+
+    The network, and all random numbers, are as before afterwards.
+
+    Args:
+        forms: To choose from; the first is the reference, whose loss others must come close to.
+        module: On the device; copied.
+        stepper: Makes a function that does one optimizer step on a copy.
+        batches: Images and labels, used in turn.
+        device: Of the training.
+    """
+    if len(forms) == 1:
+        return Choice(forms[0], {}, {})
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    reference = math.nan
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for form in forms:
+            torch.manual_seed(0)
+            loss, taken = _time(stepper(copy.deepcopy(module), form), batches, device, min(seconds.values(), default=math.inf))
+            seconds[str(form)] = taken
+            if form is forms[0]:
+                reference = loss
+            elif not math.isfinite(loss):
+                refused[str(form)] = "the loss is not finite"
+            elif abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
+                refused[str(form)] = f"the loss is {loss:.4g}, {reference:.4g} in {forms[0]}"
+    allowed = [form for form in forms if str(form) not in refused]
+    best = min(allowed, key=lambda form: seconds[str(form)])
+    if seconds[str(best)] > _GAIN * seconds[str(forms[0])]:
+        best = forms[0]
+    return Choice(best, seconds, refused)
+
+
+def _time(step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float) -> tuple[float, float]:
+    """Return the loss of the last step, and the shortest time of a step in seconds: what disturbs only makes it longer."""
+    loss, shortest = math.nan, math.inf
+    for number in range(WARM_UP + STEPS):
+        images, labels = batches[number % len(batches)]
+        started = time.perf_counter()
+        loss = step(images, labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= WARM_UP:
+            shortest = min(shortest, time.perf_counter() - started)
+            if shortest > _HOPELESS * best:
+                break
+    return loss, shortest
+
+
+def first_batches(batches: Any, most: int = WARM_UP + STEPS) -> list[tuple[Tensor, Tensor]]:
+    """Return the first full batches of an epoch."""
+    found = list(islice(batches, most))
+    return [batch for batch in found if len(batch[1]) == len(found[0][1])]

@@ -1,0 +1,69 @@
+"""One optimizer step: forward pass, loss, backward pass, update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.config import Configuration
+from pipeline.training.inference import main_output
+from pipeline.training.numerics import Numerics
+from pipeline.training.optimizer import build_optimizer
+
+
+class Stepper:
+    """Trains a network batch by batch.
+
+    Args:
+        configuration: Optimizer, label smoothing and gradient clipping.
+        module: On the device already; brought into the memory format.
+        numerics: Number and memory format.
+        device: Of the network.
+        class_weights: Of the loss, shape (classes,); None weighs all alike.
+
+    Attributes:
+        optimizer: Of the parameters that require a gradient.
+    """
+
+    def __init__(
+        self, configuration: Configuration, module: nn.Module, numerics: Numerics, device: torch.device, class_weights: Tensor | None
+    ) -> None:
+        self._module, self._numerics, self._device = module.to(memory_format=numerics.memory_format), numerics, device
+        self._training, self.class_weights = configuration.training, class_weights
+        self.optimizer = build_optimizer(configuration.optimizer, module.parameters())
+        # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
+        self._scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss (scalar) and logits (batch, classes) of normalised images (batch, 3, size, size)."""
+        with self._numerics.autocast(self._device):
+            logits = main_output(self._module(self._numerics.arrange(inputs)))
+        smoothing = self._training.label_smoothing
+        loss = functional.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing)
+        return loss, logits
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients, in true size."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self.optimizer)
+
+    def update(self, lr: float) -> None:
+        """Change the weights at a learning rate, by gradients clipped as asked."""
+        if self._training.clip_norm:
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self._training.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def state(self) -> dict[str, object]:
+        """Return the state of optimizer and loss scaling."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+        """Go back to `state`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])

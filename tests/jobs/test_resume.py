@@ -1,0 +1,132 @@
+"""Trainings that are killed, and taken up again in their own runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.tracking import find, names
+from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.store import Workspace
+from tests.conftest import Cli, start, wait_for
+
+LONG = ("--training.epochs", "400", "--training.checkpoint_seconds", "0")
+
+
+def trainings(workspace: Workspace) -> list[Any]:
+    found = workspace.client.search_runs([workspace.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in found if run.data.tags.get(names.STEP) == "train"]
+
+
+def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> None:
+    """Start a step and send it a signal when that epoch is over."""
+    process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
+    wait_for(process, f"epoch {epoch}/")
+    process.send_signal(with_signal)
+    process.communicate()
+
+
+def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
+    state = load_file(find.artifact(workspace, run_id, names.CHECKPOINT, folder / run_id))
+    return {name: value.numpy().tobytes() for name, value in state.items()}
+
+
+def history(workspace: Workspace, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(entry.step, entry.value) for entry in workspace.client.get_metric_history(run_id, metric)]
+
+
+def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
+    options = [*LONG[2:], "--training.epochs", "60"]
+    kill_in_epoch(["train", "--config", str(quick), *options], quick.parent, 2)
+    (killed,) = trainings(workspace)
+    assert killed.info.status == "RUNNING"
+    done = cli("train", "--run_id", killed.info.run_id)
+    assert done.code == 0, done.err
+    assert "goes on after epoch" in done.out
+    (resumed,) = trainings(workspace)
+    assert (resumed.info.status, resumed.data.tags[names.STATE]) == ("FINISHED", "complete")
+    assert not any((workspace.outputs / "checkpoints").glob("*/*"))
+    assert cli("train", "--config", quick, *options, "--experiment", "whole").code == 0
+    experiment = workspace.client.get_experiment_by_name("whole")
+    (whole,) = workspace.client.search_runs([experiment.experiment_id])
+    for metric in ("train/loss", "val/loss", "val/accuracy", "best/val_accuracy", "best/epoch", "lr"):
+        assert history(workspace, resumed.info.run_id, metric) == history(workspace, whole.info.run_id, metric)
+    assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(range(1, 61))
+    assert weights(workspace, resumed.info.run_id, tmp_path) == weights(workspace, whole.info.run_id, tmp_path)
+
+
+def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    raw = yaml.safe_load(quick.read_text())
+    study = quick.with_name("study.yaml")
+    study.write_text(yaml.safe_dump({**raw, "configs": [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 3e-3}}]}))
+    options = [*LONG[2:], "--training.epochs", "60"]
+    kill_in_epoch(["tune", "--config", str(study), *options], quick.parent, 3)
+    (killed,) = trainings(workspace)
+    done = cli("tune", "--config", study, *options)
+    assert done.code == 0, done.err
+    assert "goes on after epoch" in done.out
+    runs = trainings(workspace)
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert runs[0].info.run_id == killed.info.run_id
+    for run in runs:
+        assert [step for step, _ in history(workspace, run.info.run_id, "val/accuracy")] == list(range(1, 61))
+
+
+def test_reconcile_ends_what_died_and_nothing_else(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
+    (killed,) = trainings(workspace)
+    alive = workspace.client.create_run(workspace.experiment_id, tags={names.HEARTBEAT: str(Beat.now()), names.STATE: "running"})
+    foreign = workspace.client.create_run(workspace.experiment_id)
+    done = cli("reconcile")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "1 run ended as interrupted")
+    assert f"go on with: train --run_id {killed.info.run_id}" in done.out
+    ended = workspace.client.get_run(killed.info.run_id)
+    assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", "interrupted")
+    assert {workspace.client.get_run(run.info.run_id).info.status for run in (alive, foreign)} == {"RUNNING"}
+    assert cli("reconcile").out == "0 runs ended as interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
+    cli: Cli, quick: Path, workspace: Workspace, number: signal.Signals
+) -> None:
+    started = time.monotonic()
+    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1, number)
+    (run,) = trainings(workspace)
+    assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
+    assert run.data.tags[names.REASON] == f"stopped by {number.name}"
+    last = workspace.client.get_metric_history(run.info.run_id, "val/loss")[0].timestamp
+    assert run.info.end_time - last < 5000 < 1000 * (time.monotonic() - started) + 5000
+
+
+def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    assert cli("train", "--config", quick, "--training.epochs", "1").code == 0
+    (complete,) = trainings(workspace)
+    refused = cli("train", "--run_id", complete.info.run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is complete; there is nothing to go on with" in refused.err
+    both = cli("train", "--run_id", complete.info.run_id, "--optimizer.lr", "0.1", "--config", quick)
+    assert "takes no other option; got optimizer.lr, config" in both.err
+    assert "there is no run 'nothing'" in cli("train", "--run_id", "nothing").err
+    here = str(Beat.now())
+    tags = {names.STEP: "train", names.STATE: "running", names.HEARTBEAT: here, names.EXPERIMENT: "quick"}
+    alive = workspace.client.create_run(workspace.experiment_id, tags=tags)
+    refused = cli("train", "--run_id", alive.info.run_id)
+    assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in refused.err
+
+
+def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
+    (killed,) = trainings(workspace)
+    (quick.parent / "digits" / "digit 0" / "000.png").unlink()
+    refused = cli("train", "--run_id", killed.info.run_id)
+    assert refused.code == 2 and "was trained on data" in refused.err
