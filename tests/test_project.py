@@ -72,7 +72,7 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
     assert step in STEPS
     own, sections = parse_options(options_of(step), arguments)
     assert own is not None
-    if step not in ("predict", "init"):
+    if step not in ("predict", "init", "reconcile"):
         file = PROJECT / own.config
         # The reader's own file stands for any.
         assert load(str(file if file.exists() else PROJECT / "experiments" / "photos.yaml"), sections).base is not None

@@ -38,8 +38,6 @@ from pipeline.training.numerics import Choice
 from pipeline.training.watch import Watch
 from pipeline.weights import load_state
 
-CHECKPOINTS = "checkpoints"
-"""Folder below the outputs of what an interrupted training needs to go on, by the run's uid; gone when it is complete."""
 TENSORBOARD = "tensorboard"
 
 
@@ -143,7 +141,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         TrainingProgress(placement.name) as progress,
     ):
         placement.on_run(run.id)
-        kept = workspace.outputs / CHECKPOINTS / run.uid
+        kept = workspace.checkpoints / run.uid
         kept.mkdir(parents=True, exist_ok=True)
         setting = _setting(job, kept)
         setting = _with_numerics(workspace, run, job, setting, placement)
@@ -195,7 +193,7 @@ def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Set
             choice = Choice.from_dict(json.loads(raw))
     if choice is None:
         study = (placement.tags or {}).get(names.STUDY, "")
-        choice = chosen(job.configuration, setting, workspace.outputs / CHECKPOINTS / names.NUMERICS, study)
+        choice = chosen(job.configuration, setting, workspace.checkpoints / names.NUMERICS, study)
         run.json(names.NUMERICS, choice.to_dict())
         run.tag({names.NUMERICS_USED: str(choice.numerics)})
     return replace(setting, numerics=choice.numerics)

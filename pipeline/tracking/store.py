@@ -40,7 +40,7 @@ class Workspace:
     Attributes:
         client: Of the tracking server or database.
         uri: Tracking URI, absolute.
-        home: Folder of ``optuna.db``, ``prepared/`` and ``outputs/``: beside a local database, else the current one.
+        home: Folder of ``optuna.db``, ``prepared/``, ``checkpoints/`` and ``outputs/``: beside a local database, else the current one.
         experiment: Name of ours, which names folders, studies and registered models.
         launched_run: The run that ``mlflow run`` has made for this process, or empty.
     """
@@ -77,6 +77,11 @@ class Workspace:
     def outputs(self) -> Path:
         """Folder of this experiment's tables and figures."""
         return self.home / "outputs" / self.experiment
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of what interrupted trainings of this experiment need to go on."""
+        return self.home / "checkpoints" / self.experiment
 
     def ui_command(self) -> str:
         """Return the shell command that opens the MLflow UI on this store."""
