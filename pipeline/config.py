@@ -260,6 +260,9 @@ class Study(Section):
     pruner: Literal["hyperband", "median", "none"] = essential(
         "hyperband", "When a searched trial is given up early; entries of the list never are."
     )
+    target: float = more(
+        0.0, "Score to reach (validation accuracy, or training.best_metric); the comparison says who did, and when; 0: none.", ge=0
+    )
     storage: str = more("", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's.")
 
 

@@ -2,8 +2,10 @@
 
 PipelineError
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
+│   └── Unreachable  what is to be downloaded cannot be
 └── TrainingFailed   a training cannot go on: the run ends FAILED
-    └── LossNotFinite
+    ├── LossNotFinite
+    └── OutOfMemory
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
 """
@@ -35,12 +37,20 @@ class UserError(PipelineError):
         return "\n".join([self.message, *(f"  {finding}" for finding in self.findings)])
 
 
+class Unreachable(UserError):
+    """Something is to be downloaded, and cannot be; the message says where to put it by hand."""
+
+
 class TrainingFailed(PipelineError):
     """A training cannot go on; the message says at which step and why."""
 
 
 class LossNotFinite(TrainingFailed):
     """The loss is NaN or infinite."""
+
+
+class OutOfMemory(TrainingFailed):
+    """A batch does not fit in memory; the message says which would."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -168,7 +168,7 @@ def _normalisation(model: Model) -> tuple[list[float], list[float]] | None:
     return torchvisions_normalisation(model) if are_named(model.weights) else None
 
 
-def _fetch(model: Model) -> None:
+def fetch(model: Model) -> None:
     """Download named weights where they are not there yet."""
     if are_named(model.weights):
         fetch = timms.fetch_timms if timms.is_timms(model.name) else fetch_weights
@@ -239,7 +239,7 @@ def check(model: Model, num_classes: int, image_size: int) -> str:
         UserError: As `build`, or the images are too small for the network.
     """
     origin(model)
-    _fetch(model)
+    fetch(model)
     # Shapes are enough, but one's own network may compute with numbers.
     device = "cpu" if model.name.startswith("file:") else "meta"
     network = build(model, num_classes, image_size, device)

@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.config import Model
-from pipeline.errors import UserError, first_line, nearest
+from pipeline.errors import Unreachable, UserError, first_line, nearest
 
 BY_PLACE = "file:PATH, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
 """How weights are given that have no name."""
@@ -98,13 +98,13 @@ def download(model: Model, url: str, file: Path, hash_prefix: str | None = None)
         hash_prefix: The first digits of the file's SHA-256, where they are known.
 
     Raises:
-        UserError: They cannot be downloaded; the message says where to put the file.
+        Unreachable: They cannot be downloaded; the message says where to put the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=False)
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        raise Unreachable(
             f"model.weights: {model.weights} of {model.name} cannot be downloaded from {url} ({first_line(error)}); put that file at {file}"
         ) from None
 

@@ -90,6 +90,7 @@ ANOTHER: dict[str, Any] = {
     "study.sampler": "random",
     "study.pruner": "median",
     "study.storage": "sqlite:///other.db",
+    "study.target": 0.75,
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 

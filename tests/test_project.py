@@ -144,7 +144,7 @@ def test_results_stand_where_mlflow_run_was_called(elsewhere: Path) -> None:
     done = launch(elsewhere, "-e", "train", "--experiment-name", "x", *SMALL)
     out = done.communicate(timeout=200)[0]
     assert done.returncode == 0, out
-    assert {path.name for path in elsewhere.iterdir()} == {"mlflow.db", "mlruns", "outputs", "prepared"}
+    assert {path.name for path in elsewhere.iterdir()} == {"mlflow.db", "mlruns", "outputs", "prepared", "checkpoints"}
     (run,) = all_runs(elsewhere)
     assert run.data.tags["mlflow.project.entryPoint"] == "train"
     assert Path(run.info.artifact_uri).is_relative_to(elsewhere)

@@ -13,7 +13,7 @@ from pipeline.config import Configuration, Data
 from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
-from pipeline.errors import UserError
+from pipeline.errors import Unreachable, UserError
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
@@ -143,6 +143,16 @@ def majority_rate(prepared: Prepared) -> float:
 def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:
     """Log the images as dataset inputs of a run."""
     run.dataset(data.name, prepared.source, prepared.digest, ["training", "validation"])
+
+
+def with_reachable_weights(configuration: Configuration) -> Configuration:
+    """Return a configuration with random weights where named ones cannot be downloaded, and say so: enough to try a study out."""
+    try:
+        models.fetch(configuration.model)
+    except Unreachable as error:
+        _say_once(f"fast: random weights, since {error.message}")
+        return configuration.model_copy(update={"model": configuration.model.model_copy(update={"weights": "none"})})
+    return configuration
 
 
 def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[str, str]:

@@ -67,7 +67,23 @@ def compare(workspace: Workspace, study: str = "") -> Comparison:
     latest = max(rows, key=lambda row: row["start_time"])["data_digest"]
     same = rank([{**row, "comparable": True} for row in rows if row["data_digest"] == latest])
     other = rank([{**row, "comparable": False} for row in rows if row["data_digest"] != latest])
-    return Comparison(name, parent, [dict(row) for row in (*same, *other)], _notes(rows, latest, _majority_rate(same)))
+    notes = _notes(rows, latest, _majority_rate(same)) + _target_notes(workspace, parent, same)
+    return Comparison(name, parent, [dict(row) for row in (*same, *other)], notes)
+
+
+def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which trainings reached the study's target, and at which epoch first."""
+    target = float(find.get_run(workspace, parent).data.tags.get(names.TARGET, 0)) if parent else 0.0
+    if not target:
+        return []
+    met = []
+    for row in rows:
+        metric = row["params"].get("training.best_metric", "val/accuracy")
+        history = workspace.client.get_metric_history(row["run_id"], metric)
+        epochs = [entry.step for entry in history if (entry.value <= target if metric == "val/loss" else entry.value >= target)]
+        met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
+    reached = f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}" if met else f"reached by none of {len(rows)} trainings"
+    return [f"Target {target:g}: {reached}."]
 
 
 def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -20,7 +20,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import PipelineError, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.identity import study_name
-from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images
+from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
 from pipeline.jobs.summarise import Comparison, summarise
@@ -64,6 +64,9 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     """
     if experiment.trials == 0:
         raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
+    if experiment.fast:
+        base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
+        experiment = replace(experiment, base=base, entries=entries)
     prepared = prepare_images(workspace, experiment.base.data, experiment.base.tracking.log_images)
     jobs = _checked(workspace, experiment, prepared)
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
@@ -156,7 +159,7 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> No
         "study.sampler": experiment.study.sampler,
     }
     run.params({**settings, "data.source": experiment.base.data.source})
-    run.tag({names.DATA_DIGEST: prepared.digest})
+    run.tag({names.DATA_DIGEST: prepared.digest, names.TARGET: str(experiment.study.target)})
     run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
     if experiment.path.is_file():
         run.file(experiment.path)

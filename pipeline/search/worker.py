@@ -16,7 +16,7 @@ from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, first_line
 from pipeline.experiment import Experiment
-from pipeline.jobs.prepare import check, images_for
+from pipeline.jobs.prepare import check, images_for, with_reachable_weights
 from pipeline.jobs.train import Job, Placement, reusable, train
 from pipeline.report.console import say
 from pipeline.report.tables import describe, percent
@@ -86,7 +86,8 @@ class Worker:
         if entry is None:
             values = suggest(trial, space)
             try:
-                return self.experiment.sampled(values)
+                sampled = self.experiment.sampled(values)
+                return with_reachable_weights(sampled) if self.experiment.fast else sampled
             except UserError as error:
                 raise self._as_failed_run(error, {**base.flat(), **values}, place) from None
         configuration = Configuration.model_validate(entry)

@@ -24,7 +24,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         _resume(own, overrides)
         return
     experiment = read_experiment(own, overrides)
-    from pipeline.jobs.prepare import check, prepare_images
+    from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights
     from pipeline.jobs.train import Job, Placement, reusable, train
     from pipeline.report.console import say
     from pipeline.report.tables import percent
@@ -37,6 +37,8 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     if configuration.data.fold == "all":
         raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}")
     workspace = open_workspace(experiment.name)
+    if experiment.fast:
+        configuration = with_reachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
     write_views(workspace)

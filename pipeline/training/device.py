@@ -17,6 +17,12 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device, or of this machine, does not suffice."""
+    # On a GPU torch.OutOfMemoryError; on a CPU a plain RuntimeError: "[enforce fail …] DefaultCPUAllocator: can't allocate memory".
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device; ``auto`` is the first CUDA device, else MPS, else the CPU.
 

@@ -13,18 +13,21 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import metrics
 from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import LossNotFinite
+from pipeline.errors import LossNotFinite, OutOfMemory
 from pipeline.models import Network
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, copied, random_states, set_random_states, weights_of, write_whole
+from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import balanced_class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
+from pipeline.training.means import RunningMeans
 from pipeline.training.numerics import PLAIN, Numerics
 from pipeline.training.schedule import Plateau, lr_at
 from pipeline.training.step import Stepper
@@ -97,6 +100,7 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
 
     Raises:
         LossNotFinite: It stops there; the best weights stay.
+        OutOfMemory: A batch does not fit; the message says which would.
     """
     training = _Training(configuration, setting, callbacks, fitted)
     try:
@@ -111,9 +115,12 @@ class _Training:
     def __init__(self, configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
         self._configuration, self._setting, self._callbacks, self._fitted = configuration, setting, callbacks, fitted
         self._module = setting.network.module.to(setting.device)
-        self._stepper = Stepper(configuration, self._module, setting.numerics, setting.device, _class_weights(configuration, setting))
+        train = setting.train
+        weighted = configuration.training.class_weights == "balanced"
+        class_weights = balanced_class_weights(train.labels.numpy(), train.num_classes) if weighted else None
+        self._stepper = Stepper(configuration, self._module, setting.numerics, setting.device, class_weights)
         self._plateau = Plateau(configuration.schedule)
-        self._epoch, self._sums, self._epoch_seconds = 1, _Sums(), 0.0
+        self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
         self._saved = self._tick = time.perf_counter()
         self.files = Background()
 
@@ -130,30 +137,52 @@ class _Training:
         while self._epoch <= epochs and not (patience and self._epoch - 1 - self._fitted.best_epoch >= patience):
             self._train_epoch()
             self._validate()
-            self._epoch, self._sums, self._epoch_seconds = self._epoch + 1, _Sums(), 0.0
+            self._epoch, self._sums, self._epoch_seconds = self._epoch + 1, RunningMeans(), 0.0
 
     def _train_epoch(self) -> None:
         configuration, setting, sums = self._configuration, self._setting, self._sums
         set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
         for images, labels in setting.train.epoch(self._epoch, skip=sums.steps):
+            if not self._step(images, labels):
+                raise OutOfMemory(self._advice(images, labels))
+            for callback in self._callbacks:
+                callback.on_step(self._epoch, sums.loss, sums.accuracy)
+            if setting.resume and time.perf_counter() - self._saved >= configuration.training.checkpoint_seconds:
+                self._save(setting.resume)
+
+    def _step(self, images: Tensor, labels: Tensor) -> bool:
+        """Train on one batch; return whether it fits in memory."""
+        setting, sums = self._setting, self._sums
+        try:
             inputs = setting.preprocessing.normalise(images.to(setting.device, non_blocking=True))
             labels = labels.to(setting.device, non_blocking=True)
             loss, logits = self._stepper.forward(inputs, labels)
             loss_value = loss.item()
             if not math.isfinite(loss_value):
-                step, epoch = sums.steps + 1, self._epoch
-                raise LossNotFinite(f"the loss is not finite at step {step} of epoch {epoch} ({loss_value}); a lower optimizer.lr may help")
+                place = f"step {sums.steps + 1} of epoch {self._epoch}"
+                raise LossNotFinite(f"the loss is not finite at {place} ({loss_value}); a lower optimizer.lr may help")
             self._stepper.backward(loss)
             for callback in self._callbacks:
                 callback.on_backward(self._epoch, len(self._fitted.lrs) + 1)
             lr = self._lr()
             self._stepper.update(lr)
-            self._fitted.lrs.append(lr)
-            sums.add(loss_value, logits.detach(), labels, self._stepper.class_weights)
-            for callback in self._callbacks:
-                callback.on_step(self._epoch, sums.loss, sums.accuracy)
-            if setting.resume and time.perf_counter() - self._saved >= configuration.training.checkpoint_seconds:
-                self._save(setting.resume)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        self._fitted.lrs.append(lr)
+        sums.add(loss_value, logits.detach(), labels, self._stepper.class_weights)
+        return True
+
+    def _advice(self, images: Tensor, labels: Tensor) -> str:
+        """Say which batch would have fitted, by trying: the weights are lost, but the training has ended anyway."""
+        place = f"step {self._sums.steps + 1} of epoch {self._epoch}"
+        size = len(labels)
+        self._stepper.optimizer.zero_grad(set_to_none=True)
+        while (size := size // 2) and not self._step(images[:size], labels[:size]):
+            self._stepper.optimizer.zero_grad(set_to_none=True)
+        advice = f"data.batch_size {size} fits" if size else "not even one image fits; a smaller data.image_size or network may"
+        return f"out of memory at data.batch_size {len(labels)} ({place}); {advice}"
 
     def _lr(self) -> float:
         schedule, steps_per_epoch = self._configuration.schedule, len(self._setting.train)
@@ -230,7 +259,7 @@ class _Training:
         self._module.load_state_dict(state["network"])
         self._stepper.load_state(state)
         self._plateau.load_state(state["plateau"])
-        self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], _Sums(**state["sums"])
+        self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], RunningMeans(**state["sums"])
         fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
         fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
         if state["best_weights"] is not None:
@@ -240,52 +269,6 @@ class _Training:
         set_random_states(state["random"])
 
 
-@dataclass
-class _Sums:
-    """Running sums of an epoch.
-
-    Attributes:
-        steps: Batches so far.
-        total_loss: Each batch's loss by its weight.
-        total_weight: Of the batches.
-        correct: Images classified rightly.
-        seen: Images.
-    """
-
-    steps: int = 0
-    total_loss: float = 0.0
-    total_weight: float = 0.0
-    correct: int = 0
-    seen: int = 0
-
-    def add(self, loss: float, logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None) -> None:
-        """Take in one batch."""
-        # The loss of a batch is a mean by weight; the sum of its weights is its part of the epoch's.
-        weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
-        self.steps += 1
-        self.total_loss += loss * weight
-        self.total_weight += weight
-        self.correct += int((logits.argmax(1) == labels).sum())
-        self.seen += len(labels)
-
-    @property
-    def loss(self) -> float:
-        """Mean so far."""
-        return self.total_loss / self.total_weight
-
-    @property
-    def accuracy(self) -> float:
-        """So far."""
-        return self.correct / self.seen
-
-
 def score(values: Mapping[str, float], best_metric: str) -> float:
     """Return what epochs, and trainings, are compared by: the higher the better."""
     return -values[best_metric] if best_metric == "val/loss" else values[best_metric]
-
-
-def _class_weights(configuration: Configuration, setting: Setting) -> torch.Tensor | None:
-    if configuration.training.class_weights == "none":
-        return None
-    weights = balanced_class_weights(setting.train.labels.numpy(), setting.train.num_classes)
-    return torch.from_numpy(weights).to(setting.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Training
+from pipeline.errors import first_line
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP, STEPS = 1, 3
@@ -129,19 +130,24 @@ def fastest(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for form in forms:
             torch.manual_seed(0)
-            loss, taken = _time(stepper(copy.deepcopy(module), form), batches, device, min(seconds.values(), default=math.inf))
+            try:
+                loss, taken = _time(stepper(copy.deepcopy(module), form), batches, device, min(seconds.values(), default=math.inf))
+            except (RuntimeError, MemoryError) as error:
+                # Out of memory, or an operation that this device has not in this form. Of the plain form the training itself will tell.
+                refused[str(form)] = first_line(error)
+                continue
             seconds[str(form)] = taken
             if form is forms[0]:
                 reference = loss
             elif not math.isfinite(loss):
                 refused[str(form)] = "the loss is not finite"
-            elif abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
+            elif not abs(loss - reference) <= _CLOSE * max(abs(reference), 1.0):
                 refused[str(form)] = f"the loss is {loss:.4g}, {reference:.4g} in {forms[0]}"
     allowed = [form for form in forms if str(form) not in refused]
-    best = min(allowed, key=lambda form: seconds[str(form)])
-    if seconds[str(best)] > _GAIN * seconds[str(forms[0])]:
-        best = forms[0]
-    return Choice(best, seconds, refused)
+    best = min(allowed, key=lambda form: seconds[str(form)], default=forms[0])
+    plain = str(forms[0])
+    hardly = plain in seconds and seconds[str(best)] > _GAIN * seconds[plain]
+    return Choice(forms[0] if hardly else best, seconds, refused)
 
 
 def _time(step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float) -> tuple[float, float]:

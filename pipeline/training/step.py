@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,14 +25,21 @@ class Stepper:
         class_weights: Of the loss, shape (classes,); None weighs all alike.
 
     Attributes:
+        class_weights: On the device.
         optimizer: Of the parameters that require a gradient.
     """
 
     def __init__(
-        self, configuration: Configuration, module: nn.Module, numerics: Numerics, device: torch.device, class_weights: Tensor | None
+        self,
+        configuration: Configuration,
+        module: nn.Module,
+        numerics: Numerics,
+        device: torch.device,
+        class_weights: NDArray[np.float32] | None,
     ) -> None:
         self._module, self._numerics, self._device = module.to(memory_format=numerics.memory_format), numerics, device
-        self._training, self.class_weights = configuration.training, class_weights
+        self._training = configuration.training
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
         self.optimizer = build_optimizer(configuration.optimizer, module.parameters())
         # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
         self._scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import Network
+from pipeline.training.device import is_out_of_memory
 from pipeline.training.inference import main_output
 
 WARM_UP = 2
@@ -34,9 +35,8 @@ def seconds_per_image(network: Network, batch_size: int, image_size: int, device
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
             times.append(time.perf_counter() - started)
-    except RuntimeError as error:
-        # On a GPU torch.OutOfMemoryError, a plain RuntimeError elsewhere.
-        if "memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return None
     return statistics.median(times[WARM_UP:]) / batch_size

@@ -20,7 +20,7 @@ from pipeline.training.watch import History, Watch
 from tests.report.test_figures import count, pixels_of
 from tests.training.test_fit import BASE, setting_of
 
-strictly = pytest.mark.filterwarnings("error")
+strictly = pytest.mark.filterwarnings("error::UserWarning")
 
 
 def dark(file: Path) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from pipeline.training.checkpoint import save_weights
 from pipeline.training.fit import Fitted, Setting, fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.schedule import lr_at
+from tests.conftest import PROJECT
 
 BASE: dict[str, Any] = {
     "data": {"source": "digits", "image_size": 16, "batch_size": 32, "limit": 300},
@@ -342,3 +346,78 @@ def test_the_main_output_comes_before_auxiliary_ones() -> None:
     logits = torch.ones(1)
     assert main_output(logits) is logits
     assert main_output((logits, torch.zeros(1))) is logits
+
+
+def test_a_best_metric_of_another_name_chooses_the_epoch(train: Train) -> None:
+    for metric in ("val/f1_macro", "val/balanced_accuracy", "val/loss"):
+        trained = train({"training": {"epochs": 6, "best_metric": metric}, "optimizer": {"name": "adam", "lr": 0.03}})
+        values = [epoch[metric] for epoch in trained.fitted.history]
+        best = min(values) if metric == "val/loss" else max(values)
+        assert trained.fitted.best_epoch == max(number for number, value in enumerate(values, 1) if value == best)
+
+
+def test_label_smoothing_raises_the_training_loss_alone(train: Train) -> None:
+    plain, smooth = train({"training": {"epochs": 1}}), train({"training": {"epochs": 1, "label_smoothing": 0.3}})
+    logits, labels = torch.from_numpy(smooth.fitted.logits), torch.from_numpy(smooth.fitted.labels)
+    assert smooth.history[0]["val/loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert smooth.history[0]["train/loss"] != plain.history[0]["train/loss"]
+
+
+class Norms(Callback):
+    """Takes the norm of the gradients, and how far the weights have moved, at each step."""
+
+    def __init__(self) -> None:
+        self.module: torch.nn.Module | None = None
+        self.norms: list[float] = []
+        self.moved: list[float] = []
+
+    def on_backward(self, epoch: int, step: int) -> None:
+        assert self.module is not None
+        self.norms.append(float(torch.nn.utils.get_total_norm([parameter.grad for parameter in self.module.parameters()])))
+        self.before = [parameter.detach().clone() for parameter in self.module.parameters()]
+
+    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        assert self.module is not None
+        moved = [parameter.detach() - before for parameter, before in zip(self.module.parameters(), self.before, strict=True)]
+        self.moved.append(float(torch.nn.utils.get_total_norm(moved)))
+
+
+def test_gradients_are_clipped_to_the_norm(digits: Prepared, tmp_path: Path) -> None:
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+    configuration = Configuration.model_validate(merge(BASE, {"optimizer": sgd, "training": {"clip_norm": 0.05, "epochs": 1}}))
+    setting, norms = setting_of(configuration, digits, tmp_path), Norms()
+    norms.module = setting.network.module
+    fit(configuration, setting, [norms], Fitted())
+    assert max(norms.norms) > 0.1
+    assert [moved / 0.1 for moved in norms.moved] == pytest.approx([min(norm, 0.05) for norm in norms.norms], rel=1e-3)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.config import Configuration, merge
+from pipeline.data.prepared import prepare
+from pipeline.errors import TrainingFailed
+from pipeline.training.fit import Fitted, fit
+from tests.training.test_fit import BASE, setting_of
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    large = {"data": {"image_size": 256, "batch_size": 200}, "model": {"name": "small_cnn"}}
+    configuration = Configuration.model_validate(merge(BASE, large))
+    setting = setting_of(configuration, prepare(configuration.data, folder), folder)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+    try:
+        fit(configuration, setting, [], Fitted())
+    except TrainingFailed as error:
+        print(error)
+"""
+
+
+def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    arguments = [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
+    found = re.fullmatch(r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    assert int(found[1]) in (100, 50, 25, 12, 6, 3)

@@ -1,0 +1,221 @@
+"""Benchmark of training: ``python -m tests.benchmarks.training``.
+
+A training with everything logged against a bare PyTorch loop over the same batches, whose losses are equal; the measured number and memory
+format against the plain one; and the time to the first step. Real images: scikit-learn's digits, its two photographs in crops for 224
+pixels. Prints a table, exits 0 where its bounds hold. Takes about ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from pipeline import models
+from pipeline.config import Configuration
+from pipeline.data.prepared import Prepared, prepare
+from pipeline.jobs.train import Job, Placement, train
+from pipeline.tracking.store import open_workspace
+from tests.benchmarks.measure import Results, interleaved
+
+LOOP_BOUND, AUTO_BOUND, AUTO_NEVER_BELOW, START_BOUND = 1.05, 1.8, 0.97, 2.0
+RESNET_ON_DIGITS: dict[str, Any] = {
+    "data": {"source": "digits", "image_size": 32, "batch_size": 64},
+    "model": {"name": "resnet18"},
+    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4},
+    "training": {"epochs": 10, "precision": "fp32", "memory_format": "contiguous", "device": "cpu"},
+}
+
+
+def job_of(raw: dict[str, Any], prepared: Prepared) -> Job:
+    configuration = Configuration.model_validate(raw)
+    return Job(configuration, models.origin(configuration.model), prepared)
+
+
+class BareLoop:
+    """What a person would write: the same images, order, network and optimizer, in memory as tensors, nothing logged."""
+
+    def __init__(self, configuration: Configuration, prepared: Prepared) -> None:
+        self.configuration = configuration
+        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in prepared.normalisation())
+        labels = torch.from_numpy(prepared.labels())
+        self.splits = {}
+        for split in ("train", "val"):
+            positions = prepared.positions(split)
+            images = torch.from_numpy(np.stack([prepared.images[int(position)] for position in positions]))
+            self.splits[split] = (images, labels[positions])
+
+    def batches(self, split: str, epoch: int) -> DataLoader[Any]:
+        """Return the batches of an epoch; training in the order that the pipeline takes."""
+        images, labels = self.splits[split]
+        order = np.arange(len(labels))
+        if split == "train":
+            order = np.random.default_rng((self.configuration.training.seed, epoch)).permutation(len(labels))
+        size = self.configuration.data.batch_size
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        pairs = [(images[part].float().div_(255), labels[part]) for part in parts if len(part) > 1 or split == "val"]
+        return DataLoader(pairs, batch_size=None)
+
+    def __call__(self) -> list[float]:
+        """Train; return the mean training loss of each epoch."""
+        optimizer = self.configuration.optimizer
+        torch.manual_seed(self.configuration.training.seed)
+        network = models.build(self.configuration.model, 10, self.configuration.data.image_size).module
+        sgd = torch.optim.SGD(network.parameters(), lr=optimizer.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay)
+        losses = []
+        for epoch in range(1, self.configuration.training.epochs + 1):
+            network.train()
+            total, seen = 0.0, 0
+            for images, labels in self.batches("train", epoch):
+                sgd.zero_grad(set_to_none=True)
+                loss = functional.cross_entropy(network((images - self.mean) / self.std), labels)
+                loss.backward()
+                sgd.step()
+                total, seen = total + loss.item() * len(labels), seen + len(labels)
+            network.eval()
+            with torch.inference_mode():
+                correct = sum(
+                    int((network((images - self.mean) / self.std).argmax(1) == labels).sum())
+                    for images, labels in self.batches("val", epoch)
+                )
+            assert correct >= 0
+            losses.append(total / seen)
+        return losses
+
+
+class Ours:
+    """Our training, each time as a run of its own, everything logged."""
+
+    def __init__(self, raw: dict[str, Any], prepared: Prepared, name: str) -> None:
+        self.workspace = open_workspace(name)
+        self.job = job_of(raw, prepared)
+        self.losses: list[float] = []
+
+    def __call__(self) -> None:
+        """Train."""
+        done = train(self.workspace, self.job, Placement("benchmark"))
+        history = self.workspace.client.get_metric_history(done.run_id, "train/loss")
+        self.losses = [metric.value for metric in history]
+
+
+def compare_with_loop(results: Results, prepared: Prepared, rounds: int) -> None:
+    ours = Ours(RESNET_ON_DIGITS, prepared, "loop")
+    bare = BareLoop(ours.job.configuration, prepared)
+    warm = {**RESNET_ON_DIGITS, "training": {**RESNET_ON_DIGITS["training"], "epochs": 1}}
+    Ours(warm, prepared, "warm")()
+    own, other, ratio = interleaved(ours, bare, rounds)
+    assert np.allclose(ours.losses, bare(), rtol=1e-4), "the loss curves differ: not the same work"
+    epochs = ours.job.configuration.training.epochs
+    measured = f"{1 / ratio:.3f} times as long, at most {LOOP_BOUND}"
+    results.add(
+        f"resnet18 on the digits, {epochs} epochs, everything logged",
+        f"{own:.1f} s",
+        f"bare loop {other:.1f} s",
+        measured,
+        1 / ratio <= LOOP_BOUND,
+    )
+
+
+def write_crops(root: Path, count: int) -> Path:
+    """Write crops of scikit-learn's two photographs, one class each."""
+    rng = np.random.default_rng(0)
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (root / name).mkdir(parents=True)
+        for number in range(count // 2):
+            left, top = rng.integers(0, 640 - 260), rng.integers(0, 427 - 260)
+            Image.fromarray(photograph).crop((left, top, left + 260, top + 260)).save(root / name / f"{number}.jpg", quality=92)
+    return root
+
+
+def compare_numerics(results: Results, folder: Path, rounds: int) -> None:
+    data = {"source": f"folder:{write_crops(folder / 'crops', 120)}", "image_size": 224, "batch_size": 16, "duplicates": "ignore"}
+    raw = {
+        "data": data,
+        "model": {"name": "resnet18"},
+        "optimizer": {"name": "sgd", "lr": 1e-3},
+        "training": {"epochs": 1, "device": "cpu"},
+    }
+    prepared = prepare(Configuration.model_validate(raw).data, folder / "prepared")
+    plain = Ours({**raw, "training": {**raw["training"], "precision": "fp32", "memory_format": "contiguous"}}, prepared, "plain")
+    auto = Ours(raw, prepared, "auto")
+    auto()  # Chooses, once per study.
+    own, other, ratio = interleaved(auto, plain, rounds)
+    has_amx = "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    bound = AUTO_BOUND if has_amx else AUTO_NEVER_BELOW
+    where = "with AMX" if has_amx else "without AMX"
+    measured = f"{ratio:.2f} times as fast, at least {bound} {where}"
+    results.add("resnet18 at 224, batch 16, auto", f"{own:.1f} s", f"fp32 contiguous {other:.1f} s", measured, ratio >= bound)
+
+
+FIRST_STEP = """
+import sys, time
+import mlflow, torch, torchvision, sklearn.metrics, pandas, matplotlib.figure, torch.utils.tensorboard, safetensors.torch, psutil
+from pipeline.__main__ import main
+import pipeline.steps.train, pipeline.jobs.train, pipeline.tracking.views
+from pipeline.training.callback import Callback
+from pipeline.report.console import TrainingProgress
+
+def on_step(self, epoch, loss, accuracy):
+    print("SECONDS", time.perf_counter() - started, flush=True)
+    raise KeyboardInterrupt
+
+TrainingProgress.on_step = on_step
+started = time.perf_counter()
+main(sys.argv[1:])
+"""
+
+
+def time_to_first_step(results: Results, folder: Path) -> None:
+    """Run the command in a new process; imports are done before the clock starts, store and prepared data exist."""
+    options = [
+        f"--{section}.{name}={json.dumps(value) if not isinstance(value, str) else value}"
+        for section, fields in RESNET_ON_DIGITS.items()
+        for name, value in fields.items()
+    ]
+    experiment = folder / "first.yaml"
+    experiment.write_text("experiment: first\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    times = []
+    for seed in range(4):
+        arguments = [sys.executable, "-c", FIRST_STEP, "train", "--config", str(experiment), *options, "--training.seed", str(seed)]
+        out = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False).stdout
+        times.append(next(float(line.split()[1]) for line in out.splitlines() if line.startswith("SECONDS")))
+    # The first one makes the store and prepares.
+    taken = float(np.median(times[1:]))
+    results.add("from command to first step, beyond imports", f"{taken:.2f} s", "", f"at most {START_BOUND} s", taken <= START_BOUND)
+
+
+def main() -> int:
+    """Run all; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4, help="pairs of trainings that are timed")
+    arguments = parser.parse_args()
+    results = Results("Training, on the CPU")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.chdir(folder)
+        started = time.perf_counter()
+        time_to_first_step(results, folder)
+        prepared = prepare(Configuration.model_validate(RESNET_ON_DIGITS).data, folder / "prepared")
+        compare_with_loop(results, prepared, arguments.rounds)
+        compare_numerics(results, folder, arguments.rounds)
+        print(f"{time.perf_counter() - started:.0f} s")
+        os.chdir("/")
+    return results.conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Number and memory formats: what may be chosen, and that the choice is by measurement and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import models
+from pipeline.config import Model, Training
+from pipeline.tracking import find, names
+from pipeline.tracking.store import Workspace
+from pipeline.training.numerics import PLAIN, Choice, Numerics, candidates, fastest
+from tests.conftest import Cli
+
+CPU = torch.device("cpu")
+BATCHES = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, ["fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last"]),
+        ({"precision": "fp32"}, ["fp32 contiguous", "fp32 channels_last"]),
+        ({"memory_format": "channels_last"}, ["fp32 channels_last", "bf16 channels_last"]),
+        ({"precision": "bf16", "memory_format": "contiguous"}, ["bf16 contiguous"]),
+    ],
+)
+def test_candidates_are_what_is_left_open(training: dict[str, str], expected: list[str]) -> None:
+    assert [str(form) for form in candidates(Training.model_validate(training), CPU)] == expected
+
+
+def test_fp16_is_a_candidate_on_cuda_only() -> None:
+    assert Numerics("fp16") in candidates(Training(), torch.device("cuda"))
+    assert Numerics("fp16") not in candidates(Training(), CPU)
+
+
+class Stub:
+    """A step that takes a given time and gives a given loss, by form; notes which networks it was given."""
+
+    def __init__(self, seconds: dict[str, float], losses: dict[str, float]) -> None:
+        self.seconds, self.losses = seconds, losses
+        self.networks: list[nn.Module] = []
+
+    def __call__(self, module: nn.Module, form: Numerics):  # type: ignore[no-untyped-def]
+        self.networks.append(module)
+
+        def step(images: Tensor, labels: Tensor) -> float:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(torch.rand_like(parameter))
+            time.sleep(self.seconds.get(str(form), 0.01))
+            if str(form) in self.losses and self.losses[str(form)] < 0:
+                raise RuntimeError("'op' not implemented for 'BFloat16'\nmore")
+            return self.losses.get(str(form), 1.0)
+
+        return step
+
+
+@pytest.mark.parametrize(
+    ("seconds", "losses", "expected", "refused"),
+    [
+        ({"bf16 channels_last": 0.004}, {}, "bf16 channels_last", {}),
+        ({"fp32 channels_last": 0.004}, {}, "fp32 channels_last", {}),
+        # Hardly faster is no reason.
+        ({"bf16 contiguous": 0.0099}, {}, "fp32 contiguous", {}),
+        ({"bf16 contiguous": 0.002}, {"bf16 contiguous": float("nan")}, "fp32 contiguous", {"bf16 contiguous": "the loss is not finite"}),
+        (
+            {"bf16 contiguous": 0.002},
+            {"bf16 contiguous": 1.2},
+            "fp32 contiguous",
+            {"bf16 contiguous": "the loss is 1.2, 1 in fp32 contiguous"},
+        ),
+        (
+            {"bf16 contiguous": 0.002},
+            {"bf16 contiguous": -1},
+            "fp32 contiguous",
+            {"bf16 contiguous": "'op' not implemented for 'BFloat16'"},
+        ),
+    ],
+)
+def test_the_fastest_whose_loss_is_close_is_taken(
+    seconds: dict[str, float], losses: dict[str, float], expected: str, refused: dict[str, str]
+) -> None:
+    module = models.build(Model(name="small_cnn"), 3, 16).module
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    stub = Stub(seconds, losses)
+    choice = fastest(candidates(Training(), CPU), module, stub, BATCHES, CPU)
+    assert str(choice.numerics) == expected
+    assert choice.refused == refused
+    # On copies: neither the network nor the random numbers are changed.
+    assert all(network is not module for network in stub.networks)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert Choice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
+
+
+def test_one_candidate_is_not_measured() -> None:
+    stub = Stub({}, {})
+    assert fastest([PLAIN], nn.Linear(1, 1), stub, BATCHES, CPU).numerics == PLAIN
+    assert stub.networks == []
+
+
+@pytest.mark.parametrize("form", [Numerics("bf16"), Numerics("bf16", True), Numerics("fp32", True)], ids=str)
+def test_each_form_trains_and_is_recorded(cli: Cli, quick: Path, workspace: Workspace, form: Numerics) -> None:
+    layout = "channels_last" if form.channels_last else "contiguous"
+    assert cli("train", "--config", quick, "--training.precision", form.precision, "--training.memory_format", layout).code == 0
+    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    losses = [metric.value for metric in workspace.client.get_metric_history(run.info.run_id, "train/loss")]
+    assert losses[-1] < losses[0]
+    assert run.data.tags[names.NUMERICS_USED] == str(form)
+
+
+def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    auto = ("--training.precision", "auto", "--training.memory_format", "auto", "--training.epochs", "1")
+    first = cli("train", "--config", quick, *auto)
+    assert first.code == 0, first.err
+    assert "ms a step" in first.out
+    again = cli("train", "--config", quick, *auto, "--training.seed", "1")
+    assert "ms a step" not in again.out
+    choices = [
+        json.loads(find.artifact(workspace, run.info.run_id, names.NUMERICS, tmp_path / run.info.run_id).read_text())
+        for run in workspace.client.search_runs([workspace.experiment_id])
+    ]
+    assert choices[0] == choices[1]
+    assert {"fp32 contiguous", "bf16 channels_last"} <= choices[0]["seconds"].keys()
+    other = cli("train", "--config", quick, *auto, "--model.name", "squeezenet1_1", "--data.image_size", "32")
+    assert "squeezenet1_1: " in other.out and "ms a step" in other.out
