@@ -195,7 +195,9 @@ def time_to_first_step(results: Results, folder: Path) -> None:
         times.append(next(float(line.split()[1]) for line in out.splitlines() if line.startswith("SECONDS")))
     # The first one makes the store and prepares.
     taken = float(np.median(times[1:]))
-    results.add("from command to first step, beyond imports", f"{taken:.2f} s", "", f"{taken:.2f} s, at most {START_BOUND} s", taken <= START_BOUND)
+    results.add(
+        "from command to first step, beyond imports", f"{taken:.2f} s", "", f"{taken:.2f} s, at most {START_BOUND} s", taken <= START_BOUND
+    )
 
 
 def main() -> int:
