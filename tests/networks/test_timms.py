@@ -31,7 +31,8 @@ def test_the_head_is_made_for_the_classes(name: str, head: str) -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64), ("vit_tiny_patch16_224", 96), ("regnety_002", 64)])
 def test_images_of_other_sizes_are_taken(name: str, size: int) -> None:
-    models.check(Model(name=f"timm/{name}"), 3, size)
+    assert models.check(Model(name=f"timm/{name}"), 3, size) == ""
+    assert models.build(Model(name=f"timm/{name}"), 3, size).module.eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(("name", "size"), [("test_vit", 8), ("inception_v3", 32), ("nest_tiny", 50)])

@@ -22,6 +22,7 @@ from pipeline.training.layer_groups import histogram, kernels, layer_groups, sub
 from pipeline.training.watch import Watch
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, TIMES, setting_of
+from tests.training.test_resume import StopAfter, StoppedError
 
 SMALL_GROUPS = ["conv1", "conv2", "conv3", "fc"]
 # Samples are never left out, however busy the machine is; the time of some tests is too short for any to be afforded.
@@ -151,22 +152,6 @@ def test_many_epochs_are_thinned(digits: Prepared, tmp_path: Path) -> None:
     assert len(watched.events().Scalars("val/accuracy")) == 61
 
 
-class StoppedError(Exception):
-    """An exception of the outside."""
-
-
-class StopAfter(Callback):
-    """Ends the training after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise StoppedError
-
-
 @pytest.mark.parametrize("after", [3, 11])
 def test_a_resumed_training_goes_on_with_its_histories(digits: Prepared, tmp_path: Path, after: int) -> None:
     every_step = {"training": {"checkpoint_seconds": 0}}
@@ -214,6 +199,7 @@ def test_closing_is_allowed_at_any_time(tmp_path: Path) -> None:
     watch.flush()
     watch.close()
     watch.close()
+    assert [file.name.startswith("events.out.tfevents") for file in tmp_path.iterdir()] == [True]
 
 
 def test_tensorboard_is_imported_when_a_training_starts() -> None:
