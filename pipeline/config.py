@@ -223,6 +223,12 @@ class Training(Section):
         "val/accuracy", "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest."
     )
     label_smoothing: float = more(0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1)
+    feature_views: int = more(
+        0,
+        "With model.freeze backbone and data.augment: fixed views of each image, whose features are computed once; 0 augments anew each "
+        "epoch. Without data.augment features are always computed once.",
+        ge=0,
+    )
     clip_norm: float = more(0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = essential(
         "auto", "Number format: fp32, bf16 or fp16 (mixed), or auto: the fastest here, measured on a few steps, once per study and network."

@@ -5,7 +5,8 @@ PipelineError
 │   └── Unreachable  what is to be downloaded cannot be
 └── TrainingFailed   a training cannot go on: the run ends FAILED
     ├── LossNotFinite
-    └── OutOfMemory
+    ├── OutOfMemory
+    └── GivenUp      another process of the group has ended it
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
 """
@@ -51,6 +52,10 @@ class LossNotFinite(TrainingFailed):
 
 class OutOfMemory(TrainingFailed):
     """A batch does not fit in memory; the message says which would."""
+
+
+class GivenUp(TrainingFailed):
+    """The process that logs has ended a training in which this one takes part."""
 
 
 class Interrupted(KeyboardInterrupt):

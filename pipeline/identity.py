@@ -41,6 +41,8 @@ def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> di
 
 def _inapplicable(configuration: Configuration) -> set[str]:
     names = {"optimizer.betas"} if configuration.optimizer.name == "sgd" else {"optimizer.momentum"}
+    if configuration.model.freeze != "backbone" or not configuration.data.augment:
+        names.add("training.feature_views")
     schedule = configuration.schedule.name
     if schedule in ("none", "cosine"):
         names.add("schedule.gamma")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,26 @@ class DecodedImages(Protocol):
         ...
 
 
+class Labelled(Protocol):
+    """What a `Loader` makes batches of.
+
+    Attributes:
+        labels: In the split's own order, shape (images,).
+        num_classes: Of all images, those of other splits included.
+    """
+
+    labels: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        """Return what the network is given, batch first, and labels (batch,)."""
+        ...
+
+
 class Images(Dataset[tuple[Tensor, Tensor]]):
     """The images of one split.
 
@@ -43,6 +63,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         seed: Of the augmentation.
 
     Attributes:
+        positions: As given.
         labels: Of the split's images, shape (images,).
         num_classes: Of all images, those of other splits included.
     """
@@ -56,13 +77,13 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         augmentation: v2.Transform | None = None,
         seed: int = 0,
     ) -> None:
-        self._store, self._positions, self._size = store, positions, size
+        self._store, self.positions, self._size = store, positions, size
         self.labels = torch.from_numpy(labels[positions])
         self.num_classes = int(labels.max()) + 1
         self._augmentation, self._seed = augmentation, seed
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         """Return images (batch, 3, size, size) and labels (batch,)."""
@@ -70,7 +91,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return images, self.labels[[key[1] for key in keys]]
 
     def _image(self, key: Key) -> Tensor:
-        pixels = self._store[int(self._positions[key[1]])]
+        pixels = self._store[int(self.positions[key[1]])]
         if self._augmentation is None:
             return torch.from_numpy(center_crop(pixels, self._size).copy())
         # The CPU's generator alone: torch.manual_seed would reseed the dropout of a GPU too.
@@ -91,42 +112,57 @@ class Batches(Sampler[list[Key]]):
         batch_size: Keys per batch.
         shuffle_seed: None keeps the order.
         probabilities: Shape (images,), sum 1: images are drawn by them, with replacement, instead of shuffled. Needs a seed.
+        share: (rank, size) of this process among those that train together: it has every size-th key of each batch.
+        smallest: A smaller batch is left out where batches are shuffled.
 
     Attributes:
+        batch_size: As given.
+        shuffle_seed: As given.
+        probabilities: As given.
+        share: As given.
+        smallest: As given.
         epoch: To be set before each epoch.
         skip: Batches at the epoch's beginning that are left out, since a resumed training has done them.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, shuffle_seed: int | None = None, probabilities: NDArray[np.float64] | None = None
+        self,
+        num_images: int,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        probabilities: NDArray[np.float64] | None = None,
+        share: tuple[int, int] = (0, 1),
+        smallest: int = 2,
     ) -> None:
-        self._num_images, self._batch_size, self._shuffle_seed = num_images, batch_size, shuffle_seed
-        self._probabilities = probabilities
+        self._num_images, self.batch_size, self.shuffle_seed = num_images, batch_size, shuffle_seed
+        self.probabilities, self.share, self.smallest = probabilities, share, smallest
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(self._num_images, self._batch_size)
+        full, rest = divmod(self._num_images, self.batch_size)
         return full + (1 if rest and not self._is_dropped(rest) else 0)
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self._keys()
-        for start in range(self.skip * self._batch_size, self._num_images, self._batch_size):
-            batch = keys[start : start + self._batch_size]
+        for start in range(self.skip * self.batch_size, self._num_images, self.batch_size):
+            batch = keys[start : start + self.batch_size]
             if not self._is_dropped(len(batch)):
-                yield batch
+                rank, size = self.share
+                # Every process must have something to compute; where a batch is too small for that, an image that does not count.
+                yield batch[rank::size] or batch[:1]
 
     def _keys(self) -> list[Key]:
-        if self._shuffle_seed is None:
+        if self.shuffle_seed is None:
             return [(self.epoch, number) for number in range(self._num_images)]
-        rng = np.random.default_rng((self._shuffle_seed, self.epoch))
-        if self._probabilities is None:
+        rng = np.random.default_rng((self.shuffle_seed, self.epoch))
+        if self.probabilities is None:
             return [(self.epoch, number) for number in rng.permutation(self._num_images).tolist()]
-        drawn = rng.choice(self._num_images, self._num_images, p=self._probabilities)
+        drawn = rng.choice(self._num_images, self._num_images, p=self.probabilities)
         return [(self.epoch, number, place) for place, number in enumerate(drawn.tolist())]
 
     def _is_dropped(self, length: int) -> bool:
         # BatchNorm cannot train on a batch of one; another epoch's order brings that image in.
-        return self._shuffle_seed is not None and length == 1 and self._batch_size > 1 and self._num_images > 1
+        return self.shuffle_seed is not None and length < min(self.smallest, self.batch_size, self._num_images)
 
 
 class Loader:
@@ -138,8 +174,11 @@ class Loader:
         shuffle_seed: Shuffle each epoch by it; None keeps the order.
         workers: Processes that read and augment; 0 does it in this one.
         probabilities: Of each image to be drawn, as in `Batches`; None shows each once an epoch.
+        share: Of this process, as in `Batches`.
+        smallest: Batch, as in `Batches`.
 
     Attributes:
+        images: Of the split.
         num_images: Of the split, and of an epoch.
         labels: Of the split's images in their own order, shape (images,).
         num_classes: Of the data.
@@ -147,16 +186,19 @@ class Loader:
 
     def __init__(
         self,
-        images: Images,
+        images: Labelled,
         batch_size: int,
         shuffle_seed: int | None = None,
         workers: int = 0,
         probabilities: NDArray[np.float64] | None = None,
+        share: tuple[int, int] = (0, 1),
+        smallest: int = 2,
     ) -> None:
+        self.images = images
         self.num_images, self.labels, self.num_classes = len(images), images.labels, images.num_classes
-        self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities)
+        self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities, share, smallest)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            images,
+            cast("Dataset[tuple[Tensor, Tensor]]", images),
             batch_sampler=self._batches,
             num_workers=workers,
             collate_fn=_as_is,
@@ -169,10 +211,32 @@ class Loader:
     def __len__(self) -> int:
         return len(self._batches)
 
+    def length_of(self, number: int) -> int:
+        """Return how many images the batch of that number has, from 0, the shares of other processes included."""
+        return min(self._batches.batch_size, self.num_images - number * self._batches.batch_size)
+
+    def over(self, others: Labelled) -> Loader:
+        """Return a loader of the same batches of what stands for the images, which needs no workers."""
+        batches = self._batches
+        return Loader(others, batches.batch_size, batches.shuffle_seed, 0, batches.probabilities, batches.share, batches.smallest)
+
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch, without its first `skip` batches."""
         self._batches.epoch, self._batches.skip = number, skip
         yield from self._loader
+
+
+def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> Iterator[Tensor]:
+    """Yield the images (batch, 3, size, size) of each list of keys in turn.
+
+    Args:
+        images: Of one split.
+        keys: One list per batch.
+        workers: Processes that read and augment; 0 does it in this one.
+    """
+    loader: DataLoader[Any] = DataLoader(images, batch_sampler=keys, num_workers=workers, collate_fn=_as_is, generator=torch.Generator())
+    for batch, _ in loader:
+        yield batch
 
 
 def preview_views(images: Images, numbers: Sequence[int], num_views: int) -> NDArray[np.uint8]:

@@ -67,8 +67,7 @@ def _one_step(configuration: Configuration, setting: Setting, module: nn.Module,
     stepper = Stepper(configuration, module, form, setting.device, None)
 
     def step(images: Tensor, labels: Tensor) -> float:
-        inputs = setting.preprocessing.normalise(images.to(setting.device))
-        loss, _ = stepper.forward(inputs, labels.to(setting.device))
+        loss, _ = stepper.forward(setting.inputs(images), labels.to(setting.device))
         stepper.backward(loss)
         stepper.update(configuration.optimizer.lr)
         return loss.item()

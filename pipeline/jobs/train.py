@@ -21,6 +21,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import LossNotFinite, TrainingFailed, UserError
 from pipeline.identity import config_hash
+from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_outcome, log_watched, logged_epochs, majority_of
@@ -149,7 +150,8 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
             _log_start(run, job, setting, placement)
         fitted = Fitted()
         try:
-            _fit(run, job, setting, fitted, Path(temporary), [*callbacks, progress])
+            fed = with_features(run, job.configuration, job.origin, job.prepared, setting)
+            _fit(run, job, fed, fitted, Path(temporary), [*callbacks, progress])
         except (Pruned, TrainingFailed):
             _log_best(run, setting)
             run.flush()

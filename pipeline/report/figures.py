@@ -38,6 +38,11 @@ def foreign_figures() -> Iterator[None]:
         pyplot.switch_backend(backend)
 
 
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, a tenth larger than it could be and in half the time."""
+    figure.savefig(file, pil_kwargs={"compress_level": 3})
+
+
 def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
     """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes.
 
@@ -58,7 +63,7 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     _cells(axes[0], counts, names, "images", "{:d}", float(max(counts.max(), 1)))
     _cells(axes[1], shares, names, "share of the true class", "{:.0%}", 1.0)
     figure.suptitle(title)
-    figure.savefig(file)
+    save(figure, file)
 
 
 def _short(name: str) -> str:
@@ -101,9 +106,11 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
         best_epoch: From 1.
         majority: Validation accuracy of always answering the largest class, drawn as a line where it is near the curves.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=110)
+    # Fixed margins: finding them takes longer than all else, and every training draws these.
+    figure = Figure(figsize=(10, 4), dpi=110)
+    margins = {"left": 0.07, "right": 0.985, "bottom": 0.13, "top": 0.92, "wspace": 0.17}
     epochs = range(1, len(history) + 1)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for axes, name in zip(figure.subplots(1, 2, gridspec_kw=margins), ("loss", "accuracy"), strict=True):
         for part, colour in (("train", _BLUE), ("val", _ORANGE)):
             axes.plot(
                 epochs,
@@ -123,7 +130,7 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
             if majority is not None:
                 majority_beside_curves(axes, majority)
         axes.legend(fontsize="small")
-    figure.savefig(file)
+    save(figure, file)
 
 
 def majority_beside_curves(axes: Axes, majority: float) -> None:
@@ -147,14 +154,14 @@ def _is_near(value: float, low: float, high: float) -> bool:
 
 def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
     """Draw the learning rate of every step, over epochs."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=110)
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 3.5), dpi=110)
+    axes = figure.subplots(gridspec_kw={"left": 0.13, "right": 0.975, "bottom": 0.14, "top": 0.91})
     axes.plot(np.arange(len(lrs)) / steps_per_epoch, lrs, color=_BLUE)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_title("learning rate")
     axes.grid(alpha=0.3)
-    figure.savefig(file)
+    save(figure, file)
 
 
 def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], majority: float | None = None) -> None:
@@ -212,7 +219,7 @@ def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[s
     axes.grid(alpha=0.3, axis="x")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(file)
+    save(figure, file)
 
 
 def _majority_beside_runs(axes: Axes, majority: float) -> None:
@@ -264,4 +271,4 @@ def augmentation_preview(
         grid[row, 0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
     for axes, title in zip(grid[0], ("stored", *(f"epoch {epoch}" for epoch in range(1, num_columns))), strict=True):
         axes.set_title(title, fontsize=9)
-    figure.savefig(file)
+    save(figure, file)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pipeline.report.figures import save
 from pipeline.training.watch import History
 
 _TAIL = 0.002
@@ -36,17 +37,22 @@ def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
     """
     num_columns = min(len(histories), 4)
     num_rows = math.ceil(len(histories) / num_columns)
-    figure = Figure(figsize=(3.1 * num_columns + 0.5, 2.9 * num_rows + 0.7), layout="constrained", dpi=110)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    title = textwrap.fill(_TITLE, 38 * num_columns)
+    width, height = 3.1 * num_columns + 0.5, 2.9 * num_rows + 0.7
+    # In inches; matplotlib would take longer to find them than to draw.
+    left, right, bottom, top = 0.85, 0.15, 0.65, 0.55 + 0.2 * title.count("\n")
+    margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height - 0.1 / height}
+    figure = Figure(figsize=(width, height), dpi=110)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, gridspec_kw={**margins, "wspace": 0.25, "hspace": 0.3})
     for axes in grid.flat[len(histories) :]:
         axes.set_axis_off()
     for axes, (name, history) in zip(grid.flat, histories.items(), strict=False):
         _ridges(axes, history)
         axes.set_title(name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}", fontsize=9)
-    figure.suptitle(textwrap.fill(_TITLE, 38 * num_columns), fontsize=11)
-    figure.supylabel("epoch", fontsize=10)
-    figure.supxlabel("value of a weight", fontsize=10)
-    figure.savefig(file)
+    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
+    figure.supylabel("epoch", fontsize=10, x=0.1 / width, ha="left")
+    figure.supxlabel("value of a weight", fontsize=10, y=0.1 / height, va="bottom")
+    save(figure, file)
 
 
 def _ridges(axes: Axes, history: History) -> None:

@@ -66,9 +66,7 @@ class Checkpoints:
             number: Of steps done.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
+        content = packed(state)
         write_whole(self._folder / f"resume-{number:09d}.pt", xxhash.xxh3_128_digest(content) + content)
         for old in self._files()[_KEPT:]:
             old.unlink(missing_ok=True)
@@ -80,10 +78,9 @@ class Checkpoints:
             if xxhash.xxh3_128_digest(content[_DIGEST_BYTES:]) != content[:_DIGEST_BYTES]:
                 continue
             try:
-                state: State = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), map_location="cpu", weights_only=True)
+                return unpacked(content[_DIGEST_BYTES:])
             except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
                 continue
-            return state
         return None
 
     def remove(self) -> None:
@@ -96,6 +93,19 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         """Return the files, the latest first."""
         return sorted(self._folder.glob("resume-*.pt"), reverse=True)
+
+
+def packed(state: State) -> bytes:
+    """Return a state as bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes | memoryview) -> State:
+    """Return the state that `packed` has made bytes of, on the CPU; nothing else is unpickled."""
+    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
 
 
 def copied(value: Any) -> Any:

@@ -13,21 +13,22 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import metrics
 from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import LossNotFinite, OutOfMemory
+from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
 from pipeline.models import Network
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, copied, random_states, set_random_states, weights_of, write_whole
 from pipeline.training.device import is_out_of_memory
+from pipeline.training.distributed import ALONE, Group
 from pipeline.training.imbalance import balanced_class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
-from pipeline.training.means import RunningMeans
+from pipeline.training.means import NOTHING, BatchSums, RunningMeans
 from pipeline.training.numerics import PLAIN, Numerics
 from pipeline.training.schedule import Plateau, lr_at
 from pipeline.training.step import Stepper
@@ -72,6 +73,8 @@ class Setting:
         checkpoint: File of the best weights.
         numerics: Number and memory format.
         resume: Where resume checkpoints are; None writes none.
+        part: Name of the submodule that batches go through, where they hold features; empty: all of the network.
+        group: Processes that train together, each with a loader of its share of every batch and a share of the validation images.
     """
 
     network: Network
@@ -82,6 +85,18 @@ class Setting:
     checkpoint: Path
     numerics: Numerics = PLAIN
     resume: Checkpoints | None = None
+    part: str = ""
+    group: Group = ALONE
+
+    @property
+    def called(self) -> nn.Module:
+        """What batches go through."""
+        return self.network.module.get_submodule(self.part)
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """Return a batch on the device, as the network's input."""
+        batch = batch.to(self.device, non_blocking=True)
+        return batch if self.part else self.preprocessing.normalise(batch)
 
 
 def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
@@ -118,15 +133,16 @@ class _Training:
         train = setting.train
         weighted = configuration.training.class_weights == "balanced"
         class_weights = balanced_class_weights(train.labels.numpy(), train.num_classes) if weighted else None
-        self._stepper = Stepper(configuration, self._module, setting.numerics, setting.device, class_weights)
+        self._stepper = Stepper(configuration, setting.called, setting.numerics, setting.device, class_weights, setting.group)
         self._plateau = Plateau(configuration.schedule)
         self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
         self._saved = self._tick = time.perf_counter()
+        self._due = False
         self.files = Background()
 
     def run(self) -> None:
         """Train to the end."""
-        state = self._setting.resume.load() if self._setting.resume else None
+        state = self._resumed()
         epochs, patience = self._configuration.training.epochs, self._configuration.training.patience
         if state is not None:
             self._load(state)
@@ -147,36 +163,65 @@ class _Training:
                 raise OutOfMemory(self._advice(images, labels))
             for callback in self._callbacks:
                 callback.on_step(self._epoch, sums.loss, sums.accuracy)
-            if setting.resume and time.perf_counter() - self._saved >= configuration.training.checkpoint_seconds:
-                self._save(setting.resume)
+            if self._due:
+                self._save()
+
+    def _is_due(self) -> bool:
+        """Whether it is time for a resume checkpoint, which the first process decides for all."""
+        return self._setting.resume is not None and time.perf_counter() - self._saved >= self._configuration.training.checkpoint_seconds
 
     def _step(self, images: Tensor, labels: Tensor) -> bool:
-        """Train on one batch; return whether it fits in memory."""
-        setting, sums = self._setting, self._sums
+        """Train on one batch; return whether it fits in memory, in every process of the group."""
+        group = self._setting.group
+        labels = labels.to(self._setting.device, non_blocking=True)
+        loss, own = self._forward(images, labels)
+        *sums, misfits, due = group.sum([*own, loss is None, self._is_due()])
+        if loss is None or misfits:
+            return False
+        batch = BatchSums(*sums)
+        if not math.isfinite(batch.loss):
+            mean = batch.loss / batch.weight
+            raise LossNotFinite(f"the loss is not finite at {self._place()} ({mean}); a lower optimizer.lr may help")
+        if group.size > 1:
+            # Gradients become the mean over the processes; the loss of a batch is the mean over its images.
+            loss = loss * (own.weight * group.size / batch.weight)
         try:
-            inputs = setting.preprocessing.normalise(images.to(setting.device, non_blocking=True))
-            labels = labels.to(setting.device, non_blocking=True)
-            loss, logits = self._stepper.forward(inputs, labels)
-            loss_value = loss.item()
-            if not math.isfinite(loss_value):
-                place = f"step {sums.steps + 1} of epoch {self._epoch}"
-                raise LossNotFinite(f"the loss is not finite at {place} ({loss_value}); a lower optimizer.lr may help")
             self._stepper.backward(loss)
             for callback in self._callbacks:
                 callback.on_backward(self._epoch, len(self._fitted.lrs) + 1)
             lr = self._lr()
             self._stepper.update(lr)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # Another process would wait for this one's gradients: there is no going on in a group.
+            if group.size > 1 or not is_out_of_memory(error):
                 raise
             return False
         self._fitted.lrs.append(lr)
-        sums.add(loss_value, logits.detach(), labels, self._stepper.class_weights)
+        self._sums.add(batch)
+        self._due = bool(due)
         return True
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, BatchSums]:
+        """Return the loss of this process's share of a batch, None where it does not fit in memory, and what it adds to the means."""
+        setting = self._setting
+        try:
+            loss, logits = self._stepper.forward(setting.inputs(images), labels)
+            sums = BatchSums.of(loss.item(), logits.detach(), labels, self._stepper.class_weights)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, NOTHING
+        # A batch smaller than the group leaves some with an image that is another's.
+        return loss, sums if setting.group.rank < setting.train.length_of(self._sums.steps) else NOTHING
+
+    def _place(self) -> str:
+        return f"step {self._sums.steps + 1} of epoch {self._epoch}"
 
     def _advice(self, images: Tensor, labels: Tensor) -> str:
         """Say which batch would have fitted, by trying: the weights are lost, but the training has ended anyway."""
-        place = f"step {self._sums.steps + 1} of epoch {self._epoch}"
+        place, batch_size = self._place(), self._configuration.data.batch_size
+        if self._setting.group.size > 1:
+            return f"out of memory at data.batch_size {batch_size} ({place}) in {self._setting.group.size} processes; a smaller one may fit"
         size = len(labels)
         self._stepper.optimizer.zero_grad(set_to_none=True)
         while (size := size // 2) and not self._step(images[:size], labels[:size]):
@@ -193,7 +238,9 @@ class _Training:
     def _validate(self) -> None:
         setting, fitted, sums = self._setting, self._fitted, self._sums
         train_seconds = self._epoch_seconds + self._lap()
-        labels, logits = predict_logits(self._module, setting.val, setting.preprocessing, setting.device, setting.numerics)
+        preprocessing = None if setting.part else setting.preprocessing
+        labels, logits = predict_logits(setting.called, setting.val, preprocessing, setting.device, setting.numerics)
+        labels, logits = setting.group.interleaved(labels), setting.group.interleaved(logits)
         scores = metrics.score(labels, logits)
         if not math.isfinite(scores["loss"]):
             raise LossNotFinite(f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']})")
@@ -209,29 +256,43 @@ class _Training:
         is_best = fitted.best_epoch == 0 or score(values, metric) >= score(fitted.best, metric)
         if is_best:
             fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
-            weights = weights_of(self._module)
-            self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)))
+            if setting.group.is_first:
+                weights = weights_of(self._module)
+                self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)))
         fitted.seconds += values["epoch_seconds"]
-        for callback in self._callbacks:
-            callback.on_validation(self._epoch, labels, logits)
-        for callback in self._callbacks:
-            callback.on_epoch(self._epoch, values, is_best)
+        given_up = self._tell(labels, logits, values, is_best)
+        if setting.group.sum([given_up is not None])[0]:
+            raise given_up or GivenUp(f"the first process gave up after epoch {self._epoch}")
+
+    def _tell(self, labels: NDArray[np.int64], logits: NDArray[np.float32], values: dict[str, float], is_best: bool) -> Exception | None:
+        """Call back after an epoch; return what a callback raises, of which the other processes must know before it goes further."""
+        try:
+            for callback in self._callbacks:
+                callback.on_validation(self._epoch, labels, logits)
+            for callback in self._callbacks:
+                callback.on_epoch(self._epoch, values, is_best)
+        except Exception as error:
+            return error
+        return None
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
         before, self._tick = self._tick, time.perf_counter()
         return self._tick - before
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self) -> None:
         """Take a copy of the state, and let it be written beside the training."""
         self._epoch_seconds += self._lap()
-        fitted, best = self._fitted, self._setting.checkpoint
+        fitted, best, checkpoints = self._fitted, self._setting.checkpoint, self._setting.resume
+        states = self._setting.group.collect_states(random_states())
+        if checkpoints is None:
+            return
         state = copied(
             {
                 "network": self._module.state_dict(),
                 **self._stepper.state(),
                 "plateau": self._plateau.state(),
-                "random": random_states(),
+                "random": states,
                 "epoch": self._epoch,
                 "sums": vars(self._sums),
                 "epoch_seconds": self._epoch_seconds,
@@ -254,6 +315,11 @@ class _Training:
         self.files.submit(write)
         self._saved = time.perf_counter()
 
+    def _resumed(self) -> dict[str, Any] | None:
+        """Return the state to go on from, None at a beginning."""
+        resume = self._setting.resume
+        return self._setting.group.share_state(resume.load() if resume else None)
+
     def _load(self, state: dict[str, Any]) -> None:
         fitted = self._fitted
         self._module.load_state_dict(state["network"])
@@ -262,11 +328,12 @@ class _Training:
         self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], RunningMeans(**state["sums"])
         fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
         fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
-        if state["best_weights"] is not None:
+        if state["best_weights"] is not None and self._setting.group.is_first:
             write_whole(self._setting.checkpoint, state["best_weights"].numpy().tobytes())
         for callback in self._callbacks:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
-        set_random_states(state["random"])
+        if self._setting.group.rank < len(state["random"]):
+            set_random_states(state["random"][self._setting.group.rank])
 
 
 def score(values: Mapping[str, float], best_metric: str) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import Configuration
+from pipeline.training.distributed import ALONE, Group
 from pipeline.training.inference import main_output
 from pipeline.training.numerics import Numerics
 from pipeline.training.optimizer import build_optimizer
@@ -23,6 +24,7 @@ class Stepper:
         numerics: Number and memory format.
         device: Of the network.
         class_weights: Of the loss, shape (classes,); None weighs all alike.
+        group: Processes over which gradients are averaged.
 
     Attributes:
         class_weights: On the device.
@@ -36,8 +38,10 @@ class Stepper:
         numerics: Numerics,
         device: torch.device,
         class_weights: NDArray[np.float32] | None,
+        group: Group = ALONE,
     ) -> None:
-        self._module, self._numerics, self._device = module.to(memory_format=numerics.memory_format), numerics, device
+        self._module = group.parallel(module.to(memory_format=numerics.memory_format), device)
+        self._numerics, self._device = numerics, device
         self._training = configuration.training
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
         self.optimizer = build_optimizer(configuration.optimizer, module.parameters())

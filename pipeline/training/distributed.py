@@ -1,0 +1,137 @@
+"""Several processes that train one network together: the group that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.training.checkpoint import State, packed, unpacked
+
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for one another: the first one prepares images while the others wait; torchrun ends those whose peer has died."""
+
+
+class Group:
+    """Processes of which each takes its share of every batch; alone it is a group of one.
+
+    Attributes:
+        rank: Of this process; rank 0 alone logs and writes.
+        size: Number of processes.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all processes, the same bits in each."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def share(self, content: bytes) -> bytes:
+        """Return what rank 0 gives; what the others give is not looked at."""
+        if self.size == 1:
+            return content
+        length = torch.tensor([len(content) if self.is_first else 0])
+        dist.broadcast(length, 0)
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_first else torch.empty(int(length), dtype=torch.uint8)
+        if len(data):
+            dist.broadcast(data, 0)
+        return data.numpy().tobytes()
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors of all processes, on the CPU, by rank; they may differ in their first dimension only."""
+        if self.size == 1:
+            return [tensor]
+        lengths = [int(length) for length in self._all(torch.tensor([len(tensor)]))]
+        padded = torch.zeros((max(lengths), *tensor.shape[1:]), dtype=tensor.dtype)
+        padded[: len(tensor)] = tensor
+        return [one[:length] for one, length in zip(self._all(padded), lengths, strict=True)]
+
+    def interleaved(self, share: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows of all processes, where this one has every `size`-th from its rank on."""
+        if self.size == 1:
+            return share
+        parts = self.collect(torch.from_numpy(share))
+        whole = np.empty((sum(map(len, parts)), *share.shape[1:]), share.dtype)
+        for rank, part in enumerate(parts):
+            whole[rank :: self.size] = part.numpy()
+        return whole
+
+    def share_state(self, state: State | None) -> State | None:
+        """Return rank 0's state."""
+        if self.size == 1:
+            return state
+        content = self.share(b"" if state is None else packed(state))
+        return unpacked(content) if content else None
+
+    def collect_states(self, state: State) -> list[State]:
+        """Return the states of all processes, by rank."""
+        if self.size == 1:
+            return [state]
+        contents = self.collect(torch.frombuffer(bytearray(packed(state)), dtype=torch.uint8))
+        return [unpacked(content.numpy().tobytes()) for content in contents]
+
+    def _all(self, tensor: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return found
+
+    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Return the network with gradients averaged over the processes, and BatchNorm over all of them where the device can do that."""
+        if self.size == 1:
+            return module
+        on_gpu = device.type == "cuda"
+        if on_gpu and trains_batch_norm(module):
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return DistributedDataParallel(module, device_ids=[device] if on_gpu else None)
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+ALONE = Group()
+
+
+def is_group() -> bool:
+    """Return whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def is_helper() -> bool:
+    """Return whether another process of the group logs, and this one only trains."""
+    return is_group() and os.environ["RANK"] != "0"
+
+
+def joined() -> Group:
+    """Join the processes that torchrun has started, or return a group of one."""
+    if not is_group():
+        return ALONE
+    if not dist.is_initialized():
+        # What is said between processes is on the CPU, gradients where the network is.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    return Group(dist.get_rank(), dist.get_world_size())
+
+
+def trains_batch_norm(module: nn.Module) -> bool:
+    """Return whether a network has a BatchNorm whose statistics follow the batches."""
+    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())

@@ -1,0 +1,219 @@
+"""Features of a frozen backbone: computed once per image, kept on disk, and trained on instead of images.
+
+A folder ``prepared/features-KEY/`` holds what one backbone makes of images prepared in one way; KEY is a hash over all that decides it.
+Each pair ``NAME.npy``, features (images, views, ...) in fp32, and ``NAME.ids.npy``, uint8 (images, 16), is written whole or not at all, the
+ids last, and never changed. The folders may be deleted by hand while nothing trains; what is missed is computed anew.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pipeline.data.loader import Images, Key, batches_of
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import OutOfMemory
+from pipeline.models import Network
+from pipeline.training.checkpoint import write_whole
+from pipeline.training.device import is_out_of_memory
+from pipeline.training.numerics import Numerics
+
+_ID_BYTES = 16
+_FILE_BYTES = 64 * 2**20
+"""A file is ended beyond this size; what a kill loses is the one that was being made."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many images have been, and of how many."""
+
+
+class Backbone:
+    """A network without its head, on a device.
+
+    Args:
+        network: With a head that `has_features` has found to be last.
+        preprocessing: From stored images to its input.
+        numerics: Number and memory format.
+        device: Where it computes.
+    """
+
+    def __init__(self, network: Network, preprocessing: Preprocessing, numerics: Numerics, device: torch.device) -> None:
+        self._module = network.module.to(device).to(memory_format=numerics.memory_format)
+        self._head = network.module.get_submodule(network.head)
+        self._preprocessing, self._numerics, self._device = preprocessing, numerics, device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the head's input, fp32 on the CPU, for stored images (batch, 3, size, size)."""
+        seen: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        self._module.eval()
+        try:
+            with torch.inference_mode(), self._numerics.autocast(self._device):
+                self._module(self._numerics.arrange(self._preprocessing.normalise(images.to(self._device))))
+        finally:
+            hook.remove()
+        return seen[-1].float().cpu()
+
+
+def has_features(network: Network, image_size: int) -> bool:
+    """Return whether the network's answer is its head's, so that the head can be trained alone; SqueezeNet averages after it."""
+    answers: list[Any] = []
+    hook = network.module.get_submodule(network.head).register_forward_hook(lambda *seen: answers.append(seen[2]))
+    parameter = next(network.module.parameters())
+    network.module.eval()
+    try:
+        with torch.inference_mode():
+            output = network.module(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+    finally:
+        hook.remove()
+    return len(answers) == 1 and isinstance(output, Tensor) and output.shape == answers[0].shape and torch.equal(output, answers[0])
+
+
+def weights_hash(module: nn.Module, head: str) -> str:
+    """Return a hash over the names and values of all weights but the head's."""
+    digest = xxhash.xxh3_128()
+    for name, value in module.state_dict().items():
+        if not name.startswith(f"{head}."):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Features(Dataset[tuple[Tensor, Tensor]]):
+    """The features of one split's images, in the place of the images (see `pipeline.data.loader.Images`).
+
+    Where images have several views, epoch 1 shows the first, epoch 2 the second, and so on, and then the first again.
+
+    Attributes:
+        labels: Of the split's images, shape (images,).
+        num_classes: Of all images, those of other splits included.
+    """
+
+    def __init__(self, images: Images, files: Sequence[NDArray[np.float32]], places: NDArray[np.int64]) -> None:
+        self.labels, self.num_classes = images.labels, images.num_classes
+        self._files, self._places = files, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        """Return features (batch, ...) and labels (batch,)."""
+        epochs, numbers = np.array([key[:2] for key in keys]).T
+        files, rows = self._places[numbers].T
+        views = (epochs - 1) % self._files[0].shape[1]
+        features = np.empty((len(keys), *self._files[0].shape[2:]), np.float32)
+        for file in np.unique(files):
+            chosen = files == file
+            features[chosen] = self._files[file][rows[chosen], views[chosen]]
+        return torch.from_numpy(features), self.labels[torch.from_numpy(numbers)]
+
+
+def features_of(
+    images: Images, ids: NDArray[np.uint8], views: int, backbone: Backbone, folder: Path, batch_size: int, workers: int, progress: Progress
+) -> tuple[Features, int]:
+    """Return the features of a split, and of how many images they were computed now; the others were on disk.
+
+    Args:
+        images: Of the split.
+        ids: What tells its images apart in the folder, shape (images, 16); equal ones have equal features.
+        views: Per image: what training would show in epochs 1 to `views`.
+        backbone: Computes them.
+        folder: Of this backbone and this way of preparing images; processes that need the same wait for one another.
+        batch_size: Images per pass.
+        workers: Processes that read and augment; 0 does it in this one.
+        progress: Told how many images are done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", mode=0o666):
+        # Each content once, in the split's order: whoever goes on after a kill makes the same batches, and so the same bits.
+        _, first = np.unique(ids, axis=0, return_index=True)
+        known = _read(folder)[1]
+        missing = [int(number) for number in np.sort(first) if ids[number].tobytes() not in known]
+        _compute(images, ids, missing, views, backbone, folder, batch_size, workers, progress)
+    files, known = _read(folder)
+    return Features(images, files, np.array([known[one.tobytes()] for one in ids], dtype=np.int64)), len(missing)
+
+
+def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[int, int]]]:
+    """Return the files, mapped into memory, and of each id its file and row; files that are cut off are left out."""
+    files: list[NDArray[np.float32]] = []
+    known: dict[bytes, tuple[int, int]] = {}
+    for listed in sorted(folder.glob("*.ids.npy")):
+        with suppress(OSError, ValueError, EOFError):
+            ids = np.load(listed)
+            features = np.load(listed.with_name(listed.name.replace(".ids.npy", ".npy")), mmap_mode="r")
+            known |= {one.tobytes(): (len(files), row) for row, one in enumerate(ids)}
+            files.append(features)
+    return files, known
+
+
+def _compute(
+    images: Images,
+    ids: NDArray[np.uint8],
+    missing: list[int],
+    views: int,
+    backbone: Backbone,
+    folder: Path,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> None:
+    per_batch = max(1, batch_size // views)
+    parts = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
+    keys: list[list[Key]] = [[(view, number) for number in part for view in range(1, views + 1)] for part in parts]
+    made: list[NDArray[np.float32]] = []
+    done = saved = 0
+    for part, batch in zip(parts, batches_of(images, keys, workers), strict=True):
+        features = _fitting(backbone, batch).numpy()
+        made.append(features.reshape(len(part), views, *features.shape[1:]))
+        done += len(part)
+        progress("computing features of", done, len(missing))
+        if done == len(missing) or sum(one.nbytes for one in made) >= _FILE_BYTES:
+            _write(folder, ids[missing[saved:done]], np.concatenate(made))
+            made, saved = [], done
+
+
+def _fitting(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the features of images, in halves where all at once do not fit in memory."""
+    try:
+        return backbone(images)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(images) == 1:
+        raise OutOfMemory("out of memory: the backbone does not take even one image; a smaller data.image_size or network may fit")
+    return torch.cat([_fitting(backbone, half) for half in images.tensor_split(2)])
+
+
+def _write(folder: Path, ids: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
+    name = uuid.uuid4().hex
+    for suffix, array in ((".npy", features), (".ids.npy", ids)):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_whole(folder / f"{name}{suffix}", buffer.getvalue())
+
+
+def ids_of(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
+    """Return 16 bytes per image, shape (images, 16).
+
+    Args:
+        contents: Hash of each image's content.
+        numbered: Its number counts too, since its augmentation depends on it.
+    """
+
+    def texts() -> Iterator[str]:
+        yield from (f"{content} {number}" for number, content in enumerate(contents)) if numbered else contents
+
+    digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts())
+    return np.frombuffer(digests, np.uint8).reshape(-1, _ID_BYTES)
