@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, PipelineError, UserError, unknown_name
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, UserError, unknown_name
 from pipeline.signals import raise_on_signals
 
 STEPS = {
@@ -27,6 +30,7 @@ STEPS = {
     "reconcile": "end runs that a kill or a power cut has left RUNNING",
     "init": "write an experiment file for your own images",
 }
+TRAINING_STEPS = ("main", "train", "tune")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     step, rest = arguments[0], arguments[1:]
     raise_on_signals()
-    if os.environ.get("MLFLOW_RUN_ID"):
+    if os.environ.get("MLFLOW_RUN_ID") or _is_in_group():
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    if os.environ.get("MLFLOW_RUN_ID") and not _is_in_group():
         _enter_callers_folder()
     try:
         if step not in STEPS:
@@ -49,17 +54,57 @@ def main(arguments: Sequence[str]) -> int:
             print(render_help(step, module.OPTIONS))
             return 0
         own, overrides = parse_options(module.OPTIONS, rest)
-        module.run(own, overrides)
+        _run(step, module, own, overrides)
+    except ManyProcesses as wanted:
+        return _launch(wanted.count, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _end_launched_run(str(error))
         return 2
     except (PipelineError, Interrupted) as error:
         stopped = isinstance(error, Interrupted)
-        print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
+        if not (stopped and _is_helper()):
+            print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
         _end_launched_run(str(error), stopped)
         return 1
     return 0
+
+
+def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
+    """Run a step; where torchrun has started several processes, the first one does it, and the others help in its trainings."""
+    if not _is_in_group():
+        module.run(own, overrides)
+        return
+    if step not in TRAINING_STEPS:
+        raise UserError(f"{step} runs in one process; torchrun is for {', '.join(TRAINING_STEPS)}")
+    from pipeline.jobs.together import dismiss_helpers, help_out
+
+    if _is_helper():
+        # One process speaks for all; an error is told by whom it meets.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            help_out()
+        return
+    module.run(own, overrides)
+    dismiss_helpers()
+
+
+def _launch(count: int, arguments: Sequence[str]) -> int:
+    from pipeline.training.launch import launch
+
+    try:
+        return launch(count, arguments)
+    except Interrupted as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return 1
+
+
+def _is_in_group() -> bool:
+    # As pipeline.training.distributed, which takes seconds to import.
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def _is_helper() -> bool:
+    return _is_in_group() and os.environ["RANK"] != "0"
 
 
 def _overview() -> str:
@@ -70,7 +115,7 @@ def _overview() -> str:
 
 
 def _end_launched_run(reason: str, interrupted: bool = False) -> None:
-    if os.environ.get("MLFLOW_RUN_ID"):
+    if os.environ.get("MLFLOW_RUN_ID") and not _is_helper():
         from pipeline.tracking.names import FAILED, INTERRUPTED
         from pipeline.tracking.store import end_launched_run
 
@@ -97,7 +142,7 @@ def _enter_callers_folder() -> None:
 
 
 def _watch_parent(parent: int) -> None:
-    """Stop when ``mlflow run`` has died: nobody would wait for the result."""
+    """Stop when ``mlflow run``, or torchrun, has died: nobody would wait for the result."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -241,6 +241,9 @@ class Training(Section):
     sampler: Literal["shuffle", "balanced"] = more(
         "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
     )
+    processes: int = more(
+        1, "Processes on this machine that train one network together, each on its share of every batch and on its own GPU.", ge=1
+    )
     device: str = more("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ PipelineError
     └── GivenUp      another process of the group has ended it
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
+ManyProcesses        no error
 """
 
 from __future__ import annotations
@@ -63,6 +64,18 @@ class Interrupted(KeyboardInterrupt):
 
     No Exception, so that no ``except Exception`` of a library swallows it.
     """
+
+
+class ManyProcesses(Exception):
+    """No error: the step is to be run by several processes.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"to be run by {count} processes")
+        self.count = count
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -128,6 +128,10 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
                 raise UserError(f"{where}: configs[{index}]: data.{field} differs from base; all trainings of a study see the same images")
         if entry.training.best_metric != base.training.best_metric:
             raise UserError(f"{where}: configs[{index}]: training.best_metric differs from base; a study is ranked by one metric")
+        if entry.training.processes != base.training.processes:
+            raise UserError(
+                f"{where}: configs[{index}]: training.processes differs from base; all of a study are trained by the same processes"
+            )
         if entry.tracking != base.tracking:
             raise UserError(f"{where}: configs[{index}]: tracking differs from base; it is one for all trainings of a study")
     space = _space(where, _expect(where, "space", raw.get("space"), dict), raw_base, fixed)
@@ -215,7 +219,8 @@ def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
     searchable = [
         name
         for name in field_names()
-        if not name.startswith(("study.", "tracking.")) and name not in {"training.best_metric", *(f"data.{field}" for field in SHARED)}
+        if not name.startswith(("study.", "tracking."))
+        and name not in {"training.best_metric", "training.processes", *(f"data.{field}" for field in SHARED)}
     ]
     space: Space = {}
     for name, value in raw.items():

@@ -15,7 +15,7 @@ DIGEST_DIGITS = 32
 """MLflow takes a data digest of 36 characters at the most."""
 
 _HASHED_OF_DATA = {"image_size", "batch_size", "augment", "store_size", "interpolation", "background"}
-_NOT_HASHED_OF_TRAINING = {"seed", "device", "deterministic", "checkpoint_seconds"}
+_NOT_HASHED_OF_TRAINING = {"seed", "device", "processes", "deterministic", "checkpoint_seconds"}
 """Which images in which split is the data digest's; the rest of what is left out does not change the result."""
 
 

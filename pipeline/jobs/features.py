@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import torch
 import xxhash
 
-from pipeline.config import Configuration
 from pipeline.data.decode import DECODING
 from pipeline.data.loader import Images
-from pipeline.data.prepared import Prepared
+from pipeline.jobs.setting import Job
 from pipeline.report.console import Counter
 from pipeline.tracking import names
 from pipeline.tracking.run import TrackedRun
 from pipeline.training.features import Backbone, features_of, has_features, ids_of, weights_hash
-from pipeline.training.fit import Setting
+from pipeline.training.setting import Setting
 
 
-def with_features(
-    run: TrackedRun, configuration: Configuration, origin: Mapping[str, str], prepared: Prepared, setting: Setting
-) -> Setting:
+def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting:
     """Return a setting that trains the head on features; the setting as it is where the plain loop is needed.
 
     It is needed where the backbone is trained, where images are augmented and ``training.feature_views`` is 0, and
     where something follows the head.
 
     Args:
-        run: Tagged with what was done.
-        configuration: Of the training.
-        origin: Of the network (see `pipeline.models.origin`).
-        prepared: The images.
+        run: Tagged with what was done; None where another process logs.
+        job: What is trained.
         setting: That trains on images, its number format chosen.
     """
+    configuration, prepared = job.configuration, job.prepared
     data, training = configuration.data, configuration.training
     views = training.feature_views if data.augment else 1
     if configuration.model.freeze != "backbone" or not views or not has_features(setting.network, data.image_size):
         return setting
     backbone = Backbone(setting.network, setting.preprocessing, setting.numerics, setting.device)
     decides = {
-        **origin,
+        **job.origin,
         "weights": weights_hash(setting.network.module, setting.network.head),
         "preprocessing": asdict(setting.preprocessing),
         "decoding": DECODING,
@@ -61,5 +56,6 @@ def with_features(
             features, new = features_of(images, ids, count, backbone, folder, data.batch_size, data.workers, counter)
             loaders.append(loader.over(features))
             computed += new
-    run.tag({names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"})
+    if run is not None:
+        run.tag({names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"})
     return replace(setting, part=setting.network.head, train=loaders[0], val=loaders[1])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.config import Configuration
 from pipeline.report.console import say
-from pipeline.training.fit import Setting
 from pipeline.training.inference import set_training_mode
 from pipeline.training.numerics import Choice, Numerics, OneStep, candidates, fastest, first_batches
+from pipeline.training.setting import Setting
 from pipeline.training.step import Stepper
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipeline.config import Configuration, parse
 from pipeline.errors import UserError
 from pipeline.jobs.prepare import check, prepare_images
-from pipeline.jobs.train import Job
+from pipeline.jobs.setting import Job
 from pipeline.report.console import say
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat

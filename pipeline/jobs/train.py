@@ -12,71 +12,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from pipeline import models
-from pipeline.config import Configuration
-from pipeline.data.loader import Images, Loader
-from pipeline.data.prepared import Prepared
-from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import LossNotFinite, TrainingFailed, UserError
-from pipeline.identity import config_hash
 from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
+from pipeline.jobs.setting import Job, setting_of
+from pipeline.jobs.together import call_helpers
 from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_outcome, log_watched, logged_epochs, majority_of
 from pipeline.report.console import TrainingProgress
-from pipeline.tracking import find, names, registry, transfer
+from pipeline.tracking import find, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.device import resolve_device, use_deterministic_kernels
 from pipeline.training.diagnostics import Diagnostics
-from pipeline.training.fit import Fitted, Setting, fit, score
-from pipeline.training.imbalance import balanced_probabilities
+from pipeline.training.distributed import joined
+from pipeline.training.fit import fit, score
 from pipeline.training.numerics import Choice
+from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
 from pipeline.weights import load_state
 
 TENSORBOARD = "tensorboard"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained, and what identifies it."""
-
-    configuration: Configuration
-    origin: Mapping[str, str]
-    prepared: Prepared
-
-    @property
-    def config_hash(self) -> str:
-        """Of the configuration, weights resolved."""
-        return config_hash(self.configuration, self.origin)
-
-    @property
-    def seed(self) -> int:
-        """Of the training."""
-        return self.configuration.training.seed
-
-    def per_fold(self) -> list[Job]:
-        """Return the trainings to do: this one, or where ``data.fold`` is all, one for each fold."""
-        data = self.configuration.data
-        if data.fold != "all":
-            return [self]
-        return [
-            replace(
-                self,
-                configuration=self.configuration.model_copy(update={"data": data.model_copy(update={"fold": fold})}),
-                prepared=self.prepared.with_fold(fold),
-            )
-            for fold in range(data.folds)
-        ]
-
-    def resolved(self) -> Configuration:
-        """Return the configuration with DEFAULT and aliases replaced by what they stand for."""
-        return self.configuration.model_copy(update={"model": transfer.recorded(self.configuration.model, self.origin)})
 
 
 @dataclass(frozen=True)
@@ -144,13 +101,14 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         placement.on_run(run.id)
         kept = workspace.checkpoints / run.uid
         kept.mkdir(parents=True, exist_ok=True)
-        setting = _setting(job, kept)
+        setting = setting_of(job, kept, joined())
         setting = _with_numerics(workspace, run, job, setting, placement)
         if not placement.run_id:
             _log_start(run, job, setting, placement)
+        call_helpers(job, setting.numerics)
         fitted = Fitted()
         try:
-            fed = with_features(run, job.configuration, job.origin, job.prepared, setting)
+            fed = with_features(run, job, setting)
             _fit(run, job, fed, fitted, Path(temporary), [*callbacks, progress])
         except (Pruned, TrainingFailed):
             _log_best(run, setting)
@@ -199,30 +157,6 @@ def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Set
         run.json(names.NUMERICS, choice.to_dict())
         run.tag({names.NUMERICS_USED: str(choice.numerics)})
     return replace(setting, numerics=choice.numerics)
-
-
-def _setting(job: Job, kept: Path) -> Setting:
-    configuration, prepared = job.configuration, job.prepared
-    data = configuration.data
-    device = resolve_device(configuration.training.device)
-    if configuration.training.deterministic and device.type == "cuda":
-        use_deterministic_kernels()
-    torch.manual_seed(job.seed)
-    network = models.build(transfer.with_file(configuration.model, job.origin), len(prepared.classes), data.image_size)
-    preprocessing = Preprocessing.of(data, network.normalisation or prepared.normalisation())
-    labels, train_positions = prepared.labels(), prepared.positions("train")
-    train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), job.seed)
-    val_images = Images(prepared.images, prepared.positions("val"), labels, data.image_size)
-    probabilities = balanced_probabilities(labels[train_positions]) if configuration.training.sampler == "balanced" else None
-    return Setting(
-        network,
-        preprocessing,
-        Loader(train_images, data.batch_size, shuffle_seed=job.seed, workers=data.workers, probabilities=probabilities),
-        Loader(val_images, data.batch_size, workers=data.workers),
-        device,
-        kept / Path(names.CHECKPOINT).name,
-        resume=Checkpoints(kept),
-    )
 
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> None:

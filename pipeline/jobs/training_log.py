@@ -18,7 +18,8 @@ from pipeline.tracking import names
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics, Flag
-from pipeline.training.fit import Fitted, score
+from pipeline.training.fit import score
+from pipeline.training.setting import Fitted
 from pipeline.training.watch import Watch
 
 BEST = {"best/val_accuracy": "val/accuracy", "best/val_loss": "val/loss"}

@@ -23,8 +23,8 @@ from pipeline.identity import study_name
 from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
+from pipeline.jobs.setting import Job
 from pipeline.jobs.summarise import Comparison, summarise
-from pipeline.jobs.train import Job
 from pipeline.report.console import say
 from pipeline.report.tables import percent
 from pipeline.search.figures import write_figures

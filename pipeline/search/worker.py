@@ -17,7 +17,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.jobs.prepare import check, images_for, with_reachable_weights
-from pipeline.jobs.train import Job, Placement, reusable, train
+from pipeline.jobs.setting import Job
+from pipeline.jobs.train import Placement, reusable, train
 from pipeline.report.console import say
 from pipeline.report.tables import describe, percent
 from pipeline.search.pruning import Report

@@ -20,6 +20,9 @@ OPTIONS = MainOptions
 def run(own: MainOptions, overrides: Raw) -> None:
     """Do all steps of an experiment."""
     experiment = read_experiment(own, overrides)
+    from pipeline.training.launch import need_processes
+
+    need_processes(experiment.base.training.processes)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.promote import promote
     from pipeline.jobs.summarise import best_run, people_table, summarise

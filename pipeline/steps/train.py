@@ -24,8 +24,12 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         _resume(own, overrides)
         return
     experiment = read_experiment(own, overrides)
+    from pipeline.training.launch import need_processes
+
+    need_processes(experiment.base.training.processes)
     from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights
-    from pipeline.jobs.train import Job, Placement, reusable, train
+    from pipeline.jobs.setting import Job
+    from pipeline.jobs.train import Placement, reusable, train
     from pipeline.report.console import say
     from pipeline.report.tables import percent
     from pipeline.tracking import names
@@ -70,10 +74,12 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.tracking import find, names
     from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.store import open_workspace
+    from pipeline.training.launch import need_processes
 
     tags = find.get_run(open_workspace(""), own.run_id).data.tags
     workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
     job = interrupted_job(workspace, own.run_id)
+    need_processes(job.configuration.training.processes)
     with ExitStack() as launched:
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}

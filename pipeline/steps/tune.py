@@ -19,6 +19,9 @@ OPTIONS = TuneOptions
 def run(own: TuneOptions, overrides: Raw) -> None:
     """Run the experiment's study."""
     experiment = read_experiment(own, overrides)
+    from pipeline.training.launch import need_processes
+
+    need_processes(experiment.base.training.processes)
     from pipeline.jobs.summarise import people_table
     from pipeline.report.console import say, show_table
     from pipeline.search.study import tune

@@ -7,6 +7,7 @@ import os
 import torch
 
 from pipeline.errors import UserError
+from pipeline.training.distributed import is_group
 
 
 def use_deterministic_kernels() -> None:
@@ -33,6 +34,9 @@ def resolve_device(name: str) -> torch.device:
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
     available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available] if torch.cuda.is_available() else available
+    if is_group() and available[0] == "cuda" and name in ("auto", "cuda"):
+        # One process per GPU.
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         return torch.device(available[0])
     if name not in available:

@@ -48,11 +48,12 @@ class Group:
         """Return what rank 0 gives; what the others give is not looked at."""
         if self.size == 1:
             return content
-        length = torch.tensor([len(content) if self.is_first else 0])
+        length = torch.tensor([len(content)])
         dist.broadcast(length, 0)
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_first else torch.empty(int(length), dtype=torch.uint8)
-        if len(data):
-            dist.broadcast(data, 0)
+        data = torch.zeros(int(length), dtype=torch.uint8)
+        if self.is_first:
+            data[:] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+        dist.broadcast(data, 0)
         return data.numpy().tobytes()
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
@@ -129,6 +130,13 @@ def joined() -> Group:
         # What is said between processes is on the CPU, gradients where the network is.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     return Group(dist.get_rank(), dist.get_world_size())
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the group has ended."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("closed by peer", "reset by peer", "remote process exited")
+    )
 
 
 def trains_batch_norm(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from pipeline.training.layer_groups import histogram, kernels, layer_groups, sub
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from pipeline.training.fit import Fitted
+    from pipeline.training.setting import Fitted
 
 BUDGET = 0.01
 """Part of the training's time that looking at it may take; beyond it samples are left out."""

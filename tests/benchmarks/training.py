@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from pipeline import models
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.jobs.train import Job, Placement, train
+from pipeline.jobs.setting import Job
+from pipeline.jobs.train import Placement, train
 from pipeline.tracking.store import open_workspace
 from tests.benchmarks.measure import Results, interleaved
 

@@ -18,7 +18,8 @@ from pipeline.data.transforms import build_augmentation
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
 from pipeline.training.features import Backbone, Features, features_of, has_features, ids_of, weights_hash
-from pipeline.training.fit import Fitted, Setting, fit
+from pipeline.training.fit import fit
+from pipeline.training.setting import Fitted, Setting
 from tests.conftest import Cli
 from tests.training.test_fit import BASE, setting_of
 
@@ -27,11 +28,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(Configuration.model_validate(BASE).data, tmp_path_factory.mktemp("prepared"))
+    return prepare(frozen().data, tmp_path_factory.mktemp("prepared"))
 
 
 def frozen(**changes: Any) -> Configuration:
-    raw = merge(BASE, {"data": {"image_size": 32}, "model": {"freeze": "backbone"}, "training": {"epochs": 3}})
+    raw = merge(BASE, {"data": {"image_size": 32, "limit": 120}, "model": {"freeze": "backbone"}, "training": {"epochs": 3}})
     return Configuration.model_validate(merge(raw, changes))
 
 
@@ -72,10 +73,12 @@ def on_features(setting: Setting, prepared: Prepared, folder: Path, views: int =
     )
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "densenet121", "mobilenet_v3_small", "vgg11", "regnet_y_400mf", "vit_b_16"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("name", "dropout"),
+    [("small_cnn", 0.3), ("resnet18", 0.0), ("densenet121", 0.3), ("mobilenet_v3_small", 0.0), ("regnet_y_400mf", 0.3), ("vit_b_16", 0.0)],
+)
 def test_a_head_on_features_learns_what_the_plain_loop_does(name: str, dropout: float, digits: Prepared, tmp_path: Path) -> None:
-    configuration = frozen(model={"name": name, "dropout": dropout}, data={"limit": 100}, training={"epochs": 2})
+    configuration = frozen(model={"name": name, "dropout": dropout}, training={"epochs": 2})
     trained = []
     for featured in (False, True):
         folder = tmp_path / str(featured)
@@ -166,7 +169,8 @@ def test_trainings_share_features_and_say_so(cli: Cli, quick: Path, workspace: W
         done = cli("train", "--config", quick, *FROZEN, "--optimizer.lr", lr)
         assert done.code == 0, done.err
         tags.append(run_of(workspace, done.out).data.tags[names.FEATURES])
-    assert tags[0].startswith("1 per image, 72 images computed in ")
+    # 90 images less those of the test split.
+    assert tags[0].startswith("1 per image, 78 images computed in ")
     assert tags[1].startswith("1 per image, 0 images computed in ")
     # The model that was exported is the whole network.
     assert cli("evaluate", "--config", quick).code == 0

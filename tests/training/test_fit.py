@@ -23,9 +23,10 @@ from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights
-from pipeline.training.fit import Fitted, Setting, fit
+from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.schedule import lr_at
+from pipeline.training.setting import Fitted, Setting
 from tests.conftest import PROJECT
 
 BASE: dict[str, Any] = {
@@ -398,7 +399,8 @@ from pathlib import Path
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
 from pipeline.errors import TrainingFailed
-from pipeline.training.fit import Fitted, fit
+from pipeline.training.fit import fit
+from pipeline.training.setting import Fitted
 from tests.training.test_fit import BASE, setting_of
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

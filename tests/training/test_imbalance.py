@@ -23,9 +23,10 @@ from pipeline.jobs.summarise import compare
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.fit import Fitted, Setting, fit
+from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_class_weights, balanced_probabilities
 from pipeline.training.inference import predict_logits
+from pipeline.training.setting import Fitted, Setting
 from tests.conftest import Cli, write_digits
 
 some_labels = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(lambda labels: np.array(labels, dtype=np.int64))

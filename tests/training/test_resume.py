@@ -21,8 +21,9 @@ from pipeline.data.loader import Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, random_states, set_random_states
-from pipeline.training.fit import Fitted, fit
+from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_probabilities
+from pipeline.training.setting import Fitted
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, TIMES, setting_of
 

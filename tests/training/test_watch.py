@@ -17,8 +17,9 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, random_states
-from pipeline.training.fit import Fitted, Setting, fit
+from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram, kernels, layer_groups, subsample
+from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, TIMES, setting_of

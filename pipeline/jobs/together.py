@@ -1,0 +1,62 @@
+"""Trainings in which several processes take part: the first one logs, the others help it in one training after another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import Configuration, parse
+from pipeline.data.prepared import prepare
+from pipeline.errors import TrainingFailed
+from pipeline.jobs.features import with_features
+from pipeline.jobs.setting import Job, setting_of
+from pipeline.tracking.store import home
+from pipeline.training.distributed import Group, is_peer_lost, joined
+from pipeline.training.fit import fit
+from pipeline.training.numerics import Numerics
+from pipeline.training.setting import Fitted
+
+
+def call_helpers(job: Job, numerics: Numerics) -> None:
+    """Have the other processes of the group, if there are any, take part in a training; to be followed by it."""
+    message = {
+        "configuration": job.configuration.model_dump(mode="json"),
+        "origin": dict(job.origin),
+        "fold": job.prepared.fold,
+        "numerics": numerics.to_dict(),
+    }
+    joined().share(json.dumps(message).encode())
+
+
+def dismiss_helpers() -> None:
+    """Tell the other processes of the group that there is no more to do, and leave it."""
+    group = joined()
+    group.share(b"")
+    group.close()
+
+
+def help_out() -> None:
+    """Take part in the trainings of the group's first process until it has no more, or has ended."""
+    try:
+        _help_out(joined())
+    except RuntimeError as error:
+        # It has told why.
+        if not is_peer_lost(error):
+            raise
+
+
+def _help_out(group: Group) -> None:
+    while content := group.share(b""):
+        message = json.loads(content)
+        configuration = parse(Configuration, message["configuration"], "configuration")
+        prepared = prepare(configuration.data, home() / "prepared").with_fold(message["fold"])
+        job = Job(configuration, message["origin"], prepared)
+        with tempfile.TemporaryDirectory() as folder:
+            setting = replace(setting_of(job, Path(folder), group), numerics=Numerics(**message["numerics"]), resume=None)
+            # What ends it ends it in every process; the first one tells why.
+            with contextlib.suppress(TrainingFailed):
+                fit(configuration, with_features(None, job, setting), [], Fitted())
+    group.close()

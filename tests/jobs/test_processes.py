@@ -1,0 +1,85 @@
+"""Trainings in which two processes take part, over gloo."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.__main__ import main
+from pipeline.tracking import names
+from pipeline.tracking.store import Workspace
+from tests.conftest import Cli, start, wait_for
+
+TWO = ("--training.processes", "2")
+
+
+def trainings(workspace: Workspace, experiment: str) -> dict[str, Any]:
+    found = workspace.client.get_experiment_by_name(experiment)
+    runs = workspace.client.search_runs([found.experiment_id])
+    return {run.info.run_name: run for run in runs if run.data.tags[names.STEP] == "train"}
+
+
+def curve(workspace: Workspace, run: Any, metric: str) -> list[tuple[int, float]]:
+    return [(entry.step, entry.value) for entry in workspace.client.get_metric_history(run.info.run_id, metric)]
+
+
+def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    raw = yaml.safe_load(quick.read_text())
+    # 65 training images: batches of 32, 32 and 1, which leaves one process nothing of the last.
+    raw["base"]["data"] |= {"batch_size": 32, "image_size": 32}
+    frozen = {"name": "resnet18", "freeze": "backbone"}
+    raw["configs"] = [
+        {"data": {"augment": [{"RandomRotation": 15}]}, "training": {"class_weights": "balanced", "label_smoothing": 0.1}},
+        {"data": {"batch_size": 13}, "training": {"sampler": "balanced", "best_metric": "val/accuracy"}},
+        {"optimizer": {"lr": 1e30}},
+        {"model": frozen, "data": {"augment": ["RandomHorizontalFlip"]}},
+        {"model": frozen},
+    ]
+    study = quick.with_name("study.yaml")
+    study.write_text(yaml.safe_dump(raw))
+    assert cli("tune", "--config", study, "--experiment", "two", *TWO).code == 0
+    assert cli("tune", "--config", study, "--experiment", "one").code == 0
+    one, two = trainings(workspace, "one"), trainings(workspace, "two")
+    assert one.keys() == two.keys()
+    assert len(one) == 5
+    for name, run in two.items():
+        assert run.data.tags[names.STATE] == one[name].data.tags[names.STATE] == ("failed" if name.startswith("02") else "complete")
+        assert run.data.tags[names.CONFIG_HASH] == one[name].data.tags[names.CONFIG_HASH]
+        for metric in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"):
+            alone = curve(workspace, one[name], metric)
+            assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in alone]
+    assert two["04 resnet18"].data.tags[names.FEATURES].startswith("1 per image, ")
+
+
+def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    options = ["--config", str(quick), "--training.epochs", "40", "--training.checkpoint_seconds", "0", "--optimizer.lr", "3e-4"]
+    process = start([sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO], quick.parent)
+    wait_for(process, "epoch 3/")
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    out, _ = process.communicate()
+    assert time.monotonic() - sent < 5, out
+    assert process.returncode == 1
+    assert "Traceback" not in out
+    (run,) = trainings(workspace, "two").values()
+    assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
+    assert cli("train", "--run_id", run.info.run_id).code == 0
+    (run,) = trainings(workspace, "two").values()
+    assert run.data.tags[names.STATE] == names.COMPLETE
+    assert cli("train", *options, "--experiment", "one").code == 0
+    (alone,) = trainings(workspace, "one").values()
+    for metric in ("train/loss", "val/loss"):
+        assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in curve(workspace, alone, metric)]
+
+
+def test_wrong_input_is_told_once_with_its_exit_code(quick: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(quick), "--data.source", "folder:nowhere", *TWO]) == 2
+    told = capfd.readouterr().err
+    assert told.count("error:") == 1
+    assert "Traceback" not in told
