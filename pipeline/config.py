@@ -236,6 +236,10 @@ class Training(Section):
     memory_format: Literal["auto", "contiguous", "channels_last"] = more(
         "auto", "Order of images and weights in memory; auto: the faster one, measured together with precision."
     )
+    compile: bool = more(
+        False,
+        "Compile the network with torch.compile: takes a minute at first, needs a C++ compiler on a CPU; auto is measured without.",
+    )
     deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.")
     checkpoint_seconds: float = more(60.0, "Seconds of training between two resume checkpoints; what is lost by a kill is no more.", ge=0)
     sampler: Literal["shuffle", "balanced"] = more(

@@ -29,26 +29,35 @@ def write_csv(folder: Path) -> tuple[str, ...]:
     return ("--data.source", f"csv:{folder / 'images.csv'}", "--data.labels", str(folder / "labels.csv"), "--data.root", str(root))
 
 
-def run(cli: Cli, folder: Path, name: str, *options: str) -> pd.DataFrame:
+def run(cli: Cli, name: str, *options: str) -> pd.DataFrame:
     done = cli("tune", "--config", str(PROJECT / "experiments" / f"{name}.yaml"), "--experiment", name, *SMALL, *options)
     assert done.code == 0, done.err + done.out
     return pd.read_csv(open_workspace(name).outputs / "comparison.csv")
 
 
 @pytest.mark.parametrize("name", FOLDER)
-def test_a_study_of_a_folder_runs_from_its_file(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(folder / "no weights"))
-    write_digits(folder / "images", 8, size=40)
-    rows = run(cli, folder, name)
+def test_a_study_of_a_folder_runs_from_its_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
+    write_digits(store / "images", 8, size=40)
+    rows = run(cli, name)
     assert rows["state"].tolist() == ["complete"] * FOLDER[name]
     # None could be had here, and --fast goes on without.
     assert set(rows["weights"]) == {"none"}
 
 
-def test_the_study_of_retinopathy_runs_from_its_file(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(folder / "no weights"))
-    rows = run(cli, folder, "retinopathy", *write_csv(folder), "--data.limit", "40")
+def test_the_study_of_retinopathy_runs_from_its_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
+    rows = run(cli, "retinopathy", *write_csv(store), "--data.limit", "40")
     assert Counter(rows["model"]) == {"resnet18": 2, "resnet50": 2}
+
+
+def test_the_twenty_run_from_their_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
+    write_digits(store / "images", 8, size=40)
+    rows = run(cli, "resnet_transfer_20", "--study.trials", "6")
+    assert rows["state"].tolist() == ["complete"] * 6
+    # The second and the fourth of the list are one configuration, the third and the fifth too.
+    assert sorted(Counter(rows["config_hash"]).values()) == [1, 1, 2, 2]
 
 
 def test_the_twenty_have_eight_pairs_of_equal_configurations() -> None:

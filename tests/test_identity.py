@@ -22,6 +22,7 @@ NOT_HASHED = {
     "training.checkpoint_seconds",
     "training.deterministic",
     "training.device",
+    "training.processes",
     "data.bad", "data.duplicates", "data.near_distance", "data.folds", "data.fold", "data.store", "data.max_pixels", "data.root",
     "data.labels", "data.image_column", "data.label_column", "data.split_column", "data.group_column", "tracking.log_images",
 }  # fmt: skip
@@ -32,6 +33,7 @@ APPLIES_UNDER = {
     "schedule.min_lr": {"schedule.name": "cosine"},
     "schedule.step_epochs": {"schedule.name": "step"},
     "schedule.plateau_epochs": {"schedule.name": "plateau"},
+    "training.feature_views": {"model.freeze": "backbone", "data.augment": ["RandomHorizontalFlip"]},
 }
 
 
@@ -69,6 +71,8 @@ def test_a_field_that_changes_the_result_changes_the_hash(name: str) -> None:
         ({"optimizer.name": "adam"}, "optimizer.momentum"),
         ({"optimizer.name": "adamw"}, "optimizer.momentum"),
         ({"optimizer.name": "sgd"}, "optimizer.betas"),
+        ({"model.freeze": "backbone"}, "training.feature_views"),
+        ({"data.augment": ["RandomHorizontalFlip"]}, "training.feature_views"),
         ({"schedule.name": "none"}, "schedule.gamma"),
         ({"schedule.name": "cosine"}, "schedule.gamma"),
         ({"schedule.name": "none"}, "schedule.min_lr"),

@@ -64,6 +64,8 @@ def _measured(configuration: Configuration, setting: Setting, forms: list[Numeri
 
 
 def _one_step(configuration: Configuration, setting: Setting, module: nn.Module, form: Numerics) -> OneStep:
+    # Compiling each form would take longer than what is to be found out is worth.
+    configuration = configuration.model_copy(update={"training": configuration.training.model_copy(update={"compile": False})})
     stepper = Stepper(configuration, module, form, setting.device, None)
 
     def step(images: Tensor, labels: Tensor) -> float:

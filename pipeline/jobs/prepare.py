@@ -20,7 +20,7 @@ from pipeline.report.tables import percent
 from pipeline.tracking import transfer
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
-from pipeline.training.device import resolve_device
+from pipeline.training.device import need_compiler, resolve_device
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -165,7 +165,9 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
         UserError: Its message starts with `where`.
     """
     try:
-        resolve_device(configuration.training.device)
+        device = resolve_device(configuration.training.device)
+        if configuration.training.compile:
+            need_compiler(device)
         build_augmentation(configuration.data)
         model = transfer.with_file(configuration.model)
         origin = models.origin(model)

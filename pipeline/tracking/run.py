@@ -18,6 +18,7 @@ import yaml
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline import signals
 from pipeline.background import Background, Task
@@ -134,7 +135,8 @@ class TrackedRun(RunLog):
     signal KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
 
     Metrics, files and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
-    raised by what is written next. A heartbeat tag tells that the process lives.
+    raised by what is written next. A heartbeat tag tells that the process lives; of a training, processor, memory, disk, network and
+    NVIDIA's GPUs are logged every ten seconds (``system/…``, a tab of its own in the UI).
 
     Args:
         workspace: The open store.
@@ -161,6 +163,7 @@ class TrackedRun(RunLog):
         self.uid = ""
         self._writing = Background()
         self._heartbeat: Heartbeat | None = None
+        self._system: SystemMetricsMonitor | None = None
         super().__init__(workspace, self._existing)
         self._step, self._name = step, name
         if run_id:
@@ -202,6 +205,9 @@ class TrackedRun(RunLog):
             self.id = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name).info.run_id
         self.uid = self._tags.get(names.UID) or self.client.get_run(self.id).data.tags.get(names.UID, self.id)
         self._heartbeat = Heartbeat(self.client, self.id)
+        if self._step == "train" and names.JOINS not in self._tags:
+            self._system = SystemMetricsMonitor(self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri)  # type: ignore[no-untyped-call]
+            self._system.start()  # type: ignore[no-untyped-call]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -215,6 +221,8 @@ class TrackedRun(RunLog):
         self._end(kind, error)
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        if self._system is not None:
+            self._system.finish()  # type: ignore[no-untyped-call]
         if self._heartbeat is not None:
             self._heartbeat.stop()
         if error is None:

@@ -24,6 +24,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
+def need_compiler(device: torch.device) -> None:
+    """Check that ``training.compile`` can work.
+
+    Raises:
+        UserError: There is no C++ compiler, which a CPU needs.
+    """
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError("training.compile: needs a C++ compiler on a CPU, and none is found; install g++ or clang, or set CXX") from None
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device; ``auto`` is the first CUDA device, else MPS, else the CPU.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,6 +43,8 @@ class Stepper:
         group: Group = ALONE,
     ) -> None:
         self._module = group.parallel(module.to(memory_format=numerics.memory_format), device)
+        if configuration.training.compile:
+            self._module = cast(nn.Module, torch.compile(self._module))
         self._numerics, self._device = numerics, device
         self._training = configuration.training
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,21 @@ def test_all_is_written_in_order_before_the_run_ends(workspace: Workspace) -> No
     history = workspace.client.get_metric_history(run.id, "loss")
     assert [metric.step for metric in history] == list(range(200))
     assert [metric.timestamp for metric in history] == sorted(metric.timestamp for metric in history)
+
+
+def test_a_training_logs_what_the_machine_does(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    with TrackedRun(workspace, "train", "r") as run:
+        time.sleep(2.5)
+    once = workspace.client.get_metric_history(run.id, "system/cpu_utilization_percentage")
+    with TrackedRun(workspace, "train", "", run_id=run.id):
+        time.sleep(1.5)
+    twice = workspace.client.get_metric_history(run.id, "system/cpu_utilization_percentage")
+    assert len(once) >= 2
+    assert len(twice) > len(once)
+    # A run that is taken up goes on counting.
+    assert [metric.step for metric in twice] == list(range(len(twice)))
+    assert 0 < workspace.client.get_run(run.id).data.metrics["system/system_memory_usage_percentage"] <= 100
+    with TrackedRun(workspace, "evaluate", "e") as other:
+        time.sleep(1.5)
+    assert not workspace.client.get_run(other.id).data.metrics

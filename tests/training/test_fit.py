@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -423,3 +424,23 @@ def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
     found = re.fullmatch(r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n", done.stdout)
     assert found is not None, done.stdout + done.stderr
     assert int(found[1]) in (100, 50, 25, 12, 6, 3)
+
+
+def test_a_compiled_network_learns_the_same(train: Train) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs g++ on a CPU")
+    # One batch size, or all is compiled twice.
+    one_step = {"data": {"batch_size": 1000}, "training": {"epochs": 1}}
+    plain, compiled = train(one_step), train(merge(one_step, {"training": {"compile": True}}))
+    assert np.abs(plain.fitted.logits - compiled.fitted.logits).max() < 1e-3
+    assert plain.setting.network.module.state_dict().keys() == compiled.setting.network.module.state_dict().keys()
+
+
+def test_without_a_compiler_compiling_is_refused() -> None:
+    code = (
+        "import torch; from pipeline.training.device import need_compiler\n"
+        "try:\n    need_compiler(torch.device('cpu'))\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "PATH": "", "CXX": "", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("UserError training.compile: needs a C++ compiler"), done.stdout + done.stderr
