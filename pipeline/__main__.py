@@ -78,12 +78,15 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     if step not in TRAINING_STEPS:
         raise UserError(f"{step} runs in one process; torchrun is for {', '.join(TRAINING_STEPS)}")
     from pipeline.jobs.together import dismiss_helpers, help_out
+    from pipeline.training.distributed import joined
 
     if _is_helper():
         # One process speaks for all; an error is told by whom it meets.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             help_out()
         return
+    # At once: a process that waits for others to join cannot be stopped by a signal.
+    joined()
     module.run(own, overrides)
     dismiss_helpers()
 
@@ -95,6 +98,7 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
         return launch(count, arguments)
     except Interrupted as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
+        _restore_killed_later()
         return 1
 
 
@@ -120,10 +124,16 @@ def _end_launched_run(reason: str, interrupted: bool = False) -> None:
         from pipeline.tracking.store import end_launched_run
 
         end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
-        if interrupted:
-            from pipeline.tracking.aftermath import restore_killed_later
+        if interrupted and not _is_in_group():
+            _restore_killed_later()
 
-            restore_killed_later(os.environ["MLFLOW_RUN_ID"])
+
+def _restore_killed_later() -> None:
+    """Keep ``mlflow run``, our parent process, from overwriting the state of its run."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from pipeline.tracking.aftermath import restore_killed_later
+
+        restore_killed_later(os.environ["MLFLOW_RUN_ID"])
 
 
 def _enter_callers_folder() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -106,6 +107,16 @@ def origin(model: Model) -> dict[str, str]:
 def source_file(model: Model) -> Path | None:
     """Return the Python file of one's own network, None for a named one."""
     return own_file(model.name)[0] if model.name.startswith("file:") else None
+
+
+def code_version(name: str) -> list[str]:
+    """Return by which code a network computes: versions of the libraries, for one's own the hashes of its file and those beside it."""
+    versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+    if timms.is_timms(name):
+        versions.append(f"timm {version('timm')}")
+    if name.startswith("file:"):
+        versions += [content_hash(file) for file in sorted(own_file(name)[0].parent.glob("*.py"))]
+    return versions
 
 
 def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:

@@ -184,7 +184,9 @@ def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     process = launch(elsewhere, "-e", "train", "-P", "training.epochs=200", "-P", "model.name=small_cnn")
     wait_for(process, "epoch 2/200")
     process.kill()
+    killed = time.time()
     out = process.communicate(timeout=30)[0]
     assert "stopped by SIGTERM" in out
     (run,) = all_runs(elsewhere)
     assert run.info.status == "KILLED"
+    assert run.info.end_time / 1000 - killed < 5

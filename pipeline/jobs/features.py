@@ -6,11 +6,12 @@ import json
 import time
 from dataclasses import asdict, replace
 
-import torch
 import xxhash
 
+from pipeline import models
 from pipeline.data.decode import DECODING
 from pipeline.data.loader import Images
+from pipeline.errors import GivenUp, OutOfMemory
 from pipeline.jobs.setting import Job
 from pipeline.report.console import Counter
 from pipeline.tracking import names
@@ -20,6 +21,24 @@ from pipeline.training.setting import Setting
 
 
 def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting:
+    """Return what `_with_features` does, if it succeeds in all processes of the group.
+
+    Raises:
+        OutOfMemory: The backbone does not take even one image.
+        GivenUp: That of another process.
+    """
+    failed: OutOfMemory | None = None
+    featured = setting
+    try:
+        featured = _with_features(run, job, setting)
+    except OutOfMemory as error:
+        failed = error
+    if setting.group.sum([failed is not None])[0]:
+        raise failed or GivenUp("another process cannot compute the features")
+    return featured
+
+
+def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting:
     """Return a setting that trains the head on features; the setting as it is where the plain loop is needed.
 
     It is needed where the backbone is trained, where images are augmented and ``training.feature_views`` is 0, and
@@ -41,7 +60,8 @@ def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting
         "weights": weights_hash(setting.network.module, setting.network.head),
         "preprocessing": asdict(setting.preprocessing),
         "decoding": DECODING,
-        "numerics": f"{setting.numerics}, {setting.device.type}, torch {torch.__version__}",
+        "numerics": f"{setting.numerics}, {setting.device.type}",
+        "code": models.code_version(configuration.model.name),
     }
     augmented = {**decides, "augment": data.augment, "seed": training.seed, "views": views} if data.augment else decides
     started, computed = time.perf_counter(), 0

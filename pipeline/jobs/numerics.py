@@ -30,7 +30,7 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
     forms = candidates(configuration.training, setting.device)
     if len(forms) == 1:
         return Choice(forms[0], {}, {})
-    key = " | ".join([study, *_what_decides(configuration, setting.device)])
+    key = " | ".join([study, *_what_decides(configuration, setting.device, setting.group.size)])
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock"), mode=0o666):
         kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -44,10 +44,10 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
     return Choice.from_dict(kept[key])
 
 
-def _what_decides(configuration: Configuration, device: torch.device) -> list[str]:
+def _what_decides(configuration: Configuration, device: torch.device, processes: int) -> list[str]:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
     data, model, training = configuration.data, configuration.model, configuration.training
-    shape = f"batches of {data.batch_size} of {data.image_size} pixels"
+    shape = f"batches of {data.batch_size} of {data.image_size} pixels, processes: {processes}"
     return [
         f"{model.name}, freeze {model.freeze}, {configuration.optimizer.name}",
         shape,

@@ -75,6 +75,9 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
     configuration, prepared = job.configuration, job.prepared
     data = configuration.data
     device = resolve_device(configuration.training.device)
+    if group.size > 1 and device.type == "cuda":
+        # What is not told a device would go to the first one, in every process.
+        torch.cuda.set_device(device)
     if configuration.training.deterministic and device.type == "cuda":
         use_deterministic_kernels()
     torch.manual_seed(job.seed)

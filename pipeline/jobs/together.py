@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Configuration, parse
-from pipeline.data.prepared import prepare
-from pipeline.errors import TrainingFailed
+from pipeline.data.prepared import Prepared, prepare
+from pipeline.errors import TrainingFailed, UserError
 from pipeline.jobs.features import with_features
 from pipeline.jobs.setting import Job, setting_of
 from pipeline.tracking.store import home
@@ -26,6 +26,7 @@ def call_helpers(job: Job, numerics: Numerics) -> None:
         "configuration": job.configuration.model_dump(mode="json"),
         "origin": dict(job.origin),
         "fold": job.prepared.fold,
+        "digest": job.prepared.digest,
         "numerics": numerics.to_dict(),
     }
     joined().share(json.dumps(message).encode())
@@ -49,14 +50,22 @@ def help_out() -> None:
 
 
 def _help_out(group: Group) -> None:
+    images: dict[str, Prepared] = {}
     while content := group.share(b""):
         message = json.loads(content)
         configuration = parse(Configuration, message["configuration"], "configuration")
-        prepared = prepare(configuration.data, home() / "prepared").with_fold(message["fold"])
+        data = configuration.data.model_dump_json(exclude={"fold"})
+        if data not in images:
+            images[data] = prepare(configuration.data, home() / "prepared")
+        prepared = images[data].with_fold(message["fold"])
+        if prepared.digest != message["digest"]:
+            raise UserError(f"{prepared.source} has changed while the training began; start again")
         job = Job(configuration, message["origin"], prepared)
         with tempfile.TemporaryDirectory() as folder:
             setting = replace(setting_of(job, Path(folder), group), numerics=Numerics(**message["numerics"]), resume=None)
             # What ends it ends it in every process; the first one tells why.
             with contextlib.suppress(TrainingFailed):
                 fit(configuration, with_features(None, job, setting), [], Fitted())
+            if group.is_broken:
+                return
     group.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import models
-from pipeline.errors import LossNotFinite, TrainingFailed, UserError
+from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
 from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
@@ -26,7 +26,7 @@ from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics
-from pipeline.training.distributed import joined
+from pipeline.training.distributed import is_peer_lost, joined
 from pipeline.training.fit import fit, score
 from pipeline.training.numerics import Choice
 from pipeline.training.setting import Fitted, Setting
@@ -114,6 +114,12 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
             _log_best(run, setting)
             run.flush()
             shutil.rmtree(kept)
+            raise
+        except Exception as error:
+            # The other processes are still in this training.
+            setting.group.is_broken = True
+            if is_peer_lost(error):
+                raise Interrupted("another process of the group has died") from error
             raise
         _log_best(run, setting)
         if placement.export:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,25 @@ from pipeline.errors import UserError, first_line, nearest, unknown_name
 from pipeline.weights import BY_PLACE, are_named, download, read_state
 
 PREFIX = "timm/"
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """Return a network whose BatchNorm takes its statistics over all processes of a group, on GPUs.
+
+    Raises:
+        UserError: It has a BatchNorm of another kind than torch's and timm's, of which torch would make a plain one.
+    """
+    known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if "timm" in sys.modules:
+        # timm's layers apply the activation too.
+        layers: Any = _timm().layers
+        known |= {layers.BatchNormAct2d, layers.SyncBatchNormAct}
+        convert = layers.convert_sync_batchnorm
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and type(part) not in known:
+            raise UserError(f"training.processes: {type(part).__name__}, a BatchNorm of its own kind, cannot be trained on several GPUs")
+    return convert(module)
 
 
 def is_timms(name: str) -> bool:

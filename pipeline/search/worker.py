@@ -27,6 +27,7 @@ from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, pla
 from pipeline.tracking import find, names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.store import StoreError, Workspace
+from pipeline.training.distributed import joined
 
 
 @dataclass
@@ -77,6 +78,10 @@ class Worker:
             trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
+            if joined().is_broken:
+                # The next training would wait for processes that are still in this one.
+                trial.set_user_attr(INTERRUPTED, True)
+                raise
             say(f"  failed: {first_line(error)}")
             trial.set_user_attr("reason", first_line(error)[:1000])
             return math.nan

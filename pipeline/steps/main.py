@@ -22,7 +22,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.training.launch import need_processes
 
-    need_processes(experiment.base.training.processes)
+    need_processes(experiment.base.training)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.promote import promote
     from pipeline.jobs.summarise import best_run, people_table, summarise

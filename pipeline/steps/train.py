@@ -26,7 +26,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.training.launch import need_processes
 
-    need_processes(experiment.base.training.processes)
+    need_processes(experiment.base.training)
     from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights
     from pipeline.jobs.setting import Job
     from pipeline.jobs.train import Placement, reusable, train
@@ -79,7 +79,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     tags = find.get_run(open_workspace(""), own.run_id).data.tags
     workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
     job = interrupted_job(workspace, own.run_id)
-    need_processes(job.configuration.training.processes)
+    need_processes(job.configuration.training)
     with ExitStack() as launched:
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}

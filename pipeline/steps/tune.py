@@ -21,7 +21,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.training.launch import need_processes
 
-    need_processes(experiment.base.training.processes)
+    need_processes(experiment.base.training)
     from pipeline.jobs.summarise import people_table
     from pipeline.report.console import say, show_table
     from pipeline.search.study import tune

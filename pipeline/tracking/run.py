@@ -221,10 +221,15 @@ class TrackedRun(RunLog):
         self._end(kind, error)
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        if self._system is not None:
-            self._system.finish()  # type: ignore[no-untyped-call]
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
+        # A signal meanwhile must not keep the run from its end.
+        with signals.held():
+            if self._system is not None:
+                self._system.finish()  # type: ignore[no-untyped-call]
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._end_by(error)
+
+    def _end_by(self, error: BaseException | None) -> None:
         if error is None:
             self.end(names.COMPLETE)
         elif isinstance(error, Pruned):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.networks.timms import synchronised
 from pipeline.training.checkpoint import State, packed, unpacked
 
 _PATIENCE = timedelta(days=7)
@@ -26,10 +27,12 @@ class Group:
     Attributes:
         rank: Of this process; rank 0 alone logs and writes.
         size: Number of processes.
+        is_broken: This process has stopped where the others wait for it: nothing more can be done together.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.is_broken = False
 
     @property
     def is_first(self) -> bool:
@@ -100,8 +103,17 @@ class Group:
             return module
         on_gpu = device.type == "cuda"
         if on_gpu and trains_batch_norm(module):
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            module = synchronised(module)
         return DistributedDataParallel(module, device_ids=[device] if on_gpu else None)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process rank 0's buffers: after a step each has its own BatchNorm statistics, and rank 0's are those that are kept."""
+        if self.size == 1:
+            return
+        for buffer in module.buffers():
+            values = buffer.contiguous()
+            dist.broadcast(values, 0)
+            buffer.copy_(values)
 
     def close(self) -> None:
         """Leave the group."""
@@ -110,6 +122,7 @@ class Group:
 
 
 ALONE = Group()
+_joined: dict[str, Group] = {}
 
 
 def is_group() -> bool:
@@ -126,17 +139,16 @@ def joined() -> Group:
     """Join the processes that torchrun has started, or return a group of one."""
     if not is_group():
         return ALONE
-    if not dist.is_initialized():
+    if "group" not in _joined:
         # What is said between processes is on the CPU, gradients where the network is.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-    return Group(dist.get_rank(), dist.get_world_size())
+        _joined["group"] = Group(dist.get_rank(), dist.get_world_size())
+    return _joined["group"]
 
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether an error says that another process of the group has ended."""
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("closed by peer", "reset by peer", "remote process exited")
-    )
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def trains_batch_norm(module: nn.Module) -> bool:

@@ -74,7 +74,9 @@ def has_features(network: Network, image_size: int) -> bool:
     network.module.eval()
     try:
         with torch.inference_mode():
-            output = network.module(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+            # Not of zeros, which would hide what stands beside the head.
+            images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+            output = network.module(images.to(parameter.device))
     finally:
         hook.remove()
     return len(answers) == 1 and isinstance(output, Tensor) and output.shape == answers[0].shape and torch.equal(output, answers[0])
@@ -150,7 +152,7 @@ def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[in
     files: list[NDArray[np.float32]] = []
     known: dict[bytes, tuple[int, int]] = {}
     for listed in sorted(folder.glob("*.ids.npy")):
-        with suppress(OSError, ValueError, EOFError):
+        with suppress(FileNotFoundError, ValueError, EOFError):
             ids = np.load(listed)
             features = np.load(listed.with_name(listed.name.replace(".ids.npy", ".npy")), mmap_mode="r")
             known |= {one.tobytes(): (len(files), row) for row, one in enumerate(ids)}

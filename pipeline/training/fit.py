@@ -121,9 +121,9 @@ class _Training:
             lr = self._lr()
             self._stepper.update(lr)
         except (RuntimeError, MemoryError) as error:
-            # Another process would wait for this one's gradients: there is no going on in a group.
-            if group.size > 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            self._break_group()
             return False
         self._fitted.lrs.append(lr)
         self._sums.add(batch)
@@ -139,9 +139,18 @@ class _Training:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if setting.device.type == "cuda":
+                self._break_group()
             return None, NOTHING
         # A batch smaller than the group leaves some with an image that is another's.
         return loss, sums if setting.group.rank < setting.train.length_of(self._sums.steps) else NOTHING
+
+    def _break_group(self) -> None:
+        """End the training where memory does not suffice and others wait for this process's gradients or statistics; alone do nothing."""
+        group = self._setting.group
+        if group.size > 1:
+            group.is_broken = True
+            raise OutOfMemory(self._advice(torch.zeros(0), torch.zeros(0)))
 
     def _place(self) -> str:
         return f"step {self._sums.steps + 1} of epoch {self._epoch}"
@@ -168,6 +177,7 @@ class _Training:
         setting, fitted, sums = self._setting, self._fitted, self._sums
         train_seconds = self._epoch_seconds + self._lap()
         preprocessing = None if setting.part else setting.preprocessing
+        setting.group.share_buffers(self._module)
         labels, logits = predict_logits(setting.called, setting.val, preprocessing, setting.device, setting.numerics)
         labels, logits = setting.group.interleaved(labels), setting.group.interleaved(logits)
         scores = metrics.score(labels, logits)

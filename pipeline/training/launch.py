@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipeline.errors import Interrupted, ManyProcesses
+from pipeline.config import Training
+from pipeline.errors import Interrupted, ManyProcesses, UserError
 from pipeline.training.distributed import is_group
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -21,14 +23,25 @@ _ENDING = 5
 """Seconds that processes have for ending their runs."""
 
 
-def need_processes(count: int) -> None:
-    """Have the step run again by several processes, unless this is one of them.
+def need_processes(training: Training) -> None:
+    """Have the step run again by several processes where ``training.processes`` asks for them, unless this is one of them.
 
     Raises:
         ManyProcesses: Which the entry point catches.
+        UserError: There are fewer GPUs, or one of them is named.
     """
-    if count > 1 and not is_group():
-        raise ManyProcesses(count)
+    count, device = training.processes, training.device
+    if count == 1 or is_group():
+        return
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"training.device: {device!r} is one GPU; with training.processes {count} give cuda, and CUDA_VISIBLE_DEVICES to choose"
+        )
+    if device in ("auto", "cuda") and 0 < torch.cuda.device_count() < count:
+        raise UserError(
+            f"training.processes: this machine has {torch.cuda.device_count()} GPUs, and each process needs its own; got {count}"
+        )
+    raise ManyProcesses(count)
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
@@ -44,7 +57,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         Interrupted: A signal arrived; the processes have ended.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # They may start in another folder than this one, which was found there.
+    # They start in the user's folder, whatever is called pipeline there (-P), and import this package.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Each would take all cores for itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -55,11 +68,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        # The machine's own name need not resolve.
+        local_addr="127.0.0.1",
         max_restarts=0,
         shutdown_timeout=_ENDING,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "pipeline", *arguments)
+        elastic_launch(config, sys.executable)("-P", "-m", "pipeline", *arguments)
     except ChildFailedError as error:
         return max(error.get_first_failure()[1].exitcode, 1)
     except SignalException as stopped:

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from pipeline import metrics
 from pipeline.__main__ import main
+from pipeline.data.loader import Images, Loader
+from pipeline.jobs.prepare import prepare_images
+from pipeline.jobs.restore import restore
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
+from pipeline.training.inference import predict_logits
 from tests.conftest import Cli, start, wait_for
 
 TWO = ("--training.processes", "2")
@@ -40,6 +46,7 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
         {"optimizer": {"lr": 1e30}},
         {"model": frozen, "data": {"augment": ["RandomHorizontalFlip"]}},
         {"model": frozen},
+        {"model": {"name": "resnet18"}},
     ]
     study = quick.with_name("study.yaml")
     study.write_text(yaml.safe_dump(raw))
@@ -47,7 +54,8 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
     assert cli("tune", "--config", study, "--experiment", "one").code == 0
     one, two = trainings(workspace, "one"), trainings(workspace, "two")
     assert one.keys() == two.keys()
-    assert len(one) == 5
+    assert len(one) == 6
+    trained = two.pop("05 resnet18")
     for name, run in two.items():
         assert run.data.tags[names.STATE] == one[name].data.tags[names.STATE] == ("failed" if name.startswith("02") else "complete")
         assert run.data.tags[names.CONFIG_HASH] == one[name].data.tags[names.CONFIG_HASH]
@@ -55,6 +63,12 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
             alone = curve(workspace, one[name], metric)
             assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in alone]
     assert two["04 resnet18"].data.tags[names.FEATURES].startswith("1 per image, ")
+    # BatchNorm's statistics are each process's own here; what was validated is the network that was kept.
+    restored = restore(workspace, trained.info.run_id)
+    prepared = prepare_images(workspace, restored.configuration.data)
+    images = Images(prepared.images, prepared.positions("val"), prepared.labels(), 32)
+    labels, logits = predict_logits(restored.network, Loader(images, 32), restored.preprocessing, torch.device("cpu"))
+    assert metrics.score(labels, logits)["loss"] == pytest.approx(trained.data.metrics["best/val_loss"], abs=1e-4)
 
 
 def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:

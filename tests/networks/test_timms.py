@@ -9,10 +9,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import nn
 
 from pipeline import models
 from pipeline.config import Model
 from pipeline.errors import UserError
+from pipeline.networks import timms
 from tests.conftest import Cli
 
 # Of different families, small enough to be built in a moment, and with heads under different names.
@@ -118,3 +120,22 @@ def test_a_damaged_file_is_refused_in_one_line(cache: Path) -> None:
     (folder / "timm-test_resnet.r160_in1k.safetensors").write_bytes(b"<html>")
     with pytest.raises(UserError, match="is no state dict or safetensors file"):
         models.build(Model(name="timm/test_resnet", weights="DEFAULT"), 3, 64)
+
+
+def test_batch_norm_over_processes_keeps_the_activations() -> None:
+    network = models.build(Model(name="timm/efficientnet_lite0"), 3, 64).module.eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, keys = network(images), network.state_dict().keys()
+        converted = timms.synchronised(network).eval()
+        assert torch.equal(converted(images), before)
+    assert converted.state_dict().keys() == keys
+    assert any(isinstance(part, nn.SyncBatchNorm) for part in converted.modules())
+
+
+def test_a_batch_norm_of_ones_own_is_no_plain_one() -> None:
+    class Scaled(nn.BatchNorm2d):
+        """Of its own kind."""
+
+    with pytest.raises(UserError, match="Scaled, a BatchNorm of its own kind"):
+        timms.synchronised(nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3)))
