@@ -19,8 +19,8 @@ from pipeline.errors import Interrupted, ManyProcesses, UserError
 from pipeline.training.distributed import is_group
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_ENDING = 5
-"""Seconds that processes have for ending their runs."""
+_ENDING = 10
+"""Seconds that processes have for ending their runs, which takes about one, before they are killed."""
 
 
 def need_processes(training: Training) -> None:

@@ -76,13 +76,13 @@ def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, wo
     process = start([sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO], quick.parent)
     wait_for(process, "epoch 3/")
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
+    sent = time.time()
     out, _ = process.communicate()
-    assert time.monotonic() - sent < 5, out
-    assert process.returncode == 1
+    assert process.returncode == 1, out
     assert "Traceback" not in out
     (run,) = trainings(workspace, "two").values()
     assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
+    assert run.info.end_time / 1000 - sent < 5
     assert cli("train", "--run_id", run.info.run_id).code == 0
     (run,) = trainings(workspace, "two").values()
     assert run.data.tags[names.STATE] == names.COMPLETE
