@@ -116,8 +116,8 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
             shutil.rmtree(kept)
             raise
         except Exception as error:
-            # The other processes are still in this training.
-            setting.group.is_broken = True
+            # Other processes would still be in this training.
+            setting.group.is_broken = setting.group.size > 1
             if is_peer_lost(error):
                 raise Interrupted("another process of the group has died") from error
             raise
