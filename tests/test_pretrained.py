@@ -54,7 +54,7 @@ base:
   data: {data}
   model: {{name: timm/efficientnet_lite0, freeze: backbone}}
   optimizer: {{lr: 2.0e-2}}
-  training: {{epochs: 5}}
+  training: {{epochs: 5, precision: fp32, memory_format: contiguous}}
 """)
     accuracies = {}
     for weights in (f"file:{imagenet}", "none"):

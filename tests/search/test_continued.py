@@ -48,7 +48,7 @@ def test_a_lost_study_database_keeps_parent_and_trainings(cli: Cli, quick: Path)
 
 def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(cli: Cli, quick: Path) -> None:
     raw = yaml.safe_load(quick.read_text())["base"]
-    base = {**raw, "data": {**raw["data"], "image_size": 64}, "training": {"epochs": 1}}
+    base = {**raw, "data": {**raw["data"], "image_size": 64}, "training": {"epochs": 1, "precision": "fp32", "memory_format": "contiguous"}}
     space = {"model.name": ["small_cnn", "alexnet"], "data.image_size": [16, 64]}
     done = cli("tune", "--config", study_file(quick, base=base, space=space, study={"trials": 6, "pruner": "none", "sampler": "random"}))
     assert done.code == 0, done.err
