@@ -83,13 +83,6 @@ class Checkpoints:
                 continue
         return None
 
-    def remove(self) -> None:
-        """Remove all, and the folder where nothing else is in it."""
-        for file in self._files():
-            file.unlink(missing_ok=True)
-        for temporary in self._folder.glob(".resume-*.pt"):
-            temporary.unlink(missing_ok=True)
-
     def _files(self) -> list[Path]:
         """Return the files, the latest first."""
         return sorted(self._folder.glob("resume-*.pt"), reverse=True)

@@ -130,11 +130,6 @@ def is_group() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def is_helper() -> bool:
-    """Return whether another process of the group logs, and this one only trains."""
-    return is_group() and os.environ["RANK"] != "0"
-
-
 def joined() -> Group:
     """Join the processes that torchrun has started, or return a group of one."""
     if not is_group():
