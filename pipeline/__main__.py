@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline.errors import Interrupted, ManyProcesses, PipelineError, UserError, unknown_name
-from pipeline.signals import raise_on_signals
+from pipeline.signals import ignore_signals, raise_on_signals
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -159,4 +159,6 @@ def _watch_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    ignore_signals()
+    sys.exit(code)

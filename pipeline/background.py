@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 
 Task = Callable[[], None]
@@ -19,21 +19,35 @@ class Background:
     """
 
     def __init__(self, most_waiting: int = 64) -> None:
-        self._tasks: queue.Queue[Task | None] = queue.Queue(most_waiting)
+        self._most_waiting = most_waiting
+        self._tasks: deque[tuple[Task, str]] = deque()
+        self._changed = threading.Condition()
+        self._is_busy = self._is_closed = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, replaces: str = "") -> None:
         """Do this after what was submitted before.
+
+        Args:
+            task: What to do.
+            replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more.
 
         Raises:
             BaseException: What an earlier task raised.
         """
-        self._raise()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="background", daemon=True)
-            self._thread.start()
-        self._tasks.put(task)
+        with self._changed:
+            self._raise()
+            if self._thread is None:
+                self._is_closed = False
+                self._thread = threading.Thread(target=self._work, name="background", daemon=True)
+                self._thread.start()
+            if replaces and self._tasks and self._tasks[-1][1] == replaces:
+                self._tasks[-1] = (task, replaces)
+                return
+            self._changed.wait_for(lambda: len(self._tasks) < self._most_waiting)
+            self._tasks.append((task, replaces))
+            self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all is done.
@@ -41,8 +55,9 @@ class Background:
         Raises:
             BaseException: What a task raised.
         """
-        self._tasks.join()
-        self._raise()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._tasks and not self._is_busy)
+            self._raise()
 
     def close(self) -> None:
         """Wait until all is done, and end the thread; raises as `flush`."""
@@ -50,7 +65,9 @@ class Background:
             self.flush()
         finally:
             if self._thread is not None:
-                self._tasks.put(None)
+                with self._changed:
+                    self._is_closed = True
+                    self._changed.notify_all()
                 self._thread.join()
                 self._thread = None
 
@@ -61,13 +78,23 @@ class Background:
 
     def _work(self) -> None:
         while True:
-            task = self._tasks.get()
-            try:
-                if task is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tasks or self._is_closed)
+                if not self._tasks:
                     return
-                if self._error is None:
-                    task()
-            except BaseException as error:
-                self._error = error
-            finally:
-                self._tasks.task_done()
+                task = self._tasks.popleft()[0]
+                self._is_busy = True
+                self._changed.notify_all()
+            error = None
+            try:
+                task()
+            except BaseException as raised:
+                error = raised
+            # It may hold a copy of the weights.
+            del task
+            with self._changed:
+                self._is_busy = False
+                if error is not None:
+                    self._error = error
+                    self._tasks.clear()
+                self._changed.notify_all()

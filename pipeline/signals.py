@@ -19,8 +19,7 @@ class _State:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     # mlflow run passes Ctrl-C on as a second signal, which must not break the ending of the run.
-    for other in _STOPPING:
-        signal.signal(other, signal.SIG_IGN)
+    ignore_signals()
     if _State.held:
         _State.pending = number
     else:
@@ -32,6 +31,12 @@ def raise_on_signals() -> None:
     _State.held = _State.pending = 0
     for number in _STOPPING:
         signal.signal(number, _stop)
+
+
+def ignore_signals() -> None:
+    """Let no SIGINT or SIGTERM break the exit of a process that has done its work."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,18 @@ def test_images_that_cannot_be_used_are_refused(
     # prepare keeps the report of images that were read; otherwise there is nothing to show.
     reported = step == "prepare" and name in ("too few", "unreadable")
     assert [run.info.status for run in workspace.client.search_runs([workspace.experiment_id])] == ["FAILED"] * reported
+
+
+def test_a_signal_does_not_break_the_exit(folder: Path) -> None:
+    # As torchrun sends one to all processes of a group as soon as the first has ended.
+    (folder / "sitecustomize.py").write_text("import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGTERM)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)])}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline", "bake"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: unknown step 'bake'")
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_yaml_error_names_file_and_line(cli: Cli, folder: Path) -> None:

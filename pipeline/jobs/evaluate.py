@@ -55,11 +55,10 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
     table = metrics.per_class(labels, logits, restored.classes)
     run = RunLog(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
         title += f"; always the largest class: {values['test/majority_rate']:.1%}"
-        log_confusion(run, folder, "test", metrics.confusion(labels, logits), restored.classes, title)
-        test = folder / "test"
+        log_confusion(run, "test", metrics.confusion(labels, logits), restored.classes, title)
+        test = Path(temporary) / "test"
         test.mkdir()
         table.to_csv(test / "per_class.csv", index=False)
         _predictions(prepared, restored.classes, labels, logits).to_csv(test / "predictions.csv", index=False)

@@ -94,7 +94,6 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
     tags = {names.CONFIG_HASH: job.config_hash, names.DATA_DIGEST: job.prepared.digest, **(placement.tags or {})}
     identity = {"run_id": placement.run_id, "parent": placement.parent, "tags": tags, "single": placement.single and not placement.run_id}
     with (
-        tempfile.TemporaryDirectory() as temporary,
         TrackedRun(workspace, "train", placement.name, **identity) as run,  # type: ignore[arg-type]
         TrainingProgress(placement.name) as progress,
     ):
@@ -109,7 +108,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         fitted = Fitted()
         try:
             fed = with_features(run, job, setting)
-            _fit(run, job, fed, fitted, Path(temporary), [*callbacks, progress])
+            _fit(run, job, fed, fitted, [*callbacks, progress])
         except (Pruned, TrainingFailed):
             _log_best(run, setting)
             run.flush()
@@ -130,7 +129,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         return Outcome(run.id, fitted.best["val/accuracy"], score(fitted.best, job.configuration.training.best_metric))
 
 
-def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, folder: Path, callbacks: Sequence[Callback]) -> None:
+def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]) -> None:
     """Train with everything logged; what there is at the end of a pruned or failed training is logged too."""
     classes, training = job.prepared.classes, job.configuration.training
     majority = majority_of(job.prepared, len(classes))
@@ -146,8 +145,8 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, folder: Pa
     finally:
         # Not after a signal: it must end within seconds.
         if fitted.history and not isinstance(sys.exception(), KeyboardInterrupt):
-            log_outcome(run, fitted, classes, len(setting.train), majority, folder)
-            log_watched(run, watch, setting.checkpoint.parent / TENSORBOARD, folder)
+            log_outcome(run, fitted, classes, len(setting.train), majority)
+            log_watched(run, watch, setting.checkpoint.parent / TENSORBOARD)
 
 
 def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> Setting:

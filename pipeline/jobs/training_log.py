@@ -92,47 +92,40 @@ class FlagsLog(Callback):
         self._raised = now
 
 
-def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float, folder: Path) -> None:
+def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float) -> None:
     """Log curves, confusion matrix of the best epoch, and how long it took.
 
     Args:
         run: The run.
-        fitted: At least one epoch.
+        fitted: At least one epoch; it must not change any more.
         classes: Names in the order of the logits.
         steps_per_epoch: Of the training.
         majority_rate: Drawn as the baseline.
-        folder: For files that stay until the run has ended.
     """
     run.metrics({"seconds": fitted.seconds})
-    curves = folder / "curves"
-    curves.mkdir()
-    figures.learning_curves(curves / "learning.png", fitted.history, fitted.best_epoch, majority_rate)
-    figures.learning_rate(curves / "lr.png", fitted.lrs, steps_per_epoch)
-    run.files(curves, "curves")
+    run.figure("curves/learning.png", lambda file: figures.learning_curves(file, fitted.history, fitted.best_epoch, majority_rate))
+    run.figure("curves/lr.png", lambda file: figures.learning_rate(file, fitted.lrs, steps_per_epoch))
     title = (
         f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
         f"always the largest class: {majority_rate:.1%}"
     )
-    log_confusion(run, folder, "val", metrics.confusion(fitted.labels, fitted.logits), classes, title)
+    log_confusion(run, "val", metrics.confusion(fitted.labels, fitted.logits), classes, title)
 
 
-def log_watched(run: RunLog, watch: Watch, events: Path, folder: Path) -> None:
+def log_watched(run: RunLog, watch: Watch, events: Path) -> None:
     """Log TensorBoard's event files as ``tensorboard/``, and the weights over the epochs as ``curves/weights.png``."""
     watch.close()
     if events.is_dir():
         run.files(events, "tensorboard")
     if watch.histories:
-        ridgeline(folder / "weights.png", watch.histories)
-        run.file(folder / "weights.png", "curves")
+        run.figure("curves/weights.png", lambda file: ridgeline(file, watch.histories))
 
 
-def log_confusion(run: RunLog, folder: Path, split: str, counts: metrics.Labels, classes: list[str], title: str) -> None:
+def log_confusion(run: RunLog, split: str, counts: metrics.Labels, classes: list[str], title: str) -> None:
     """Log a confusion matrix as ``confusion_matrix/SPLIT.png`` and ``.csv``: rows true, columns predicted, counts."""
-    target = folder / "confusion_matrix"
-    target.mkdir(exist_ok=True)
-    figures.confusion_matrix(target / f"{split}.png", counts, classes, title)
-    pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).to_csv(target / f"{split}.csv")
-    run.files(target, "confusion_matrix")
+    run.figure(f"confusion_matrix/{split}.png", lambda file: figures.confusion_matrix(file, counts, classes, title))
+    table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
+    run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
 
 
 def logged_epochs(run: RunLog) -> int:

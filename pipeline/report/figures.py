@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
 _MOST_ANNOTATED = 25
 """Classes up to which every cell of a confusion matrix carries its number."""
+_MOST_NAMED = 100
 _LONGEST_NAME = 24
 
 
@@ -44,7 +47,7 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
-    """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes.
+    """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes; of more, some are named.
 
     Args:
         file: PNG to write.
@@ -53,17 +56,38 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
         title: Above both panels.
     """
     n = len(classes)
+    # Of more classes some are named, or the names would stand on top of each other.
+    named = range(0, n, math.ceil(n / _MOST_NAMED))
+    names = [_short(classes[number]) for number in named]
+    font = 9 if n <= 15 else 8
+    # In inches, and measured: letting matplotlib find the margins takes longer than drawing.
+    longest = max(_width(name, font) for name in names)
+    is_upright = n > 12 or max(map(len, names)) > 3
     side = float(np.clip(0.5 * n if n <= _MOST_ANNOTATED else 0.2 * n, 3.2, 22))
-    side_by_side = n <= 15
-    size = (2 * side + 3.0, side + 1.6) if side_by_side else (side + 2.6, 2 * side + 3.0)
-    figure = Figure(figsize=size, layout="constrained", dpi=110 if n <= 40 else 90)
-    axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
+    left, right, top = longest + 0.45, 0.2 if n <= _MOST_ANNOTATED else 1.0, 0.3
+    bottom = 0.4 + (longest if is_upright else 0.15)
+    columns, rows = (2, 1) if n <= 15 else (1, 2)
+    width, height = columns * (left + side + right), rows * (top + side + bottom) + 0.4
+    figure = Figure(figsize=(width, height), dpi=110 if n <= 40 else 90)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [_short(name) for name in classes]
-    _cells(axes[0], counts, names, "images", "{:d}", float(max(counts.max(), 1)))
-    _cells(axes[1], shares, names, "share of the true class", "{:.0%}", 1.0)
-    figure.suptitle(title)
+    panels = ((counts, "images", "{:d}", float(max(counts.max(), 1))), (shares, "share of the true class", "{:.0%}", 1.0))
+    for number, (values, name, form, highest) in enumerate(panels):
+        row, column = divmod(number, columns)
+        x, y = column * (left + side + right) + left, (rows - 1 - row) * (top + side + bottom) + bottom
+        axes = figure.add_axes((x / width, y / height, side / width, side / height))
+        axes.set_xticks(named, names, rotation=90 if is_upright else 0, fontsize=font)
+        axes.set_yticks(named, names, fontsize=font)
+        _cells(axes, values, name, form, highest, font - 1)
+        if n > _MOST_ANNOTATED:
+            figure.colorbar(axes.images[0], cax=axes.inset_axes((1 + 0.2 / side, 0.25, 0.25 / side, 0.5)))
+    figure.suptitle(title, y=1 - 0.12 / height, va="top")
     save(figure, file)
+
+
+def _width(text: str, size: float) -> float:
+    """Return the width of a text in inches."""
+    # The control points suffice: outlines hardly leave them, and following each takes twenty times as long.
+    return float(np.ptp(TextPath((0, 0), text, size=size).vertices[:, 0])) / 72 if text.strip() else 0.0
 
 
 def _short(name: str) -> str:
@@ -75,26 +99,21 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _cells(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, top: float) -> None:
-    n = len(names)
-    font = 9 if n <= 15 else 8
+def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, font: float) -> None:
+    n = len(values)
     # Without numbers in the cells, few confusions must be seen beside many right ones.
     scale = Normalize(0, top) if n <= _MOST_ANNOTATED else PowerNorm(0.5, 0, top)
-    image = axes.imshow(values, cmap="Blues", norm=scale)
+    axes.imshow(values, cmap="Blues", norm=scale)
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(n), names, rotation=0 if n <= 12 and max(map(len, names)) <= 3 else 90, fontsize=font)
-    axes.set_yticks(range(n), names, fontsize=font)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if n > _MOST_ANNOTATED:
-        axes.figure.colorbar(image, ax=axes, shrink=0.5)
         return
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         if value:
-            axes.text(
-                column, row, form.format(value), ha="center", va="center", fontsize=font - 1, color="white" if value > top / 2 else "black"
-            )
+            colour = "white" if value > top / 2 else "black"
+            axes.text(column, row, form.format(value), ha="center", va="center", fontsize=font, color=colour)
 
 
 def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int, majority: float | None = None) -> None:

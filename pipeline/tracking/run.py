@@ -7,7 +7,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,21 @@ class RunLog:
         """Log all files of a folder as artifacts under `name`; they must stay as they are until `flush` or the run's end."""
         self._write(lambda: self.client.log_artifacts(self.id, str(folder), name))
 
+    def figure(self, name: str, draw: Callable[[Path], None]) -> None:
+        """Log a figure as artifact `name`, such as ``folder/file.png``.
+
+        Args:
+            name: Of the artifact.
+            draw: Writes the figure to a file; what it draws must not change meanwhile.
+        """
+        self._write(lambda: self._figure(name, draw))
+
+    def _figure(self, name: str, draw: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(name).name
+            draw(file)
+            self._file(file, str(Path(name).parent))
+
     def configuration(self, configuration: Configuration) -> None:
         """Log the configuration as params and, whole, as the artifact that is read back."""
         self.params(configuration.flat())
@@ -134,7 +149,7 @@ class TrackedRun(RunLog):
     Leaving the block normally ends it FINISHED and complete; `Pruned` ends it FINISHED and pruned, a
     signal KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
 
-    Metrics, files and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
+    Metrics, files, figures and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
     raised by what is written next. A heartbeat tag tells that the process lives; of a training, processor, memory, disk, network and
     NVIDIA's GPUs are logged every ten seconds (``system/…``, a tab of its own in the UI).
 
@@ -161,7 +176,7 @@ class TrackedRun(RunLog):
     ) -> None:
         self._existing = run_id or (workspace.launched_run if single else "")
         self.uid = ""
-        self._writing = Background()
+        self._writing, self._is_hurried = Background(), False
         self._heartbeat: Heartbeat | None = None
         self._system: SystemMetricsMonitor | None = None
         super().__init__(workspace, self._existing)
@@ -189,6 +204,11 @@ class TrackedRun(RunLog):
     def _write(self, task: Task) -> None:
         self._writing.submit(task)
 
+    def _figure(self, name: str, draw: Callable[[Path], None]) -> None:
+        # After a signal the run must end within seconds.
+        if not self._is_hurried:
+            super()._figure(name, draw)
+
     def flush(self) -> None:
         self._writing.flush()
 
@@ -210,6 +230,7 @@ class TrackedRun(RunLog):
             self._system.start()  # type: ignore[no-untyped-call]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_hurried = isinstance(error, KeyboardInterrupt)
         try:
             with signals.held():
                 self._writing.close()

@@ -197,7 +197,8 @@ class _Training:
             fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
             if setting.group.is_first:
                 weights = weights_of(self._module)
-                self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)))
+                # Where the disk is slower than the epochs, only the newest of those that wait is written.
+                self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)), replaces="best weights")
         fitted.seconds += values["epoch_seconds"]
         given_up = self._tell(labels, logits, values, is_best)
         if setting.group.sum([given_up is not None])[0]:

@@ -1,0 +1,107 @@
+"""Work beside the training: order, errors, and what need not be done any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.background import Background, Task
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    made = Background(most_waiting=4)
+    yield made
+    made.close()
+
+
+def holding(background: Background) -> threading.Event:
+    """Let the thread wait in a task until the event is set."""
+    started, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        started.set()
+        assert go.wait(60)
+
+    background.submit(wait)
+    assert started.wait(60)
+    return go
+
+
+def appending(done: list[int], number: int) -> Task:
+    return lambda: done.append(number)
+
+
+def test_tasks_are_done_in_order_and_all_before_flush_returns(background: Background) -> None:
+    done: list[int] = []
+    for number in range(50):
+        background.submit(appending(done, number))
+    background.flush()
+    assert done == list(range(50))
+
+
+def test_a_waiting_task_of_the_same_name_is_replaced(background: Background) -> None:
+    done: list[int] = []
+    go = holding(background)
+    for number in range(3):
+        background.submit(appending(done, number), replaces="weights")
+    go.set()
+    background.flush()
+    assert done == [2]
+
+
+def test_what_waits_before_another_task_is_not_replaced(background: Background) -> None:
+    # The other one may build on it.
+    done: list[int] = []
+    go = holding(background)
+    background.submit(appending(done, 0), replaces="weights")
+    background.submit(appending(done, 1))
+    background.submit(appending(done, 2), replaces="weights")
+    background.submit(appending(done, 3), replaces="figures")
+    go.set()
+    background.flush()
+    assert done == [0, 1, 2, 3]
+
+
+def test_submit_waits_where_too_many_tasks_do(background: Background) -> None:
+    done: list[int] = []
+    go = holding(background)
+    for number in range(4):
+        background.submit(appending(done, number))
+    beyond = threading.Thread(target=background.submit, args=(appending(done, 4),))
+    beyond.start()
+    beyond.join(0.2)
+    assert beyond.is_alive()
+    go.set()
+    beyond.join(60)
+    background.flush()
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_an_error_stops_the_rest_and_is_raised_once(background: Background) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise OSError("no space left")
+
+    go = holding(background)
+    background.submit(fail)
+    background.submit(appending(done, 0))
+    go.set()
+    with pytest.raises(OSError, match="no space left"):
+        background.flush()
+    assert not done
+    background.submit(appending(done, 1))
+    background.flush()
+    assert done == [1]
+
+
+def test_it_can_be_used_again_after_close(background: Background) -> None:
+    done: list[int] = []
+    for number in range(2):
+        background.submit(appending(done, number))
+        background.close()
+    background.close()
+    assert done == [0, 1]
