@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 Task = Callable[[], None]
+
+_PAUSE = 1.0
+"""Seconds between the end of a task that might have been replaced and the start of another."""
 
 
 class Background:
@@ -22,7 +27,7 @@ class Background:
         self._most_waiting = most_waiting
         self._tasks: deque[tuple[Task, str]] = deque()
         self._changed = threading.Condition()
-        self._is_busy = self._is_closed = False
+        self._is_busy = self._is_closed = self._is_awaited = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -31,7 +36,8 @@ class Background:
 
         Args:
             task: What to do.
-            replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more.
+            replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more. Such tasks are
+                done once a second, or when others wait behind them.
 
         Raises:
             BaseException: What an earlier task raised.
@@ -56,7 +62,12 @@ class Background:
             BaseException: What a task raised.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._tasks and not self._is_busy)
+            self._is_awaited = True
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: not self._tasks and not self._is_busy)
+            finally:
+                self._is_awaited = False
             self._raise()
 
     def close(self) -> None:
@@ -77,12 +88,16 @@ class Background:
             raise error
 
     def _work(self) -> None:
+        resumes = -math.inf
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._tasks or self._is_closed)
+                if self._tasks and self._tasks[0][1]:
+                    seconds = max(resumes - time.monotonic(), 0)
+                    self._changed.wait_for(lambda: len(self._tasks) > 1 or self._is_awaited, timeout=seconds)
                 if not self._tasks:
                     return
-                task = self._tasks.popleft()[0]
+                task, name = self._tasks.popleft()
                 self._is_busy = True
                 self._changed.notify_all()
             error = None
@@ -92,6 +107,8 @@ class Background:
                 error = raised
             # It may hold a copy of the weights.
             del task
+            if name:
+                resumes = time.monotonic() + _PAUSE
             with self._changed:
                 self._is_busy = False
                 if error is not None:

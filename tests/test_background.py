@@ -65,6 +65,30 @@ def test_what_waits_before_another_task_is_not_replaced(background: Background) 
     assert done == [0, 1, 2, 3]
 
 
+def test_what_may_be_replaced_is_put_off_until_something_waits_for_it(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.background._PAUSE", 3600)
+    done: list[int] = []
+    reached = threading.Event()
+    for number in range(4):
+        background.submit(appending(done, number), replaces="weights")
+        if number == 0:
+            background.flush()
+    background.submit(reached.set)
+    assert reached.wait(60)
+    assert done == [0, 3]
+    background.submit(appending(done, 4), replaces="weights")
+    background.flush()
+    assert done == [0, 3, 4]
+
+
+def test_what_may_be_replaced_is_done_though_nothing_waits_for_it(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.background._PAUSE", 0.1)
+    for _ in range(2):
+        done = threading.Event()
+        background.submit(done.set, replaces="weights")
+        assert done.wait(60)
+
+
 def test_submit_waits_where_too_many_tasks_do(background: Background) -> None:
     done: list[int] = []
     go = holding(background)
