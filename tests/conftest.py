@@ -44,6 +44,11 @@ class Finished:
 Cli = Callable[..., Finished]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the finished study together, at the beginning: each process that runs one of them trains the study anew."""
+    items.sort(key=lambda item: "smoke" not in getattr(item, "fixturenames", ()))
+
+
 def use_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in `folder`, on its own store."""
     monkeypatch.chdir(folder)

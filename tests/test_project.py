@@ -23,7 +23,7 @@ from pipeline.__main__ import STEPS
 from pipeline.experiment import load
 from pipeline.steps.options import fields_of, parse_options
 from pipeline.tracking import names
-from tests.conftest import PROJECT, start, wait_for
+from tests.conftest import PROJECT, start, wait_for, write_digits
 
 MLFLOW = str(Path(sys.executable).with_name("mlflow"))
 
@@ -103,9 +103,6 @@ def elsewhere(tmp_path: Path) -> Path:
     return path
 
 
-SMALL = ("-P", "training.epochs=2", "-P", "model.name=small_cnn")
-
-
 def test_ctrl_c_ends_study_and_trial_killed(elsewhere: Path) -> None:
     smoke = f"config={PROJECT / 'experiments' / 'smoke.yaml'}"
     options = ("-P", smoke, "-P", "model.name=small_cnn", "-P", "training.epochs=60")
@@ -132,42 +129,28 @@ def test_a_study_is_continued_under_mlflow_run_with_one_parent(elsewhere: Path) 
     file.write_text(yaml.safe_dump(study))
     arguments = ("-e", "tune", "--experiment-name", "again", "-P", f"config={file}")
     outputs = [launch(elsewhere, *arguments).communicate(timeout=200)[0] for _ in range(2)]
+    # Results stand where it was called.
+    left = {path.name for path in elsewhere.iterdir()} - {"study.yaml"}
+    assert left == {"mlflow.db", "mlruns", "optuna.db", "outputs", "prepared", "checkpoints"}
     assert "2 of 2 trainings are there" in outputs[1], outputs
     runs = all_runs(elsewhere)
     steps = [(run.data.tags[names.STEP], names.JOINS in run.data.tags) for run in runs]
     assert steps == [("tune", False), ("train", False), ("train", False), ("tune", True)]
     assert runs[3].data.tags[names.JOINS] == runs[0].info.run_id
     assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["mlflow.project.entryPoint"] for run in (runs[0], runs[3])} == {"tune"}
+    assert all(Path(run.info.artifact_uri).is_relative_to(elsewhere) for run in runs)
 
 
-def test_results_stand_where_mlflow_run_was_called(elsewhere: Path) -> None:
-    done = launch(elsewhere, "-e", "train", "--experiment-name", "x", *SMALL)
-    out = done.communicate(timeout=200)[0]
-    assert done.returncode == 0, out
-    assert {path.name for path in elsewhere.iterdir()} == {"mlflow.db", "mlruns", "outputs", "prepared", "checkpoints"}
-    (run,) = all_runs(elsewhere)
-    assert run.data.tags["mlflow.project.entryPoint"] == "train"
-    assert Path(run.info.artifact_uri).is_relative_to(elsewhere)
-    assert run.data.params["model.name"] == "small_cnn"
-
-
-def test_the_project_runs_from_a_git_url(elsewhere: Path) -> None:
-    done = launch(elsewhere, "-e", "prepare", uri=f"file://{PROJECT}")
-    out = done.communicate(timeout=200)[0]
-    assert done.returncode == 0, out
-    (run,) = all_runs(elsewhere)
-    assert run.info.status == "FINISHED"
-    assert (elsewhere / "prepared").is_dir()
-
-
-def test_relative_paths_are_those_of_the_caller(elsewhere: Path) -> None:
-    from tests.conftest import write_digits
-
+def test_from_a_git_url_relative_paths_are_those_of_the_caller(elsewhere: Path) -> None:
     write_digits(elsewhere / "mine", 10)
-    done = launch(elsewhere, "-e", "prepare", "-P", "data.source=folder:mine")
+    done = launch(elsewhere, "-e", "prepare", "-P", "data.source=folder:mine", uri=f"file://{PROJECT}")
     out = done.communicate(timeout=200)[0]
     assert done.returncode == 0, out
     assert "30 images of 3 classes" in out
+    (run,) = all_runs(elsewhere)
+    assert run.info.status == "FINISHED"
+    assert (elsewhere / "prepared").is_dir()
 
 
 def test_wrong_input_ends_the_launched_run_with_the_reason(elsewhere: Path) -> None:
@@ -188,5 +171,6 @@ def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     out = process.communicate(timeout=30)[0]
     assert "stopped by SIGTERM" in out
     (run,) = all_runs(elsewhere)
+    assert run.data.params["model.name"] == "small_cnn"
     assert run.info.status == "KILLED"
     assert run.info.end_time / 1000 - killed < 5

@@ -27,12 +27,13 @@ def trainings(workspace: Workspace) -> list[Any]:
     return [run for run in found if run.data.tags.get(names.STEP) == "train"]
 
 
-def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> None:
-    """Start a step and send it a signal when that epoch is over."""
+def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> int:
+    """Start a step, send it a signal when that epoch is over, and return its exit code."""
     process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
     wait_for(process, f"epoch {epoch}/")
     process.send_signal(with_signal)
     process.communicate()
+    return process.returncode
 
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
@@ -100,7 +101,7 @@ def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
     cli: Cli, quick: Path, workspace: Workspace, number: signal.Signals
 ) -> None:
     started = time.monotonic()
-    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1, number)
+    assert kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1, number) == 1
     (run,) = trainings(workspace)
     assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
     assert run.data.tags[names.REASON] == f"stopped by {number.name}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -290,6 +292,16 @@ def test_the_served_model_takes_base64_and_names_what_it_cannot_read(in_smoke: W
     assert sum(answer["probabilities"][0]) == pytest.approx(1)
     assert list(answer["error"][1:]) == ["not a base64 image"] * 3
     assert list(answer["label"].isna()) == [False, True, True, True]
+
+
+def test_the_served_model_tells_no_path_of_this_machine(in_smoke: Workspace, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts("models:/smoke@champion", dst_path=str(tmp_path)))
+    (exported,) = folder.rglob("network.pt2")
+    with ZipFile(exported) as opened:
+        contents = b"".join(opened.read(name) for name in opened.namelist())
+    assert b"aten.conv2d" in contents
+    for path in (str(PROJECT), str(Path(torch.__file__).parent)):
+        assert path.encode() not in contents
 
 
 def test_a_comparison_says_what_is_not_comparable(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -79,6 +79,7 @@ def test_single_far_values_do_not_press_the_others_together(tmp_path: Path) -> N
 
 def test_a_real_training_is_drawn(tmp_path: Path) -> None:
     changes: dict[str, Any] = {**BASE, "model": {"name": "resnet18"}, "training": {"epochs": 2, "device": "cpu"}}
+    changes["data"] = {**changes["data"], "limit": 200}
     configuration = Configuration.model_validate(changes)
     torch.manual_seed(0)
     setting = setting_of(configuration, prepare(configuration.data, tmp_path), tmp_path)

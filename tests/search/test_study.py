@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,16 +178,15 @@ def test_runs_deleted_from_mlflow_start_the_study_anew(cli: Cli, quick: Path) ->
     assert len(runs("train")) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick: Path, number: signal.Signals) -> None:
+def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick: Path) -> None:
     base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 40, "precision": "fp32", "memory_format": "contiguous"}}
     file = study_file(quick, base=base, configs=LIST, space=SPACE, study={"trials": 4, "pruner": "none"})
     process = start([sys.executable, "-m", "pipeline", "tune", "--config", str(file)], quick.parent)
     wait_for(process, "01 small_cnn: epoch 2/40")
-    process.send_signal(number)
+    process.terminate()
     process.wait(timeout=20)
     before = {run.info.run_id: run.data.tags[names.STATE] for run in runs("train")}
-    assert sorted(before.values()) == ["complete", "running" if number == signal.SIGKILL else "interrupted"]
+    assert sorted(before.values()) == ["complete", "interrupted"]
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
     assert "1 of 4 trainings are there (1 of the list)" in done.out

@@ -12,8 +12,8 @@ from pipeline.errors import Interrupted, TrainingFailed, UserError
 from pipeline.tracking import names
 from pipeline.tracking.heartbeat import STALE, Beat
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun, adopt_training, end_abandoned
-from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import start, wait_for
+from pipeline.tracking.store import Workspace
+from tests.conftest import start
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,6 @@ def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace
     with pytest.raises(OSError, match="No space left"), run:
         _ = 1 / 0
     assert workspace.client.get_run(run.id).info.status == "FAILED"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_training_killed_at_once(quick: Path, number: signal.Signals) -> None:
-    arguments = [sys.executable, "-m", "pipeline", "train", "--config", str(quick), "--training.epochs", "1000"]
-    process = start(arguments, quick.parent)
-    wait_for(process, "epoch 2/1000")
-    process.send_signal(number)
-    assert process.wait(timeout=20) == 1
-    workspace = open_workspace("quick")
-    (run,) = workspace.client.search_runs([workspace.experiment_id])
-    assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
-    assert number.name in run.data.tags[names.REASON]
-    assert run.data.metrics["val/accuracy"] > 0
 
 
 def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_each_family_of_networks_trains_to_the_same_bits_twice(name: str, tmp_pa
             "source": "digits",
             "image_size": SIZES.get(name, 64),
             "batch_size": 4,
-            "limit": 10 if name == "maxvit_t" else 20,
+            "limit": 10,
             "augment": [{"RandomRotation": 20}],
         },
         "model": {"name": name, "dropout": 0.0 if name == "squeezenet1_1" else 0.2},
