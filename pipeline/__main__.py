@@ -71,15 +71,6 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def collect_rarely() -> None:
-    """Let the garbage collector look ten times less often.
-
-    Imports alone make a million objects that stay; looking through them takes half a second each time, also in the middle of a training.
-    What is large, networks and images, is freed by its reference count.
-    """
-    gc.set_threshold(10_000)
-
-
 def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     """Run a step; where torchrun has started several processes, the first one does it, and the others help in its trainings."""
     if not _is_in_group():
@@ -169,7 +160,8 @@ def _watch_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    collect_rarely()
+    # Imports make a million objects that stay; looking through them again and again takes a second.
+    gc.set_threshold(10_000)
     code = main(sys.argv[1:])
     ignore_signals()
     sys.exit(code)

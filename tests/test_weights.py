@@ -16,7 +16,7 @@ from pipeline import models, weights
 from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
 from pipeline.identity import config_hash
-from pipeline.training.checkpoint import save_weights
+from pipeline.training.checkpoint import save_weights, weights_of
 from tests.test_models import SMALL, equal
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -56,7 +56,7 @@ def test_load_false_leaves_the_weights_file_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*SMALL, "regnet_y_400mf"])
 def test_saved_weights_are_loaded_back(tmp_path: Path, name: str) -> None:
     trained = models.build(Model(name=name), 3, 64).module
-    save_weights(trained, tmp_path / "best.safetensors")
+    save_weights(weights_of(trained), tmp_path / "best.safetensors")
     again = models.build(Model(name=name), 3, 64, load=False).module
     weights.load_state(again, tmp_path / "best.safetensors", name)
     assert equal(again.state_dict(), trained.state_dict())
@@ -104,7 +104,7 @@ def test_any_other_difference_is_refused_by_name_and_shape(
 @pytest.mark.parametrize("name", SMALL)
 def test_a_head_for_another_number_of_classes_is_replaced_and_said(tmp_path: Path, name: str, dropout: float) -> None:
     trained = models.build(Model(name=name), 7, 64)
-    save_weights(trained.module, tmp_path / "best.safetensors")
+    save_weights(weights_of(trained.module), tmp_path / "best.safetensors")
     model = Model(name=name, weights=f"file:{tmp_path}/best.safetensors", dropout=dropout)
     network = models.build(model, 4, 64)
     assert network.note == f"its head ({network.head}) is for 7 classes; a new random one for 4 is trained"

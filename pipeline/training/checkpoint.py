@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ _KEPT = 2
 _DIGEST_BYTES = 16
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also where the power fails: temporary file, fsync, rename, fsync of the folder."""
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Yield a temporary file to write, which takes the place of `file` once it is on disk, also where the power fails."""
     temporary = file.with_name(f".{file.name}")
-    with temporary.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
+    yield temporary
+    with temporary.open("rb+") as opened:
         os.fsync(opened.fileno())
     temporary.replace(file)
     if os.name == "posix":
@@ -39,14 +41,21 @@ def write_whole(file: Path, content: bytes) -> None:
             os.close(folder)
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with _whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of a network's state dict in the CPU's memory; cloned, since safetensors refuses tensors that share memory."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
 
 
-def save_weights(module: nn.Module, file: Path) -> None:
-    """Write a network's state dict as safetensors, whole or not at all."""
-    write_whole(file, safetensors.torch.save(weights_of(module)))
+def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Write a state dict as safetensors, whole or not at all."""
+    with _whole(file) as temporary:
+        safetensors.torch.save_file(weights, temporary)
 
 
 class Checkpoints:

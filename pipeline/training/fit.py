@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +17,7 @@ from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import copied, random_states, set_random_states, weights_of, write_whole
+from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of, write_whole
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import balanced_class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
@@ -198,7 +197,7 @@ class _Training:
             if setting.group.is_first:
                 weights = weights_of(self._module)
                 # Where the disk is slower than the epochs, only the newest of those that wait is written.
-                self.files.submit(lambda: write_whole(setting.checkpoint, safetensors.torch.save(weights)), replaces="best weights")
+                self.files.submit(lambda: save_weights(weights, setting.checkpoint), replaces="best weights")
         fitted.seconds += values["epoch_seconds"]
         given_up = self._tell(labels, logits, values, is_best)
         if setting.group.sum([given_up is not None])[0]:

@@ -32,7 +32,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from pipeline import models
-from pipeline.__main__ import collect_rarely
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.jobs.setting import Job
@@ -309,8 +308,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="pairs of trainings that are timed")
     parser.add_argument("--only", choices=["start", "loop", "lightning", "auto", "frozen"], help="one row")
     arguments = parser.parse_args()
-    # As the command does; the peers share this process.
-    collect_rarely()
     results = Results("Training, on the CPU")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -18,7 +18,7 @@ from pipeline.identity import config_hash
 from pipeline.tracking import find, names, transfer
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
-from pipeline.training.checkpoint import save_weights
+from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import Cli, write_digits
 
 NORMALISATION = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
@@ -28,7 +28,7 @@ def trained_run(workspace: Workspace, tmp_path: Path, name: str = "small_cnn", s
     """Log what a training leaves behind."""
     torch.manual_seed(seed)
     with TrackedRun(workspace, "train", f"{name} {seed}") as run:
-        save_weights(models.build(Model(name="small_cnn"), 3, 32).module, tmp_path / "best.safetensors")
+        save_weights(weights_of(models.build(Model(name="small_cnn"), 3, 32).module), tmp_path / "best.safetensors")
         run.file(tmp_path / "best.safetensors", "checkpoint")
         run.configuration(Configuration(model=Model(name=name)))
         run.json(names.PREPROCESSING, {"mean": NORMALISATION[0], "std": NORMALISATION[1]})

@@ -23,7 +23,7 @@ from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import save_weights
+from pipeline.training.checkpoint import save_weights, weights_of
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.schedule import lr_at
@@ -339,7 +339,7 @@ def test_batches_of_any_size_train(train: Train, batch_size: int) -> None:
 def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     module = torch.nn.ModuleDict({"one": torch.nn.Linear(2, 2)})
     module["two"] = module["one"]
-    save_weights(module, tmp_path / "weights.safetensors")
+    save_weights(weights_of(module), tmp_path / "weights.safetensors")
     state = safetensors.torch.load_file(tmp_path / "weights.safetensors")
     assert torch.equal(state["one.weight"], state["two.weight"])
 
