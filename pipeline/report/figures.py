@@ -11,9 +11,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -61,7 +61,7 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     names = [_short(classes[number]) for number in named]
     font = 9 if n <= 15 else 8
     # In inches, and measured: letting matplotlib find the margins takes longer than drawing.
-    longest = max(_width(name, font) for name in names)
+    longest = _width_of_longest(names, font)
     is_upright = n > 12 or max(map(len, names)) > 3
     side = float(np.clip(0.5 * n if n <= _MOST_ANNOTATED else 0.2 * n, 3.2, 22))
     left, right, top = longest + 0.45, 0.2 if n <= _MOST_ANNOTATED else 1.0, 0.3
@@ -84,10 +84,11 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     save(figure, file)
 
 
-def _width(text: str, size: float) -> float:
-    """Return the width of a text in inches."""
-    # The control points suffice: outlines hardly leave them, and following each takes twenty times as long.
-    return float(np.ptp(TextPath((0, 0), text, size=size).vertices[:, 0])) / 72 if text.strip() else 0.0
+def _width_of_longest(texts: Sequence[str], size: float) -> float:
+    """Return the width of the longest text in inches, at a font size in points."""
+    figure = Figure(dpi=72)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    return max(float(figure.text(0, 0, text, fontsize=size).get_window_extent(renderer).width) for text in texts) / 72
 
 
 def _short(name: str) -> str:

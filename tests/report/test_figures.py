@@ -42,6 +42,19 @@ def test_a_confusion_matrix_is_written(tmp_path: Path, classes: int) -> None:
     assert count(tmp_path / "matrix.png", DARKEST) > 20 * classes
 
 
+def test_of_more_than_a_hundred_classes_some_are_named(tmp_path: Path) -> None:
+    names = ["same"] * 101
+    pictures = []
+    for changed in (None, 1, 2):
+        shown = [*names]
+        if changed is not None:
+            shown[changed] = "else"
+        figures.confusion_matrix(tmp_path / "matrix.png", matrix(101), shown, "validation")
+        pictures.append(pixels_of(tmp_path / "matrix.png"))
+    assert (pictures[0] == pictures[1]).all()
+    assert pictures[0].shape != pictures[2].shape or (pictures[0] != pictures[2]).any()
+
+
 def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
     for name, counts in (("some.png", matrix(4)), ("none.png", matrix(4, wrong=False))):
         figures.confusion_matrix(tmp_path / name, counts, list("abcd"), "validation")
@@ -53,7 +66,7 @@ def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
     "names",
     [
         ["$1$ to $a^$", "$x^", "50% off"],
-        ["", " ", "a"],
+        ["", "\u200b", "a"],
         ["a very long name of a class that no axis has room for " * 2, "b", "c"],
         ["Kätzchen", "œuvre", "naïve"],
         ["<b>", "a&b", "a\\b"],

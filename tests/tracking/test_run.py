@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +134,36 @@ def test_a_signal_while_a_run_starts_ends_it_killed(workspace: Workspace) -> Non
         for number, handler in before.items():
             signal.signal(number, handler)
     assert workspace.client.get_run(run.id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("error", [None, Interrupted("stopped by SIGTERM"), ValueError("wrong")])
+def test_figures_are_drawn_before_the_run_ends_but_not_after_a_signal(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    leaving, reached = threading.Event(), list[str]()
+
+    def draw(file: Path) -> None:
+        reached.append(file.name)
+        file.write_bytes(b"figure")
+
+    run = TrackedRun(workspace, "train", "r")
+    close = run._writing.close
+
+    def leave() -> None:
+        leaving.set()
+        close()
+
+    monkeypatch.setattr(run._writing, "close", leave)
+    with contextlib.suppress(Interrupted, ValueError), run:
+        # The figure waits until the block is left.
+        run._write(lambda: None if leaving.wait(60) else pytest.fail("the block was not left"))
+        run.figure("curves/one.png", draw)
+        run.text("note.txt", "what else was logged")
+        if error is not None:
+            raise error
+    assert reached == ([] if isinstance(error, Interrupted) else ["one.png"])
+    assert [file.path for file in workspace.client.list_artifacts(run.id, "curves")] == ["curves/one.png"] * len(reached)
+    assert "note.txt" in [file.path for file in workspace.client.list_artifacts(run.id)]
 
 
 def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace: Workspace) -> None:
