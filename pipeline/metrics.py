@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -39,14 +39,17 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
         labels: True classes, shape (images,).
         logits: Shape (images, classes).
     """
-    predicted = logits.argmax(axis=1)
-    present = np.unique(labels)
+    # From the counts: scikit-learn's functions, called after every epoch, take longer than all else that is logged of one.
+    classes = logits.shape[1]
+    counts = np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+    right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     return {
-        "accuracy": float((predicted == labels).mean()),
+        "accuracy": float(right.sum() / len(labels)),
         "loss": cross_entropy(labels, logits),
-        "f1_macro": float(f1_score(labels, predicted, labels=np.arange(logits.shape[1]), average="macro", zero_division=0)),
-        # The mean recall of the classes that occur; scikit-learn warns where a prediction is of no such class.
-        "balanced_accuracy": float(np.mean([(predicted[labels == label] == label).mean() for label in present])),
+        # Twice the true positives over themselves and all errors; 0 for a class that neither occurs nor is predicted.
+        "f1_macro": float((2 * right / np.maximum(true + predicted, 1)).mean()),
+        # The mean recall of the classes that occur.
+        "balanced_accuracy": float((right[true > 0] / true[true > 0]).mean()),
     }
 
 

@@ -87,19 +87,21 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         """Return images (batch, 3, size, size) and labels (batch,)."""
-        images = torch.stack([self._image(key) for key in keys])
-        return images, self.labels[[key[1] for key in keys]]
-
-    def _image(self, key: Key) -> Tensor:
-        pixels = self._store[int(self.positions[key[1]])]
+        numbers = [key[1] for key in keys]
+        pixels = [self._store[position] for position in self.positions[numbers].tolist()]
         if self._augmentation is None:
-            return torch.from_numpy(center_crop(pixels, self._size).copy())
+            images = torch.from_numpy(np.stack([center_crop(image, self._size) for image in pixels]))
+        else:
+            images = torch.stack([self._augmented(key, image, self._augmentation) for key, image in zip(keys, pixels, strict=True)])
+        return images, self.labels[numbers]
+
+    def _augmented(self, key: Key, pixels: NDArray[np.uint8], augmentation: v2.Transform) -> Tensor:
         # The CPU's generator alone: torch.manual_seed would reseed the dropout of a GPU too.
         generator = torch.default_generator
         state = generator.get_state()
         try:
             generator.manual_seed(hash((self._seed, *key)) & 0x7FFF_FFFF_FFFF_FFFF)
-            return augment(self._augmentation, pixels, self._size)
+            return augment(augmentation, pixels, self._size)
         finally:
             generator.set_state(state)
 

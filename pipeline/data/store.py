@@ -52,7 +52,8 @@ class Store:
         shard, offset, height, width = self._index[position].tolist()
         pixels = self._maps.get(shard)
         if pixels is None:
-            pixels = self._maps[shard] = np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r")
+            # As a plain array over the map: slices of a memmap object cost several times as much.
+            pixels = self._maps[shard] = np.asarray(np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r"))
         return pixels[offset : offset + 3 * height * width].reshape(3, height, width)
 
 

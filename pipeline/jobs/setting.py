@@ -21,6 +21,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.device import resolve_device, use_deterministic_kernels
 from pipeline.training.distributed import Group, trains_batch_norm
 from pipeline.training.imbalance import balanced_probabilities
+from pipeline.training.memory import settle_memory
 from pipeline.training.setting import Setting
 
 
@@ -72,6 +73,7 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
     Raises:
         UserError: There is no such device, or fewer validation images than processes.
     """
+    settle_memory()
     configuration, prepared = job.configuration, job.prepared
     data = configuration.data
     device = resolve_device(configuration.training.device)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import json
 import shutil
 import sys
@@ -93,7 +91,6 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         TrainingFailed: The loss is not finite.
         Pruned: A callback gave the training up.
     """
-    _spare_imports()
     tags = {names.CONFIG_HASH: job.config_hash, names.DATA_DIGEST: job.prepared.digest, **(placement.tags or {})}
     identity = {"run_id": placement.run_id, "parent": placement.parent, "tags": tags, "single": placement.single and not placement.run_id}
     with (
@@ -130,15 +127,6 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         run.flush()
         shutil.rmtree(kept)
         return Outcome(run.id, fitted.best["val/accuracy"], score(fitted.best, job.configuration.training.best_metric))
-
-
-@functools.cache
-def _spare_imports() -> None:
-    """Take what imports have made, a million objects that stay, out of the garbage collector's sight.
-
-    It would look through them for half a second, now and then, in the middle of a training.
-    """
-    gc.freeze()
 
 
 def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]) -> None:

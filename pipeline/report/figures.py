@@ -105,7 +105,7 @@ def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, 
     # Without numbers in the cells, few confusions must be seen beside many right ones.
     scale = Normalize(0, top) if n <= _MOST_ANNOTATED else PowerNorm(0.5, 0, top)
     axes.imshow(values, cmap="Blues", norm=scale)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, y=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if n > _MOST_ANNOTATED:
@@ -126,7 +126,7 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
         best_epoch: From 1.
         majority: Validation accuracy of always answering the largest class, drawn as a line where it is near the curves.
     """
-    # Fixed margins: finding them takes longer than all else, and every training draws these.
+    # Margins and the titles' heights are fixed: finding them takes longer than all else, and every training draws these.
     figure = Figure(figsize=(10, 4), dpi=110)
     margins = {"left": 0.07, "right": 0.985, "bottom": 0.13, "top": 0.92, "wspace": 0.17}
     epochs = range(1, len(history) + 1)
@@ -142,7 +142,7 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
             )
         axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best, epoch {best_epoch}")
         axes.set_xlabel("epoch")
-        axes.set_title(name)
+        axes.set_title(name, y=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if name == "accuracy":
@@ -179,7 +179,7 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
     axes.plot(np.arange(len(lrs)) / steps_per_epoch, lrs, color=_BLUE)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
-    axes.set_title("learning rate")
+    axes.set_title("learning rate", y=1)
     axes.grid(alpha=0.3)
     save(figure, file)
 

@@ -1,14 +1,19 @@
-"""What all benchmarks need: interleaved timing, memory of a process with its children, a table with bounds."""
+"""What all benchmarks need: timing in turns, memory of a process with its children, a table with bounds."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +64,87 @@ def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: 
             pairs.append((seconds(ours), seconds(peer)))
     ratio = statistics.median(other / own for own, other in pairs)
     return statistics.median(own for own, _ in pairs), statistics.median(other for _, other in pairs), ratio
+
+
+def _serve(connection: Connection, make: Callable[[], Callable[[], Any]]) -> None:
+    os.setpgid(0, 0)  # So that whatever it starts stops with it.
+    call = make()
+    connection.send(None)
+    connection.recv()
+    connection.send(call())
+
+
+class Contestant:
+    """A call in a process of its own, made once, that runs only in the slices of time it is given.
+
+    Args:
+        make: Returns the call, ready and warm; is called in the process, and can be pickled.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[], Any]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.connection.recv()
+        self.seconds, self.result = 0.0, None
+
+    def begin(self) -> None:
+        """Begin the call, without a slice yet."""
+        self._signal(signal.SIGSTOP)
+        self.connection.send(None)
+
+    def advance(self, slice_seconds: float) -> bool:
+        """Run for a slice; return whether the call has ended, with its result and the seconds that it ran."""
+        started = time.perf_counter()
+        self._signal(signal.SIGCONT)
+        ended = self.connection.poll(slice_seconds)
+        if ended:
+            self.result = self.connection.recv()
+        else:
+            self._signal(signal.SIGSTOP)
+        self.seconds += time.perf_counter() - started
+        return ended
+
+    def close(self) -> None:
+        """Wait for the end of the process."""
+        self.connection.close()
+        self.process.join()
+
+    def _signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.killpg(self.process.pid, number)
+
+
+def sliced(
+    ours: Callable[[], Callable[[], Any]], peer: Callable[[], Callable[[], Any]], rounds: int, slice_seconds: float = 0.5
+) -> tuple[float, float, float, tuple[Any, Any]]:
+    """Time two calls that alternate every half second, each in a process of its own, the other one stopped meanwhile.
+
+    Noise of a shared machine that lasts longer than a slice meets both alike: two trainings of a minute, one after the other, differ by
+    30% on a machine whose neighbours are busy.
+
+    Returns:
+        Median seconds of ours, of the peer, the median of the paired ratios peer / ours (above 1, ours is faster), and both results.
+    """
+    pairs, results = [], (None, None)
+    for number in range(rounds):
+        # In new processes each round: where the memory of one lies makes it a few percent faster or slower for all its life.
+        contestants = (Contestant(ours), Contestant(peer))
+        running = list(contestants if number % 2 == 0 else contestants[::-1])
+        for contestant in running:
+            contestant.begin()
+        while running:
+            running = [contestant for contestant in running if not contestant.advance(slice_seconds)]
+        for contestant in contestants:
+            contestant.close()
+        own, other = (contestant.seconds for contestant in contestants)
+        console.print(f"     {own:.2f} s, peer {other:.2f} s, ratio {own / other:.3f}", markup=False)
+        pairs.append((own, other))
+        results = (contestants[0].result, contestants[1].result)
+    ratio = statistics.median(other / own for own, other in pairs)
+    return statistics.median(own for own, _ in pairs), statistics.median(other for _, other in pairs), ratio, results
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:

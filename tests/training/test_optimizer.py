@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -42,3 +45,30 @@ def test_one_step_of_each_optimizer(name: str, expected: float) -> None:
     (2 * parameter).sum().backward()
     built.step()
     assert parameter.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_fused_update_is_the_plain_one(name: str, plain: Callable[..., torch.optim.Optimizer]) -> None:
+    settings = {"lr": 0.02, "weight_decay": 0.03} | ({"momentum": 0.9} if name == "sgd" else {"betas": (0.8, 0.9)})
+    weights = []
+    for build in (
+        lambda tensors: build_optimizer(Optimizer.model_validate({"name": name, **settings}), tensors),
+        partial(plain, **settings),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        # One whose length no vector of the processor divides.
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((64, 3, 7, 7), (10007,))]
+        optimizer = build(parameters)
+        for _ in range(20):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert torch.allclose(*weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_device_without_fused_kernels_gets_the_plain_update(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, device="meta"))
+    (group,) = build_optimizer(Optimizer.model_validate({"name": name}), [parameter]).param_groups
+    assert not group["fused"]
