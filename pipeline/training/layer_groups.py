@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 MOST_GROUPS = 12
-MOST_VALUES = 50_000
+MOST_VALUES = 20_000
 _MOST_BINS = 120
 
 _Part = tuple[str, nn.Module | nn.Parameter]

@@ -100,16 +100,15 @@ class Contestant:
         started = time.perf_counter()
         self._signal(signal.SIGCONT)
         ended = self.connection.poll(slice_seconds)
+        self._signal(signal.SIGSTOP)
+        self.seconds += time.perf_counter() - started
         if ended:
             self.result = self.connection.recv()
-        else:
-            self._signal(signal.SIGSTOP)
-        self.seconds += time.perf_counter() - started
         return ended
 
     def close(self) -> None:
-        """Wait for the end of the process."""
-        self.connection.close()
+        """End the process, wherever it is: one that is stopped would take no notice of anything else."""
+        self._signal(signal.SIGKILL)
         self.process.join()
 
     def _signal(self, number: int) -> None:
@@ -132,13 +131,15 @@ def sliced(
     for number in range(rounds):
         # In new processes each round: where the memory of one lies makes it a few percent faster or slower for all its life.
         contestants = (Contestant(ours), Contestant(peer))
-        running = list(contestants if number % 2 == 0 else contestants[::-1])
-        for contestant in running:
-            contestant.begin()
-        while running:
-            running = [contestant for contestant in running if not contestant.advance(slice_seconds)]
-        for contestant in contestants:
-            contestant.close()
+        try:
+            running = list(contestants if number % 2 == 0 else contestants[::-1])
+            for contestant in running:
+                contestant.begin()
+            while running:
+                running = [contestant for contestant in running if not contestant.advance(slice_seconds)]
+        finally:
+            for contestant in contestants:
+                contestant.close()
         own, other = (contestant.seconds for contestant in contestants)
         console.print(f"     {own:.2f} s, peer {other:.2f} s, ratio {own / other:.3f}", markup=False)
         pairs.append((own, other))
