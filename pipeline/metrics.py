@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -39,9 +39,7 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
         labels: True classes, shape (images,).
         logits: Shape (images, classes).
     """
-    # From the counts: scikit-learn's functions, called after every epoch, take longer than all else that is logged of one.
-    classes = logits.shape[1]
-    counts = np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+    counts = confusion(labels, logits)
     right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     return {
         "accuracy": float(right.sum() / len(labels)),
@@ -90,7 +88,9 @@ def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> flo
 
 def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
     """Return counts of shape (classes, classes): rows are true classes, columns predicted ones."""
-    return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1])), dtype=np.int64)
+    # Not scikit-learn's: called after every epoch, it takes longer than all else that is logged of one.
+    classes = logits.shape[1]
+    return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
 
 
 def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ def test_each_optimizer_has_its_settings(name: str, kind: type[torch.optim.Optim
     built = build_optimizer(optimizer, models.SmallCNN(3).parameters())
     (group,) = built.param_groups
     assert type(built) is kind
+    assert group["fused"]
     assert (group["lr"], group["weight_decay"]) == (0.02, 0.03)
     assert (group["momentum"] if name == "sgd" else group["betas"]) == (0.4 if name == "sgd" else (0.5, 0.6))
 
