@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 Task = Callable[[], None]
 
-_PAUSE = 1.0
+_PAUSE = 10.0
 """Seconds between the end of a task that might have been replaced and the start of another."""
 
 
@@ -37,7 +37,7 @@ class Background:
         Args:
             task: What to do.
             replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more. Such tasks are
-                done once a second, or when others wait behind them.
+                done once in ten seconds, or when others wait behind them.
 
         Raises:
             BaseException: What an earlier task raised.

@@ -66,18 +66,27 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     side = float(np.clip(0.5 * n if n <= _MOST_ANNOTATED else 0.2 * n, 3.2, 22))
     left, right, top = longest + 0.45, 0.2 if n <= _MOST_ANNOTATED else 1.0, 0.3
     bottom = 0.4 + (longest if is_upright else 0.15)
+    # Side by side, the rows' names on the left serve both panels.
     columns, rows = (2, 1) if n <= 15 else (1, 2)
-    width, height = columns * (left + side + right), rows * (top + side + bottom) + 0.4
+    lefts = [left, 0.35][:columns]
+    width, height = sum(lefts) + columns * (side + right), rows * (top + side + bottom) + 0.4
     figure = Figure(figsize=(width, height), dpi=110 if n <= 40 else 90)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     panels = ((counts, "images", "{:d}", float(max(counts.max(), 1))), (shares, "share of the true class", "{:.0%}", 1.0))
     for number, (values, name, form, highest) in enumerate(panels):
         row, column = divmod(number, columns)
-        x, y = column * (left + side + right) + left, (rows - 1 - row) * (top + side + bottom) + bottom
+        x, y = sum(lefts[: column + 1]) + column * (side + right), (rows - 1 - row) * (top + side + bottom) + bottom
         axes = figure.add_axes((x / width, y / height, side / width, side / height))
-        axes.set_xticks(named, names, rotation=90 if is_upright else 0, fontsize=font)
-        axes.set_yticks(named, names, fontsize=font)
         _cells(axes, values, name, form, highest, font - 1)
+        # As texts: a tick takes six times as long, and is no easier to read.
+        axes.set(xticks=[], yticks=[])
+        for place, text in zip(named, names, strict=True):
+            axes.text(place, n - 0.5 + 0.06 * n / side, text, rotation=90 if is_upright else 0, fontsize=font, ha="center", va="top")
+            if column == 0:
+                axes.text(-0.5 - 0.06 * n / side, place, text, fontsize=font, ha="right", va="center")
+        axes.text(0.5, -(bottom - 0.05) / side, "predicted", transform=axes.transAxes, ha="center", va="bottom")
+        if column == 0:
+            axes.text(-(left - 0.1) / side, 0.5, "true", transform=axes.transAxes, rotation=90, ha="left", va="center")
         if n > _MOST_ANNOTATED:
             figure.colorbar(axes.images[0], cax=axes.inset_axes((1 + 0.2 / side, 0.25, 0.25 / side, 0.5)))
     figure.suptitle(title, y=1 - 0.12 / height, va="top")
@@ -106,8 +115,6 @@ def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, 
     scale = Normalize(0, top) if n <= _MOST_ANNOTATED else PowerNorm(0.5, 0, top)
     axes.imshow(values, cmap="Blues", norm=scale)
     axes.set_title(title, fontsize=10, y=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     if n > _MOST_ANNOTATED:
         return
     for row, column in np.ndindex(values.shape):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from pipeline.config import Configuration
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
+from pipeline.training.memory import settle_memory
 from tests.conftest import Cli
 
 
@@ -27,6 +29,13 @@ def test_equal_scores_keep_the_later_epoch(cli: Cli, quick: Path, workspace: Wor
     values = {metric.value for metric in workspace.client.get_metric_history(run.info.run_id, "val/accuracy")}
     assert len(values) == 1
     assert run.data.metrics["best/epoch"] == 3
+
+
+def test_a_training_settles_memory_first(cli: Cli, quick: Path) -> None:
+    settle_memory.cache_clear()
+    gc.unfreeze()
+    assert cli("train", "--config", quick).code == 0
+    assert gc.get_freeze_count() > 1000
 
 
 def test_a_single_training_is_exported_with_a_signature(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -57,6 +57,16 @@ def test_names_of_any_length_stay_within_their_panel(tmp_path: Path) -> None:
     assert dark(tmp_path / "short.png") == pytest.approx(dark(tmp_path / "long.png"), rel=0.01)
 
 
+@pytest.mark.parametrize(("epochs", "is_labelled"), [([0, 1, 2], False), ([0, 2], True)], ids=["the same", "others"])
+def test_epochs_stand_beside_the_first_panel_and_where_they_differ(tmp_path: Path, epochs: list[int], is_labelled: bool) -> None:
+    ridgeline(tmp_path / "weights.png", {"conv": history([0, 1, 2], 0.1), "fc": history(epochs, 0.1)})
+    pixels = pixels_of(tmp_path / "weights.png")
+    height, width, _ = pixels.shape
+    # Between the panels, above the axes' numbers.
+    between = pixels[height // 4 : 3 * height // 4, int(0.54 * width) : int(0.595 * width)]
+    assert (between.max(axis=2) < 80).any() == is_labelled
+
+
 @strictly
 def test_weights_that_are_all_equal_are_drawn(tmp_path: Path) -> None:
     edges, counts = histogram(np.ones(64, np.float32))
