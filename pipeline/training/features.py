@@ -8,6 +8,7 @@ ids last, and never changed. The folders may be deleted by hand while nothing tr
 from __future__ import annotations
 
 import io
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -31,8 +32,8 @@ from pipeline.training.device import is_out_of_memory
 from pipeline.training.numerics import Numerics
 
 _ID_BYTES = 16
-_FILE_BYTES = 64 * 2**20
-"""A file is ended beyond this size; what a kill loses is the one that was being made."""
+_FILE_BYTES, _FILE_SECONDS = 64 * 2**20, 60.0
+"""A file is ended beyond this size or time; what a kill loses is the one that was being made."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how many images have been, and of how many."""
@@ -176,14 +177,16 @@ def _compute(
     keys: list[list[Key]] = [[(view, number) for number in part for view in range(1, views + 1)] for part in parts]
     made: list[NDArray[np.float32]] = []
     done = saved = 0
+    begun = time.monotonic()
     for part, batch in zip(parts, batches_of(images, keys, workers), strict=True):
         features = _fitting(backbone, batch).numpy()
         made.append(features.reshape(len(part), views, *features.shape[1:]))
         done += len(part)
         progress("computing features of", done, len(missing))
-        if done == len(missing) or sum(one.nbytes for one in made) >= _FILE_BYTES:
+        is_full = sum(one.nbytes for one in made) >= _FILE_BYTES or time.monotonic() - begun >= _FILE_SECONDS
+        if is_full or done == len(missing):
             _write(folder, ids[missing[saved:done]], np.concatenate(made))
-            made, saved = [], done
+            made, saved, begun = [], done, time.monotonic()
 
 
 def _fitting(backbone: Backbone, images: Tensor) -> Tensor:

@@ -122,6 +122,27 @@ def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(di
     assert computed(digits, images, backbone, folder)[1] == len(images)
 
 
+@pytest.mark.parametrize(("seconds", "batches_kept"), [(0.0, 2), (60.0, 0)])
+def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bits(
+    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batches_kept: int
+) -> None:
+    setting = setting_of(frozen(), digits, tmp_path)
+    images = setting.train.images
+    keys = [(1, number) for number in range(len(images))]
+    whole, _ = computed(digits, images, backbone_of(setting), tmp_path / "whole")
+    monkeypatch.setattr("pipeline.training.features._FILE_SECONDS", seconds)
+
+    def told(what: str, done: int, of: int) -> None:
+        if done > 2 * 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features_of(images, ids(digits, images), 1, backbone_of(setting), tmp_path / "cut", 32, 0, told)
+    rest, computed_now = computed(digits, images, backbone_of(setting), tmp_path / "cut")
+    assert computed_now == len(images) - 32 * batches_kept
+    assert torch.equal(whole.__getitems__(keys)[0], rest.__getitems__(keys)[0])
+
+
 def test_a_view_is_what_training_shows_in_that_epoch(digits: Prepared, tmp_path: Path) -> None:
     configuration = frozen(data={"augment": [{"RandomRotation": 30}]})
     setting = setting_of(configuration, digits, tmp_path)
