@@ -94,7 +94,7 @@ class Background:
                 self._changed.wait_for(lambda: self._tasks or self._is_closed)
                 if self._tasks and self._tasks[0][1]:
                     seconds = max(resumes - time.monotonic(), 0)
-                    self._changed.wait_for(lambda: len(self._tasks) > 1 or self._is_awaited, timeout=seconds)
+                    self._changed.wait_for(lambda: len(self._tasks) > 1 or self._is_awaited or self._is_closed, timeout=seconds)
                 if not self._tasks:
                     return
                 task, name = self._tasks.popleft()

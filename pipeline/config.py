@@ -215,7 +215,7 @@ class Training(Section):
 
     epochs: int = essential(10, "Passes over the training images.", ge=1)
     seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31)
-    patience: int = essential(0, "Stop after this many epochs without a validation accuracy at least as good as the best; 0: never.", ge=0)
+    patience: int = essential(0, "Stop after this many epochs without a training.best_metric at least as good as the best; 0: never.", ge=0)
     class_weights: Literal["none", "balanced"] = essential(
         "none", "balanced weighs each class in the training loss by the inverse of how frequent it is."
     )
@@ -241,7 +241,9 @@ class Training(Section):
         "Compile the network with torch.compile: takes a minute at first, needs a C++ compiler on a CPU; auto is measured without.",
     )
     deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.")
-    checkpoint_seconds: float = more(60.0, "Seconds of training between two resume checkpoints; what is lost by a kill is no more.", ge=0)
+    checkpoint_seconds: float = more(
+        60.0, "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.", ge=0
+    )
     sampler: Literal["shuffle", "balanced"] = more(
         "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
     )

@@ -129,3 +129,21 @@ def test_it_can_be_used_again_after_close(background: Background) -> None:
         background.close()
     background.close()
     assert done == [0, 1]
+
+
+def test_what_waits_for_its_turn_is_done_at_once_when_all_is_closed(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.background._PAUSE", 3600)
+    done: list[int] = []
+    background.submit(appending(done, 0), replaces="weights")
+    background.flush()
+    background.submit(appending(done, 1), replaces="weights")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    # A signal ends the waiting, not the work; the pause is longer than a test may take.
+    monkeypatch.setattr(background, "flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.close()
+    monkeypatch.undo()
+    assert done == [0, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Configuration
 from pipeline.report.console import say
+from pipeline.training.checkpoint import write_whole
 from pipeline.training.inference import set_training_mode
 from pipeline.training.numerics import Choice, Numerics, OneStep, candidates, fastest, first_batches
 from pipeline.training.setting import Setting
@@ -33,15 +35,22 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
     key = " | ".join([study, *_what_decides(configuration, setting.device, setting.group.size)])
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock"), mode=0o666):
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        kept = _read(file)
         if key not in kept:
             choice = _measured(configuration, setting, forms)
-            temporary = file.with_name(f".{file.name}")
-            temporary.write_text(json.dumps({**kept, key: choice.to_dict()}, indent=1), encoding="utf-8")
-            temporary.replace(file)
+            write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1).encode())
             say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")
             return choice
     return Choice.from_dict(kept[key])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what was measured before; nothing where the file is missing or damaged: it is measured again."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _what_decides(configuration: Configuration, device: torch.device, processes: int) -> list[str]:

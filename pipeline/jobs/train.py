@@ -91,6 +91,12 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         TrainingFailed: The loss is not finite.
         Pruned: A callback gave the training up.
     """
+    with contextlib.ExitStack() as ended:
+        return _train(workspace, job, placement, callbacks, ended)
+
+
+def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback], ended: contextlib.ExitStack) -> Outcome:
+    """Do what `train` does; checkpoints are removed by `ended`, since a kill before the run's end must find them."""
     tags = {names.CONFIG_HASH: job.config_hash, names.DATA_DIGEST: job.prepared.digest, **(placement.tags or {})}
     identity = {"run_id": placement.run_id, "parent": placement.parent, "tags": tags, "single": placement.single and not placement.run_id}
     with (
@@ -102,7 +108,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         kept.mkdir(parents=True, exist_ok=True)
         setting = setting_of(job, kept, joined())
         setting = _with_numerics(workspace, run, job, setting, placement)
-        if not placement.run_id:
+        if not placement.run_id or not _has_start(run):
             _log_start(run, job, setting, placement)
         call_helpers(job, setting.numerics)
         fitted = Fitted()
@@ -112,7 +118,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         except (Pruned, TrainingFailed):
             _log_best(run, setting)
             run.flush()
-            shutil.rmtree(kept)
+            ended.callback(shutil.rmtree, kept)
             raise
         except Exception as error:
             # Other processes would still be in this training.
@@ -125,7 +131,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
             load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
             registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
         run.flush()
-        shutil.rmtree(kept)
+        ended.callback(shutil.rmtree, kept)
         return Outcome(run.id, fitted.best["val/accuracy"], score(fitted.best, job.configuration.training.best_metric))
 
 
@@ -164,8 +170,12 @@ def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Set
     return replace(setting, numerics=choice.numerics)
 
 
+def _has_start(run: RunLog) -> bool:
+    """Whether all of `_log_start` was done before the run was interrupted."""
+    return any(file.path == names.CONFIG for file in run.client.list_artifacts(run.id))
+
+
 def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> None:
-    run.configuration(job.resolved())
     run.json(names.CLASSES, job.prepared.classes)
     run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
     log_dataset(run, job.prepared, job.configuration.data)
@@ -174,6 +184,8 @@ def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement
         run.file(own, names.SOURCE)
     if placement.single:
         log_report(run, job.prepared)
+    # Last: what tells that the others are there.
+    run.configuration(job.resolved())
     # Before the first step: without these a killed run could not be taken up.
     run.flush()
 

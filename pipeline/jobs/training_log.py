@@ -70,6 +70,9 @@ class FlagsLog(Callback):
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         self._diagnostics.resume(history)
+        # Those that the run carries from before: they may hold no more.
+        tags = self._run.client.get_run(self._run.id).data.tags
+        self._raised = {name.removeprefix(names.FLAG): text for name, text in tags.items() if name.startswith(names.FLAG)}
 
     def on_validation(self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
         self._predicted = logits.argmax(axis=1)

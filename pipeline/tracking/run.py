@@ -231,15 +231,16 @@ class TrackedRun(RunLog):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_hurried = isinstance(error, KeyboardInterrupt)
-        try:
-            with signals.held():
+        # A signal meanwhile must not keep the run from its end; it is raised after that.
+        with signals.held():
+            try:
                 self._writing.close()
-        except Exception as unwritten:
-            # What could not be written makes the run incomplete; the error that ended the block says more than this one.
-            if error is None or isinstance(error, Pruned):
-                self._end(type(unwritten), unwritten)
-                raise
-        self._end(kind, error)
+            except Exception as unwritten:
+                # What could not be written makes the run incomplete; the error that ended the block says more than this one.
+                if error is None or isinstance(error, Pruned):
+                    self._end(type(unwritten), unwritten)
+                    raise
+            self._end(kind, error)
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         # A signal meanwhile must not keep the run from its end.

@@ -10,13 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.errors import Interrupted
+from pipeline.jobs.training_log import FlagsLog
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
+from pipeline.training.diagnostics import Diagnostics
 from tests.conftest import Cli, start, wait_for
 
 LONG = ("--training.epochs", "400", "--training.checkpoint_seconds", "0")
@@ -131,3 +136,50 @@ def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Wo
     (quick.parent / "digits" / "digit 0" / "000.png").unlink()
     refused = cli("train", "--run_id", killed.info.run_id)
     assert refused.code == 2 and "was trained on data" in refused.err
+
+
+def test_a_run_whose_start_was_cut_off_gets_what_it_lacks(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise Interrupted("stopped by SIGTERM")
+
+    quick.write_text(quick.read_text() + "configs: [{}]\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.jobs.train.log_dataset", interrupted)
+        assert cli("tune", "--config", quick).code != 0
+    (cut_off,) = trainings(workspace)
+    assert cut_off.info.status == "KILLED"
+    # By itself it tells not even what it was to train.
+    assert cli("train", "--run_id", cut_off.info.run_id).code == 2
+    assert cli("tune", "--config", quick).code == 0
+    finished = [run.info.run_id for run in trainings(workspace) if run.info.status == "FINISHED"]
+    assert len(finished) == 1
+    assert {"config.yaml", "classes.json", "preprocessing.json"} <= {file.path for file in workspace.client.list_artifacts(finished[0])}
+
+
+def test_checkpoints_are_kept_until_the_run_has_ended(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    end = TrackedRun.end
+
+    def ended(run: TrackedRun, state: str, reason: str = "") -> None:
+        kept.append((workspace.checkpoints / run.uid).is_dir())
+        end(run, state, reason)
+
+    monkeypatch.setattr(TrackedRun, "end", ended)
+    assert cli("train", "--config", quick).code == 0
+    assert kept[-1]
+    assert not [folder for folder in workspace.checkpoints.iterdir() if folder.is_dir()]
+
+
+def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:
+    with TrackedRun(workspace, "train", "r") as run:
+        run.tag({names.FLAG + "collapse": "predicts 1 of 10 classes"})
+        run.flush()
+        log = FlagsLog(run, Diagnostics(10, 0.1))
+        log.on_start(3, 1)
+        log.on_resume(1, [{"train/loss": 2.0, "train/accuracy": 0.1, "val/loss": 2.0, "val/accuracy": 0.1}])
+        sound = np.arange(100) % 10
+        log.on_validation(2, sound, np.eye(10, dtype=np.float32)[sound])
+        log.on_epoch(2, {"train/loss": 0.1, "train/accuracy": 1.0, "val/loss": 0.1, "val/accuracy": 1.0}, True)
+    assert names.FLAG + "collapse" not in workspace.client.get_run(run.id).data.tags

@@ -136,6 +136,28 @@ def test_a_signal_while_a_run_starts_ends_it_killed(workspace: Workspace) -> Non
     assert workspace.client.get_run(run.id).info.status == "KILLED"
 
 
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (ValueError("wrong"), "FAILED")])
+def test_a_signal_while_a_run_is_closed_does_not_leave_it_running(workspace: Workspace, error: BaseException | None, status: str) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    run = TrackedRun(workspace, "train", "r")
+    close = run._writing.close
+
+    def signalled() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        close()
+
+    run._writing.close = signalled  # type: ignore[method-assign]
+    signals.raise_on_signals()
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"), run:
+            if error is not None:
+                raise error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert workspace.client.get_run(run.id).info.status == status
+
+
 @pytest.mark.parametrize("error", [None, Interrupted("stopped by SIGTERM"), ValueError("wrong")])
 def test_figures_are_drawn_before_the_run_ends_but_not_after_a_signal(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: BaseException | None

@@ -131,5 +131,10 @@ def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     ]
     assert choices[0] == choices[1]
     assert {"fp32 contiguous", "bf16 channels_last"} <= choices[0]["seconds"].keys()
+    # What is damaged is measured again.
+    (kept,) = Path("checkpoints").rglob(names.NUMERICS)
+    kept.write_text("")
+    damaged = cli("train", "--config", quick, *auto, "--training.seed", "2")
+    assert damaged.code == 0 and "ms a step" in damaged.out
     other = cli("train", "--config", quick, *auto, "--model.name", "squeezenet1_1", "--data.image_size", "32")
     assert "squeezenet1_1: " in other.out and "ms a step" in other.out
