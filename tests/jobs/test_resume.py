@@ -141,21 +141,25 @@ def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Wo
 def test_a_run_whose_start_was_cut_off_gets_what_it_lacks(
     cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise Interrupted("stopped by SIGTERM")
+    text = TrackedRun.text
+
+    def interrupted(run: TrackedRun, name: str, content: str) -> None:
+        if name == names.CONFIG:
+            raise Interrupted("stopped by SIGTERM")
+        text(run, name, content)
 
     quick.write_text(quick.read_text() + "configs: [{}]\n")
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.jobs.train.log_dataset", interrupted)
+        patched.setattr(TrackedRun, "text", interrupted)
         assert cli("tune", "--config", quick).code != 0
     (cut_off,) = trainings(workspace)
     assert cut_off.info.status == "KILLED"
     # By itself it tells not even what it was to train.
     assert cli("train", "--run_id", cut_off.info.run_id).code == 2
     assert cli("tune", "--config", quick).code == 0
-    finished = [run.info.run_id for run in trainings(workspace) if run.info.status == "FINISHED"]
-    assert len(finished) == 1
-    assert {"config.yaml", "classes.json", "preprocessing.json"} <= {file.path for file in workspace.client.list_artifacts(finished[0])}
+    (run,) = trainings(workspace)
+    assert (run.info.run_id, run.info.status) == (cut_off.info.run_id, "FINISHED")
+    assert {"config.yaml", "classes.json", "preprocessing.json"} <= {file.path for file in workspace.client.list_artifacts(run.info.run_id)}
 
 
 def test_checkpoints_are_kept_until_the_run_has_ended(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
