@@ -2,7 +2,8 @@
 
 PipelineError
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
-│   └── Unreachable  what is to be downloaded cannot be
+│   ├── Unreachable  what is to be downloaded cannot be
+│   └── InUse        another process works on it
 └── TrainingFailed   a training cannot go on: the run ends FAILED
     ├── LossNotFinite
     ├── OutOfMemory
@@ -41,6 +42,10 @@ class UserError(PipelineError):
 
 class Unreachable(UserError):
     """Something is to be downloaded, and cannot be; the message says where to put it by hand."""
+
+
+class InUse(UserError):
+    """Another process works on what is asked for; the message says on what."""
 
 
 class TrainingFailed(PipelineError):

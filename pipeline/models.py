@@ -240,14 +240,20 @@ def _new_head(old: nn.Module, num_classes: int) -> nn.Module:
     return nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
 
 
-def check(model: Model, num_classes: int, image_size: int) -> str:
+def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool = False) -> str:
     """Find out, without training, whether a network can be built, loaded and fed with images of that size.
+
+    Args:
+        model: Name, weights, freeze and dropout.
+        num_classes: Outputs of the head.
+        image_size: Side of the input in pixels.
+        trains_on_one: A process may get one image at a time: too few for BatchNorm where images have become single numbers.
 
     Returns:
         What a person should know about the weights, or "".
 
     Raises:
-        UserError: As `build`, or the images are too small for the network.
+        UserError: As `build`, or the images are too small, or too few at a time, for the network.
     """
     origin(model)
     fetch(model)
@@ -263,6 +269,14 @@ def check(model: Model, num_classes: int, image_size: int) -> str:
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")
+    if trains_on_one and model.freeze == "none":
+        try:
+            module.train()(torch.zeros(1, 3, image_size, image_size, device=device))
+        except ValueError:
+            raise UserError(
+                f"data.batch_size: BatchNorm in {model.name} cannot train on one image of data.image_size {image_size} at a time; "
+                "each process needs at least two"
+            ) from None
     return network.note
 
 

@@ -21,6 +21,7 @@ from pipeline.tracking import transfer
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import need_compiler, resolve_device
+from pipeline.training.distributed import joined
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -171,7 +172,9 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
         build_augmentation(configuration.data)
         model = transfer.with_file(configuration.model)
         origin = models.origin(model)
-        note = models.check(model, len(prepared.classes), configuration.data.image_size)
+        # On GPUs BatchNorm takes its statistics over all processes.
+        share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
+        note = models.check(model, len(prepared.classes), configuration.data.image_size, trains_on_one=share < 2)
     except UserError as error:
         raise UserError(f"{where}: {error.message}" if where else error.message, error.findings) from None
     if note:

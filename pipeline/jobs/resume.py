@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
 
 from pipeline.config import Configuration, parse
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unknown_name
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
 from pipeline.tracking import find, names
+from pipeline.tracking.alone import alone
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives
 from pipeline.tracking.store import Workspace
+
+
+def exclusively(run_id: str) -> AbstractContextManager[None]:
+    """Hold a run that is to be taken up: from the look at its state until its training has ended.
+
+    Raises:
+        InUse: Another process of this machine has taken it up.
+    """
+    return alone(f"run {run_id}", f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait")
 
 
 def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     """Return what a run was training, as it recorded it.
 
     Raises:
-        UserError: There is no such run, it is no training, is complete or pruned, or another process works on it; the images have changed.
+        UserError: There is no such run, it is no training, is complete or pruned, or another process works on it; images, network or
+            weights have changed.
     """
     run = find.get_run(workspace, run_id)
     tags, state = run.data.tags, find.row(run)["state"]
@@ -45,7 +57,16 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
             f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "
             "train anew, or put the images back"
         )
-    return Job(configuration, check(configuration, prepared, ""), prepared)
+    job = Job(configuration, check(configuration, prepared, ""), prepared)
+    before = tags.get(names.CONFIG_HASH, job.config_hash)
+    if job.config_hash != before:
+        own = [name for name in (configuration.model.name, configuration.model.weights) if name.startswith("file:")]
+        changed = " or ".join(own) or "what a release of this pipeline makes of its configuration"
+        raise UserError(
+            f"run_id: run {run_id} was trained by configuration {before}, which is {job.config_hash} now: {changed} has changed; "
+            "train anew, or put it back"
+        )
+    return job
 
 
 def reconcile(workspace: Workspace, experiment: str = "") -> int:
@@ -57,7 +78,12 @@ def reconcile(workspace: Workspace, experiment: str = "") -> int:
 
     Returns:
         How many.
+
+    Raises:
+        UserError: No run is of that experiment.
     """
+    if experiment and experiment not in (known := find.known_experiments(workspace)):
+        raise unknown_name("experiment", experiment, known)
     ended = 0
     for run in find.running(workspace, experiment):
         if Beat.of(run.data.tags) is not None and end_abandoned(workspace, run.info.run_id):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
 import sqlalchemy.exc
-from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
@@ -32,6 +30,7 @@ from pipeline.search.pruning import build_pruner, build_sampler
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.search.worker import Worker
 from pipeline.tracking import find, names
+from pipeline.tracking.alone import alone
 from pipeline.tracking.run import TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
 
@@ -72,7 +71,8 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
     identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
     name = experiment.study.name or identity
-    with _alone(workspace, name):
+    in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
+    with alone(f"study {workspace.home}{name}", in_use):
         study = _open(workspace, experiment, name)
         parent = study.user_attrs.get(PARENT) or find.study_parent(workspace, name)
         if study.user_attrs.get(IDENTITY, identity) != identity:
@@ -114,23 +114,6 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
                 origin_of(experiment.sampled({field: value}), f"space: {field}")
     seeded = with_repeat_seeds([job.configuration for job in jobs], [job.config_hash for job in jobs])
     return [Job(entry, job.origin, job.prepared) for job, entry in zip(jobs, seeded, strict=True)]
-
-
-@contextmanager
-def _alone(workspace: Workspace, name: str) -> Iterator[None]:
-    """Hold the study for this process; the operating system frees it when the process dies."""
-    key = hashlib.sha256(f"{workspace.home}{name}".encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"pipeline-study-{key}.lock", mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Study:

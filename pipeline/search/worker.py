@@ -14,9 +14,10 @@ import optuna
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import UserError, first_line
+from pipeline.errors import InUse, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.jobs.prepare import check, images_for, with_reachable_weights
+from pipeline.jobs.resume import exclusively
 from pipeline.jobs.setting import Job
 from pipeline.jobs.train import Placement, reusable, train
 from pipeline.report.console import say
@@ -73,8 +74,8 @@ class Worker:
         except Pruned as pruned:
             say(f"  {pruned}")
             raise optuna.TrialPruned(str(pruned)) from None
-        except (KeyboardInterrupt, StoreError):
-            # Neither says anything about the configuration: it is tried again when the study goes on.
+        except (KeyboardInterrupt, StoreError, InUse):
+            # None says anything about the configuration: it is tried again when the study goes on.
             trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
@@ -152,4 +153,5 @@ class Worker:
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
         metric = job.configuration.training.best_metric
         report = [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
-        return train(self.workspace, job, placement, report).score
+        with exclusively(interrupted) if interrupted else contextlib.nullcontext():
+            return train(self.workspace, job, placement, report).score

@@ -67,7 +67,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
         raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(given)}")
     from contextlib import ExitStack
 
-    from pipeline.jobs.resume import interrupted_job
+    from pipeline.jobs.resume import exclusively, interrupted_job
     from pipeline.jobs.train import Placement, train
     from pipeline.report.console import say
     from pipeline.report.tables import percent
@@ -78,9 +78,9 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
 
     tags = find.get_run(open_workspace(""), own.run_id).data.tags
     workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
-    job = interrupted_job(workspace, own.run_id)
-    need_processes(job.configuration.training)
-    with ExitStack() as launched:
+    with exclusively(own.run_id), ExitStack() as launched:
+        job = interrupted_job(workspace, own.run_id)
+        need_processes(job.configuration.training)
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}
             launched.enter_context(TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True))

@@ -60,18 +60,21 @@ def _search(workspace: Workspace, filter_string: str, experiment_ids: list[str] 
             return runs
 
 
-def get_run(workspace: Workspace, run_id: str) -> Run:
+def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Run:
     """Return a run.
 
     Raises:
-        UserError: There is none of that id.
+        UserError: There is none of that id, or it is deleted, unless `even_deleted` ones, which keep their artifacts, will do.
     """
     try:
-        return workspace.client.get_run(run_id)
+        run = workspace.client.get_run(run_id)
     except MlflowException as error:
         if error.error_code not in (_NO_SUCH, "INVALID_PARAMETER_VALUE"):
             raise
         raise UserError(f"run_id: there is no run {run_id!r} in {workspace.uri}") from None
+    if run.info.lifecycle_stage != "active" and not even_deleted:
+        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is deleted; `mlflow runs restore --run-id {run_id}` brings it back")
+    return run
 
 
 def exists(workspace: Workspace, run_id: str) -> bool:

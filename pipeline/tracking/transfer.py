@@ -120,7 +120,7 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
     A run that has ended does not change, so each is fetched once in a process (from the store at `uri`).
     """
     workspace = open_workspace("")
-    run = find.get_run(workspace, run_id)
+    run = find.get_run(workspace, run_id, even_deleted=True)
     if find.row(run)["state"] == names.RUNNING:
         raise UserError(f"run {run_id} ({run.info.run_name}) is still running; its best weights may change")
     root.mkdir(parents=True, exist_ok=True)

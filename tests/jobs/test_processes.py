@@ -93,7 +93,9 @@ def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, wo
 
 
 def test_wrong_input_is_told_once_with_its_exit_code(quick: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--config", str(quick), "--data.source", "folder:nowhere", *TWO]) == 2
-    told = capfd.readouterr().err
-    assert told.count("error:") == 1
-    assert "Traceback" not in told
+    too_few = ["--model.name", "resnet18", "--data.batch_size", "3"]
+    for wrong, message in ((["--data.source", "folder:nowhere"], "does not exist"), (too_few, "each process needs at least two")):
+        assert main(["train", "--config", str(quick), *wrong, *TWO]) == 2
+        told = capfd.readouterr().err
+        assert told.count("error:") == 1 and message in told
+        assert "Traceback" not in told

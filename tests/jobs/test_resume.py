@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Interrupted
+from pipeline.jobs.resume import exclusively
 from pipeline.jobs.training_log import FlagsLog
+from pipeline.models import SmallCNN
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import TrackedRun
@@ -99,6 +101,8 @@ def test_reconcile_ends_what_died_and_nothing_else(cli: Cli, quick: Path, worksp
     assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", "interrupted")
     assert {workspace.client.get_run(run.info.run_id).info.status for run in (alive, foreign)} == {"RUNNING"}
     assert cli("reconcile").out == "0 runs ended as interrupted\n"
+    mistyped = cli("reconcile", "--experiment", "quik")
+    assert mistyped.code == 2 and "unknown experiment 'quik'; nearest: quick" in mistyped.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -128,6 +132,48 @@ def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) 
     alive = workspace.client.create_run(workspace.experiment_id, tags=tags)
     refused = cli("train", "--run_id", alive.info.run_id)
     assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in refused.err
+
+
+@pytest.mark.parametrize("changed", ["network", "weights"])
+def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, changed: str) -> None:
+    network, weights = tmp_path / "net.py", tmp_path / "weights.safetensors"
+    network.write_text("from pipeline.models import SmallCNN as build\n")
+    save_file(SmallCNN(3).state_dict(), weights)
+    own = ["--model.name", f"file:{network}:build", "--model.weights", f"file:{weights}"]
+    kill_in_epoch(["train", "--config", str(quick), *own, *LONG], quick.parent, 1)
+    (killed,) = trainings(workspace)
+    if changed == "network":
+        network.write_text(f"{network.read_text()}# edited\n")
+    else:
+        save_file(SmallCNN(3).state_dict(), weights)
+    refused = cli("train", "--run_id", killed.info.run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert killed.data.tags[names.CONFIG_HASH] in refused.err and "has changed; train anew, or put it back" in refused.err
+
+
+def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    quick.write_text(quick.read_text() + "configs: [{}]\n")
+    assert kill_in_epoch(["tune", "--config", str(quick), *LONG], quick.parent, 3, signal.SIGTERM) == 1
+    (run,) = trainings(workspace)
+    with exclusively(run.info.run_id):
+        for refused in (cli("train", "--run_id", run.info.run_id), cli("tune", "--config", quick, *LONG)):
+            assert (refused.code, refused.err.count("\n")) == (2, 1)
+            assert f"run {run.info.run_id} is being trained by another process" in refused.err
+    assert trainings(workspace)[0].data.tags[names.STATE] == names.INTERRUPTED
+    process = start([sys.executable, "-m", "pipeline", "tune", "--config", str(quick), *LONG], quick.parent)
+    wait_for(process, "goes on after epoch")
+    process.terminate()
+    process.communicate()
+    assert len(trainings(workspace)) == 1
+
+
+def test_a_deleted_run_is_not_taken_up(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
+    (killed,) = trainings(workspace)
+    workspace.client.delete_run(killed.info.run_id)
+    refused = cli("train", "--run_id", killed.info.run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"is deleted; `mlflow runs restore --run-id {killed.info.run_id}` brings it back" in refused.err
 
 
 def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace) -> None:
