@@ -80,7 +80,7 @@ def _one_step(configuration: Configuration, setting: Setting, module: nn.Module,
     def step(images: Tensor, labels: Tensor) -> float:
         loss, _ = stepper.forward(setting.inputs(images), labels.to(setting.device))
         stepper.backward(loss)
-        stepper.update(configuration.optimizer.lr)
+        stepper.update(0.0)
         return loss.item()
 
     return step

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import models
-from pipeline.config import Model, Training
+from pipeline.config import Configuration, Model, Training
+from pipeline.data.prepared import prepare
+from pipeline.jobs.numerics import _one_step
+from pipeline.jobs.setting import Job, setting_of
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
-from pipeline.training.numerics import PLAIN, Choice, Numerics, candidates, fastest
+from pipeline.training.distributed import ALONE
+from pipeline.training.numerics import PLAIN, Choice, Numerics, candidates, fastest, first_batches
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")
@@ -66,6 +70,13 @@ class Stub:
     [
         ({"bf16 channels_last": 0.004}, {}, "bf16 channels_last", {}),
         ({"fp32 channels_last": 0.004}, {}, "fp32 channels_last", {}),
+        # Without a plain form that works, another one serves.
+        (
+            {"bf16 contiguous": 0.002},
+            {"fp32 contiguous": -1},
+            "bf16 contiguous",
+            {"fp32 contiguous": "'op' not implemented for 'BFloat16'"},
+        ),
         # Hardly faster is no reason.
         ({"bf16 contiguous": 0.0099}, {}, "fp32 contiguous", {}),
         ({"bf16 contiguous": 0.002}, {"bf16 contiguous": float("nan")}, "fp32 contiguous", {"bf16 contiguous": "the loss is not finite"}),
@@ -98,6 +109,26 @@ def test_the_fastest_whose_loss_is_close_is_taken(
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert Choice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
+
+
+def test_a_measurement_that_ends_early_is_compared_by_the_same_steps() -> None:
+    class Falling(Stub):
+        def __call__(self, module: nn.Module, form: Numerics):  # type: ignore[no-untyped-def]
+            step, losses = super().__call__(module, form), iter([2.0, 1.5, 1.2, 1.0])
+            return lambda images, labels: step(images, labels) * next(losses)
+
+    stub = Falling({"bf16 contiguous": 0.1}, {})
+    assert fastest(candidates(Training(), CPU), nn.Linear(1, 1), stub, BATCHES, CPU).refused == {}
+
+
+def test_measuring_moves_no_weights(tmp_path: Path) -> None:
+    configuration = Configuration.model_validate({"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}})
+    setting = setting_of(Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE)
+    step = _one_step(configuration, setting, setting.network.module, PLAIN)
+    (batch,) = first_batches(setting.train.epoch(1), 1)
+    before = [parameter.clone() for parameter in setting.network.module.parameters()]
+    assert step(*batch) == step(*batch)
+    assert all(map(torch.equal, before, setting.network.module.parameters()))
 
 
 def test_one_candidate_is_not_measured() -> None:
