@@ -49,13 +49,17 @@ def valid_name(text: str) -> str:
 Name = Annotated[str, AfterValidator(valid_name)]
 
 
-def _fold(given: Any) -> Any:
-    if given == "all" or str(given).isdecimal():
-        return given
-    raise ValueError("must be a whole number from 0, or all")
+def _number_or(word: str) -> BeforeValidator:
+    def check(given: Any) -> Any:
+        if given == word or str(given).isdecimal():
+            return given
+        raise ValueError(f"must be a whole number from 0, or {word}")
+
+    return BeforeValidator(check)
 
 
-Fold = Annotated[int | Literal["all"], BeforeValidator(_fold)]
+Fold = Annotated[int | Literal["all"], _number_or("all")]
+Workers = Annotated[int | Literal["auto"], _number_or("auto")]
 
 
 class Section(BaseModel):
@@ -86,7 +90,11 @@ class Data(Section):
     test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
     seed: int = more(0, "Seed of the split.", ge=0)
     limit: int = more(0, "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.", ge=0)
-    workers: int = more(0, "Processes that augment images; 0: the training process itself. No influence on the result.", ge=0)
+    workers: Workers = more(
+        "auto",
+        "Processes that augment images; 0: the training process itself; auto: up to four where a GPU trains, none on a processor, whose "
+        "cores the network needs. No influence on the result.",
+    )
     bad: Literal["error", "warn", "drop"] = essential(
         "error", "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out)."
     )

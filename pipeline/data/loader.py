@@ -184,6 +184,7 @@ class Loader:
         num_images: Of the split, and of an epoch.
         labels: Of the split's images in their own order, shape (images,).
         num_classes: Of the data.
+        workers: As given.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class Loader:
         share: tuple[int, int] = (0, 1),
         smallest: int = 2,
     ) -> None:
-        self.images = images
+        self.images, self.workers = images, workers
         self.num_images, self.labels, self.num_classes = len(images), images.labels, images.num_classes
         self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities, share, smallest)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(

@@ -73,7 +73,7 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
             contents = prepared.manifest["sha256"].iloc[images.positions].tolist()
             folder = prepared.folder.parent / f"features-{xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())}"
             ids = ids_of(contents, numbered=what is not decides)
-            features, new = features_of(images, ids, count, backbone, folder, data.batch_size, data.workers, counter)
+            features, new = features_of(images, ids, count, backbone, folder, data.batch_size, loader.workers, counter)
             loaders.append(loader.over(features))
             computed += new
     if run is not None:

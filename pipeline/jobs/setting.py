@@ -18,7 +18,7 @@ from pipeline.identity import config_hash
 from pipeline.report.console import say
 from pipeline.tracking import names, transfer
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.device import resolve_device, use_deterministic_kernels
+from pipeline.training.device import num_loading, resolve_device, use_deterministic_kernels
 from pipeline.training.distributed import Group, trains_batch_norm
 from pipeline.training.imbalance import balanced_probabilities
 from pipeline.training.memory import settle_memory
@@ -94,6 +94,7 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
     train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), job.seed)
     val_images = Images(prepared.images, val_positions[group.rank :: group.size], labels, data.image_size)
     probabilities = balanced_probabilities(labels[train_positions]) if configuration.training.sampler == "balanced" else None
+    loading = num_loading(data.workers, device, group.size)
     smallest = 2
     if group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module):
         smallest = 2 * group.size
@@ -106,12 +107,12 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
             train_images,
             data.batch_size,
             shuffle_seed=job.seed,
-            workers=data.workers,
+            workers=loading,
             probabilities=probabilities,
             share=(group.rank, group.size),
             smallest=smallest,
         ),
-        Loader(val_images, data.batch_size, workers=data.workers),
+        Loader(val_images, data.batch_size, workers=loading),
         device,
         kept / Path(names.CHECKPOINT).name,
         resume=Checkpoints(kept) if group.is_first else None,

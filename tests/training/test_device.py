@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.device import resolve_device
+from pipeline.training.device import num_loading, resolve_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -38,3 +38,12 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 def test_mps_is_refused_where_there_is_none() -> None:
     with pytest.raises(UserError, match="this machine has no 'mps'"):
         resolve_device("mps")
+
+
+def test_images_are_loaded_beside_a_gpu_only_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    for cores, processes, expected in ((32, 1, 4), (4, 1, 3), (32, 8, 3), (2, 2, 0), (1, 1, 0)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert num_loading("auto", gpu, processes) == expected
+        assert num_loading("auto", cpu, processes) == 0
+        assert num_loading(3, cpu, processes) == num_loading(3, gpu, processes) == 3

@@ -24,6 +24,7 @@ from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights, weights_of
+from pipeline.training.device import num_loading
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.schedule import lr_at
@@ -71,7 +72,7 @@ def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, l
     return Setting(
         network,
         Preprocessing.of(data, prepared.normalisation()),
-        Loader(train, data.batch_size, shuffle_seed=seed, workers=data.workers),
+        Loader(train, data.batch_size, shuffle_seed=seed, workers=num_loading(data.workers, torch.device("cpu"), 1)),
         Loader(val, data.batch_size),
         torch.device("cpu"),
         folder / "best.safetensors",
