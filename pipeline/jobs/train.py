@@ -19,7 +19,7 @@ from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.setting import Job, setting_of
 from pipeline.jobs.together import call_helpers
-from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_outcome, log_watched, logged_epochs, majority_of
+from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_events, log_outcome, log_spread, logged_epochs, majority_of
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
@@ -149,10 +149,12 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks:
         flags.failed(str(error))
         raise
     finally:
-        # Not after a signal: it must end within seconds.
+        if fitted.history:
+            log_events(run, watch, setting.checkpoint.parent / TENSORBOARD)
+        # No figures after a signal: the run must end within seconds.
         if fitted.history and not isinstance(sys.exception(), KeyboardInterrupt):
             log_outcome(run, fitted, classes, len(setting.train), majority)
-            log_watched(run, watch, setting.checkpoint.parent / TENSORBOARD)
+            log_spread(run, watch)
 
 
 def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> Setting:

@@ -115,11 +115,15 @@ def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch
     log_confusion(run, "val", metrics.confusion(fitted.labels, fitted.logits), classes, title)
 
 
-def log_watched(run: RunLog, watch: Watch, events: Path) -> None:
-    """Log TensorBoard's event files as ``tensorboard/``, and the weights over the epochs as ``curves/weights.png``."""
+def log_events(run: RunLog, watch: Watch, events: Path) -> None:
+    """Log TensorBoard's event files as ``tensorboard/``."""
     watch.close()
     if events.is_dir():
         run.files(events, "tensorboard")
+
+
+def log_spread(run: RunLog, watch: Watch) -> None:
+    """Log the weights over the epochs as ``curves/weights.png``."""
     if watch.histories:
         run.figure("curves/weights.png", lambda file: ridgeline(file, watch.histories))
 

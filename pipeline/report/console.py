@@ -12,11 +12,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import Interrupted
 from pipeline.report.tables import duration, percent
 from pipeline.training.callback import Callback
 
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """End as by a signal where nobody reads any more, as in ``train | head``; rich would exit without a reason."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise Interrupted("its output was closed") from None
+
+
 # A log file has no width of its own; the comparison needs about this much.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
+console = _Output(highlight=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
 
 
 def say(line: str = "") -> None:
@@ -75,7 +86,7 @@ class TrainingProgress(Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
-        self._epochs = self._done = 0
+        self._epochs = self._steps = self._done = 0
         self._started = 0.0
 
     def __enter__(self) -> TrainingProgress:
@@ -85,13 +96,15 @@ class TrainingProgress(Callback):
         self._progress.stop()
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._started = epochs, time.monotonic()
+        self._epochs, self._steps, self._started = epochs, steps_per_epoch, time.monotonic()
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=epochs * steps_per_epoch, shown="")
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         if epoch:
             say(f"  {self._title}: goes on after epoch {epoch}")
+            if self._task is not None:
+                self._progress.update(self._task, completed=epoch * self._steps)
         self._done = epoch
 
     def on_step(self, epoch: int, loss: float, accuracy: float) -> None:

@@ -109,7 +109,7 @@ class _Training:
         batch = BatchSums(*sums)
         if not math.isfinite(batch.loss):
             mean = batch.loss / batch.weight
-            raise LossNotFinite(f"the loss is not finite at {self._place()} ({mean}); a lower optimizer.lr may help")
+            raise LossNotFinite(f"the loss is not finite at {self._place()} ({mean}); {self._advice_for_loss()}")
         if group.size > 1:
             # Gradients become the mean over the processes; the loss of a batch is the mean over its images.
             loss = loss * (own.weight * group.size / batch.weight)
@@ -154,6 +154,11 @@ class _Training:
     def _place(self) -> str:
         return f"step {self._sums.steps + 1} of epoch {self._epoch}"
 
+    def _advice_for_loss(self) -> str:
+        best = self._fitted.best_epoch
+        kept = f"the weights of epoch {best}, the best so far, are kept" if best else "no weights are kept, since no epoch was over"
+        return f"a lower optimizer.lr may help; {kept}"
+
     def _advice(self, images: Tensor, labels: Tensor) -> str:
         """Say which batch would have fitted, by trying: the weights are lost, but the training has ended anyway."""
         place, batch_size = self._place(), self._configuration.data.batch_size
@@ -181,7 +186,9 @@ class _Training:
         labels, logits = setting.group.interleaved(labels), setting.group.interleaved(logits)
         scores = metrics.score(labels, logits)
         if not math.isfinite(scores["loss"]):
-            raise LossNotFinite(f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']})")
+            raise LossNotFinite(
+                f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']}); {self._advice_for_loss()}"
+            )
         self._plateau.observe(scores["loss"])
         values = {"train/loss": sums.loss, "train/accuracy": sums.accuracy, **{f"val/{name}": value for name, value in scores.items()}}
         values |= {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.training.callback import Callback
+from pipeline.training.event_files import keep_events
 from pipeline.training.layer_groups import histogram, kernels, layer_groups, subsample
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Watch(Callback):
 
     Args:
         module: The network that is trained.
-        folder: Of the event files; a resumed training adds one.
+        folder: Of the event files; a training that goes on drops from them what it will do again, and adds one.
         fitted: Filled by the training; its `lrs` are read.
 
     Attributes:
@@ -77,9 +78,11 @@ class Watch(Callback):
         # Here and not above: other commands need not wait for it.
         from torch.utils.tensorboard import SummaryWriter
 
+        self._epochs, self._steps = epochs, steps_per_epoch
+        # Beyond what the training goes on from, it will all be written once more.
+        keep_events(self._folder, self._is_done)
         # A queue that is full would make the training wait for the disk.
         self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
-        self._epochs, self._steps = epochs, steps_per_epoch
         self._parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         self._kernels = {name: kernels(group) for name, group in layer_groups(self._module).items()}
         norms = min(max(_NORMS_PER_EPOCH, math.ceil(_NORMS_AT_LEAST / epochs)), steps_per_epoch)
@@ -127,7 +130,11 @@ class Watch(Callback):
             self._writer.close()
 
     def state(self) -> dict[str, Any]:
-        """Return the histories as lists and tensors, for a checkpoint: by group, ``epochs``, ``edges`` and ``counts``."""
+        """Return the histories as lists and tensors, for a checkpoint: by group, ``epochs``, ``edges`` and ``counts``.
+
+        What goes on from it finds in the event files all that was before.
+        """
+        self.flush()
         return {
             name: {
                 "epochs": list(history.epochs),
@@ -143,6 +150,20 @@ class Watch(Callback):
             name: History(list(saved["epochs"]), list(saved["edges"].numpy()), list(saved["counts"].numpy()))
             for name, saved in state.items()
         }
+
+    def _is_done(self, tag: str, step: int) -> bool:
+        """Whether an event is of before the point where the training begins or goes on."""
+        steps, epochs = len(self._fitted.lrs), len(self._fitted.history)
+        if not steps:
+            return False
+        if tag == "gradient_norm":
+            return step <= steps
+        if tag == "lr":
+            return step <= epochs * self._steps
+        if tag.startswith("gradients/"):
+            # Taken at the last step of an epoch, before its validation.
+            return step * self._steps <= steps
+        return step <= epochs
 
     @property
     def _events(self) -> SummaryWriter:

@@ -114,8 +114,17 @@ def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
     (run,) = trainings(workspace)
     assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
     assert run.data.tags[names.REASON] == f"stopped by {number.name}"
+    assert workspace.client.list_artifacts(run.info.run_id, "tensorboard")
     last = workspace.client.get_metric_history(run.info.run_id, "val/loss")[0].timestamp
     assert run.info.end_time - last < 5000 < 1000 * (time.monotonic() - started) + 5000
+
+
+def test_a_reader_that_goes_away_ends_the_run(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    command = f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 3"
+    told = start(["sh", "-c", command], quick.parent, OMP_NUM_THREADS="1").communicate()[0]
+    assert "stopped: its output was closed" in told and "Traceback" not in told and "Exception ignored" not in told
+    (run,) = trainings(workspace)
+    assert (run.info.status, run.data.tags[names.REASON]) == ("KILLED", "its output was closed")
 
 
 def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -228,7 +228,8 @@ def test_plateau_decays_when_the_loss_stands_still(train: Train) -> None:
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_step(train: Train) -> None:
     fitted = Fitted()
     with pytest.raises(
-        TrainingFailed, match=r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); a lower optimizer\.lr may help"
+        TrainingFailed,
+        match=r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); a lower optimizer\.lr may help; no weights are kept",
     ):
         train({"optimizer": {"name": "sgd", "lr": 1e12}}, fitted=fitted)
     assert fitted.history == []
@@ -261,7 +262,7 @@ def test_a_failure_leaves_the_best_weights_so_far(digits: Prepared, tmp_path: Pa
     configuration = Configuration.model_validate(BASE)
     setting, spoil, fitted = setting_of(configuration, digits, tmp_path), Spoil(epoch=2), Fitted()
     spoil.parameters = list(setting.network.module.parameters())
-    with pytest.raises(TrainingFailed):
+    with pytest.raises(TrainingFailed, match=r"the weights of epoch [12], the best so far, are kept"):
         fit(configuration, setting, [spoil], fitted)
     assert len(fitted.history) == 2
     assert all(value.isfinite().all() for value in safetensors.torch.load_file(setting.checkpoint).values())

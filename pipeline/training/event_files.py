@@ -1,0 +1,34 @@
+"""TensorBoard's event files of a training that goes on: what is done again must not stand in them twice."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.training.checkpoint import write_whole
+
+
+def keep_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
+    """Drop events from the event files of a folder, under the same file names; a record that is cut off is dropped too.
+
+    TensorBoard's own way, an event that says from which step on all before it is void, knows one count of steps only.
+
+    Args:
+        folder: Need not exist.
+        is_kept: Told tag and step of each event.
+    """
+    # Here and not above: other commands need not wait for them.
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for file in sorted(folder.glob("*.tfevents.*")):
+        content = io.BytesIO()
+        records = RecordWriter(content)
+        for record in RawEventFileLoader(str(file)).Load():
+            event = Event.FromString(record)
+            if all(is_kept(value.tag, event.step) for value in event.summary.value):
+                records.write(record)
+        if len(content.getvalue()) != file.stat().st_size:
+            write_whole(file, content.getvalue())
