@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, UserError, unknown_name
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, UserError, unknown_name
 from pipeline.signals import ignore_signals, raise_on_signals
 
 STEPS = {
@@ -99,8 +99,15 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
         return launch(count, arguments)
     except Interrupted as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
-        _restore_killed_later()
-        return 1
+    except ProcessKilled as killed:
+        print(f"error: {killed}", file=sys.stderr)
+        if killed.process_id:
+            from pipeline.jobs.resume import reconcile
+            from pipeline.tracking.store import open_workspace
+
+            reconcile(open_workspace(""), process_id=killed.process_id)
+    _restore_killed_later()
+    return 1
 
 
 def _is_in_group() -> bool:

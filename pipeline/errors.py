@@ -1,6 +1,7 @@
 """The errors a user can meet.
 
 PipelineError
+├── ProcessKilled    a process of a group was killed
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
 │   ├── Unreachable  what is to be downloaded cannot be
 │   └── InUse        another process works on it
@@ -46,6 +47,19 @@ class Unreachable(UserError):
 
 class InUse(UserError):
     """Another process works on what is asked for; the message says on what."""
+
+
+class ProcessKilled(PipelineError):
+    """A signal that it could not catch has killed a process of a group.
+
+    Args:
+        message: Which, and by what.
+        process_id: Of the process that logs, where it was killed itself: its runs have not been ended. Else 0.
+    """
+
+    def __init__(self, message: str, process_id: int) -> None:
+        super().__init__(message)
+        self.process_id = process_id
 
 
 class TrainingFailed(PipelineError):

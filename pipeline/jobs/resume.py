@@ -69,12 +69,13 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     return job
 
 
-def reconcile(workspace: Workspace, experiment: str = "") -> int:
+def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -> int:
     """End the runs whose process died without ending them, as interrupted: trainings among them can go on.
 
     Args:
         workspace: The open store.
         experiment: Only runs of that name; empty: all.
+        process_id: Only runs of that process of this machine; 0: all.
 
     Returns:
         How many.
@@ -86,7 +87,10 @@ def reconcile(workspace: Workspace, experiment: str = "") -> int:
         raise unknown_name("experiment", experiment, known)
     ended = 0
     for run in find.running(workspace, experiment):
-        if Beat.of(run.data.tags) is not None and end_abandoned(workspace, run.info.run_id):
+        beat = Beat.of(run.data.tags)
+        if beat is None or (process_id and not beat.is_of(process_id)):
+            continue
+        if end_abandoned(workspace, run.info.run_id):
             ended += 1
             is_training = run.data.tags.get(names.STEP) == "train" and names.TRIAL not in run.data.tags
             how = f"; go on with: train --run_id {run.info.run_id}" if is_training else ""

@@ -57,9 +57,12 @@ class Job:
             for fold in range(data.folds)
         ]
 
-    def resolved(self) -> Configuration:
-        """Return the configuration with DEFAULT and aliases replaced by what they stand for."""
-        return self.configuration.model_copy(update={"model": transfer.recorded(self.configuration.model, self.origin)})
+    def resolved(self, processes: int) -> Configuration:
+        """Return the configuration with DEFAULT and aliases replaced by what they stand for, and the processes that train."""
+        training = self.configuration.training.model_copy(update={"processes": processes})
+        return self.configuration.model_copy(
+            update={"model": transfer.recorded(self.configuration.model, self.origin), "training": training}
+        )
 
 
 def setting_of(job: Job, kept: Path, group: Group) -> Setting:

@@ -187,7 +187,7 @@ def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement
     if placement.single:
         log_report(run, job.prepared)
     # Last: what tells that the others are there.
-    run.configuration(job.resolved())
+    run.configuration(job.resolved(setting.group.size))
     # Before the first step: without these a killed run could not be taken up.
     run.flush()
 

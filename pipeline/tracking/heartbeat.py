@@ -51,6 +51,10 @@ class Beat(NamedTuple):
     def __str__(self) -> str:
         return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"
 
+    def is_of(self, process_id: int) -> bool:
+        """Whether it is of that process of this machine."""
+        return (self.host, self.process_id) == (socket.gethostname(), process_id)
+
     @property
     def lives(self) -> bool:
         """Whether that process still runs: on this machine by its id and start, on another by the time of the beat."""

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.config import Training
-from pipeline.errors import Interrupted, ManyProcesses, UserError
+from pipeline.errors import Interrupted, ManyProcesses, ProcessKilled, UserError
 from pipeline.training.distributed import is_group
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -55,6 +55,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     Raises:
         Interrupted: A signal arrived; the processes have ended.
+        ProcessKilled: One was killed; the processes have ended.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # They start in the user's folder, whatever is called pipeline there (-P), and import this package.
@@ -76,7 +77,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline", *arguments)
     except ChildFailedError as error:
-        return max(error.get_first_failure()[1].exitcode, 1)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            hint = "; the memory of this machine may not suffice" if failure.signal_name() == "SIGKILL" else ""
+            first = error.failures.get(0)
+            unended = first.pid if first is not None and first.exitcode < 0 else 0
+            raise ProcessKilled(f"process {rank} (of 0 to {count - 1}) was killed by {failure.signal_name()}{hint}", unended) from None
+        return max(failure.exitcode, 1)
     except SignalException as stopped:
         raise Interrupted(f"stopped by {stopped.sigval.name}") from None
     return 0

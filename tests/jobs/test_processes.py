@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from pipeline.data.loader import Images, Loader
 from pipeline.jobs.prepare import prepare_images
 from pipeline.jobs.restore import restore
 from pipeline.tracking import names
+from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.store import Workspace
 from pipeline.training.inference import predict_logits
 from tests.conftest import Cli, start, wait_for
@@ -92,10 +94,39 @@ def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, wo
         assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in curve(workspace, alone, metric)]
 
 
+def test_a_process_that_is_killed_is_told_and_its_run_ended(quick: Path, workspace: Workspace) -> None:
+    options = ["--config", str(quick), "--training.epochs", "400", "--experiment", "two", *TWO]
+    process = start([sys.executable, "-m", "pipeline", "train", *options], quick.parent)
+    wait_for(process, "epoch 2/")
+    (run,) = trainings(workspace, "two").values()
+    beat = Beat.of(run.data.tags)
+    assert beat is not None
+    os.kill(beat.process_id, signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert "error: process 0 (of 0 to 1) was killed by SIGKILL" in out and "Traceback" not in out
+    assert f"go on with: train --run_id {run.info.run_id}" in out
+    (run,) = trainings(workspace, "two").values()
+    assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
+
+
+def test_what_torchrun_has_trained_goes_on_in_as_many_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline", "train"]
+    options = ["--config", str(quick), "--training.epochs", "30", "--training.checkpoint_seconds", "0", "--experiment", "two"]
+    process = start([*command, *options], quick.parent)
+    wait_for(process, "epoch 3/")
+    process.terminate()
+    process.communicate()
+    (run,) = trainings(workspace, "two").values()
+    assert run.data.params["training.processes"] == "2"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.__main__._launch", lambda count, arguments: 100 + count)
+        assert cli("train", "--run_id", run.info.run_id).code == 102
+
+
 def test_wrong_input_is_told_once_with_its_exit_code(quick: Path, capfd: pytest.CaptureFixture[str]) -> None:
     too_few = ["--model.name", "resnet18", "--data.batch_size", "3"]
-    for wrong, message in ((["--data.source", "folder:nowhere"], "does not exist"), (too_few, "each process needs at least two")):
-        assert main(["train", "--config", str(quick), *wrong, *TWO]) == 2
-        told = capfd.readouterr().err
-        assert told.count("error:") == 1 and message in told
-        assert "Traceback" not in told
+    assert main(["train", "--config", str(quick), *too_few, *TWO]) == 2
+    told = capfd.readouterr().err
+    assert told.count("error:") == 1 and "each process needs at least two" in told
+    assert "Traceback" not in told
