@@ -8,6 +8,7 @@ ids last, and never changed. The folders may be deleted by hand while nothing tr
 from __future__ import annotations
 
 import io
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -155,10 +156,28 @@ def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[in
     for listed in sorted(folder.glob("*.ids.npy")):
         with suppress(FileNotFoundError, ValueError, EOFError):
             ids = np.load(listed)
-            features = np.load(listed.with_name(listed.name.replace(".ids.npy", ".npy")), mmap_mode="r")
+            features = _mapped(listed.with_name(listed.name.replace(".ids.npy", ".npy")))
             known |= {one.tobytes(): (len(files), row) for row, one in enumerate(ids)}
             files.append(features)
     return files, known
+
+
+def _mapped(file: Path) -> NDArray[np.float32]:
+    """Return an fp32 array of `numpy.save`, mapped into memory.
+
+    `numpy.load` would keep the file open, and there may be more files than a process may open.
+
+    Raises:
+        ValueError: The file is cut off.
+    """
+    with file.open("rb") as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        start, size = opened.tell(), file.stat().st_size
+    if dtype != np.float32 or size != start + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{file} is cut off")
+    content = torch.from_file(str(file), size=size, dtype=torch.uint8)
+    return content[start:].view(torch.float32).view(shape).numpy()
 
 
 def _compute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(di
     for file in folder.glob("*.npy"):
         file.unlink()
     assert computed(digits, images, backbone, folder)[1] == len(images)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a system that lists a process's open files")
+def test_many_files_of_features_are_not_kept_open(digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = setting_of(frozen(), digits, tmp_path)
+    monkeypatch.setattr("pipeline.training.features._FILE_SECONDS", 0.0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    features, count = computed(digits, setting.train.images, backbone_of(setting), tmp_path / "f")
+    assert len(list((tmp_path / "f").glob("*.ids.npy"))) == math.ceil(count / 32) > 1
+    assert len(features) == count
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize(("seconds", "batches_kept"), [(0.0, 2), (60.0, 0)])
