@@ -19,6 +19,7 @@ from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN
+from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import TrackedRun
@@ -41,6 +42,17 @@ def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: sign
     process.send_signal(with_signal)
     process.communicate()
     return process.returncode
+
+
+def interrupt(cli: Cli, *arguments: str) -> None:
+    """Run a step in this process, and stop it after its first epoch as a signal would."""
+
+    def stop(progress: TrainingProgress, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        raise Interrupted("stopped by SIGTERM")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingProgress, "on_epoch", stop)
+        assert cli(*arguments).code == 1
 
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
@@ -149,7 +161,7 @@ def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, w
     network.write_text("from pipeline.models import SmallCNN as build\n")
     save_file(SmallCNN(3).state_dict(), weights)
     own = ["--model.name", f"file:{network}:build", "--model.weights", f"file:{weights}"]
-    kill_in_epoch(["train", "--config", str(quick), *own, *LONG], quick.parent, 1)
+    interrupt(cli, "train", "--config", str(quick), *own, *LONG)
     (killed,) = trainings(workspace)
     if changed == "network":
         network.write_text(f"{network.read_text()}# edited\n")
@@ -162,22 +174,20 @@ def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, w
 
 def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: Workspace) -> None:
     quick.write_text(quick.read_text() + "configs: [{}]\n")
-    assert kill_in_epoch(["tune", "--config", str(quick), *LONG], quick.parent, 3, signal.SIGTERM) == 1
+    interrupt(cli, "tune", "--config", str(quick), *LONG)
     (run,) = trainings(workspace)
     with exclusively(run.info.run_id):
         for refused in (cli("train", "--run_id", run.info.run_id), cli("tune", "--config", quick, *LONG)):
             assert (refused.code, refused.err.count("\n")) == (2, 1)
             assert f"run {run.info.run_id} is being trained by another process" in refused.err
     assert trainings(workspace)[0].data.tags[names.STATE] == names.INTERRUPTED
-    process = start([sys.executable, "-m", "pipeline", "tune", "--config", str(quick), *LONG], quick.parent)
-    wait_for(process, "goes on after epoch")
-    process.terminate()
-    process.communicate()
+    interrupt(cli, "tune", "--config", str(quick), *LONG)
+    # The study has gone on in the same run.
     assert len(trainings(workspace)) == 1
 
 
 def test_a_deleted_run_is_not_taken_up(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
+    interrupt(cli, "train", "--config", str(quick), *LONG)
     (killed,) = trainings(workspace)
     workspace.client.delete_run(killed.info.run_id)
     refused = cli("train", "--run_id", killed.info.run_id)
@@ -186,7 +196,7 @@ def test_a_deleted_run_is_not_taken_up(cli: Cli, quick: Path, workspace: Workspa
 
 
 def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
+    interrupt(cli, "train", "--config", str(quick), *LONG)
     (killed,) = trainings(workspace)
     (quick.parent / "digits" / "digit 0" / "000.png").unlink()
     refused = cli("train", "--run_id", killed.info.run_id)
