@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,9 +103,10 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
         print(f"error: {killed}", file=sys.stderr)
         if killed.process_id:
             from pipeline.jobs.resume import reconcile
-            from pipeline.tracking.store import open_workspace
+            from pipeline.tracking.store import StoreError, open_workspace
 
-            reconcile(open_workspace(""), process_id=killed.process_id)
+            with suppress(UserError, StoreError):
+                reconcile(open_workspace(""), process_id=killed.process_id)
     _restore_killed_later()
     return 1
 

@@ -92,8 +92,8 @@ class Data(Section):
     limit: int = more(0, "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.", ge=0)
     workers: Workers = more(
         "auto",
-        "Processes that augment images; 0: the training process itself; auto: up to four where a GPU trains, none on a processor, whose "
-        "cores the network needs. No influence on the result.",
+        "Processes that augment images; 0: the training process itself; auto: up to four where CUDA trains, else none, since the "
+        "network needs the cores itself. No influence on the result.",
     )
     bad: Literal["error", "warn", "drop"] = essential(
         "error", "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out)."

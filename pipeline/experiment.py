@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -247,6 +247,6 @@ def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
 
 
 def is_integer(name: str) -> bool:
-    """Whether a dotted field holds whole numbers."""
+    """Whether a dotted field holds whole numbers, perhaps beside a word."""
     field = field_info(name)
-    return field is not None and field.annotation is int
+    return field is not None and int in (field.annotation, *get_args(field.annotation))

@@ -272,10 +272,10 @@ def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool =
     if trains_on_one and model.freeze == "none":
         try:
             module.train()(torch.zeros(1, 3, image_size, image_size, device=device))
-        except ValueError:
+        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+            why = "BatchNorm needs two" if "more than 1 value per channel" in str(error) else first_line(error)
             raise UserError(
-                f"data.batch_size: BatchNorm in {model.name} cannot train on one image of data.image_size {image_size} at a time; "
-                "each process needs at least two"
+                f"data.batch_size: {model.name} cannot train on one image of data.image_size {image_size} at a time: {why}"
             ) from None
     return network.note
 

@@ -249,6 +249,7 @@ def test_a_space_is_intervals_and_choices(file: Path) -> None:
 
 
 def test_choices_have_the_type_of_their_field(file: Path) -> None:
+    assert load_text(file, "space: {data.workers: {low: 0, high: 4}}").space == {"data.workers": Range(low=0, high=4)}
     assert load_text(file, "space: {optimizer.lr: [1e-3, 1e-2]}").space == {"optimizer.lr": [0.001, 0.01]}
 
 

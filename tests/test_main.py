@@ -45,7 +45,7 @@ BASE_ERRORS = [
     (["train", "--training.epochs", "0"], "training.epochs: '0' given; must be greater than or equal to 1"),
     (["train", "--training.epochs", "2.5"], "training.epochs: '2.5' given"),
     (["train", "--model.name", "resnet19"], "unknown model.name 'resnet19'; nearest: resnet1"),
-    (["train", "--model.name", "resnet18", "--data.batch_size", "1"], "data.batch_size: BatchNorm in resnet18 cannot train on one image"),
+    (["train", "--model.name", "resnet18", "--data.batch_size", "1"], "data.batch_size: resnet18 cannot train on one image"),
     (["train", "--model.name", "file:net.py"], "must be file:PATH.py:FUNCTION"),
     (["train", "--model.name", "file:nowhere.py:build"], "file 'nowhere.py' does not exist"),
     (["train", "--model.weights", "DEFALT", "--model.name", "resnet18"], "unknown model.weights 'DEFALT' of resnet18; nearest: DEFAULT"),

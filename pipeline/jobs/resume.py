@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from pipeline.config import Configuration, parse
-from pipeline.errors import UserError, unknown_name
+from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
@@ -20,21 +21,27 @@ from pipeline.tracking.run import end_abandoned, lives
 from pipeline.tracking.store import Workspace
 
 
-def exclusively(run_id: str) -> AbstractContextManager[None]:
+@contextmanager
+def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
     """Hold a run that is to be taken up: from the look at its state until its training has ended.
 
     Raises:
-        InUse: Another process of this machine has taken it up.
+        InUse: Another process has taken it up, or still trains it.
     """
-    return alone(f"run {run_id}", f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait")
+    with alone(f"run {run_id}", f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"):
+        tags = find.get_run(workspace, run_id).data.tags
+        if lives(tags):
+            beat = Beat.of(tags)
+            assert beat is not None
+            raise InUse(f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait")
+        yield
 
 
 def interrupted_job(workspace: Workspace, run_id: str) -> Job:
-    """Return what a run was training, as it recorded it.
+    """Return what a run that is held exclusively was training, as it recorded it.
 
     Raises:
-        UserError: There is no such run, it is no training, is complete or pruned, or another process works on it; images, network or
-            weights have changed.
+        UserError: There is no such run, it is no training, is complete or pruned; images, network or weights have changed.
     """
     run = find.get_run(workspace, run_id)
     tags, state = run.data.tags, find.row(run)["state"]
@@ -42,10 +49,6 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
         raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline")
     if state in (names.COMPLETE, names.PRUNED):
         raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is {state}; there is nothing to go on with")
-    if lives(tags):
-        beat = Beat.of(tags)
-        assert beat is not None
-        raise UserError(f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait")
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
         raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
@@ -69,6 +72,16 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     return job
 
 
+def need_experiment(workspace: Workspace, experiment: str) -> None:
+    """Check that there are runs of an experiment.
+
+    Raises:
+        UserError: There are none; with the nearest name.
+    """
+    if experiment not in (known := find.known_experiments(workspace)):
+        raise unknown_name("experiment", experiment, known)
+
+
 def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -> int:
     """End the runs whose process died without ending them, as interrupted: trainings among them can go on.
 
@@ -79,12 +92,7 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
 
     Returns:
         How many.
-
-    Raises:
-        UserError: No run is of that experiment.
     """
-    if experiment and experiment not in (known := find.known_experiments(workspace)):
-        raise unknown_name("experiment", experiment, known)
     ended = 0
     for run in find.running(workspace, experiment):
         beat = Beat.of(run.data.tags)

@@ -106,6 +106,10 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
         placement.on_run(run.id)
         kept = workspace.checkpoints / run.uid
         kept.mkdir(parents=True, exist_ok=True)
+        if placement.run_id and not (kept / TENSORBOARD).exists():
+            # A training that begins anew, its checkpoints gone, writes over them.
+            with contextlib.suppress(UserError):
+                find.artifact(workspace, run.id, TENSORBOARD, kept)
         setting = setting_of(job, kept, joined())
         setting = _with_numerics(workspace, run, job, setting, placement)
         if not placement.run_id or not _has_start(run):
@@ -149,10 +153,13 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks:
         flags.failed(str(error))
         raise
     finally:
-        if fitted.history:
-            log_events(run, watch, setting.checkpoint.parent / TENSORBOARD)
-        # No figures after a signal: the run must end within seconds.
-        if fitted.history and not isinstance(sys.exception(), KeyboardInterrupt):
+        events = setting.checkpoint.parent / TENSORBOARD
+        if isinstance(sys.exception(), KeyboardInterrupt):
+            # No figures: the run must end within seconds, and by the signal, also where the store is away.
+            with contextlib.suppress(Exception):
+                log_events(run, watch, events)
+        elif fitted.history:
+            log_events(run, watch, events)
             log_outcome(run, fitted, classes, len(setting.train), majority)
             log_spread(run, watch)
 

@@ -40,7 +40,7 @@ def as_point(entry: Configuration, base: Configuration, space: Space) -> dict[st
 def _contains(point: Mapping[str, Any], space: Space) -> bool:
     for name, value in space.items():
         if isinstance(value, Range):
-            if not value.low <= point[name] <= value.high:
+            if isinstance(point[name], str) or not value.low <= point[name] <= value.high:
                 return False
         elif point[name] not in value:
             return False

@@ -134,24 +134,29 @@ class Worker:
         return fmean(self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold()))
 
     def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
-        same = reusable(self.workspace, job)
-        if same is not None:
-            say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
-            trial.set_user_attr(RUN_ID, same["run_id"])
-            adopt_training(self.workspace, same["run_id"], self.study.study_name)
-            return float(same["score"])
-        fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
-        interrupted = find.interrupted_training(self.workspace, self.study.study_name, *identity)
+        unfinished = find.unfinished_training(self.workspace, self.study.study_name, *identity)
+        # A person may be going on with it by hand.
+        with exclusively(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
+            same = reusable(self.workspace, job)
+            if same is not None:
+                say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
+                trial.set_user_attr(RUN_ID, same["run_id"])
+                adopt_training(self.workspace, same["run_id"], self.study.study_name)
+                return float(same["score"])
+            return self._go_on(trial, job, place, number, unfinished)
+
+    def _go_on(self, trial: optuna.Trial, job: Job, place: int, number: int, unfinished: str) -> float:
+        """Train from the beginning, or where an unfinished run was interrupted."""
+        fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         placement = Placement(
             self._name(job.configuration.model.name, place) + fold,
             parent=self.parent.id,
             tags=self._tags(place),
-            run_id=interrupted,
+            run_id=unfinished,
             on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
         )
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
         metric = job.configuration.training.best_metric
         report = [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
-        with exclusively(interrupted) if interrupted else contextlib.nullcontext():
-            return train(self.workspace, job, placement, report).score
+        return train(self.workspace, job, placement, report).score

@@ -22,12 +22,14 @@ OPTIONS = ReconcileOptions
 
 def run(own: ReconcileOptions, overrides: Raw) -> None:
     """End what died."""
-    from pipeline.jobs.resume import reconcile
+    from pipeline.jobs.resume import need_experiment, reconcile
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
 
     workspace = open_workspace(own.experiment or "reconcile")
+    if own.experiment:
+        need_experiment(workspace, own.experiment)
     with launched(workspace, "reconcile"):
         ended = reconcile(workspace, own.experiment)
     say(f"{ended} runs ended as interrupted" if ended != 1 else "1 run ended as interrupted")

@@ -79,12 +79,12 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
 
     tags = find.get_run(open_workspace(""), own.run_id).data.tags
     workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
-    with exclusively(own.run_id), ExitStack() as launched:
+    with exclusively(workspace, own.run_id), ExitStack() as launched:
         job = interrupted_job(workspace, own.run_id)
         processes = job.configuration.training.processes
         need_processes(job.configuration.training)
         if joined().size != processes:
-            say(f"trained by {processes} processes until now, it goes on by {joined().size}: to other numbers than uninterrupted")
+            say(f"begun by {processes} processes, it goes on by {joined().size}: to other numbers than uninterrupted")
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}
             launched.enter_context(TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True))

@@ -169,13 +169,13 @@ def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: i
     return next((found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None)
 
 
-def interrupted_training(workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str) -> str:
-    """Return the run id of a study's training of that identity that was interrupted, the latest one, or an empty string."""
-    tags = {names.EXPERIMENT: workspace.experiment, names.STATE: names.INTERRUPTED, names.CONFIG_HASH: config_hash}
-    tags[names.DATA_DIGEST] = data_digest
+def unfinished_training(workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str) -> str:
+    """Return the run id of a study's training of that identity that is running or was interrupted, the latest one, or an empty string."""
+    tags = {names.EXPERIMENT: workspace.experiment, names.CONFIG_HASH: config_hash, names.DATA_DIGEST: data_digest}
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
     rows = [row(run) for run in found if study in run.data.tags.get(names.STUDY, "").split(",")]
-    same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
+    unfinished = [one for one in rows if one["state"] in (names.RUNNING, names.INTERRUPTED)]
+    same = [one for one in unfinished if one["seed"] == seed and one["fold"] == str(fold)]
     return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
 
 
@@ -224,7 +224,11 @@ def choose_study(workspace: Workspace, name: str) -> tuple[str, str]:
 def known_experiments(workspace: Workspace) -> list[str]:
     """Return the names of all experiments that have runs of ours."""
     return sorted(
-        {run.data.tags[names.EXPERIMENT] for run in _search(workspace, f"tags.`{names.STEP}` != ''") if names.EXPERIMENT in run.data.tags}
+        {
+            run.data.tags[names.EXPERIMENT]
+            for run in _search(workspace, f"tags.`{names.STEP}` != ''")
+            if names.EXPERIMENT in run.data.tags and run.data.tags[names.STEP] != "reconcile"
+        }
     )
 
 

@@ -295,7 +295,7 @@ def lives(tags: Mapping[str, str]) -> bool:
 def end_abandoned(workspace: Workspace, run_id: str) -> bool:
     """End a run whose process died without ending it, at its last beat; return whether it was one."""
     run = workspace.client.get_run(run_id) if run_id else None
-    if run is None or run.info.status != "RUNNING" or lives(run.data.tags):
+    if run is None or run.info.status != "RUNNING" or run.info.lifecycle_stage != "active" or lives(run.data.tags):
         return False
     beat = Beat.of(run.data.tags)
     reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")

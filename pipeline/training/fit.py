@@ -156,7 +156,7 @@ class _Training:
 
     def _advice_for_loss(self) -> str:
         best = self._fitted.best_epoch
-        kept = f"the weights of epoch {best}, the best so far, are kept" if best else "no weights are kept, since no epoch was over"
+        kept = f"the weights of epoch {best}, the best so far, are kept" if best else "no weights are kept, since no epoch was good"
         return f"a lower optimizer.lr may help; {kept}"
 
     def _advice(self, images: Tensor, labels: Tensor) -> str:

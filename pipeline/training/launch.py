@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.config import Training
@@ -78,12 +78,17 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-P", "-m", "pipeline", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        first = error.failures.get(0)
+        if first is not None and first.exitcode < 0:
+            raise ProcessKilled(_told(0, first, count), first.pid) from None
         if failure.exitcode < 0:
-            hint = "; the memory of this machine may not suffice" if failure.signal_name() == "SIGKILL" else ""
-            first = error.failures.get(0)
-            unended = first.pid if first is not None and first.exitcode < 0 else 0
-            raise ProcessKilled(f"process {rank} (of 0 to {count - 1}) was killed by {failure.signal_name()}{hint}", unended) from None
+            raise ProcessKilled(_told(rank, failure, count), 0) from None
         return max(failure.exitcode, 1)
     except SignalException as stopped:
         raise Interrupted(f"stopped by {stopped.sigval.name}") from None
     return 0
+
+
+def _told(rank: int, failure: ProcessFailure, count: int) -> str:
+    hint = "; the memory of this machine may not suffice" if failure.signal_name() == "SIGKILL" else ""
+    return f"process {rank} (of 0 to {count - 1}) was killed by {failure.signal_name()}{hint}"

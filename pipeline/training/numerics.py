@@ -137,8 +137,9 @@ def fastest(
             torch.manual_seed(0)
             try:
                 losses, taken = _time(stepper(copy.deepcopy(module), form), batches, device, min(seconds.values(), default=math.inf))
-            except (RuntimeError, MemoryError) as error:
-                # Out of memory, or an operation that this device has not in this form; where no form works, the training itself will tell.
+            except (RuntimeError, ValueError, MemoryError) as error:
+                # Out of memory, an operation that this device has not in this form, or a share of the batch that is too small for a
+                # BatchNorm that will see all of it. Where no form works, the training itself will tell.
                 refused[str(form)] = first_line(error)
                 continue
             seconds[str(form)] = taken

@@ -128,5 +128,5 @@ def test_wrong_input_is_told_once_with_its_exit_code(quick: Path, capfd: pytest.
     too_few = ["--model.name", "resnet18", "--data.batch_size", "3"]
     assert main(["train", "--config", str(quick), *too_few, *TWO]) == 2
     told = capfd.readouterr().err
-    assert told.count("error:") == 1 and "each process needs at least two" in told
+    assert told.count("error:") == 1 and "BatchNorm needs two" in told
     assert "Traceback" not in told

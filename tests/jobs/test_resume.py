@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
@@ -22,7 +24,7 @@ from pipeline.models import SmallCNN
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.run import RunLog, TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
 from pipeline.training.diagnostics import Diagnostics
 from tests.conftest import Cli, start, wait_for
@@ -113,6 +115,8 @@ def test_reconcile_ends_what_died_and_nothing_else(cli: Cli, quick: Path, worksp
     assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", "interrupted")
     assert {workspace.client.get_run(run.info.run_id).info.status for run in (alive, foreign)} == {"RUNNING"}
     assert cli("reconcile").out == "0 runs ended as interrupted\n"
+    # As mlflow run makes one for a mistyped name.
+    workspace.client.create_run(workspace.experiment_id, tags={names.STEP: "reconcile", names.EXPERIMENT: "quik"})
     mistyped = cli("reconcile", "--experiment", "quik")
     assert mistyped.code == 2 and "unknown experiment 'quik'; nearest: quick" in mistyped.err
 
@@ -176,11 +180,20 @@ def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: 
     quick.write_text(quick.read_text() + "configs: [{}]\n")
     interrupt(cli, "tune", "--config", str(quick), *LONG)
     (run,) = trainings(workspace)
-    with exclusively(run.info.run_id):
-        for refused in (cli("train", "--run_id", run.info.run_id), cli("tune", "--config", quick, *LONG)):
-            assert (refused.code, refused.err.count("\n")) == (2, 1)
-            assert f"run {run.info.run_id} is being trained by another process" in refused.err
+
+    def is_refused() -> bool:
+        told = [cli("train", "--run_id", run.info.run_id), cli("tune", "--config", quick, *LONG)]
+        assert all(f"run {run.info.run_id} is being trained by" in one.err and one.err.count("\n") == 1 for one in told)
+        return {one.code for one in told} == {2}
+
+    with exclusively(workspace, run.info.run_id):
+        assert is_refused()
     assert trainings(workspace)[0].data.tags[names.STATE] == names.INTERRUPTED
+    # One that has begun to train, on whatever machine.
+    with TrackedRun(workspace, "train", "", run_id=run.info.run_id), pytest.raises(Interrupted):
+        assert is_refused()
+        raise Interrupted("stopped by SIGTERM")
+    RunLog(workspace, run.info.run_id).tag({names.STATE: names.INTERRUPTED})
     interrupt(cli, "tune", "--config", str(quick), *LONG)
     # The study has gone on in the same run.
     assert len(trainings(workspace)) == 1
@@ -193,6 +206,13 @@ def test_a_deleted_run_is_not_taken_up(cli: Cli, quick: Path, workspace: Workspa
     refused = cli("train", "--run_id", killed.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert f"is deleted; `mlflow runs restore --run-id {killed.info.run_id}` brings it back" in refused.err
+
+
+def test_a_deleted_run_that_nobody_has_ended_stays_as_it_is(workspace: Workspace) -> None:
+    beat = Beat.now()._replace(started=0.0)
+    run = workspace.client.create_run(workspace.experiment_id, tags={names.HEARTBEAT: str(beat), names.STATE: names.RUNNING})
+    workspace.client.delete_run(run.info.run_id)
+    assert not end_abandoned(workspace, run.info.run_id)
 
 
 def test_changed_images_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace) -> None:
@@ -225,6 +245,35 @@ def test_a_run_whose_start_was_cut_off_gets_what_it_lacks(
     (run,) = trainings(workspace)
     assert (run.info.run_id, run.info.status) == (cut_off.info.run_id, "FINISHED")
     assert {"config.yaml", "classes.json", "preprocessing.json"} <= {file.path for file in workspace.client.list_artifacts(run.info.run_id)}
+
+
+def test_a_signal_ends_the_run_also_where_the_store_is_away(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = TrackedRun.metrics
+
+    def fail_and_stop(run: TrackedRun, values: dict[str, float], step: int | None = None) -> None:
+        metrics(run, values, step)
+        if step == 2:
+            run._write(lambda: (_ for _ in ()).throw(OSError("the store is away")))
+            time.sleep(0.5)
+            raise Interrupted("stopped by SIGTERM")
+
+    monkeypatch.setattr(TrackedRun, "metrics", fail_and_stop)
+    done = cli("train", "--config", quick, *LONG)
+    assert (done.code, done.err) == (1, "stopped: stopped by SIGTERM\n")
+    (run,) = trainings(workspace)
+    assert (run.info.status, run.data.tags[names.REASON]) == ("KILLED", "stopped by SIGTERM")
+
+
+def test_begun_anew_without_its_checkpoints_it_has_each_event_once(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
+    interrupt(cli, "train", "--config", str(quick), "--training.epochs", "3")
+    (run,) = trainings(workspace)
+    assert workspace.client.list_artifacts(run.info.run_id, "tensorboard")
+    shutil.rmtree(workspace.checkpoints)
+    assert cli("train", "--run_id", run.info.run_id).code == 0
+    events = EventAccumulator(str(find.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))).Reload()
+    assert [one.step for one in events.Scalars("val/accuracy")] == [1, 2, 3]
 
 
 def test_checkpoints_are_kept_until_the_run_has_ended(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def test_a_repeat_passes_over_a_seed_that_an_entry_names() -> None:
     [
         (1e-3, {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}, True),
         (1e-1, {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}, False),
+        (1e-3, {"optimizer.lr": Range(low=1e-4, high=1e-2), "data.workers": Range(low=0, high=4)}, False),
         (2e-3, {"schedule.name": ["none", "cosine"]}, False),
         (1e-3, {"schedule.name": ["none", "cosine"]}, True),
         (1e-3, {"schedule.name": ["exponential", "cosine"]}, False),

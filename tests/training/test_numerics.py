@@ -59,7 +59,7 @@ class Stub:
                     parameter.add_(torch.rand_like(parameter))
             time.sleep(self.seconds.get(str(form), 0.01))
             if str(form) in self.losses and self.losses[str(form)] < 0:
-                raise RuntimeError("'op' not implemented for 'BFloat16'\nmore")
+                raise (RuntimeError if self.losses[str(form)] == -1 else ValueError)("'op' not implemented for 'BFloat16'\nmore")
             return self.losses.get(str(form), 1.0)
 
         return step
@@ -88,7 +88,7 @@ class Stub:
         ),
         (
             {"bf16 contiguous": 0.002},
-            {"bf16 contiguous": -1},
+            {"bf16 contiguous": -2},
             "fp32 contiguous",
             {"bf16 contiguous": "'op' not implemented for 'BFloat16'"},
         ),
