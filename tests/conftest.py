@@ -21,6 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pipeline.__main__ import main
+from pipeline.errors import Interrupted
+from pipeline.report.console import TrainingProgress
 from pipeline.tracking.store import Workspace, open_workspace
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -86,6 +88,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return Finished(code, captured.out, captured.err)
 
     return run
+
+
+def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> None:
+    """Run a step in this process, and stop it after an epoch of a training, or of the first one, as a signal would."""
+    shown = TrainingProgress.on_epoch
+
+    def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
+        shown(progress, number, values, is_best)
+        if number == epoch and progress._title.startswith(training):
+            raise Interrupted("stopped by SIGTERM")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingProgress, "on_epoch", on_epoch)
+        assert cli(*arguments).code == 1
 
 
 def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:

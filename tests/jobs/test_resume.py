@@ -21,13 +21,12 @@ from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN
-from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import RunLog, TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
 from pipeline.training.diagnostics import Diagnostics
-from tests.conftest import Cli, start, wait_for
+from tests.conftest import Cli, interrupt, start, wait_for
 
 LONG = ("--training.epochs", "400", "--training.checkpoint_seconds", "0")
 
@@ -44,17 +43,6 @@ def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: sign
     process.send_signal(with_signal)
     process.communicate()
     return process.returncode
-
-
-def interrupt(cli: Cli, *arguments: str) -> None:
-    """Run a step in this process, and stop it after its first epoch as a signal would."""
-
-    def stop(progress: TrainingProgress, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        raise Interrupted("stopped by SIGTERM")
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TrainingProgress, "on_epoch", stop)
-        assert cli(*arguments).code == 1
 
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.search.worker import Worker
 from pipeline.tracking import find, names
 from pipeline.tracking.store import open_workspace
-from tests.conftest import Cli, start, wait_for
+from tests.conftest import Cli, Finished, interrupt
 
 
 def study_file(quick: Path, **parts: Any) -> Path:
@@ -179,12 +179,9 @@ def test_runs_deleted_from_mlflow_start_the_study_anew(cli: Cli, quick: Path) ->
 
 
 def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick: Path) -> None:
-    base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 40, "precision": "fp32", "memory_format": "contiguous"}}
+    base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 4, "precision": "fp32", "memory_format": "contiguous"}}
     file = study_file(quick, base=base, configs=LIST, space=SPACE, study={"trials": 4, "pruner": "none"})
-    process = start([sys.executable, "-m", "pipeline", "tune", "--config", str(file)], quick.parent)
-    wait_for(process, "01 small_cnn: epoch 2/40")
-    process.terminate()
-    process.wait(timeout=20)
+    interrupt(cli, "tune", "--config", str(file), training="01 small_cnn", epoch=2)
     before = {run.info.run_id: run.data.tags[names.STATE] for run in runs("train")}
     assert sorted(before.values()) == ["complete", "interrupted"]
     done = cli("tune", "--config", file)
@@ -203,15 +200,20 @@ def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick:
 
 def test_a_second_process_on_the_same_study_is_refused(cli: Cli, quick: Path) -> None:
     file = study_file(quick, configs=LIST)
-    process = start([sys.executable, "-m", "pipeline", "tune", "--config", str(file), "--training.epochs", "500"], quick.parent)
-    wait_for(process, "epoch 1/500")
-    try:
-        refused = cli("tune", "--config", file, "--training.epochs", "500")
-        assert refused.code == 2
-        assert "is being tuned by another process" in refused.err
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    refusals: list[Finished] = []
+    train = Worker.work
+
+    def work(worker: Worker) -> None:
+        # While this one trains; the lock knows no process, only who has the file.
+        refusals.append(cli("tune", "--config", file))
+        train(worker)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Worker, "work", work)
+        assert cli("tune", "--config", file).code == 0
+    (refused,) = refusals
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is being tuned by another process" in refused.err
     assert len(find.studies(open_workspace("quick"))) == 1
 
 
