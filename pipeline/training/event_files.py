@@ -18,12 +18,15 @@ def keep_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
         folder: Need not exist.
         is_kept: Told tag and step of each event.
     """
-    # Here and not above: other commands need not wait for them.
+    files = sorted(folder.glob("*.tfevents.*"))
+    if not files:
+        return
+    # Here and not above: only a training that goes on must wait for them.
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    for file in sorted(folder.glob("*.tfevents.*")):
+    for file in files:
         content = io.BytesIO()
         records = RecordWriter(content)
         for record in RawEventFileLoader(str(file)).Load():
