@@ -74,7 +74,7 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
 
 
 def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    options = ["--config", str(quick), "--training.epochs", "40", "--training.checkpoint_seconds", "0", "--optimizer.lr", "3e-4"]
+    options = ["--config", str(quick), "--training.epochs", "20", "--training.checkpoint_seconds", "0", "--optimizer.lr", "3e-4"]
     process = start([sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO], quick.parent)
     wait_for(process, "epoch 3/")
     process.send_signal(signal.SIGTERM)
