@@ -17,7 +17,7 @@ def num_loading(workers: int | Literal["auto"], device: torch.device, processes:
     """Return how many processes read and augment images for one that trains.
 
     Where the network is computed by the same cores, it is slower by as much while images are augmented beside it: on two cores, with
-    three transforms, an epoch took 0.96 to 1.2 times as long with one or two such processes as without.
+    three transforms, a training took 0.98 to 1.2 times as long with one or two such processes as without.
 
     Args:
         workers: ``data.workers``.
