@@ -1,0 +1,83 @@
+"""What release 0.1.0 has left behind stays usable: evaluated, compared, registered, taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.tracking import names
+from pipeline.tracking.store import Workspace, open_workspace
+from tests.conftest import Cli, write_digits
+from tests.recorded.store import unpack
+
+
+@pytest.fixture
+def recorded(folder: Path) -> Path:
+    """The current folder as release 0.1.0 has left it."""
+    unpack(folder)
+    return folder
+
+
+def runs(experiment: str, **tags: str) -> list[Any]:
+    workspace = open_workspace(experiment)
+    found = workspace.client.search_runs([workspace.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in found if all(run.data.tags.get(f"pipeline.{name}") == value for name, value in tags.items())]
+
+
+def table(workspace: Workspace) -> pd.DataFrame:
+    return pd.read_csv(workspace.outputs / "comparison.csv")
+
+
+def test_a_finished_study_is_evaluated_compared_and_registered(cli: Cli, recorded: Path) -> None:
+    before = {run.info.run_id: run.data.metrics for run in runs("finished", step="train")}
+    for arguments in (["evaluate"], ["summary", "--evaluate", "all"], ["register"]):
+        done = cli(*arguments, "--config", "finished.yaml")
+        assert done.code == 0, done.err
+    after = {run.info.run_id: run.data.metrics for run in runs("finished", step="train")}
+    # What was measured before is what is measured now.
+    for run_id, metrics in before.items():
+        assert {name: after[run_id][name] for name in metrics} == pytest.approx(metrics, abs=1e-5)
+    rows = table(open_workspace("finished"))
+    assert list(rows["state"]) == ["complete", "complete"] and rows["test_accuracy"].notna().all()
+
+
+def test_nothing_of_a_finished_study_is_trained_again(cli: Cli, recorded: Path) -> None:
+    done = cli("tune", "--config", "finished.yaml")
+    assert done.code == 0, done.err
+    assert "2 of 2 trainings are there" in done.out and len(runs("finished", step="train")) == 2
+
+
+def test_its_champion_predicts(cli: Cli, recorded: Path) -> None:
+    pictures = write_digits(recorded / "new", 3, size=8, classes=(0, 1, 2))
+    done = cli("predict", "--model_uri", "models:/finished@champion", "--images", pictures)
+    assert done.code == 0, done.err
+    assert len(pd.read_csv("predictions.csv")) == 9
+    assert json.loads(Path("predictions.csv.json").read_text())["run_id"] in {run.info.run_id for run in runs("finished", step="train")}
+
+
+def test_an_interrupted_training_goes_on(cli: Cli, recorded: Path) -> None:
+    (run,) = runs("interrupted", step="train")
+    assert run.info.status == "KILLED"
+    done = cli("train", "--run_id", run.info.run_id)
+    assert done.code == 0, done.err
+    assert "goes on after epoch 1" in done.out
+    (run,) = runs("interrupted", step="train")
+    assert run.data.tags[names.STATE] == names.COMPLETE
+    steps = [metric.step for metric in open_workspace("").client.get_metric_history(run.info.run_id, "val/loss")]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_study_half_done_goes_on_in_its_runs(cli: Cli, recorded: Path) -> None:
+    (parent,) = runs("half", step="tune")
+    (unfinished,) = runs("half", step="train", state=names.INTERRUPTED)
+    done = cli("tune", "--config", "half.yaml")
+    assert done.code == 0, done.err
+    assert "goes on after epoch 1" in done.out
+    assert [run.info.run_id for run in runs("half", step="tune")] == [parent.info.run_id]
+    states = [run.data.tags[names.STATE] for run in runs("half", step="train")]
+    assert sorted(states) == ["complete", "complete", "complete", "failed"]
+    assert unfinished.info.run_id in {run.info.run_id for run in runs("half", state=names.COMPLETE)}
