@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.data.catalogue import Catalogue, Found
@@ -22,7 +21,8 @@ from pipeline.data.decode import reason, too_large
 from pipeline.data.sources.source import Item, Source
 from pipeline.data.store import lost_shards, remove_unnamed, sync
 from pipeline.data.worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
-from pipeline.errors import PipelineError
+from pipeline.errors import InUse, PipelineError
+from pipeline.files import locked
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of how many."""
@@ -138,19 +138,16 @@ class _Examination:
         Yields:
             Whether another process had it first.
         """
-        waited = False
         key = hashlib.sha256(f"{self._source.description}\0{self._recipe.name}".encode()).hexdigest()[:16]
-        lock = FileLock(self._recipe.root / f".{key}.lock", mode=0o666)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._progress("waiting for another process that prepares the same", 0, len(self._items))
-            lock.acquire()
-            waited = True
-        try:
+        with contextlib.ExitStack() as lock:
+            try:
+                lock.enter_context(locked(self._recipe.root / key, "another process prepares the same"))
+                waited = False
+            except InUse as error:
+                self._progress(f"waiting, since {error}", 0, len(self._items))
+                lock.enter_context(locked(self._recipe.root / key))
+                waited = True
             yield waited
-        finally:
-            lock.release()
 
     def _known(self, numbers: Sequence[int]) -> list[int]:
         """Take over what the catalogue knows; return the numbers of the rest."""

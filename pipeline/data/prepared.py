@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.data.splits import assign_splits, fold_name, sample
 from pipeline.data.store import Store, Undecoded
 from pipeline.data.worker import Recipe
 from pipeline.errors import UserError, unknown_name
+from pipeline.files import write_whole
 from pipeline.identity import data_digest
 
 NORMALISATION_SAMPLE = 2000
@@ -230,12 +230,7 @@ def _write(file: Path, text: str) -> None:
     """Write a file whole or not at all; an equal one stays as it is."""
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(file, text)
 
 
 def _report(prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]) -> findings.Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import UserError
 from pipeline.experiment import SHARED, load
+from pipeline.files import whole
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
@@ -80,13 +80,9 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
     source = open_source(data)
     items = sample(source.items, data)
     plan = _look(data, source, items, Counter(assign_splits(items, data)), device, progress)
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        temporary.write_text(_text(plan, out), encoding="utf-8")
-        load(str(temporary), {})
-        temporary.rename(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(out) as partial:
+        partial.write_text(_text(plan, out), encoding="utf-8")
+        load(str(partial), {})
     return plan
 
 

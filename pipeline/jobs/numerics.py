@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from pipeline.config import Configuration
+from pipeline.files import locked, write_whole
 from pipeline.report.console import say
-from pipeline.training.checkpoint import write_whole
 from pipeline.training.inference import set_training_mode
 from pipeline.training.numerics import Choice, Numerics, OneStep, candidates, fastest, first_batches
 from pipeline.training.setting import Setting
@@ -34,11 +33,11 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
         return Choice(forms[0], {}, {})
     key = " | ".join([study, *_what_decides(configuration, setting.device, setting.group.size)])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock"), mode=0o666):
+    with locked(file):
         kept = _read(file)
         if key not in kept:
             choice = _measured(configuration, setting, forms)
-            write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1).encode())
+            write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1), durable=True)
             say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")
             return choice
     return Choice.from_dict(kept[key])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, nearest
+from pipeline.files import write_whole
 from pipeline.tracking.registry import load_model
 
 IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
@@ -117,11 +117,7 @@ def _decode(paths: Sequence[Path], preprocessing: Preprocessing, digest: hashlib
 
 
 def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
+        write_whole(file, text)
     except OSError as error:
         raise UserError(f"out: {str(file)!r} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

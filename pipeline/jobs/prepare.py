@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import Unreachable, UserError
+from pipeline.files import write_whole
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
@@ -58,9 +58,7 @@ def write_report(folder: Path, report: dict[str, Any], thumbnails: Thumbnails) -
         ("report.json", json.dumps(report, ensure_ascii=False, indent=1)),
         ("report.html", data_report.to_html(report, thumbnails(data_report.paths_shown(report)))),
     ):
-        temporary = folder / f".{name}-{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+        write_whole(folder / name, text)
 
 
 def _say_findings(report: dict[str, Any], page: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import UserError, nearest
+from pipeline.files import write_whole
 from pipeline.metrics import can_be_ranked, rank
 from pipeline.report import figures, tables
 from pipeline.tracking import find, names
@@ -143,8 +143,7 @@ def summarise(workspace: Workspace, study: str = "") -> Comparison:
             RunLog(workspace, compared.parent).files(folder, "summary")
         workspace.outputs.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
-            shutil.copyfile(file, workspace.outputs / f".{file.name}")
-            (workspace.outputs / f".{file.name}").replace(workspace.outputs / file.name)
+            write_whole(workspace.outputs / file.name, file.read_bytes())
     return compared
 
 

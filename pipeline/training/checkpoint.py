@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +14,14 @@ import torch
 import xxhash
 from torch import nn
 
+from pipeline.files import remove_partial, whole, write_whole
+
 State = dict[str, Any]
 """Tensors, numbers, texts, lists and dicts: what torch reads without unpickling anything else."""
 
 _KEPT = 2
 """Resume checkpoints on disk: the last one, and the one before where the last is damaged."""
 _DIGEST_BYTES = 16
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """Yield a temporary file to write, which takes the place of `file` once it is on disk, also where the power fails."""
-    temporary = file.with_name(f".{file.name}")
-    yield temporary
-    with temporary.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    temporary.replace(file)
-    if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with _whole(file) as temporary:
-        temporary.write_bytes(content)
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -54,7 +31,7 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
     """Write a state dict as safetensors, whole or not at all."""
-    with _whole(file) as temporary:
+    with whole(file, durable=True) as temporary:
         safetensors.torch.save_file(weights, temporary)
 
 
@@ -76,12 +53,13 @@ class Checkpoints:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         content = packed(state)
-        write_whole(self._folder / f"resume-{number:09d}.pt", xxhash.xxh3_128_digest(content) + content)
+        write_whole(self._folder / f"resume-{number:09d}.pt", xxhash.xxh3_128_digest(content) + content, durable=True)
         for old in self._files()[_KEPT:]:
             old.unlink(missing_ok=True)
 
     def load(self) -> State | None:
-        """Return the last state that is whole; None where there is none."""
+        """Return the last state that is whole; None where there is none. What a kill has left half written is removed."""
+        remove_partial(self._folder)
         for file in self._files():
             content = memoryview(file.read_bytes())
             if xxhash.xxh3_128_digest(content[_DIGEST_BYTES:]) != content[:_DIGEST_BYTES]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.training.checkpoint import write_whole
+from pipeline.files import write_whole
 
 
 def keep_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
@@ -34,4 +34,4 @@ def keep_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
             if all(is_kept(value.tag, event.step) for value in event.summary.value):
                 records.write(record)
         if len(content.getvalue()) != file.stat().st_size:
-            write_whole(file, content.getvalue())
+            write_whole(file, content.getvalue(), durable=True)

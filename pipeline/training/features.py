@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -27,8 +26,8 @@ from torch.utils.data import Dataset
 from pipeline.data.loader import Images, Key, batches_of
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import OutOfMemory
+from pipeline.files import locked, write_whole
 from pipeline.models import Network
-from pipeline.training.checkpoint import write_whole
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.numerics import Numerics
 
@@ -139,7 +138,7 @@ def features_of(
         progress: Told how many images are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", mode=0o666):
+    with locked(folder):
         # Each content once, in the split's order: whoever goes on after a kill makes the same batches, and so the same bits.
         _, first = np.unique(ids, axis=0, return_index=True)
         known = _read(folder)[1]
@@ -225,7 +224,7 @@ def _write(folder: Path, ids: NDArray[np.uint8], features: NDArray[np.float32]) 
     for suffix, array in ((".npy", features), (".ids.npy", ids)):
         buffer = io.BytesIO()
         np.save(buffer, array)
-        write_whole(folder / f"{name}{suffix}", buffer.getvalue())
+        write_whole(folder / f"{name}{suffix}", buffer.getvalue(), durable=True)
 
 
 def ids_of(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:

@@ -16,8 +16,9 @@ from pipeline import metrics
 from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
+from pipeline.files import write_whole
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of, write_whole
+from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import balanced_class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
@@ -275,7 +276,7 @@ class _Training:
         fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
         fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
         if state["best_weights"] is not None and self._setting.group.is_first:
-            write_whole(self._setting.checkpoint, state["best_weights"].numpy().tobytes())
+            write_whole(self._setting.checkpoint, state["best_weights"].numpy().tobytes(), durable=True)
         for callback in self._callbacks:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
         if self._setting.group.rank < len(state["random"]):

@@ -7,7 +7,6 @@ images is read, and each image is mapped from there.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 import zipfile
@@ -18,13 +17,13 @@ from tokenize import TokenError
 from typing import IO, Literal
 
 import numpy as np
-from filelock import FileLock
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.data.sources.source import SPLITS, Arrays, Item, PixelsOnDisk, Source
 from pipeline.data.sources.temporary import temporary_folder
 from pipeline.errors import UserError, first_line, nearest
+from pipeline.files import locked, whole
 
 _NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, TokenError, SyntaxError, TypeError, ValueError, RuntimeError, OSError)
@@ -148,14 +147,13 @@ class _Unpacked(PixelsOnDisk):
 
     def __getitem__(self, number: int, /) -> NDArray[np.uint8]:
         if not self.file.is_file():
-            with FileLock(self.file.with_suffix(".lock")):
+            with locked(self.file):
                 if not self.file.is_file():
                     self._unpack()
         return super().__getitem__(number)
 
     def _unpack(self) -> None:
         # UserError throughout: an OSError would be taken for one unreadable image, and met again with each of them.
-        partial = self.file.with_suffix(".partial")
         try:
             with zipfile.ZipFile(self.archive) as archive:
                 if _version(self.archive) != self.version:
@@ -166,10 +164,7 @@ class _Unpacked(PixelsOnDisk):
                         f"data.source: {self.archive}: {self.file.stem} takes {size} bytes unpacked, {tempfile.gettempdir()} has {free}; "
                         "set TMPDIR to a folder with more room"
                     )
-                with archive.open(self.file.name) as packed, partial.open("wb") as unpacked:
+                with archive.open(self.file.name) as packed, whole(self.file) as partial, partial.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
-            os.replace(partial, self.file)
         except _DAMAGED as error:
             raise UserError(f"data.source: {self.file.stem} of {self.archive} cannot be unpacked: {first_line(error)}") from error
-        finally:
-            partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.sources.source import SPLITS, Arrays, Files, Item, PixelsOnDisk, Source
 from pipeline.data.sources.temporary import temporary_folder
 from pipeline.errors import UserError, unknown_name
+from pipeline.files import whole
 
 _HALVES = {"train": {"train": True}, "test": {"train": False}}
 _ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -93,8 +94,8 @@ def _on_disk(array: NDArray[np.uint8], folder: Path) -> PixelsOnDisk:
     """Keep pixels in a file, so that memory and what worker processes are given stay small."""
     file = folder / "pixels.bin"
     if not file.is_file():
-        array.tofile(partial := folder / f"{os.getpid()}.partial")
-        os.replace(partial, file)
+        with whole(file) as partial:
+            array.tofile(partial)
     return PixelsOnDisk(file, 0, array.shape, "C")
 
 

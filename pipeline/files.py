@@ -1,0 +1,117 @@
+"""Files that are written whole or not at all, locks, and paths made of names that were read back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import InUse, UserError
+
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def whole(file: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a new file, which takes the place of `file` when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part; two writers at once do not disturb each other.
+
+    Args:
+        file: To write; its folder must exist.
+        durable: Wait until it is on the disk, so that a power cut leaves one of the two as well.
+
+    Raises:
+        OSError: It cannot be written; what was there before is there still.
+    """
+    partial = file.with_name(f".{file.name[:60]}-{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        partial.replace(file)
+        if durable:
+            _sync_folder(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None:
+    """Write a file whole or not at all, text as UTF-8; see `whole`."""
+    with whole(file, durable) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writers in a folder have left half written because they were killed; nothing may be writing there."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(what: Path, refusal: str = "") -> Iterator[None]:
+    """Take the lock beside a file or folder: ``.NAME.lock``. The operating system releases it when the process ends.
+
+    A link in the lock's place is not followed. Users who share the folder share the lock. It is removed when the block ends.
+
+    Args:
+        what: Is protected; it need not exist, its folder must.
+        refusal: The message where another process has the lock; empty: wait for it.
+
+    Raises:
+        InUse: Another process has it.
+        OSError: The folder cannot be written to.
+    """
+    file = what.with_name(f".{what.name}.lock")
+    lock = FileLock(file, mode=0o666)
+    try:
+        lock.acquire(timeout=0 if refusal else -1)
+    except Timeout:
+        raise InUse(refusal) from None
+    try:
+        yield
+    finally:
+        # Whoever waits sees that the file it waits for is gone, and takes the lock on a new one. Windows keeps what is open.
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def child(folder: Path, name: str) -> Path:
+    """Return the path of a direct child of a folder, made of a name that was read back: a tag, an artifact, a member of a list.
+
+    Raises:
+        UserError: The name leads elsewhere, or is none.
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0") or Path(name).is_absolute() or Path(name).drive:
+        raise UserError(f"{name!r} is no name of a file in {folder}; a name without / and \\ is needed")
+    return folder / name
+
+
+def remove_child(folder: Path, name: str) -> None:
+    """Remove a direct child of a folder with all that it holds; what is not there is no error, and a link is not followed.
+
+    Raises:
+        UserError: As `child`, or the child is a link or leads out of the folder.
+    """
+    path = child(folder, name)
+    if path.is_symlink() or path.resolve().parent != folder.resolve():
+        raise UserError(f"{path} is a link; only a folder that stands in {folder} itself is removed")
+    if path.is_dir():
+        shutil.rmtree(path)
