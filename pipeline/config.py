@@ -8,7 +8,10 @@ the list. Dotted overrides from the command line win over all three.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
@@ -24,14 +27,54 @@ FORBIDDEN_IN_NAMES = r"""[/\\:,%'"`\x00-\x1f]"""
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
 
 
-def essential(default: Any, description: str, **rules: Any) -> Any:
-    """A field that ``--help`` shows first."""
-    return Field(default, description=description, json_schema_extra={"essential": True}, **rules)
+@dataclass(frozen=True)
+class Facts:
+    """What the rest of the pipeline must know of a field beside its type and its limits.
+
+    Attributes:
+        essential: ``--help`` shows it first, the others under "more".
+        hashed: It changes the result of a training, and so enters the hash of a configuration.
+        later: It is younger than release 0.1.0: it enters the hash only where it differs from its default, which is what that release did.
+        shared: Why all trainings of a study have the same value, so that neither list nor space may change it; empty: they may differ.
+        applies: The field has an effect only where each of these fields, by dotted name, has one of these values.
+        label: What tables call it where runs differ in it; empty: its dotted name, if it is hashed or decides which images are used.
+    """
+
+    essential: bool = False
+    hashed: bool = True
+    later: bool = False
+    shared: str = ""
+    applies: Mapping[str, Sequence[str]] = dataclass_field(default_factory=dict)
+    label: str = ""
 
 
-def more(default: Any, description: str, **rules: Any) -> Any:
-    """A field that ``--help`` shows under "more"."""
-    return Field(default, description=description, **rules)
+_FACTS = {fact.name for fact in dataclass_fields(Facts)}
+
+NOT_EMPTY: Sequence[str] = ()
+"""In `Facts.applies`: any value but an empty one."""
+
+_SAME_IMAGES = "all trainings of a study see the same images"
+_OF_IMAGES: Raw = {"hashed": False, "shared": _SAME_IMAGES}
+"""Facts of what decides which images are used, and in which split: they are in the data digest."""
+
+
+def essential(default: Any, description: str, **facts_and_rules: Any) -> Any:
+    """Declare a field that ``--help`` shows first; see `Facts`, and pydantic's rules such as ``ge``."""
+    return more(default, description, essential=True, **facts_and_rules)
+
+
+def more(default: Any, description: str, **facts_and_rules: Any) -> Any:
+    """Declare a field that ``--help`` shows under "more"; see `Facts`, and pydantic's rules such as ``ge``."""
+    known = Facts(**{name: value for name, value in facts_and_rules.items() if name in _FACTS})
+    rules = {name: value for name, value in facts_and_rules.items() if name not in _FACTS}
+    return Field(default, description=description, json_schema_extra=cast(Any, {"facts": known}), **rules)
+
+
+def facts_of(field: FieldInfo) -> Facts:
+    """Return what is declared with a field."""
+    extra = field.json_schema_extra
+    found = extra.get("facts") if isinstance(extra, dict) else None
+    return found if isinstance(found, Facts) else Facts()
 
 
 def valid_name(text: str) -> str:
@@ -76,52 +119,80 @@ class Data(Section):
         "Where the images come from: digits (scikit-learn's, built in), folder:PATH (one folder per class), csv:PATH (columns "
         "image and label), npz:PATH (MedMNIST's layout) or torchvision:NAME.",
         min_length=1,
+        **_OF_IMAGES,
     )
-    image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048)
-    batch_size: int = essential(32, "Images per optimizer step.", ge=1)
+    image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048, label="size")
+    batch_size: int = essential(32, "Images per optimizer step.", ge=1, label="batch")
     augment: list[str | dict[str, Any]] = essential(
-        [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order."
+        [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order.", label="augment"
     )
     store_size: int = more(
         0, "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size, or image_size itself below 128.", ge=0, le=4096
     )
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more("bilinear", "How images are resized to store_size.")
-    val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1)
-    test_fraction: float = more(0.15, "Part of the images that is kept for the test, where the source has no test folder.", gt=0, lt=1)
-    seed: int = more(0, "Seed of the split.", ge=0)
-    limit: int = more(0, "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.", ge=0)
+    val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1, **_OF_IMAGES)
+    test_fraction: float = more(
+        0.15,
+        "Part of the images that is kept for the test, where the source has no test folder.",
+        gt=0,
+        lt=1,
+        **_OF_IMAGES,
+    )
+    seed: int = more(0, "Seed of the split.", ge=0, **_OF_IMAGES)
+    limit: int = more(
+        0,
+        "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.",
+        ge=0,
+        **_OF_IMAGES,
+    )
     workers: Workers = more(
         "auto",
         "Processes that augment images; 0: the training process itself; auto: up to four where CUDA trains, else none, since the "
         "network needs the cores itself. No influence on the result.",
+        hashed=False,
     )
     bad: Literal["error", "warn", "drop"] = essential(
-        "error", "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out)."
+        "error",
+        "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out).",
+        **_OF_IMAGES,
     )
     duplicates: Literal["group", "error", "warn", "drop", "ignore"] = essential(
         "group",
         "What to do about equal and nearly equal images: group (keep them on one side of a split), error (stop), warn (list them), "
         "drop (keep one, never dropping from the test split), ignore (do not look).",
+        **_OF_IMAGES,
     )
     near_distance: int = more(
         4,
         "Images are nearly equal up to this many differing bits of their 64-bit perceptual hashes; -1: only equal pixels count.",
         ge=-1,
         le=16,
+        **_OF_IMAGES,
     )
-    folds: int = essential(0, "Cross-validate over this many folds of what is not test; 0: one validation split.", ge=0)
-    fold: Fold = essential(0, "The fold that validates, from 0; all, in a study: every configuration on every fold.")
+    folds: int = essential(0, "Cross-validate over this many folds of what is not test; 0: one validation split.", ge=0, **_OF_IMAGES)
+    fold: Fold = essential(
+        0,
+        "The fold that validates, from 0; all, in a study: every configuration on every fold.",
+        **_OF_IMAGES,
+        label="fold",
+    )
     store: Literal["disk", "none"] = more(
-        "disk", "disk: decode once into prepared/; none: decode the files again each epoch, for sets too large for the disk. Same result."
+        "disk",
+        "disk: decode once into prepared/; none: decode the files again each epoch, for sets too large for the disk. Same result.",
+        **_OF_IMAGES,
     )
-    max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1)
-    background: str = more("white", "Colour below transparent pixels: a name, or #rrggbb.")
-    root: str = more("", "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.")
-    labels: str = more("", "csv: a second CSV with the labels, row by row in the same order.")
-    image_column: str = more("image", "csv: column of the image's path, with or without extension.")
-    label_column: str = more("label", "csv: column of the class.")
-    split_column: str = more("split", "csv: column of the split (train, val or test), where there is one.")
-    group_column: str = more("group", "csv: column of what must stay on one side of a split (a patient), where there is one.")
+    max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1, **_OF_IMAGES)
+    background: str = more("white", "Colour below transparent pixels: a name, or #rrggbb.", shared=_SAME_IMAGES)
+    root: str = more(
+        "",
+        "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.",
+        **_OF_IMAGES,
+    )
+    labels: str = more("", "csv: a second CSV with the labels, row by row in the same order.", **_OF_IMAGES)
+    image_column: str = more("image", "csv: column of the image's path, with or without extension.", **_OF_IMAGES)
+    label_column: str = more("label", "csv: column of the class.", **_OF_IMAGES)
+    split_column: str = more("split", "csv: column of the split (train, val or test), where there is one.", **_OF_IMAGES)
+    group_column: str = more("group", "csv: column of what must stay on one side of a split (a patient), where there is one.", **_OF_IMAGES)
 
     @field_validator("background")
     @classmethod
@@ -176,20 +247,21 @@ class Model(Section):
         "none",
         "What it starts from: none (random), the name of published weights such as DEFAULT, file:PATH (a state dict or safetensors), or "
         "one's own models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model. A head for another number of classes is replaced.",
+        label="weights",
     )
-    freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.")
-    dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1)
+    freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.", label="freeze")
+    dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1, label="dropout")
 
 
 class Optimizer(Section):
     """How weights are updated."""
 
-    name: Literal["sgd", "adam", "adamw"] = essential("adamw", "sgd, adam or adamw.")
-    lr: float = essential(1e-3, "Learning rate; with a schedule, its highest value.", gt=0)
-    weight_decay: float = essential(1e-4, "Weight decay: L2 penalty for sgd and adam, decoupled for adamw.", ge=0)
-    momentum: float = more(0.9, "Momentum of sgd.", ge=0, lt=1)
+    name: Literal["sgd", "adam", "adamw"] = essential("adamw", "sgd, adam or adamw.", label="optimizer")
+    lr: float = essential(1e-3, "Learning rate; with a schedule, its highest value.", gt=0, label="lr")
+    weight_decay: float = essential(1e-4, "Weight decay: L2 penalty for sgd and adam, decoupled for adamw.", ge=0, label="wd")
+    momentum: float = more(0.9, "Momentum of sgd.", ge=0, lt=1, label="momentum", applies={"optimizer.name": ("sgd",)})
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = more(
-        (0.9, 0.999), "Decay rates of the two moments of adam and adamw."
+        (0.9, 0.999), "Decay rates of the two moments of adam and adamw.", applies={"optimizer.name": ("adam", "adamw")}
     )
 
 
@@ -197,18 +269,24 @@ class Schedule(Section):
     """How the learning rate changes over time."""
 
     name: Literal["none", "exponential", "step", "cosine", "plateau"] = essential(
-        "none", "Decay of the learning rate: none, exponential, step, cosine or plateau."
+        "none", "Decay of the learning rate: none, exponential, step, cosine or plateau.", label="decay"
     )
     gamma: float | None = more(
         None,
         "Factor of the decay: per epoch (exponential, default 0.95), every step_epochs (step, 0.1), at each plateau (plateau, 0.1).",
         gt=0,
         le=1,
+        label="gamma",
+        applies={"schedule.name": ("exponential", "step", "plateau")},
     )
-    min_lr: float = more(0.0, "The learning rate never decays below this.", ge=0)
-    warmup_epochs: float = more(0.0, "Epochs over which the learning rate rises linearly to optimizer.lr.", ge=0)
-    step_epochs: int = more(10, "Epochs between two steps of the step schedule.", ge=1)
-    plateau_epochs: int = more(3, "Epochs without a lower validation loss after which plateau decays.", ge=1)
+    min_lr: float = more(
+        0.0, "The learning rate never decays below this.", ge=0, applies={"schedule.name": ("exponential", "step", "cosine", "plateau")}
+    )
+    warmup_epochs: float = more(0.0, "Epochs over which the learning rate rises linearly to optimizer.lr.", ge=0, label="warmup")
+    step_epochs: int = more(10, "Epochs between two steps of the step schedule.", ge=1, applies={"schedule.name": ("step",)})
+    plateau_epochs: int = more(
+        3, "Epochs without a lower validation loss after which plateau decays.", ge=1, applies={"schedule.name": ("plateau",)}
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -221,14 +299,16 @@ class Schedule(Section):
 class Training(Section):
     """How long, where, and with which random numbers."""
 
-    epochs: int = essential(10, "Passes over the training images.", ge=1)
-    seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31)
+    epochs: int = essential(10, "Passes over the training images.", ge=1, label="epochs")
+    seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31, hashed=False, label="seed")
     patience: int = essential(0, "Stop after this many epochs without a training.best_metric at least as good as the best; 0: never.", ge=0)
     class_weights: Literal["none", "balanced"] = essential(
         "none", "balanced weighs each class in the training loss by the inverse of how frequent it is."
     )
     best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = more(
-        "val/accuracy", "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest."
+        "val/accuracy",
+        "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest.",
+        shared="a study is ranked by one metric",
     )
     label_smoothing: float = more(0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1)
     feature_views: int = more(
@@ -236,6 +316,7 @@ class Training(Section):
         "With model.freeze backbone and data.augment: fixed views of each image, whose features are computed once; 0 augments anew each "
         "epoch. Without data.augment features are always computed once.",
         ge=0,
+        applies={"model.freeze": ("backbone",), "data.augment": NOT_EMPTY},
     )
     clip_norm: float = more(0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = essential(
@@ -248,17 +329,23 @@ class Training(Section):
         False,
         "Compile the network with torch.compile: takes a minute at first, needs a C++ compiler on a CPU; auto is measured without.",
     )
-    deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.")
+    deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.", hashed=False)
     checkpoint_seconds: float = more(
-        60.0, "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.", ge=0
+        60.0, "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.", ge=0, hashed=False
     )
     sampler: Literal["shuffle", "balanced"] = more(
         "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
     )
     processes: int = more(
-        1, "Processes on this machine that train one network together, each on its share of every batch and on its own GPU.", ge=1
+        1,
+        "Processes on this machine that train one network together, each on its share of every batch and on its own GPU.",
+        ge=1,
+        hashed=False,
+        shared="all of a study are trained by the same processes",
     )
-    device: str = more("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = more(
+        "auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", hashed=False
+    )
 
     @model_validator(mode="after")
     def _balanced_once(self) -> Training:
@@ -270,7 +357,12 @@ class Training(Section):
 class Tracking(Section):
     """What is logged."""
 
-    log_images: bool = more(True, "false for private images: no picture of them is written or logged, only counts and paths.")
+    log_images: bool = more(
+        True,
+        "false for private images: no picture of them is written or logged, only counts and paths.",
+        hashed=False,
+        shared="it is one for all trainings of a study",
+    )
 
 
 class Study(Section):
@@ -352,6 +444,29 @@ def nest(dotted: Mapping[str, Any]) -> Raw:
 def field_names() -> list[str]:
     """Return the dotted name of every configuration field."""
     return [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+
+
+def declared(section_names: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield ``(dotted name, definition)`` of every field of a configuration, of some sections or of all but the study's."""
+    for section in section_names or [name for name in SECTIONS if name != "study"]:
+        yield from ((f"{section}.{name}", field) for name, field in SECTIONS[section].model_fields.items())
+
+
+_EMPTY = ("", "None", "[]", "()", "{}")
+
+
+def applies(dotted: str, values: Mapping[str, Any]) -> bool:
+    """Whether a field has an effect beside the other values of a configuration.
+
+    Args:
+        dotted: Name of the field.
+        values: By dotted name; typed, or as the params of a run have them.
+    """
+    field = field_info(dotted)
+    conditions = facts_of(field).applies if field else {}
+    return all(
+        str(values.get(other)) in allowed if allowed else str(values.get(other)) not in _EMPTY for other, allowed in conditions.items()
+    )
 
 
 def field_info(dotted: str) -> FieldInfo | None:

@@ -10,15 +10,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import SECTIONS, Configuration, Data, Name, Raw, Study, field_info, field_names, merge, nest, parse
+from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse
 from pipeline.errors import UserError, nearest, unknown_name
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
-
-_OF_ONE_TRAINING = ("image_size", "batch_size", "augment", "store_size", "interpolation", "workers")
-SHARED = tuple(name for name in Data.model_fields if name not in _OF_ONE_TRAINING)
-"""Fields of data that are the same in all of a study: its trainings see the same images in the same splits."""
 
 
 class Range(BaseModel):
@@ -123,17 +119,10 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
         for index, entry in enumerate(_expect(where, "configs", raw.get("configs"), list))
     ]
     for index, entry in enumerate(entries):
-        for field in SHARED:
-            if getattr(entry.data, field) != getattr(base.data, field):
-                raise UserError(f"{where}: configs[{index}]: data.{field} differs from base; all trainings of a study see the same images")
-        if entry.training.best_metric != base.training.best_metric:
-            raise UserError(f"{where}: configs[{index}]: training.best_metric differs from base; a study is ranked by one metric")
-        if entry.training.processes != base.training.processes:
-            raise UserError(
-                f"{where}: configs[{index}]: training.processes differs from base; all of a study are trained by the same processes"
-            )
-        if entry.tracking != base.tracking:
-            raise UserError(f"{where}: configs[{index}]: tracking differs from base; it is one for all trainings of a study")
+        values, shared = entry.flat(), base.flat()
+        for dotted, field in declared():
+            if (why := facts_of(field).shared) and values[dotted] != shared[dotted]:
+                raise UserError(f"{where}: configs[{index}]: {dotted} differs from base; {why}")
     space = _space(where, _expect(where, "space", raw.get("space"), dict), raw_base, fixed)
     if fast:
         # Scaled down, all trials have the same.
@@ -216,12 +205,7 @@ def scaled_down(configuration: Configuration) -> Configuration:
 
 
 def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
-    searchable = [
-        name
-        for name in field_names()
-        if not name.startswith(("study.", "tracking."))
-        and name not in {"training.best_metric", "training.processes", *(f"data.{field}" for field in SHARED)}
-    ]
+    searchable = [name for name, field in declared() if not facts_of(field).shared]
     space: Space = {}
     for name, value in raw.items():
         if name not in searchable:

@@ -7,16 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.config import Configuration
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Configuration, applies, declared, facts_of
 
 CONFIG_HASH_DIGITS = 12
 STUDY_HASH_DIGITS = 8
 DIGEST_DIGITS = 32
 """MLflow takes a data digest of 36 characters at the most."""
-
-_HASHED_OF_DATA = {"image_size", "batch_size", "augment", "store_size", "interpolation", "background"}
-_NOT_HASHED_OF_TRAINING = {"seed", "device", "processes", "deterministic", "checkpoint_seconds"}
-"""Which images in which split is the data digest's; the rest of what is left out does not change the result."""
 
 
 def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> dict[str, Any]:
@@ -27,32 +25,16 @@ def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> di
         origin: ``name`` and ``weights`` of the model as resolved by `pipeline.models.origin`:
             DEFAULT is the name it stands for, a file is its content.
     """
-    raw = configuration.model_dump(mode="json")
-    raw["data"]["store_size"] = configuration.data.stored_size
-    raw["model"] |= origin
-    raw["data"] = {name: value for name, value in raw["data"].items() if name in _HASHED_OF_DATA}
-    raw["training"] = {name: value for name, value in raw["training"].items() if name not in _NOT_HASHED_OF_TRAINING}
-    del raw["tracking"]
-    for name in _inapplicable(configuration):
-        section, _, field = name.partition(".")
-        raw[section].pop(field, None)
-    return {f"{section}.{field}": value for section, fields in raw.items() for field, value in fields.items()}
+    values = configuration.flat() | {f"model.{name}": value for name, value in origin.items()}
+    values["data.store_size"] = configuration.data.stored_size
+    return {name: values[name] for name, field in declared() if _is_hashed(name, field, values)}
 
 
-def _inapplicable(configuration: Configuration) -> set[str]:
-    names = {"optimizer.betas"} if configuration.optimizer.name == "sgd" else {"optimizer.momentum"}
-    if configuration.model.freeze != "backbone" or not configuration.data.augment:
-        names.add("training.feature_views")
-    schedule = configuration.schedule.name
-    if schedule in ("none", "cosine"):
-        names.add("schedule.gamma")
-    if schedule == "none":
-        names.add("schedule.min_lr")
-    if schedule != "step":
-        names.add("schedule.step_epochs")
-    if schedule != "plateau":
-        names.add("schedule.plateau_epochs")
-    return names
+def _is_hashed(name: str, field: FieldInfo, values: Mapping[str, Any]) -> bool:
+    facts = facts_of(field)
+    if not facts.hashed or not applies(name, values):
+        return False
+    return not facts.later or values[name] != field.get_default(call_default_factory=True)
 
 
 def config_hash(configuration: Configuration, origin: Mapping[str, str]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Configuration, nest
+from pipeline.config import Configuration, Data, facts_of, nest
 from pipeline.errors import UserError
-from pipeline.experiment import SHARED, Experiment, Range, is_integer, load
+from pipeline.experiment import Experiment, Range, is_integer, load
 from tests.test_config import ANOTHER, NEEDS
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -192,10 +192,10 @@ def test_an_override_does_not_hide_a_section_of_the_wrong_type(file: Path, text:
 
 def test_tracking_is_one_for_all_of_a_study(file: Path) -> None:
     message = error_of(file, "configs: [{}, {tracking: {log_images: false}}]")
-    assert "configs[1]: tracking differs from base" in message
+    assert "configs[1]: tracking.log_images differs from base; it is one for all" in message
 
 
-@pytest.mark.parametrize("field", SHARED)
+@pytest.mark.parametrize("field", [name for name, field in Data.model_fields.items() if facts_of(field).shared])
 def test_an_entry_that_sees_other_images_is_refused(file: Path, field: str) -> None:
     base = nest(NEEDS.get(f"data.{field}", {}))
     message = error_of(file, f"base: {base}\nconfigs: [{{}}, {{data: {{{field}: {ANOTHER[f'data.{field}']}}}}}]")

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from pipeline import models
-from pipeline.config import Data, Model
+from pipeline.config import Data, Model, facts_of
 from pipeline.data.decode import UNREADABLE
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import UserError
-from pipeline.experiment import SHARED, load
+from pipeline.experiment import load
 from pipeline.files import whole
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
@@ -35,6 +35,8 @@ VALIDATION_COST = 0.35
 """A forward pass over a forward and backward one, roughly."""
 TOO_LONG = 3600.0
 """Seconds of one training on the CPU beyond which a network is left out, as long as three others are in."""
+
+_SHARED = {name for name, field in Data.model_fields.items() if facts_of(field).shared}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def _look(
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
     counts = dict(sorted(Counter(item.label for item in items).items()))
-    changed = {name: getattr(data, name) for name in SHARED if name != "source" and getattr(data, name) != getattr(Data(), name)}
+    changed = {
+        name: value for name, value in data.model_dump(include=_SHARED).items() if name != "source" and value != getattr(Data(), name)
+    }
     return Plan(
         data.source,
         changed,

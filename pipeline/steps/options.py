@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Tracking, Training, essential, parse
+from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Tracking, Training, essential, facts_of, parse
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
@@ -133,19 +133,14 @@ def read_experiment(own: Any, overrides: Raw) -> Experiment:
 
 def render_help(step: str, options: type[Options]) -> str:
     """Return the help of a step: essential options first, the rest under "more"."""
-    first = [item for item in fields_of(options) if _is_essential(item[1])]
-    rest = [item for item in fields_of(options) if not _is_essential(item[1])]
+    first = [item for item in fields_of(options) if facts_of(item[1]).essential]
+    rest = [item for item in fields_of(options) if not facts_of(item[1]).essential]
     parts = [f"usage: python -m pipeline {step} [--name value ...]", textwrap.fill(options.summary, 100), f"example:\n  {options.example}"]
     parts.append("options:\n" + "\n".join(_option_lines(*item) for item in first))
     if rest:
         parts.append("more:\n" + "\n".join(_option_lines(*item) for item in rest))
     parts.append("The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value")
     return "\n\n".join(parts)
-
-
-def _is_essential(field: FieldInfo) -> bool:
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("essential"))
 
 
 def _option_lines(name: str, field: FieldInfo) -> str:
