@@ -1,9 +1,8 @@
-"""(labels, logits) to numbers and intervals; the ranking. No files."""
+"""(labels, logits) to numbers and intervals. No files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,65 +96,3 @@ def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.Data
     """Return one row per class: class, precision, recall, f1 (fractions) and images (true count)."""
     values = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0)
     return pd.DataFrame({"class": list(classes), "precision": values[0], "recall": values[1], "f1": values[2], "images": values[3]})
-
-
-def ranking_key(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Return the sort key of one run; the smallest leads.
-
-    Higher score (validation accuracy, or what `training.best_metric` names), then lower validation loss, then fewer parameters, then
-    earlier start. NaN, infinite and missing values come last.
-
-    Args:
-        run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``; ``score`` where that is not the accuracy.
-    """
-    return (
-        -_finite(run.get("val_accuracy") if run.get("score") is None else run["score"], -np.inf),
-        _finite(run.get("val_loss")),
-        _finite(run.get("parameters")),
-        _finite(run.get("start_time")),
-    )
-
-
-def can_be_ranked(run: Mapping[str, Any]) -> bool:
-    """Whether a run is complete and has a validation accuracy."""
-    return run.get("state") == "complete" and bool(np.isfinite(_finite(run.get("val_accuracy"))))
-
-
-def _finite(value: Any, otherwise: float = np.inf) -> float:
-    # MLflow stores an infinite metric as the largest double.
-    number = float(value) if value is not None else np.nan
-    return number if np.isfinite(number) and abs(number) < 1e300 else otherwise
-
-
-def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Order runs best first: by configuration, each at the mean of its complete repeats.
-
-    Configurations are compared by the mean validation accuracy of their repeats (then mean loss,
-    parameters, earliest start); within one, its best run leads. One that lacks folds which others have comes after those: the mean
-    over the folds that happened to finish is no mean over all. Runs that cannot be ranked come last.
-
-    Args:
-        runs: With the fields of `ranking_key`, and ``config_hash``, ``state``, ``fold``.
-    """
-    ranked = [run for run in runs if can_be_ranked(run)]
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
-    for run in ranked:
-        groups.setdefault((run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []).append(run)
-    ordered = sorted(groups.values(), key=lambda group: (-len(_folds(group)), ranking_key(_mean(group))))
-    rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
-    return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
-
-
-def _folds(group: Sequence[Mapping[str, Any]]) -> set[Any]:
-    return {run.get("fold") for run in group}
-
-
-def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    accuracies, losses, parameters, starts = zip(*(ranking_key(run) for run in group), strict=True)
-    # Fractions, since the mean of equal floating-point numbers may differ from them in the last digit.
-    accuracy, loss = (_exact_mean(values) for values in (accuracies, losses))
-    return {"val_accuracy": -accuracy, "val_loss": loss, "parameters": min(parameters), "start_time": min(starts)}
-
-
-def _exact_mean(values: Sequence[float]) -> float:
-    return float(sum(map(Fraction, values)) / len(values)) if np.isfinite(values).all() else float(np.mean(values))

@@ -29,7 +29,7 @@ def best_name(metric: str) -> str:
     return f"best/{metric.replace('/', '_')}"
 
 
-def test_name(metric: str) -> str:
+def on_test(metric: str) -> str:
     """Return the same metric on the test split, such as ``test/accuracy``."""
     return f"test/{metric.rpartition('/')[2]}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -151,94 +150,3 @@ def test_scores_per_class_worked_out_by_hand() -> None:
     assert table["recall"].tolist() == pytest.approx([2 / 3, 1.0, 0.0])
     assert table["f1"].tolist() == pytest.approx([0.8, 2 / 3, 0.0])
     assert table["images"].tolist() == [3, 1, 0]
-
-
-def run(**values: Any) -> dict[str, Any]:
-    defaults = {"val_accuracy": 0.9, "val_loss": 0.5, "parameters": 1000, "start_time": 100, "state": "complete", "config_hash": "a"}
-    return {**defaults, **values}
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        ({"val_accuracy": 0.91, "val_loss": 0.9}, {}),
-        ({"val_loss": 0.4, "parameters": 9000}, {}),
-        ({"parameters": 900, "start_time": 200}, {}),
-        ({"start_time": 50}, {}),
-        ({}, {"val_accuracy": math.nan}),
-        ({}, {"val_accuracy": None}),
-        ({}, {"val_accuracy": MLFLOWS_INFINITY}),
-        ({}, {"val_accuracy": math.inf}),
-        ({}, {"val_loss": math.nan}),
-        ({}, {"val_loss": None}),
-        ({}, {"val_loss": -MLFLOWS_INFINITY}),
-        ({}, {"val_loss": MLFLOWS_INFINITY, "parameters": 1}),
-        ({}, {"state": "pruned", "val_accuracy": 0.99}),
-        ({}, {"state": "failed", "val_accuracy": 0.99}),
-        ({}, {"state": "interrupted", "val_accuracy": 0.99}),
-        ({}, {"state": "running", "val_accuracy": 0.99}),
-    ],
-)
-@pytest.mark.parametrize("hashes", ["ab", "ba"])
-def test_ranking(better: dict[str, Any], worse: dict[str, Any], hashes: str) -> None:
-    first, second = run(config_hash=hashes[0], **better), run(config_hash=hashes[1], **worse)
-    assert metrics.rank([first, second]) == metrics.rank([second, first]) == [first, second]
-
-
-def test_repeats_rank_by_their_mean_and_stay_together() -> None:
-    lucky, unlucky = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.81)
-    steady = run(config_hash="b", val_accuracy=0.9)
-    assert metrics.rank([unlucky, steady, lucky]) == [steady, lucky, unlucky]
-
-
-def test_repeats_that_cannot_be_ranked_do_not_count() -> None:
-    complete, failed = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.1, state="failed")
-    other = run(config_hash="b")
-    assert metrics.rank([failed, other, complete]) == [complete, other, failed]
-
-
-def test_a_configuration_without_all_folds_comes_after_those_with_all() -> None:
-    lucky = run(config_hash="a", val_accuracy=0.99, fold="0")
-    failed = run(config_hash="a", state="failed", fold="1")
-    whole = [run(config_hash="b", val_accuracy=accuracy, fold=str(fold)) for fold, accuracy in enumerate((0.8, 0.6))]
-    assert metrics.rank([lucky, failed, *whole]) == [*whole, lucky, failed]
-
-
-def test_runs_on_other_data_are_no_repeats() -> None:
-    one, two = run(data_digest="d1", val_accuracy=0.99), run(data_digest="d2", val_accuracy=0.5)
-    between = run(config_hash="b", data_digest="d1", val_accuracy=0.8)
-    assert metrics.rank([two, between, one]) == [one, between, two]
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(correct=st.integers(1, 165), repeats=st.integers(2, 9), repeated_leads=st.booleans())
-def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(correct: int, repeats: int, repeated_leads: bool) -> None:
-    accuracy = correct / 165
-    repeated = [run(config_hash="a", val_accuracy=accuracy, val_loss=0.5) for _ in range(repeats)]
-    single = run(config_hash="b", val_accuracy=accuracy, val_loss=0.6 if repeated_leads else 0.4)
-    ranked = metrics.rank([*repeated, single])
-    assert ranked[0]["config_hash"] == ("a" if repeated_leads else "b")
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    st.lists(
-        st.builds(
-            run,
-            val_accuracy=st.sampled_from([0.5, 0.9, None, math.nan, MLFLOWS_INFINITY]),
-            val_loss=st.sampled_from([0.5, 0.9, None, math.nan]),
-            state=st.sampled_from(["complete", "failed", "pruned"]),
-            config_hash=st.sampled_from(["a", "b", "c"]),
-        ),
-        max_size=8,
-    )
-)
-def test_ranking_keeps_every_run_and_puts_the_unranked_last(runs: list[dict[str, Any]]) -> None:
-    ranked = metrics.rank(runs)
-    assert sorted(map(id, ranked)) == sorted(map(id, runs))
-    can = [metrics.can_be_ranked(one) for one in ranked]
-    assert can == sorted(can, reverse=True)
-
-
-def test_ranking_nothing_is_empty() -> None:
-    assert metrics.rank([]) == []

@@ -39,7 +39,7 @@ def export(workspace: Workspace, run_id: str) -> str:
     return registry.log_model(workspace, run_id, restored.network, restored.classes, restored.preprocessing)
 
 
-def promote(workspace: Workspace, name: str, run_id: str = "", study: str = "") -> Champion:
+def promote(workspace: Workspace, name: str, run_id: str = "", study: str = "", metric: str = "") -> Champion:
     """Register a run, or the best evaluated complete run of a study, under `name` as ``champion``.
 
     Raises:
@@ -47,7 +47,7 @@ def promote(workspace: Workspace, name: str, run_id: str = "", study: str = "") 
     """
     passed_over = 0
     if not run_id:
-        compared = compare(workspace, study)
+        compared = compare(workspace, study, metric)
         evaluated = compared.ranked(evaluated=True)
         if not evaluated:
             raise UserError(f"no complete run of {compared.study or workspace.experiment} is evaluated yet; run the step evaluate first")

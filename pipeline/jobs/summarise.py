@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_whole
-from pipeline.metrics import can_be_ranked, rank
+from pipeline.ranking import can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
 from pipeline.tracking import find, names
 from pipeline.tracking.run import RunLog
@@ -26,20 +26,20 @@ class Comparison:
     Attributes:
         study: Its name; empty: all trainings of the experiment.
         parent: Run id of the study, or empty.
-        rows: Ranked by `pipeline.metrics.rank`; what cannot be ranked comes last.
+        metric: What the runs are ranked by.
+        rows: Ranked by `pipeline.ranking.rank`; what cannot be ranked comes last.
         notes: What a reader of the table should know.
     """
 
     study: str
     parent: str
+    metric: str
     rows: Sequence[find.Row]
     notes: list[str]
 
     def ranked(self, evaluated: bool = False) -> list[find.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
-        return [
-            row for row in self.rows if can_be_ranked(row) and row["comparable"] and (not evaluated or row["test_accuracy"] is not None)
-        ]
+        return [row for row in self.rows if can_be_ranked(row) and not row["apart"] and (not evaluated or row["test_accuracy"] is not None)]
 
     @property
     def majority_rate(self) -> float | None:
@@ -52,8 +52,13 @@ class Comparison:
         return f"Comparison of {self.study or 'all trainings'}"
 
 
-def compare(workspace: Workspace, study: str = "") -> Comparison:
+def compare(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
     """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
+
+    Args:
+        workspace: The open store.
+        study: Its name, or empty.
+        metric: What ranks where there is no study: runs of another metric, as those on other data, stand below; empty: the latest run's.
 
     Raises:
         UserError: No such study, or nothing has been trained.
@@ -64,11 +69,29 @@ def compare(workspace: Workspace, study: str = "") -> Comparison:
         known = find.known_experiments(workspace)
         there = f"{nearest(workspace.experiment, known)}; there are: {', '.join(known) or 'none'}"
         raise UserError(f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}")
-    latest = max(rows, key=lambda row: row["start_time"])["data_digest"]
-    same = rank([{**row, "comparable": True} for row in rows if row["data_digest"] == latest])
-    other = rank([{**row, "comparable": False} for row in rows if row["data_digest"] != latest])
-    notes = _notes(rows, latest, _majority_rate(same)) + _target_notes(workspace, parent, same)
-    return Comparison(name, parent, [dict(row) for row in (*same, *other)], notes)
+    given = metric if not name else ""
+    latest = max((row for row in rows if row["metric"] == given), key=_start, default=None) or max(rows, key=_start)
+    metric, digest = given or latest["metric"], latest["data_digest"]
+    marked: list[find.Row] = [{**row, "apart": _apart(row, digest, metric)} for row in rows]
+    marked = [{**row, "comparable": not row["apart"]} for row in marked]
+    ranked = [dict(row) for kind in _APART for row in rank([row for row in marked if row["apart"] == kind])]
+    notes = _notes(ranked, digest, metric) + _target_notes(workspace, parent, [row for row in ranked if not row["apart"]])
+    return Comparison(name, parent, metric, ranked, notes)
+
+
+_APART = ("", "other metric", "other data")
+"""Why a run stands below the others, in the order in which they stand."""
+
+
+def _start(row: find.Row) -> int:
+    return int(row["start_time"])
+
+
+def _apart(row: find.Row, digest: str, metric: str) -> str:
+    """Return why a run cannot be compared with the others; empty where it can."""
+    if row["data_digest"] != digest:
+        return "other data"
+    return "other metric" if row["metric"] != metric else ""
 
 
 def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -78,9 +101,8 @@ def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str,
         return []
     met = []
     for row in rows:
-        metric = row["params"].get("training.best_metric", "val/accuracy")
-        history = workspace.client.get_metric_history(row["run_id"], metric)
-        epochs = [entry.step for entry in history if (entry.value <= target if metric == "val/loss" else entry.value >= target)]
+        history = workspace.client.get_metric_history(row["run_id"], row["metric"])
+        epochs = [entry.step for entry in history if score(entry.value, row["metric"]) >= score(target, row["metric"])]
         met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
     reached = f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}" if met else f"reached by none of {len(rows)} trainings"
     return [f"Target {target:g}: {reached}."]
@@ -88,24 +110,27 @@ def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str,
 
 def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
     # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
-    return next((row["majority_rate"] for row in rows if row["comparable"] and row["majority_rate"] is not None), None)
+    return next((row["majority_rate"] for row in rows if not row["apart"] and row["majority_rate"] is not None), None)
 
 
-def _notes(rows: Sequence[find.Row], digest: str, majority_rate: float | None) -> list[str]:
+def _notes(rows: Sequence[find.Row], digest: str, metric: str) -> list[str]:
     complete = sum(can_be_ranked(row) for row in rows)
-    notes = [f"{len(rows)} trainings, {complete} complete, ranked by validation accuracy; only settings that differ are shown."]
-    if majority_rate is not None:
+    notes = [f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}; only settings that differ are shown."]
+    if (majority_rate := _majority_rate(rows)) is not None:
         notes.append(f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images.")
     folds: dict[str, set[str]] = {}
     for row in rows:
-        if can_be_ranked(row) and row["data_digest"] == digest:
+        if can_be_ranked(row) and not row["apart"]:
             folds.setdefault(row["config_hash"], set()).add(row["fold"])
     lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
     if lacking:
         notes.append(f"{lacking} configurations lack folds that others have, and stand after those.")
-    others = sum(row["data_digest"] != digest for row in rows)
-    if others:
+    if others := sum(row["apart"] == "other data" for row in rows):
         notes.append(f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable.")
+    if others := sum(row["apart"] == "other metric" for row in rows):
+        notes.append(
+            f"{others} of them chose their best epoch by another metric than {title(metric)}; they stand last and are not comparable."
+        )
     unranked = [state for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING) for row in rows if row["state"] == state]
     if unranked:
         counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
@@ -113,30 +138,31 @@ def _notes(rows: Sequence[find.Row], digest: str, majority_rate: float | None) -
     return notes
 
 
-def best_run(workspace: Workspace, study: str = "") -> str:
-    """Return the run id that leads the ranking.
+def best_run(workspace: Workspace, study: str = "", metric: str = "") -> str:
+    """Return the run id that leads the ranking of `compare`.
 
     Raises:
         UserError: No training is complete.
     """
-    compared = compare(workspace, study)
+    compared = compare(workspace, study, metric)
     ranked = compared.ranked()
     if not ranked:
         raise UserError(f"none of the {len(compared.rows)} trainings of {compared.study or workspace.experiment} is complete")
     return str(ranked[0]["run_id"])
 
 
-def summarise(workspace: Workspace, study: str = "") -> Comparison:
-    """Write the comparison into ``outputs/EXPERIMENT/`` and to the study's run."""
-    compared = compare(workspace, study)
+def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
+    """Write the comparison (see `compare`) into ``outputs/EXPERIMENT/`` and to the study's run."""
+    compared = compare(workspace, study, metric)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        people = tables.for_people(compared.rows)
+        people = tables.for_people(compared.rows, compared.metric)
         tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
         tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
         labels = [_label(*texts) for texts in zip(people["#"], people["run"], people["settings"], strict=True)]
-        drawn = [(row, label) for row, label in zip(compared.rows, labels, strict=True) if row["val_accuracy"] is not None]
-        figures.comparison(folder / "comparison.png", [row for row, _ in drawn], [label for _, label in drawn], compared.majority_rate)
+        drawn = [(row, label) for row, label in zip(compared.rows, labels, strict=True) if row["value"] is not None and not row["apart"]]
+        rows = [row for row, _ in drawn]
+        figures.comparison(folder / "comparison.png", rows, [label for _, label in drawn], compared.majority_rate, compared.metric)
         (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
         (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
         if compared.parent:
@@ -154,4 +180,4 @@ def _label(rank: str, run: str, settings: str) -> str:
 
 def people_table(compared: Comparison) -> pd.DataFrame:
     """Return the table that is printed."""
-    return tables.for_people(compared.rows)
+    return tables.for_people(compared.rows, compared.metric)

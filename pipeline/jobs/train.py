@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import models
+from pipeline import models, ranking
 from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
 from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
@@ -27,7 +27,7 @@ from pipeline.tracking.store import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.distributed import is_peer_lost, joined
-from pipeline.training.fit import fit, score
+from pipeline.training.fit import fit
 from pipeline.training.numerics import Choice
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
@@ -64,13 +64,16 @@ class Outcome(NamedTuple):
 
     Attributes:
         run_id: Of its run.
-        accuracy: On the validation images, of the best epoch.
-        score: By which it ranks: the higher the better.
+        metric: What chose its best epoch (``training.best_metric``).
+        value: Of that metric, in the best epoch.
     """
 
     run_id: str
-    accuracy: float
-    score: float
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"best {ranking.title(self.metric)} {ranking.text(self.value, self.metric)}"
 
 
 def reusable(workspace: Workspace, job: Job) -> find.Row | None:
@@ -101,7 +104,7 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
     identity = {"run_id": placement.run_id, "parent": placement.parent, "tags": tags, "single": placement.single and not placement.run_id}
     with (
         TrackedRun(workspace, "train", placement.name, **identity) as run,  # type: ignore[arg-type]
-        TrainingProgress(placement.name) as progress,
+        TrainingProgress(placement.name, job.configuration.training.best_metric) as progress,
     ):
         placement.on_run(run.id)
         kept = workspace.checkpoints / run.uid
@@ -136,7 +139,8 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
             registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
         run.flush()
         ended.callback(shutil.rmtree, kept)
-        return Outcome(run.id, fitted.best["val/accuracy"], score(fitted.best, job.configuration.training.best_metric))
+        metric = job.configuration.training.best_metric
+        return Outcome(run.id, metric, fitted.best[metric])
 
 
 def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import metrics
 from pipeline.data.prepared import Prepared
+from pipeline.ranking import best_name, score
 from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import ridgeline
@@ -18,7 +19,6 @@ from pipeline.tracking import names
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics, Flag
-from pipeline.training.fit import score
 from pipeline.training.setting import Fitted
 from pipeline.training.watch import Watch
 
@@ -37,12 +37,12 @@ class MetricsLog(Callback):
 
     def __init__(self, run: RunLog, once: Mapping[str, float], best_metric: str, logged: int) -> None:
         self._run, self._once, self._best_metric, self._logged = run, once, best_metric, logged
-        self._best = {**BEST, f"best/{best_metric.replace('/', '_')}": best_metric}
+        self._best = {**BEST, best_name(best_metric): best_metric}
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         # What was done, but not written any more.
         for number in range(self._logged + 1, epoch + 1):
-            scores = [score(values, self._best_metric) for values in history[:number]]
+            scores = [score(values[self._best_metric], self._best_metric) for values in history[:number]]
             self.on_epoch(number, history[number - 1], scores[-1] >= max(scores))
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import ranking
 from pipeline.errors import Interrupted
 from pipeline.report.tables import duration, percent
 from pipeline.training.callback import Callback
@@ -81,8 +82,8 @@ class Counter:
 class TrainingProgress(Callback):
     """A bar with loss, accuracy and time left on a terminal; a line per epoch everywhere."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, metric: str = ranking.DEFAULT) -> None:
+        self._title, self._metric = title, metric
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
@@ -112,10 +113,13 @@ class TrainingProgress(Callback):
             self._progress.update(self._task, advance=1, shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {percent(accuracy)}")
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        chosen_by = ""
+        if self._metric not in ("val/accuracy", "val/loss"):
+            chosen_by = f" {ranking.title(self._metric).partition(' ')[2]} {ranking.text(values[self._metric], self._metric)}"
         left = (time.monotonic() - self._started) / (epoch - self._done) * (self._epochs - epoch)
         say(
             f"  {self._title}: epoch {epoch}/{self._epochs}"
             f"  train loss {values['train/loss']:.4f} accuracy {percent(values['train/accuracy'])}"
-            f"  val loss {values['val/loss']:.4f} accuracy {percent(values['val/accuracy'])}{' *' if is_best else '  '}"
+            f"  val loss {values['val/loss']:.4f} accuracy {percent(values['val/accuracy'])}{chosen_by}{' *' if is_best else '  '}"
             + (f"  {duration(left)} left" if epoch < self._epochs else "")
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+
+from pipeline import ranking
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
 _MOST_ANNOTATED = 25
@@ -191,62 +193,101 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
     save(figure, file)
 
 
-def comparison(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], majority: float | None = None) -> None:
-    """Draw validation and test accuracy of each run, best at the top, the test's 95% interval as a bar.
+def comparison(
+    file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], majority: float | None = None, metric: str = ranking.DEFAULT
+) -> None:
+    """Draw what each run is ranked by, on validation and test images, best at the top; of accuracy the test's 95% interval as a bar.
 
-    Runs that are not complete are grey; where they lie far below the others, their number stands at the edge instead.
+    Runs that are not complete are grey; where they are far worse than the others, their number stands at the edge instead.
 
     Args:
         file: PNG to write.
-        rows: In order, with state, val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high.
+        rows: In order, with state, val_accuracy, test_accuracy, test_accuracy_low and test_accuracy_high; where the metric is another
+            one, with value and test_value.
         labels: One per run.
         majority: Validation accuracy of always answering the largest class: a line where the axis has it, else a note at its end.
+        metric: What the runs are ranked by.
     """
     figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained", dpi=110)
     axes = figure.subplots()
-    edge = _left_edge(rows)
+    is_accuracy = metric == ranking.DEFAULT
+    interval = ", with its 95% interval" if is_accuracy else ""
+    dots = [_Dots.of(row, is_accuracy) for row in rows]
+    edge = _edge(dots, metric)
     groups: dict[str, tuple[str, list[float], list[int]]] = {
         "validation": (_BLUE, [], []),
         "validation, not complete": (_GREY, [], []),
-        "test, with its 95% interval": (_ORANGE, [], []),
+        f"test{interval}": (_ORANGE, [], []),
     }
-    for place, row in enumerate(rows):
-        value = float(row["val_accuracy"])
-        if value < edge:
-            axes.annotate(
-                f"◂ {value:.0%}",
-                (0, place),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=_GREY,
-            )
+    for place, dot in enumerate(dots):
+        if ranking.score(dot.val, metric) < ranking.score(edge, metric):
+            _note_at_edge(axes, place, dot.val, metric)
         else:
-            _, values, places = groups["validation" if row["state"] == "complete" else "validation, not complete"]
-            values.append(value)
+            _, values, places = groups["validation" if dot.is_complete else "validation, not complete"]
+            values.append(dot.val)
             places.append(place)
-        if row.get("test_accuracy") is not None:
-            _, values, places = groups["test, with its 95% interval"]
-            values.append(float(row["test_accuracy"]))
+        if dot.test is not None:
+            _, values, places = groups[f"test{interval}"]
+            values.append(dot.test)
             places.append(place)
-            axes.hlines(place, row["test_accuracy_low"], row["test_accuracy_high"], color=_ORANGE, alpha=0.45, linewidth=4)
+            axes.hlines(place, dot.low, dot.high, color=_ORANGE, alpha=0.45, linewidth=4)
     for name, (colour, values, places) in groups.items():
         if values:
             axes.scatter(values, places, color=colour, label=name, zorder=3, s=28)
     axes.set_yticks(range(len(rows)), [_plain(label) for label in labels], fontsize=8)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    axes.set_xlim(left=edge)
-    if majority is not None:
+    if ranking.is_lower_better(metric):
+        axes.set_xlim(right=edge)
+    else:
+        axes.set_xlim(left=edge)
+    if majority is not None and is_accuracy:
         _majority_beside_runs(axes, majority)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    if ranking.is_share(metric):
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_title("accuracy")
+    axes.set_title(ranking.title(metric).removeprefix("validation "))
     axes.grid(alpha=0.3, axis="x")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     save(figure, file)
+
+
+class _Dots(NamedTuple):
+    """What is drawn of one run."""
+
+    is_complete: bool
+    val: float
+    test: float | None
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], is_accuracy: bool) -> _Dots:
+        val, test = (row["val_accuracy"], row.get("test_accuracy")) if is_accuracy else (row["value"], row.get("test_value"))
+        low, high = (row.get(name) if is_accuracy else None for name in ("test_accuracy_low", "test_accuracy_high"))
+        return cls(
+            row["state"] == "complete",
+            float(val),
+            None if test is None else float(test),
+            math.nan if low is None else float(low),
+            math.nan if high is None else float(high),
+        )
+
+
+def _note_at_edge(axes: Axes, place: int, value: float, metric: str) -> None:
+    is_left = not ranking.is_lower_better(metric)
+    shown = f"◂ {value:.0%}" if ranking.is_share(metric) else f"{value:.3g} ▸"
+    axes.annotate(
+        shown,
+        (0 if is_left else 1, place),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(4 if is_left else -4, 0),
+        textcoords="offset points",
+        va="center",
+        ha="left" if is_left else "right",
+        fontsize=8,
+        color=_GREY,
+    )
 
 
 def _majority_beside_runs(axes: Axes, majority: float) -> None:
@@ -261,15 +302,15 @@ def _majority_beside_runs(axes: Axes, majority: float) -> None:
     axes.set_xlabel(text, loc="left" if below else "right", fontsize=8, color=_GREY)
 
 
-def _left_edge(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return where the axis of accuracies begins: somewhat below the worst complete run."""
-    shown = [
-        float(row[name])
-        for row in rows
-        for name in ("val_accuracy", "test_accuracy_low")
-        if row["state"] == "complete" and row.get(name) is not None
-    ]
-    lowest = min(shown, default=0.0)
+def _edge(dots: Sequence[_Dots], metric: str) -> float:
+    """Return where the axis ends on its worse side: somewhat beyond the worst complete run."""
+    complete = [dot for dot in dots if dot.is_complete]
+    shown = [value for dot in complete for value in (dot.val, dot.test, dot.low) if value is not None]
+    known = [value for value in shown if math.isfinite(value)]
+    if ranking.is_lower_better(metric):
+        highest = max(known, default=max((dot.val for dot in dots if math.isfinite(dot.val)), default=1.0))
+        return highest + 0.25 * (highest - min(known, default=0.0)) + 0.02 * highest + 1e-9
+    lowest = min(known, default=0.0)
     return max(0.0, lowest - 0.25 * (1.02 - lowest))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import DEFAULT_GAMMA
+from pipeline import ranking
+from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
 
 COLUMNS = [
     "run_id",
@@ -36,80 +37,90 @@ COLUMNS = [
 ]
 """First columns of ``comparison.csv``, in this order; scripts rely on them."""
 
+_FURTHER = ["trial", "reason", "metric", "value"]
+"""After those: its number in its study, why it ended early, what it ranks by, and the value of that."""
 _WHOLE = ["seed", "epochs", "best_epoch", "parameters"]
-_SHORT = {
-    "model.weights": "weights",
-    "model.freeze": "freeze",
-    "model.dropout": "dropout",
-    "optimizer.name": "optimizer",
-    "optimizer.lr": "lr",
-    "optimizer.weight_decay": "wd",
-    "optimizer.momentum": "momentum",
-    "schedule.name": "decay",
-    "schedule.gamma": "gamma",
-    "training.seed": "seed",
-    "training.epochs": "epochs",
-    "data.image_size": "size",
-    "data.batch_size": "batch",
-    "data.augment": "augment",
-    "data.fold": "fold",
-    "schedule.warmup_epochs": "warmup",
-}
-_NO_SETTING = ("model.name", "data.source", "data.workers", "training.device", "study.")
+_SECTIONS = ("model", "optimizer", "schedule", "training", "data")
+"""In the order in which people read settings."""
+
+
+def _settings() -> dict[str, str]:
+    """Return the label of each field that may tell runs apart, by dotted name, in the order in which they are shown."""
+    labels = {}
+    for name, field in declared(_SECTIONS):
+        facts = facts_of(field)
+        if name not in ("model.name", "data.source") and (facts.label or facts.hashed or facts.shared):
+            labels[name] = facts.label or name
+    return labels
+
+
+_LABELS = _settings()
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per run, in the order given, with `COLUMNS` first and then how each run was named in its study."""
-    table = pd.DataFrame(
-        [
-            {**{column: row.get(column) for column in COLUMNS}, "trial": row.get("trial"), "reason": row.get("reason") or None}
-            for row in rows
-        ]
-    )
-    table = table if len(table) else pd.DataFrame(columns=[*COLUMNS, "trial", "reason"])
+    columns = [*COLUMNS, *_FURTHER]
+    table = pd.DataFrame([{name: row.get(name) for name in columns} for row in rows], columns=columns)
+    table["reason"] = table["reason"].replace("", None)
     for column in _WHOLE:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
     return table
 
 
 def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return one row per configuration of complete runs, repeats merged to mean and standard deviation."""
-    complete = comparison([row for row in rows if row.get("state") == "complete"])
-    settings = ["model", "weights", "freeze", "optimizer", "lr", "schedule", "weight_decay", "epochs"]
-    scores = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
-    merged = []
-    for (config_hash, digest), group in complete.groupby(["config_hash", "data_digest"], sort=False):
-        values: dict[str, Any] = {"config_hash": config_hash, "repeats": len(group), **{name: group[name].iloc[0] for name in settings}}
-        for name in scores:
-            numbers = pd.to_numeric(group[name])
-            values |= {name: numbers.mean(), f"{name}_std": numbers.std(ddof=1)}
-        merged.append({**values, "parameters": group["parameters"].iloc[0], "data_digest": digest, "run_ids": " ".join(group["run_id"])})
-    spreads = [column for name in scores for column in (name, f"{name}_std")]
-    return pd.DataFrame(merged, columns=["config_hash", "repeats", *settings, *spreads, "parameters", "data_digest", "run_ids"])
+    """Return one row per configuration of complete runs, in the order given, repeats merged to mean and standard deviation.
+
+    A test accuracy is there only where all repeats are evaluated: the mean of some is not that of the configuration. `test_repeats`
+    says how many are. What a configuration ranks by, and its mean, are the columns `metric` and `value`.
+    """
+    complete = [row for row in rows if row.get("state") == "complete"]
+    merged = [_merged(comparison(group)) for group in ranking.by_configuration(complete)]
+    spreads = [column for name in _SCORES for column in (name, f"{name}_std")]
+    columns = ["config_hash", "repeats", *_SETTINGS, *spreads, "parameters", "data_digest", "run_ids"]
+    return pd.DataFrame(merged, columns=[*columns, "test_repeats", "metric", "value", "value_std"])
+
+
+_SETTINGS = ["model", "weights", "freeze", "optimizer", "lr", "schedule", "weight_decay", "epochs"]
+_SCORES = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
+
+
+def _merged(repeats: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of one configuration."""
+    values: dict[str, Any] = {"repeats": len(repeats), "run_ids": " ".join(repeats["run_id"])}
+    values |= {name: repeats[name].iloc[0] for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")}
+    for name in (*_SCORES, "value"):
+        numbers = pd.to_numeric(repeats[name])
+        values |= {name: numbers.mean(skipna=name != "test_accuracy"), f"{name}_std": numbers.std(ddof=1, skipna=name != "test_accuracy")}
+    return {**values, "test_repeats": int(repeats["test_accuracy"].notna().sum())}
 
 
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each run its settings that are not the same in all of them, such as ``lr 0.001, decay cosine``."""
-    params = [_without_default_gamma(row.get("params") or {}) for row in rows]
-    names = sorted({name for some in params for name in some if "." in name and not name.startswith(_NO_SETTING)}, key=_order)
-    differing = [name for name in names if len({some.get(name) for some in params}) > 1]
-    return [", ".join(f"{_SHORT.get(name, name)} {_short_value(some[name])}" for name in differing if name in some) for some in params]
+    """Return for each run its settings that are not the same in all of them, such as ``lr 0.001, decay cosine``.
+
+    A setting is looked at only in the runs in which it has an effect; a gamma that comes with its schedule is none.
+    """
+    params = [_with_effect(row.get("params") or {}) for row in rows]
+    unknown = sorted({name for some in params for name in some if "." in name and field_info(name) is None})
+    names = [name for name in (*_LABELS, *unknown) if len({some[name] for some in params if name in some}) > 1]
+    return [
+        ", ".join(f"{_LABELS.get(name, name)} {_short_value(some[name])}" for name in names if some.get(name) is not None)
+        for some in params
+    ]
 
 
-def _without_default_gamma(params: Mapping[str, Any]) -> dict[str, Any]:
-    gamma, usual = params.get("schedule.gamma"), DEFAULT_GAMMA.get(str(params.get("schedule.name")))
-    unused = params.get("schedule.name") in ("none", "cosine") or gamma in (None, "null", "None") or float(gamma) == usual
-    return {name: value for name, value in params.items() if name != "schedule.gamma" or not unused}
+def _with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have an effect; a gamma that comes with its schedule is None."""
+    found = {name: value for name, value in params.items() if applies(name, params)}
+    gamma, usual = found.get("schedule.gamma"), DEFAULT_GAMMA.get(str(params.get("schedule.name")))
+    if gamma in (None, "null", "None") or float(gamma) == usual:
+        found |= {"schedule.gamma": None} if "schedule.gamma" in found else {}
+    return found
 
 
 def describe(params: Mapping[str, Any]) -> str:
     """Return the settings that tell trainings apart, such as ``resnet18, weights none, lr 0.001, wd 0.0001, decay cosine``."""
     shown = ("model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name")
-    return ", ".join([str(params["model.name"]), *(f"{_SHORT[name]} {_short_value(params[name])}" for name in shown)])
-
-
-def _order(name: str) -> tuple[int, str]:
-    return (list(_SHORT).index(name) if name in _SHORT else len(_SHORT), name)
+    return ", ".join([str(params["model.name"]), *(f"{_LABELS[name]} {_short_value(params[name])}" for name in shown)])
 
 
 def _short_value(value: Any) -> str:
@@ -120,21 +131,30 @@ def _short_value(value: Any) -> str:
         return str(value)
 
 
-def for_people(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the eight columns that matter, as text, in the order given.
+def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT) -> pd.DataFrame:
+    """Return the eight columns that matter, as text, in the order given; one more for a metric that is neither accuracy nor loss.
 
-    The first column is the rank, or the state of a run that cannot be ranked.
+    The first column is the rank, or why a run has none: its state, or that it cannot be compared with the others.
+
+    Args:
+        rows: Best first.
+        metric: What they are ranked by.
     """
     lines = []
     rank = 0
     for row, settings in zip(rows, differing_settings(rows), strict=True):
-        ranked = row.get("state") == "complete" and _number(row.get("val_accuracy")) is not None and row.get("comparable", True)
-        rank += ranked
+        is_ranked = ranking.can_be_ranked(row) and not row.get("apart")
+        rank += is_ranked
+        line = {
+            "#": str(rank) if is_ranked else str(row.get("apart") or row.get("state")),
+            "run": str(row.get("run_name")),
+            "settings": settings,
+        }
+        if metric not in ("val/accuracy", "val/loss"):
+            line[_short_title(metric)] = reached(row) if row.get("metric") == metric else ""
         lines.append(
-            {
-                "#": str(rank) if ranked else "other data" if not row.get("comparable", True) else str(row.get("state")),
-                "run": str(row.get("run_name")),
-                "settings": settings,
+            line
+            | {
                 "val accuracy": percent(row.get("val_accuracy")),
                 "val loss": "" if _number(row.get("val_loss")) is None else f"{float(row['val_loss']):.4f}",
                 "test accuracy (95%)": _interval(row),
@@ -143,6 +163,15 @@ def for_people(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def _short_title(metric: str) -> str:
+    return ranking.title(metric).replace("validation", "val")
+
+
+def reached(row: Mapping[str, Any]) -> str:
+    """Return the value of what a run is ranked by, as text; nothing where it has none."""
+    return "" if _number(row.get("value")) is None else ranking.text(float(row["value"]), row["metric"])
 
 
 def scores_table(per_class: pd.DataFrame) -> pd.DataFrame:

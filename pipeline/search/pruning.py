@@ -8,10 +8,10 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
+from pipeline import ranking
 from pipeline.config import Study
 from pipeline.tracking.run import Pruned
 from pipeline.training.callback import Callback
-from pipeline.training.fit import score
 
 STARTUP_TRIALS = 5
 """Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
@@ -46,13 +46,14 @@ class Report(Callback):
         self._epochs = epochs
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        self._trial.report(score(values, self._metric), epoch)
+        self._trial.report(ranking.score(values[self._metric], self._metric), epoch)
         # Asked for list entries too: the successive-halving pruners record their rungs when asked.
         hopeless = self._trial.should_prune()
         if hopeless and self._prunable and epoch < self._epochs:
-            raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at validation accuracy {values['val/accuracy']:.2%}")
+            reached = f"{ranking.title(self._metric)} {ranking.text(values[self._metric], self._metric)}"
+            raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at {reached}")
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         # The trial is another one than that of the interrupted life.
         for number, values in enumerate(history, 1):
-            self._trial.report(score(values, self._metric), number)
+            self._trial.report(ranking.score(values[self._metric], self._metric), number)

@@ -13,6 +13,7 @@ import sqlalchemy.exc
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import PipelineError, UserError, first_line
@@ -23,8 +24,8 @@ from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
 from pipeline.jobs.setting import Job
 from pipeline.jobs.summarise import Comparison, summarise
+from pipeline.report import tables
 from pipeline.report.console import say
-from pipeline.report.tables import percent
 from pipeline.search.figures import write_figures
 from pipeline.search.pruning import build_pruner, build_sampler
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
@@ -166,7 +167,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
     compared = summarise(workspace, name)
     with tempfile.TemporaryDirectory() as folder:
-        for figure in write_figures(study, Path(folder), compared.majority_rate):
+        for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
             run.file(figure, "optuna")
         run.flush()
     ranked = compared.ranked()
@@ -176,7 +177,12 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
         )
     best = ranked[0]
     export(workspace, best["run_id"])
-    run.metrics({"best/val_accuracy": best["val_accuracy"], "best/val_loss": best["val_loss"]})
+    reached = {
+        ranking.best_name(best["metric"]): best["value"],
+        "best/val_accuracy": best["val_accuracy"],
+        "best/val_loss": best["val_loss"],
+    }
+    run.metrics(reached)
     with tempfile.TemporaryDirectory() as folder:
         run.text("best_config.yaml", find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
     experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
@@ -184,7 +190,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     run.tag(
         {
             names.BEST_RUN: best["run_id"],
-            names.NOTE: f"Best: {link}, validation accuracy {percent(best['val_accuracy'])}. Comparison: artifacts, folder `summary`.",
+            names.NOTE: f"Best: {link}, {ranking.title(best['metric'])} {tables.reached(best)}. Comparison: artifacts, folder `summary`.",
         }
     )
     return compared

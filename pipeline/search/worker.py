@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 
+from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, UserError, first_line
@@ -21,7 +22,7 @@ from pipeline.jobs.resume import exclusively
 from pipeline.jobs.setting import Job
 from pipeline.jobs.train import Placement, reusable, train
 from pipeline.report.console import say
-from pipeline.report.tables import describe, percent
+from pipeline.report.tables import describe, reached
 from pipeline.search.pruning import Report
 from pipeline.search.space import as_point, suggest
 from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, waiting
@@ -65,7 +66,7 @@ class Worker:
             self.study.optimize(self._objective, n_trials=1)
 
     def _objective(self, trial: optuna.Trial) -> float:
-        """Return the best validation accuracy; NaN, which Optuna counts as failed, where the training fails."""
+        """Return the score, the higher the better; NaN, which Optuna counts as failed, where the training fails."""
         try:
             place = place_of(trial)
             configuration = self._configuration(trial, place)
@@ -130,7 +131,7 @@ class Worker:
         return {names.STUDY: self.study.study_name, names.TRIAL: str(place), names.DATA_DIGEST: self.prepared.digest}
 
     def _train(self, trial: optuna.Trial, job: Job, place: int) -> float:
-        """Return the validation accuracy, its mean over the folds where all are trained."""
+        """Return the score, its mean over the folds where all are trained."""
         return fmean(self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold()))
 
     def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
@@ -140,7 +141,7 @@ class Worker:
         with exclusively(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
             same = reusable(self.workspace, job)
             if same is not None:
-                say(f"  trained before as run {same['run_id']}: {percent(same['val_accuracy'])}")
+                say(f"  trained before as run {same['run_id']}: {reached(same)}")
                 trial.set_user_attr(RUN_ID, same["run_id"])
                 adopt_training(self.workspace, same["run_id"], self.study.study_name)
                 return float(same["score"])
@@ -159,4 +160,5 @@ class Worker:
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
         metric = job.configuration.training.best_metric
         report = [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
-        return train(self.workspace, job, placement, report).score
+        done = train(self.workspace, job, placement, report)
+        return ranking.score(done.value, done.metric)

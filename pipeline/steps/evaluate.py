@@ -29,7 +29,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):
-        run_id = own.run_id or best_run(workspace, experiment.study.name)
+        run_id = own.run_id or best_run(workspace, experiment.study.name, experiment.base.training.best_metric)
         values, per_class = evaluate(workspace, run_id, experiment.base.training.device)
     show_table(scores_table(per_class), "test scores per class")
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"

@@ -32,7 +32,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.tracking.views import view_urls, write_views
 
     workspace = open_workspace(experiment.name)
-    write_views(workspace)
+    write_views(workspace, experiment.base.training.best_metric)
     # A try-out must not take the place of the real champion.
     default_name = f"{experiment.name}-fast" if own.fast else experiment.name
 

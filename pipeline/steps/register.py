@@ -28,7 +28,7 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "register"):
-        champion = promote(workspace, own.name or experiment.name, own.run_id, experiment.study.name)
+        champion = promote(workspace, own.name or experiment.name, own.run_id, experiment.study.name, experiment.base.training.best_metric)
     if champion.passed_over:
         say(f"note: {champion.passed_over} runs rank higher by validation but are not evaluated yet")
     say(f"{champion.uri} is version {champion.version}: run {champion.run_id} ({champion.run_name})")

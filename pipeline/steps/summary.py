@@ -29,13 +29,14 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     from pipeline.tracking.store import open_workspace
 
     workspace = open_workspace(experiment.name)
+    metric = experiment.base.training.best_metric
     with launched(workspace, "summary"):
         if own.evaluate == "all":
-            for row in compare(workspace, experiment.study.name).ranked():
+            for row in compare(workspace, experiment.study.name, metric).ranked():
                 if row["test_accuracy"] is None:
                     say(f"evaluating {row['run_name']}")
                     evaluate(workspace, row["run_id"], experiment.base.training.device)
-        compared = summarise(workspace, experiment.study.name)
+        compared = summarise(workspace, experiment.study.name, metric)
     show_table(people_table(compared), compared.title)
     for note in compared.notes:
         say(note)

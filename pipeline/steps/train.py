@@ -31,7 +31,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.setting import Job
     from pipeline.jobs.train import Placement, reusable, train
     from pipeline.report.console import say
-    from pipeline.report.tables import percent
+    from pipeline.report.tables import reached
     from pipeline.tracking import names
     from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.store import open_workspace
@@ -45,18 +45,16 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         configuration = with_reachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
-    write_views(workspace)
+    write_views(workspace, configuration.training.best_metric)
     same = reusable(workspace, job)
     if same is not None:
         if workspace.launched_run:
             with TrackedRun(workspace, "train", f"same as {same['run_name']}", tags={names.JOINS: same["run_id"]}, single=True):
                 pass
-        say(
-            f"trained before as run {same['run_id']}, validation accuracy {percent(same['val_accuracy'])}; another training.seed repeats it"
-        )
+        say(f"trained before as run {same['run_id']}, {reached(same)}; another training.seed repeats it")
         return
     done = train(workspace, job, Placement(configuration.model.name.rpartition("/")[2], export=True, single=True))
-    say(f"run {done.run_id}: best validation accuracy {percent(done.accuracy)}; model runs:/{done.run_id}/model")
+    say(f"run {done.run_id}: {done}; model runs:/{done.run_id}/model")
 
 
 def _resume(own: TrainOptions, overrides: Raw) -> None:
@@ -70,7 +68,6 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.resume import exclusively, interrupted_job
     from pipeline.jobs.train import Placement, train
     from pipeline.report.console import say
-    from pipeline.report.tables import percent
     from pipeline.tracking import find, names
     from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.store import open_workspace
@@ -90,4 +87,4 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             launched.enter_context(TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True))
         name = str(find.get_run(workspace, own.run_id).info.run_name)
         done = train(workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id))
-    say(f"run {done.run_id}: best validation accuracy {percent(done.accuracy)}")
+    say(f"run {done.run_id}: {done}")

@@ -29,7 +29,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.tracking.views import write_views
 
     workspace = open_workspace(experiment.name)
-    write_views(workspace)
+    write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
     show_table(people_table(tuned.compared), tuned.compared.title)
     say(f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}")

@@ -11,7 +11,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline import models
+from pipeline import models, ranking
 from pipeline.config import Configuration, field_info, nest, parse
 from pipeline.errors import UserError, nearest
 from pipeline.identity import config_hash
@@ -122,19 +122,20 @@ def row(run: Run) -> Row:
     found |= {"config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params), "data_digest": tags.get(names.DATA_DIGEST, "")}
     found |= {
         "start_time": run.info.start_time,
-        "score": _score(params.get("training.best_metric", "val/accuracy"), metrics),
         "trial": tags.get(names.TRIAL),
         "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),
     }
-    return found | {"params": dict(params)}
+    return found | _ranked_by(params, metrics) | {"params": dict(params)}
 
 
-def _score(best_metric: str, metrics: Mapping[str, float]) -> float | None:
-    """Return what the run ranks by, the higher the better."""
-    value = metrics.get(f"best/{best_metric.replace('/', '_')}")
-    return -value if value is not None and best_metric == "val/loss" else value
+def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return the metric that a run ranks by, its value on validation and test images, and the score: the higher the better."""
+    metric = params.get("training.best_metric", ranking.DEFAULT)
+    value = metrics.get(ranking.best_name(metric))
+    score = None if value is None else ranking.score(value, metric)
+    return {"metric": metric, "value": value, "score": score, "test_value": metrics.get(ranking.on_test(metric))}
 
 
 def _typed(name: str, value: str | None) -> Any:

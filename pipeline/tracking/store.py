@@ -26,10 +26,8 @@ StoreError = MlflowException
 _SQLITE = "sqlite:///"
 
 _EXPERIMENT_TAGS = {
-    # Without these the UI opens an experiment in its GenAI mode, which has no column for metrics or params.
+    # Without it the UI opens an experiment in its GenAI mode, which has no column for metrics or params.
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.experiment.primaryMetric.name": "best/val_accuracy",
-    "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
 }
 
 

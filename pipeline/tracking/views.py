@@ -13,6 +13,7 @@ import zlib
 from typing import Any
 from urllib.parse import quote
 
+from pipeline import ranking
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
 
@@ -53,29 +54,33 @@ def _line(metric: str) -> dict[str, Any]:
     return _chart("LINE", "epochs", metric, selectedMetricKeys=[metric], **axes, **drawing, **shared)
 
 
-def _charts() -> dict[str, Any]:
+def _charts(metric: str) -> dict[str, Any]:
     sections = [
         {"uuid": uuid, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
         for uuid, title in (("best", "Comparison"), ("epochs", "Per epoch"))
     ]
-    parallel = _chart("PARALLEL", "best", "", showAllRuns=True, selectedMetrics=["best/val_accuracy"], selectedParams=_COMPARED_PARAMS)
-    bars = [_chart("BAR", "best", metric, displayName=metric) for metric in ("best/val_accuracy", "test/accuracy")]
-    lines = [_line(metric) for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss")]
+    parallel = _chart(
+        "PARALLEL", "best", "", showAllRuns=True, selectedMetrics=[ranking.best_name(metric)], selectedParams=_COMPARED_PARAMS
+    )
+    bars = [_chart("BAR", "best", name, displayName=name) for name in (ranking.best_name(metric), ranking.on_test(metric))]
+    lines = [_line(name) for name in dict.fromkeys((metric, "val/accuracy", "val/loss", "train/accuracy", "train/loss"))]
     return {"isAccordionReordered": True, "compareRunSections": sections, "compareRunCharts": [parallel, *bars, *lines]}
 
 
-def _write(workspace: Workspace, key: str, title: str, charts: dict[str, Any]) -> None:
+def _write(workspace: Workspace, key: str, title: str, charts: dict[str, Any], metric: str) -> None:
+    first, *others = _COLUMN_WIDTHS.items()
+    widths = dict([first, (f"metrics.`{ranking.best_name(metric)}`", 125), *others])
     state = {
         "searchFilter": f"tags.`{names.STEP}` = 'train'",
-        "orderByKey": "metrics.`best/val_accuracy`",
-        "orderByAsc": False,
+        "orderByKey": f"metrics.`{ranking.best_name(metric)}`",
+        "orderByAsc": ranking.is_lower_better(metric),
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": list(_COLUMN_WIDTHS),
-        "columnOrder": list(_COLUMN_WIDTHS),
-        "columnWidths": _COLUMN_WIDTHS,
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
         # By default only the first ten runs are drawn.
         "runsHiddenMode": "SHOW_ALL",
         **charts,
@@ -86,10 +91,14 @@ def _write(workspace: Workspace, key: str, title: str, charts: dict[str, Any]) -
     workspace.client.set_experiment_tag(workspace.experiment_id, f"mlflow.sharedViewState.{key}", value)
 
 
-def write_views(workspace: Workspace) -> None:
-    """Save two views with the experiment: its trainings as a table, best first, and their curves."""
-    _write(workspace, _CURVES, "Training curves", _charts())
-    _write(workspace, _TABLE, "Trainings, best first", {})
+def write_views(workspace: Workspace, metric: str) -> None:
+    """Save two views with the experiment: its trainings as a table, best first by a metric, and their curves."""
+    _write(workspace, _CURVES, "Training curves", _charts(metric), metric)
+    _write(workspace, _TABLE, "Trainings, best first", {}, metric)
+    direction = str(not ranking.is_lower_better(metric)).lower()
+    tags = {"name": ranking.best_name(metric), "greaterIsBetter": direction}
+    for key, value in tags.items():
+        workspace.client.set_experiment_tag(workspace.experiment_id, f"mlflow.experiment.primaryMetric.{key}", value)
 
 
 def view_urls(workspace: Workspace) -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import ranking
+
 GAP = 0.1
 """Training minus validation accuracy above which a network is said to overfit.
 
@@ -48,10 +50,10 @@ class Diagnostics:
         num_classes: How many the network tells apart.
         majority_rate: Validation accuracy of always answering the largest class, a fraction.
         gap: See `GAP`.
-        best_metric: The value by which epochs are compared; lower is better where it ends in ``loss``.
+        best_metric: The value by which epochs are compared.
     """
 
-    def __init__(self, num_classes: int, majority_rate: float, gap: float = GAP, best_metric: str = "val/accuracy") -> None:
+    def __init__(self, num_classes: int, majority_rate: float, gap: float = GAP, best_metric: str = ranking.DEFAULT) -> None:
         self._num_classes, self._majority_rate, self._gap, self._best_metric = num_classes, majority_rate, gap, best_metric
         self._best = -math.inf
         self._flags: list[Flag] = []
@@ -78,7 +80,8 @@ class Diagnostics:
         if epoch > 1:
             found.append(baseline(values, self._majority_rate))
         if epoch == epochs > 1 and score > best_before:
-            text = f"the last epoch, {epoch}, is the best ({self._best_metric} {values[self._best_metric]:.4f}); more epochs may help"
+            reached = ranking.text(values[self._best_metric], self._best_metric)
+            text = f"the last epoch, {epoch}, is the best ({ranking.title(self._best_metric)} {reached}); more epochs may help"
             found.append(Flag("still_improving", text))
         self._flags = [flag for flag in found if flag is not None]
         return list(self._flags)
@@ -88,8 +91,7 @@ class Diagnostics:
         return [Flag("not_finite", reason), *(flag for flag in self._flags if flag.name != "not_finite")]
 
     def _score(self, values: Mapping[str, float]) -> float:
-        value = values[self._best_metric]
-        return -value if self._best_metric.endswith("loss") else value
+        return ranking.score(values[self._best_metric], self._best_metric)
 
 
 def collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
 from pipeline.files import write_whole
+from pipeline.ranking import score
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of
 from pipeline.training.device import is_out_of_memory
@@ -199,7 +200,7 @@ class _Training:
         }
         fitted.history.append(values)
         metric = self._configuration.training.best_metric
-        is_best = fitted.best_epoch == 0 or score(values, metric) >= score(fitted.best, metric)
+        is_best = fitted.best_epoch == 0 or score(values[metric], metric) >= score(fitted.best[metric], metric)
         if is_best:
             fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
             if setting.group.is_first:
@@ -281,8 +282,3 @@ class _Training:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
         if self._setting.group.rank < len(state["random"]):
             set_random_states(state["random"][self._setting.group.rank])
-
-
-def score(values: Mapping[str, float], best_metric: str) -> float:
-    """Return what epochs, and trainings, are compared by: the higher the better."""
-    return -values[best_metric] if best_metric == "val/loss" else values[best_metric]

@@ -230,6 +230,21 @@ def test_the_majority_does_not_press_the_runs_together(tmp_path: Path, majority:
     assert width(marked) > 0.45 * width(plain)
 
 
+def by_loss(value: float, **values: Any) -> dict[str, Any]:
+    return run(value=value, test_value=value + 0.1, **values)
+
+
+def test_a_comparison_by_loss_shows_the_losses_and_notes_the_worst_at_the_right_edge(tmp_path: Path) -> None:
+    rows = [by_loss(0.2), by_loss(0.3), by_loss(0.25, state="pruned")]
+    far = [*rows[:2], by_loss(2.6, state="pruned", test_accuracy=None) | {"test_value": None}]
+    for name, shown in (("near.png", rows), ("far.png", far)):
+        figures.comparison(tmp_path / name, shown, ["a", "b", "c"], 0.5, "val/loss")
+    assert count(tmp_path / "near.png", BLUE) > 30 and count(tmp_path / "near.png", ORANGE) > 30
+    assert abs(count(tmp_path / "near.png", BLUE) - count(tmp_path / "far.png", BLUE)) < 0.5 * count(tmp_path / "near.png", BLUE)
+    # The accuracy of always answering the largest class is no loss.
+    assert longest_grey_line(tmp_path / "near.png", axis=0) < 50
+
+
 def test_a_comparison_without_a_complete_run_is_drawn(tmp_path: Path) -> None:
     assert count(drawn(tmp_path / "comparison.png", run(state="pruned", val_accuracy=0.3)), GREY) > 30
 

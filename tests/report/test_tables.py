@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import metrics
+from pipeline import ranking
 from pipeline.config import Configuration, nest
 from pipeline.report import tables
 
@@ -100,7 +100,20 @@ def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
     assert table["val_accuracy"].tolist() == pytest.approx([0.85, 0.5])
     assert table["val_accuracy_std"][0] == pytest.approx(0.05 * math.sqrt(2))
     assert math.isnan(table["val_accuracy_std"][1])
-    assert table["test_accuracy"][0] == pytest.approx(0.8)
+    assert table["test_repeats"].tolist() == [1, 1]
+    # The mean of the one repeat that is evaluated would not be the configuration's.
+    assert math.isnan(table["test_accuracy"][0]) and table["test_accuracy"][1] == pytest.approx(0.92)
+
+
+def test_a_test_accuracy_is_the_mean_of_all_repeats() -> None:
+    rows = [row("r1", test_accuracy=0.8), row("r2", test_accuracy=0.9)]
+    table = tables.configurations(rows)
+    assert table["test_accuracy"].tolist() == pytest.approx([0.85]) and table["test_repeats"].tolist() == [2]
+
+
+def test_runs_of_unknown_configuration_are_not_merged() -> None:
+    rows = [row("r1", config_hash="", lr=0.1), row("r2", config_hash="", lr=0.2)]
+    assert tables.configurations(rows)["repeats"].tolist() == [1, 1]
 
 
 def test_runs_on_other_data_are_not_merged() -> None:
@@ -139,8 +152,20 @@ def test_what_is_no_setting_is_not_shown(name: str) -> None:
     ],
 )
 def test_settings_that_differ_can_be_told_apart(name: str, one: Any, other: Any) -> None:
-    first, second = tables.differing_settings([row(settings={name: one}), row(settings={name: other})])
+    under = {"optimizer.name": "sgd"} if name == "optimizer.momentum" else {}
+    first, second = tables.differing_settings([row(settings={**under, name: one}), row(settings={**under, name: other})])
     assert first != second
+
+
+def test_a_setting_without_effect_is_not_shown() -> None:
+    rows = [row(settings={"optimizer.name": "adam", "optimizer.momentum": momentum}) for momentum in (0.9, 0.95)]
+    assert tables.differing_settings(rows) == ["", ""]
+
+
+def test_a_gamma_that_all_have_who_use_it_is_not_shown() -> None:
+    settings = [{"schedule.name": name, "schedule.gamma": 0.6} for name in ("exponential", "cosine", "exponential")]
+    rows = [row(settings=some) for some in settings]
+    assert tables.differing_settings(rows) == ["decay exponential", "decay cosine", "decay exponential"]
 
 
 def test_a_gamma_of_ones_own_is_shown() -> None:
@@ -159,6 +184,17 @@ def test_eight_columns_for_people() -> None:
     assert table.loc[0].tolist() == ["1", "run r1", "", "98.14%", "0.0500", "92.00% (88.7 to 94.4)", "11.2 M", "48 s"]
 
 
+def test_a_metric_of_its_own_has_a_column_of_its_own() -> None:
+    table = tables.for_people([row(metric="val/f1_macro", value=0.8765)], "val/f1_macro")
+    assert list(table.columns) == [*PEOPLES_COLUMNS[:3], "val macro F1", *PEOPLES_COLUMNS[3:]]
+    assert table["val macro F1"].tolist() == ["87.65%"]
+
+
+def test_a_run_of_another_metric_has_no_rank() -> None:
+    table = tables.for_people([row(), row(apart="other metric"), row(apart="other data")])
+    assert table["#"].tolist() == ["1", "other metric", "other data"]
+
+
 def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None:
     rows = [row(), row(val_accuracy=0.9), row(state="pruned"), row(state="failed", val_accuracy=None), row(val_accuracy=math.nan)]
     assert tables.for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
@@ -166,7 +202,7 @@ def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None
 
 def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
     rows = [row(val_accuracy=value, state=state) for value in (0.9, None, math.nan, 1.797e308) for state in ("complete", "pruned")]
-    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [metrics.can_be_ranked(one) for one in rows]
+    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [ranking.can_be_ranked(one) for one in rows]
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, 1.797e308])

@@ -221,3 +221,20 @@ def test_an_unusable_study_storage_is_one_line(cli: Cli, quick: Path) -> None:
     done = cli("tune", "--config", study_file(quick, configs=LIST, study={"storage": "sqlite:////nonexistent/folder/optuna.db"}))
     assert done.code == 2
     assert "study.storage: 'sqlite:////nonexistent/folder/optuna.db' cannot be used" in done.err
+
+
+def test_a_study_by_loss_says_so_and_ranks_by_it(cli: Cli, quick: Path) -> None:
+    raw = yaml.safe_load(quick.read_text())
+    raw["base"]["training"]["best_metric"] = "val/loss"
+    done = cli("tune", "--config", study_file(quick, base=raw["base"], configs=LIST, space=SPACE, study={"trials": 3}))
+    assert done.code == 0, done.err
+    (parent,) = runs("tune")
+    losses = {run.info.run_id: run.data.metrics["best/val_loss"] for run in runs("train")}
+    assert parent.data.tags[names.BEST_RUN] == min(losses, key=losses.__getitem__)
+    assert f"validation loss {min(losses.values()):.4f}" in parent.data.tags[names.NOTE]
+    assert parent.data.metrics["best/val_loss"] == min(losses.values())
+    page = (quick.parent / "outputs" / "quick" / "comparison.md").read_text()
+    assert "ranked by validation loss" in page and "-0." not in page
+    experiment = open_workspace("quick").client.get_experiment_by_name("quick")
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/val_loss"
+    assert experiment.tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "false"

@@ -106,7 +106,7 @@ def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
 def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
     flags = judge(digits, tmp_path, {"optimizer": {"lr": 1e-3}, "training": {"epochs": 4}})
     assert [set(one) & {"still_improving"} for one in flags[:-1]] == [set()] * 3
-    assert flags[-1]["still_improving"].startswith("the last epoch, 4, is the best (val/accuracy 0.")
+    assert flags[-1]["still_improving"].startswith("the last epoch, 4, is the best (validation accuracy ")
 
 
 def test_an_equal_score_at_the_end_is_no_improvement(digits: Prepared, tmp_path: Path) -> None:
