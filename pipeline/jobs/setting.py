@@ -20,7 +20,7 @@ from pipeline.tracking import names, transfer
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.device import num_loading, resolve_device, use_deterministic_kernels
 from pipeline.training.distributed import Group, trains_batch_norm
-from pipeline.training.imbalance import balanced_probabilities
+from pipeline.training.imbalance import probabilities
 from pipeline.training.memory import settle_memory
 from pipeline.training.setting import Setting
 
@@ -96,7 +96,6 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
         raise UserError(f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}")
     train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), job.seed)
     val_images = Images(prepared.images, val_positions[group.rank :: group.size], labels, data.image_size)
-    probabilities = balanced_probabilities(labels[train_positions]) if configuration.training.sampler == "balanced" else None
     loading = num_loading(data.workers, device, group.size)
     smallest = 2
     if group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module):
@@ -111,7 +110,7 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
             data.batch_size,
             shuffle_seed=job.seed,
             workers=loading,
-            probabilities=probabilities,
+            probabilities=probabilities(configuration.training, labels[train_positions]),
             share=(group.rank, group.size),
             smallest=smallest,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -19,14 +20,26 @@ STARTUP_TRIALS = 5
 
 def build_sampler(study: Study, seed: int) -> BaseSampler:
     """Build the sampler that ``study.sampler`` names."""
-    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS) if study.sampler == "tpe" else RandomSampler(seed=seed)
+    match study.sampler:
+        case "tpe":
+            return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        case "random":
+            return RandomSampler(seed=seed)
+        case _:
+            assert_never(study.sampler)
 
 
 def build_pruner(study: Study, epochs: int) -> BasePruner:
     """Build the pruner that ``study.pruner`` names, for trainings of that many epochs."""
-    if study.pruner == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
-    return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1) if study.pruner == "median" else NopPruner()
+    match study.pruner:
+        case "hyperband":
+            return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+        case "median":
+            return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
+        case "none":
+            return NopPruner()
+        case _:
+            assert_never(study.pruner)
 
 
 class Report(Callback):

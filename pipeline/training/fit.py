@@ -21,7 +21,7 @@ from pipeline.ranking import score
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of
 from pipeline.training.device import is_out_of_memory
-from pipeline.training.imbalance import balanced_class_weights
+from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
 from pipeline.training.means import NOTHING, BatchSums, RunningMeans
 from pipeline.training.schedule import Plateau, lr_at
@@ -61,9 +61,8 @@ class _Training:
         self._configuration, self._setting, self._callbacks, self._fitted = configuration, setting, callbacks, fitted
         self._module = setting.network.module.to(setting.device)
         train = setting.train
-        weighted = configuration.training.class_weights == "balanced"
-        class_weights = balanced_class_weights(train.labels.numpy(), train.num_classes) if weighted else None
-        self._stepper = Stepper(configuration, setting.called, setting.numerics, setting.device, class_weights, setting.group)
+        weights = class_weights(configuration.training, train.labels.numpy(), train.num_classes)
+        self._stepper = Stepper(configuration, setting.called, setting.numerics, setting.device, weights, setting.group)
         self._plateau = Plateau(configuration.schedule)
         self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
         self._saved = self._tick = time.perf_counter()

@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.config import Training
+
+
+def class_weights(training: Training, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32] | None:
+    """Return the weights in the loss that ``training.class_weights`` names, shape (num_classes,); None weighs all classes alike."""
+    match training.class_weights:
+        case "none":
+            return None
+        case "balanced":
+            return balanced_class_weights(labels, num_classes)
+        case _:
+            assert_never(training.class_weights)
+
+
+def probabilities(training: Training, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Return each image's chance to be drawn by what ``training.sampler`` names, shape (images,); None shows each once an epoch."""
+    match training.sampler:
+        case "shuffle":
+            return None
+        case "balanced":
+            return balanced_probabilities(labels)
+        case _:
+            assert_never(training.sampler)
 
 
 def balanced_class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from pipeline.config import Schedule
 
@@ -28,14 +29,22 @@ def lr_at(step: int, schedule: Schedule, lr: float, steps_per_epoch: int, total_
     done = step - warmup_steps
     epochs_done = done // steps_per_epoch
     floor = min(schedule.min_lr, lr)
-    if schedule.name == "cosine":
-        progress = done / max(1, total_steps - 1 - warmup_steps)
-        return floor + (lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    if schedule.name == "exponential":
-        lr *= (schedule.gamma or 1.0) ** epochs_done
-    elif schedule.name == "step":
-        lr *= (schedule.gamma or 1.0) ** (epochs_done // schedule.step_epochs)
-    return lr if schedule.name == "none" else max(lr, floor)
+    match schedule.name:
+        case "none":
+            return lr
+        case "cosine":
+            progress = done / max(1, total_steps - 1 - warmup_steps)
+            return floor + (lr - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        case "exponential":
+            lr *= (schedule.gamma or 1.0) ** epochs_done
+        case "step":
+            lr *= (schedule.gamma or 1.0) ** (epochs_done // schedule.step_epochs)
+        case "plateau":
+            # What it decays depends on the loss: see `Plateau`.
+            pass
+        case _:
+            assert_never(schedule.name)
+    return max(lr, floor)
 
 
 class Plateau:
