@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, UserError, unknown_name
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, UserError, unknown_name
 from pipeline.signals import ignore_signals, raise_on_signals
+from pipeline.tracking import launcher
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -37,38 +38,65 @@ TRAINING_STEPS = ("main", "train", "tune")
 def main(arguments: Sequence[str]) -> int:
     """Run one step; return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+        _show(_overview())
         return 0 if arguments else 2
-    step, rest = arguments[0], arguments[1:]
     raise_on_signals()
-    if os.environ.get("MLFLOW_RUN_ID") or _is_in_group():
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    if os.environ.get("MLFLOW_RUN_ID") and not _is_in_group():
-        _enter_callers_folder()
     try:
-        if step not in STEPS:
-            raise unknown_name("step", step, STEPS)
-        module = importlib.import_module(f"pipeline.steps.{step}")
-        from pipeline.steps.options import parse_options, render_help
-
-        if "--help" in rest or "-h" in rest:
-            print(render_help(step, module.OPTIONS))
-            return 0
-        own, overrides = parse_options(module.OPTIONS, rest)
-        _run(step, module, own, overrides)
+        _start(arguments[0], arguments[1:])
     except ManyProcesses as wanted:
         return _launch(wanted.count, arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _end_launched_run(str(error))
-        return 2
-    except (PipelineError, Interrupted) as error:
-        stopped = isinstance(error, Interrupted)
-        if not (stopped and _is_helper()):
-            print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
-        _end_launched_run(str(error), stopped)
+    except Interrupted as stopped:
+        if not _is_helper():
+            print(f"stopped: {stopped}", file=sys.stderr)
+        _end_launched_run(str(stopped), interrupted=True)
         return 1
+    except Exception as error:
+        told = error if isinstance(error, PipelineError) else _told_of_store(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        _end_launched_run(str(told), interrupted=isinstance(told, StoreAway))
+        return 2 if isinstance(told, UserError) else 1
     return 0
+
+
+def _start(step: str, arguments: Sequence[str]) -> None:
+    """Parse the options of a step and run it, or show its help."""
+    if step not in STEPS:
+        raise unknown_name("step", step, STEPS)
+    if not _is_helper():
+        launcher.take(step)
+    if launcher.taken() or _is_in_group():
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    if launcher.taken() and not _is_in_group():
+        _enter_callers_folder()
+    module = importlib.import_module(f"pipeline.steps.{step}")
+    from pipeline.steps.options import parse_options, render_help
+
+    if "--help" in arguments or "-h" in arguments:
+        _show(render_help(step, module.OPTIONS))
+        return
+    own, overrides = parse_options(module.OPTIONS, arguments)
+    _run(step, module, own, overrides)
+
+
+def _show(text: str) -> None:
+    """Print, also where nobody reads any more, as in ``--help | head``."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told_of_store(error: Exception) -> PipelineError | None:
+    """Return what an error of MLflow or its server means to a person; None for any other error."""
+    if "mlflow" not in sys.modules:
+        return None
+    from pipeline.tracking.store import STORE_ERRORS, told
+
+    return told(error) if isinstance(error, STORE_ERRORS) else None
 
 
 def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
@@ -103,11 +131,11 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
         print(f"error: {killed}", file=sys.stderr)
         if killed.process_id:
             from pipeline.jobs.resume import reconcile
-            from pipeline.tracking.store import StoreError, open_workspace
+            from pipeline.tracking.store import STORE_ERRORS, open_workspace
 
-            with suppress(UserError, StoreError):
+            with suppress(PipelineError, *STORE_ERRORS):
                 reconcile(open_workspace(""), process_id=killed.process_id)
-    _restore_killed_later()
+    launcher.restore_killed_later()
     return 1
 
 
@@ -128,21 +156,15 @@ def _overview() -> str:
 
 
 def _end_launched_run(reason: str, interrupted: bool = False) -> None:
-    if os.environ.get("MLFLOW_RUN_ID") and not _is_helper():
-        from pipeline.tracking.names import FAILED, INTERRUPTED
-        from pipeline.tracking.store import end_launched_run
+    if not launcher.taken():
+        return
+    from pipeline.tracking.names import FAILED, INTERRUPTED
 
-        end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
-        if interrupted and not _is_in_group():
-            _restore_killed_later()
-
-
-def _restore_killed_later() -> None:
-    """Keep ``mlflow run``, our parent process, from overwriting the state of its run."""
-    if os.environ.get("MLFLOW_RUN_ID"):
-        from pipeline.tracking.aftermath import restore_killed_later
-
-        restore_killed_later(os.environ["MLFLOW_RUN_ID"])
+    # A store that is away does not take this either; `reconcile` ends the run later.
+    with suppress(Exception):
+        launcher.end(reason, INTERRUPTED if interrupted else FAILED)
+    if interrupted and not _is_in_group():
+        launcher.restore_killed_later()
 
 
 def _enter_callers_folder() -> None:

@@ -2,6 +2,7 @@
 
 PipelineError
 ├── ProcessKilled    a process of a group was killed
+├── StoreAway        a server or database does not answer
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
 │   ├── Unreachable  what is to be downloaded cannot be
 │   └── InUse        another process works on it
@@ -47,6 +48,10 @@ class Unreachable(UserError):
 
 class InUse(UserError):
     """Another process works on what is asked for; the message says on what."""
+
+
+class StoreAway(PipelineError):
+    """A server or database does not answer. It says nothing about what was to be trained: a run that it ends can go on."""
 
 
 class ProcessKilled(PipelineError):

@@ -11,13 +11,13 @@ import yaml
 
 from pipeline.config import Configuration, parse
 from pipeline.errors import InUse, UserError, unknown_name
+from pipeline.files import child, locked
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
 from pipeline.tracking import find, names
-from pipeline.tracking.alone import alone
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import end_abandoned, lives
+from pipeline.tracking.run import end_abandoned, lives, uid_of
 from pipeline.tracking.store import Workspace
 
 
@@ -28,7 +28,10 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
     Raises:
         InUse: Another process has taken it up, or still trains it.
     """
-    with alone(f"run {run_id}", f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"):
+    uid = uid_of(run_id, find.get_run(workspace, run_id).data.tags)
+    workspace.checkpoints.mkdir(parents=True, exist_ok=True)
+    refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
+    with locked(child(workspace.checkpoints, uid), refusal):
         tags = find.get_run(workspace, run_id).data.tags
         if lives(tags):
             beat = Beat.of(tags)
@@ -53,8 +56,10 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
     configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
-    prepared = prepare_images(workspace, configuration.data)
     before = tags.get(names.DATA_DIGEST, "")
+    if not before:
+        raise UserError(f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew")
+    prepared = prepare_images(workspace, configuration.data)
     if prepared.digest != before:
         raise UserError(
             f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from pipeline import models, ranking
 from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
+from pipeline.files import child, remove_child
 from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
@@ -107,7 +107,7 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
         TrainingProgress(placement.name, job.configuration.training.best_metric) as progress,
     ):
         placement.on_run(run.id)
-        kept = workspace.checkpoints / run.uid
+        kept = child(workspace.checkpoints, run.uid)
         kept.mkdir(parents=True, exist_ok=True)
         if placement.run_id and not (kept / TENSORBOARD).exists():
             # A training that begins anew, its checkpoints gone, writes over them.
@@ -125,7 +125,7 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
         except (Pruned, TrainingFailed):
             _log_best(run, setting)
             run.flush()
-            ended.callback(shutil.rmtree, kept)
+            ended.callback(remove_child, workspace.checkpoints, run.uid)
             raise
         except Exception as error:
             # Other processes would still be in this training.
@@ -138,7 +138,7 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
             load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
             registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
         run.flush()
-        ended.callback(shutil.rmtree, kept)
+        ended.callback(remove_child, workspace.checkpoints, run.uid)
         metric = job.configuration.training.best_metric
         return Outcome(run.id, metric, fitted.best[metric])
 

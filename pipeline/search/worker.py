@@ -15,7 +15,7 @@ import optuna
 from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import InUse, UserError, first_line
+from pipeline.errors import InUse, StoreAway, UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.jobs.prepare import check, images_for, with_reachable_weights
 from pipeline.jobs.resume import exclusively
@@ -28,7 +28,7 @@ from pipeline.search.space import as_point, suggest
 from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, waiting
 from pipeline.tracking import find, names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
-from pipeline.tracking.store import StoreError, Workspace
+from pipeline.tracking.store import STORE_ERRORS, Workspace
 from pipeline.training.distributed import joined
 
 
@@ -75,7 +75,7 @@ class Worker:
         except Pruned as pruned:
             say(f"  {pruned}")
             raise optuna.TrialPruned(str(pruned)) from None
-        except (KeyboardInterrupt, StoreError, InUse):
+        except (KeyboardInterrupt, StoreAway, InUse, *STORE_ERRORS):
             # None says anything about the configuration: it is tried again when the study goes on.
             trial.set_user_attr(INTERRUPTED, True)
             raise

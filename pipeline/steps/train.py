@@ -75,7 +75,9 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.launch import need_processes
 
     tags = find.get_run(open_workspace(""), own.run_id).data.tags
-    workspace = open_workspace(tags.get(names.EXPERIMENT, ""))
+    if not tags.get(names.EXPERIMENT):
+        raise UserError(f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}")
+    workspace = open_workspace(tags[names.EXPERIMENT])
     with exclusively(workspace, own.run_id), ExitStack() as launched:
         job = interrupted_job(workspace, own.run_id)
         processes = job.configuration.training.processes

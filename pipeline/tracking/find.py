@@ -174,7 +174,9 @@ def unfinished_training(workspace: Workspace, study: str, config_hash: str, seed
     """Return the run id of a study's training of that identity that is running or was interrupted, the latest one, or an empty string."""
     tags = {names.EXPERIMENT: workspace.experiment, names.CONFIG_HASH: config_hash, names.DATA_DIGEST: data_digest}
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
-    rows = [row(run) for run in found if study in run.data.tags.get(names.STUDY, "").split(",")]
+    # Anybody may write a tag: a run of another uid than ours is a stranger's, and is left alone.
+    own = [run for run in found if names.is_uid(run.data.tags.get(names.UID, run.info.run_id))]
+    rows = [row(run) for run in own if study in run.data.tags.get(names.STUDY, "").split(",")]
     unfinished = [one for one in rows if one["state"] in (names.RUNNING, names.INTERRUPTED)]
     same = [one for one in unfinished if one["seed"] == seed and one["fold"] == str(fold)]
     return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 STEP = "pipeline.step"
 EXPERIMENT = "pipeline.experiment"
 UID = "pipeline.uid"
@@ -32,3 +34,8 @@ PREPROCESSING = "preprocessing.json"
 NUMERICS = "numerics.json"
 SOURCE = "source"
 MODEL = "model"
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text has the form of `UID`'s values, which name folders of checkpoints: 32 hex digits."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None

@@ -23,10 +23,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pipeline import signals
 from pipeline.background import Background, Task
 from pipeline.config import Configuration
-from pipeline.errors import UserError
+from pipeline.errors import StoreAway, UserError
 from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat, Heartbeat
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.store import Workspace, is_away
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
@@ -35,6 +35,18 @@ _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
 def new_uid() -> str:
     """Return an identity for a run, given before the store knows it."""
     return uuid.uuid4().hex
+
+
+def uid_of(run_id: str, tags: Mapping[str, str]) -> str:
+    """Return the identity that a run was given; a run that has none is its own.
+
+    Raises:
+        UserError: It is no 32 hex digits. It names a folder of checkpoints, and anybody may have written the tag.
+    """
+    uid = tags.get(names.UID, run_id)
+    if not names.is_uid(uid):
+        raise UserError(f"run_id: run {run_id} has {uid!r} for its tag {names.UID}; 32 hex digits are needed, so it cannot be gone on with")
+    return uid
 
 
 class Pruned(Exception):
@@ -179,7 +191,7 @@ class TrackedRun(RunLog):
         self._writing, self._is_hurried = Background(), False
         self._heartbeat: Heartbeat | None = None
         self._system: SystemMetricsMonitor | None = None
-        super().__init__(workspace, self._existing)
+        super().__init__(workspace, "")
         self._step, self._name = step, name
         if run_id:
             # Taken up again: it keeps the name and the identity it was given at first.
@@ -215,15 +227,17 @@ class TrackedRun(RunLog):
     def _start(self) -> None:
         self._tags[names.HEARTBEAT] = str(Beat.now())
         if self._existing:
-            self.client.update_run(self._existing, status="RUNNING", name=self._name or None)
+            before = self.client.get_run(self._existing).data.tags
+            self.uid = self._tags.get(names.UID) or uid_of(self._existing, before)
+            self.id = self._existing
+            self.client.update_run(self.id, status="RUNNING", name=self._name or None)
             self._tag(self._tags)
-            for stale in (names.REASON, names.NOTE):
-                if stale in self.client.get_run(self.id).data.tags:
-                    self.client.delete_tag(self.id, stale)
+            for stale in {names.REASON, names.NOTE} & before.keys():
+                self.client.delete_tag(self.id, stale)
         else:
+            self.uid = self._tags[names.UID]
             tags = {**_source_tags(self._step), **self._tags}
             self.id = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name).info.run_id
-        self.uid = self._tags.get(names.UID) or self.client.get_run(self.id).data.tags.get(names.UID, self.id)
         self._heartbeat = Heartbeat(self.client, self.id)
         if self._step == "train" and names.JOINS not in self._tags:
             self._system = SystemMetricsMonitor(self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri)  # type: ignore[no-untyped-call]
@@ -256,7 +270,7 @@ class TrackedRun(RunLog):
             self.end(names.COMPLETE)
         elif isinstance(error, Pruned):
             self.end(names.PRUNED, str(error))
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
+        elif isinstance(error, KeyboardInterrupt | SystemExit | StoreAway) or is_away(error):
             self.end(names.INTERRUPTED, str(error) or type(error).__name__)
         else:
             try:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
 import mlflow
-from filelock import FileLock
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.errors import UserError, first_line
-from pipeline.tracking import names
+from pipeline.config import valid_name
+from pipeline.errors import PipelineError, StoreAway, UserError, first_line
+from pipeline.files import child, locked
+from pipeline.tracking import launcher
 
-StoreError = MlflowException
-"""What any call raises when the store cannot be reached or refuses."""
+STORE_ERRORS = (MlflowException, requests.RequestException)
+"""What any call raises when the store cannot be reached or refuses; see `told`."""
 
 _SQLITE = "sqlite:///"
 
@@ -63,6 +65,8 @@ class Workspace:
             for key, value in _EXPERIMENT_TAGS.items():
                 self.client.set_experiment_tag(experiment_id, key, value)
         except MlflowException as error:
+            if is_away(error) or _status(error):
+                raise told(error) from error
             raise UserError(f"experiment {self.experiment!r} cannot be used in {self.uri}: {first_line(error)}") from error
         return experiment_id
 
@@ -74,12 +78,12 @@ class Workspace:
     @property
     def outputs(self) -> Path:
         """Folder of this experiment's tables and figures."""
-        return self.home / "outputs" / self.experiment
+        return child(self.home / "outputs", self.experiment)
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of what interrupted trainings of this experiment need to go on."""
-        return self.home / "checkpoints" / self.experiment
+        """Folder of what interrupted trainings of this experiment need to go on; each has a child of it, named by the run's uid."""
+        return child(self.home / "checkpoints", self.experiment)
 
     def ui_command(self) -> str:
         """Return the shell command that opens the MLflow UI on this store."""
@@ -95,18 +99,31 @@ def tracking_uri() -> str:
     return f"{_SQLITE}{Path.cwd() / unquote(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
 
 
+def database_file(uri: str) -> Path | None:
+    """Return the file of a local SQLite database, None for any other store; `uri` as of `tracking_uri`."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
 def home() -> Path:
     """Return the folder in which local results stand, without opening the store."""
-    uri = tracking_uri()
-    return Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else Path.cwd()
+    database = database_file(tracking_uri())
+    return database.parent if database else Path.cwd()
 
 
 def open_workspace(experiment: str) -> Workspace:
     """Open the store that MLflow's own rules name.
 
+    Args:
+        experiment: Name of ours; empty where runs are only read by their ids.
+
     Raises:
-        UserError: The store cannot be opened.
+        UserError: The store cannot be opened, or the name, which may have been read back from a run, is none.
+        StoreAway: It does not answer.
     """
+    try:
+        valid_name(experiment)
+    except ValueError as error:
+        raise UserError(f"experiment: {experiment!r} given; {error}") from None
     # MLflow tells about database migrations and model logging at length.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -116,20 +133,75 @@ def open_workspace(experiment: str) -> Workspace:
     try:
         client = _initialised(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        if is_away(error) or _status(error):
+            raise told(error) from error
         raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
-    return Workspace(client, uri, home(), experiment, os.environ.get("MLFLOW_RUN_ID", ""))
+    return Workspace(client, uri, home(), experiment, launcher.taken())
 
 
 def _initialised(uri: str) -> MlflowClient:
-    if not uri.startswith(_SQLITE):
-        return MlflowClient(uri)
+    database = database_file(uri)
+    if database is None:
+        client = MlflowClient(uri)
+        # Here and not minutes later: whether there is a server, and whether it knows the user.
+        with _few_retries():
+            client.search_experiments(max_results=1)
+        return client
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
-    home().mkdir(parents=True, exist_ok=True)
-    lock = Path(tempfile.gettempdir()) / f"mlflow-init-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
-    with FileLock(lock, mode=0o666):
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with locked(database):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Have MLflow ask a server that does not answer twice instead of eight times, unless the user has said how often."""
+    given = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
+    os.environ[_RETRIES], os.environ[_TIMEOUT] = given[_RETRIES] or "1", given[_TIMEOUT] or "10"
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that a server does not answer, or answers that it is out of order."""
+    if isinstance(error, MlflowException):
+        return "failed with exception" in str(error)
+    return isinstance(error, requests.ConnectionError | requests.Timeout) or (_status(error) or 0) >= 500
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error carries."""
+    if isinstance(error, MlflowException):
+        return {"UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "ENDPOINT_NOT_FOUND": 404}.get(str(error.error_code))
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def told(error: BaseException) -> PipelineError:
+    """Return what an error of the store means to a person, in one line."""
+    uri, text, status = tracking_uri(), first_line(error), _status(error)
+    if is_away(error):
+        return StoreAway(f"the tracking server {uri} does not answer: {_cause(text)}")
+    if status in (401, 403):
+        users = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, say who asks"
+        return UserError(f"the tracking server {uri} refuses this user ({status}); {users}")
+    if status == 404 or "not in a valid JSON format" in text:
+        return UserError(f"MLFLOW_TRACKING_URI: {uri} is no MLflow server: {text}")
+    return PipelineError(f"the MLflow store {uri}: {text}")
+
+
+def _cause(text: str) -> str:
+    """Return the innermost reason of an error of requests, such as ``Connection refused``."""
+    inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"")
+    return inner.rpartition(": ")[2].rpartition("('")[2].removeprefix("[Errno 111] ") or text
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -146,15 +218,3 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if found.lifecycle_stage != "active":
         raise UserError(f"the MLflow experiment {name!r} is deleted; restore it, or choose another name with --experiment")
     return str(found.experiment_id)
-
-
-def end_launched_run(reason: str, state: str = names.FAILED) -> None:
-    """End the run that ``mlflow run`` has made for this process, where there is one and it still runs."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return
-    client = MlflowClient(tracking_uri())
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_tag(run_id, names.REASON, reason[:5000])
-        client.set_tag(run_id, names.STATE, state)
-        client.set_terminated(run_id, names.STATUS_OF_STATE[state])

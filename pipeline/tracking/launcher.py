@@ -1,0 +1,134 @@
+"""The run that ``mlflow run`` has made for this process: whether it is one, and how it ends.
+
+``mlflow run`` makes a run, names it in MLFLOW_RUN_ID and starts our command. That variable may as well be left over from elsewhere, so
+that it is read here alone: a run is taken only if it has just been made for the step that is run.
+
+``mlflow run`` also sets its run to FAILED whenever its command ends with an error, even where the run is ended already (its check compares
+the status' name with numbers). So after an interruption this file is started as a process of its own, waits until the launcher is gone,
+and sets KILLED again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_VARIABLE = "MLFLOW_RUN_ID"
+_ENTRY_POINT = "mlflow.project.entryPoint"
+_LONGEST_WAIT = 60.0
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+class _State:
+    taken = ""
+
+
+def is_named() -> bool:
+    """Whether the environment names a run."""
+    return bool(os.environ.get(_VARIABLE))
+
+
+def taken() -> str:
+    """Return the id of the run that `take` has found to be this process's, or an empty string."""
+    return _State.taken
+
+
+def take(step: str) -> None:
+    """Make the run that the environment names this process's own.
+
+    Raises:
+        UserError: It is not one that ``mlflow run`` has just made for this step.
+        StoreAway: The store does not answer.
+    """
+    _State.taken = ""
+    run_id = os.environ.get(_VARIABLE, "")
+    if not run_id:
+        return
+    from pipeline.errors import UserError
+
+    if problem := _problem(run_id, step):
+        raise UserError(f"{_VARIABLE}: {problem}; only a run that `mlflow run` has just made for this step is taken: unset that variable")
+    _State.taken = run_id
+
+
+def _problem(run_id: str, step: str) -> str:
+    """Return why a run is not to be taken; empty where it is."""
+    from pipeline.errors import UserError
+    from pipeline.tracking import find, names
+    from pipeline.tracking.store import database_file, open_workspace, tracking_uri
+
+    database = database_file(tracking_uri())
+    if database is not None and not database.is_file():
+        return f"there is no run {run_id!r} in {database}, which does not exist"
+    try:
+        run = find.get_run(open_workspace(""), run_id)
+    except UserError as error:
+        return error.message.removeprefix("run_id: ")
+    tags, called = run.data.tags, f"run {run_id} ({run.info.run_name})"
+    if run.info.status != "RUNNING":
+        return f"{called} is {run.info.status}"
+    if names.STEP in tags:
+        return f"{called} is taken already, by {tags[names.STEP]}"
+    if tags.get(_ENTRY_POINT) != step:
+        return f"{called} was not made by `mlflow run` for entry point {step}"
+    return ""
+
+
+def end(reason: str, state: str) -> None:
+    """End the run that was taken, where there is one and it still runs."""
+    if not _State.taken:
+        return
+    from mlflow import MlflowClient
+
+    from pipeline.tracking import names
+    from pipeline.tracking.store import tracking_uri
+
+    client = MlflowClient(tracking_uri())
+    if client.get_run(_State.taken).info.status == "RUNNING":
+        client.set_tag(_State.taken, names.REASON, reason[:5000])
+        client.set_tag(_State.taken, names.STATE, state)
+        client.set_terminated(_State.taken, names.STATUS_OF_STATE[state])
+
+
+def restore_killed_later() -> None:
+    """Start the process that sets the run that was taken to KILLED once the launcher, our parent process, has ended."""
+    if not _State.taken:
+        return
+    # It starts in the user's folder, whatever is called pipeline there (-P), and imports this package.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    arguments = [sys.executable, "-P", "-m", __name__, _State.taken, str(os.getppid())]
+    nowhere = subprocess.DEVNULL
+    subprocess.Popen(arguments, env=environment, start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main(run_id: str, launcher: int) -> None:
+    """Wait for the launcher's end, then correct the status, unless the run is being continued."""
+    from mlflow import MlflowClient
+
+    from pipeline.tracking import names
+    from pipeline.tracking.store import tracking_uri
+
+    started = time.monotonic()
+    while _is_alive(launcher) and time.monotonic() - started < _LONGEST_WAIT:
+        time.sleep(0.1)
+    client = MlflowClient(tracking_uri())
+    run = client.get_run(run_id)
+    if run.info.status == "FAILED" and run.data.tags.get(names.STATE) == names.INTERRUPTED:
+        client.set_terminated(run_id, "KILLED", run.info.end_time)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
