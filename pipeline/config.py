@@ -179,7 +179,8 @@ class Data(Section):
     store: Literal["disk", "none"] = more(
         "disk",
         "disk: decode once into prepared/; none: decode the files again each epoch, for sets too large for the disk. Same result.",
-        **_OF_IMAGES,
+        hashed=False,
+        shared="all trainings of a study read images in the same way",
     )
     max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1, **_OF_IMAGES)
     background: str = more("white", "Colour below transparent pixels: a name, or #rrggbb.", shared=_SAME_IMAGES)
@@ -450,6 +451,15 @@ def declared(section_names: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo
     """Yield ``(dotted name, definition)`` of every field of a configuration, of some sections or of all but the study's."""
     for section in section_names or [name for name in SECTIONS if name != "study"]:
         yield from ((f"{section}.{name}", field) for name, field in SECTIONS[section].model_fields.items())
+
+
+def identifies_study(dotted: str) -> bool:
+    """Whether a field decides which study a configuration belongs to: it is hashed, or decides which images are used."""
+    section, _, _ = dotted.partition(".")
+    field = field_info(dotted)
+    if field is None or section not in Configuration.model_fields:
+        return False
+    return facts_of(field).hashed or facts_of(field).shared == _SAME_IMAGES
 
 
 _EMPTY = ("", "None", "[]", "()", "{}")

@@ -58,7 +58,7 @@ class Experiment:
 
     Attributes:
         path: Where it was read from.
-        name: Of folders, study and registered model.
+        name: Of folders, study and registered model; with ``-fast`` behind it where it is scaled down.
         base: What every training starts from.
         entries: The fixed list, repeats written out.
         space: Dotted field to interval or choices; what an override fixes is not searched.
@@ -129,7 +129,17 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
         space = {name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST}
         base, entries = scaled_down(base), [scaled_down(entry) for entry in entries]
     given_name = parse(_Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment").name
-    return Experiment(file, given_name or base.data.name, base, entries * study.repeats, space, study, fixed, raw_base, fast)
+    full_name = named(given_name or base.data.name, fast)
+    return Experiment(file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast)
+
+
+def named(name: str, fast: bool) -> str:
+    """Return the name of an experiment, or of its registered model: a scaled-down run is another one in everything.
+
+    Raises:
+        UserError: It becomes too long.
+    """
+    return parse(_Named, {"name": f"{name}-fast"}, "experiment").name if fast else name
 
 
 class _Named(BaseModel):

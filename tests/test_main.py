@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.__main__ import STEPS
 from pipeline.config import field_names
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
 HEAVY = {"torch", "torchvision", "mlflow", "optuna", "pandas", "matplotlib", "sklearn", "PIL", "numpy"}
@@ -27,10 +27,42 @@ def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(step: str) ->
     code = f"import sys; from pipeline.__main__ import main; main(['{step}', '--help']); print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in out
-    if step not in ("predict", "init", "reconcile"):
-        missing = [name for name in field_names() if f"--{name}" not in out]
-        assert missing == []
+    if step in ("main", "tune", "train"):
         assert out.index("--optimizer.lr") < out.index("\nmore:") < out.index("--optimizer.momentum")
+    if step in ("evaluate", "summary", "register"):
+        assert (
+            out.index("--study.name") < out.index("which study, by options that were given to tune or main") < out.index("--optimizer.lr")
+        )
+
+
+CHOSEN_BY_INIT = {f"data.{name}" for name in ("image_size", "batch_size", "augment", "store_size", "interpolation", "workers")}
+OF_NO_INFLUENCE = {
+    "data.workers",
+    "data.store",
+    *(f"training.{name}" for name in ("seed", "processes", "checkpoint_seconds", "deterministic")),
+}
+
+
+def is_read(step: str, name: str) -> bool:
+    section = name.partition(".")[0]
+    if step in ("main", "tune", "train"):
+        return step != "train" or section != "study"
+    if step == "prepare":
+        return section in ("data", "tracking")
+    if step == "init":
+        return name == "training.device" or (section == "data" and name not in CHOSEN_BY_INIT)
+    if step not in ("evaluate", "summary", "register") or name == "training.device":
+        return step in ("evaluate", "summary")
+    return name == "study.name" or (section not in ("study", "tracking") and name not in OF_NO_INFLUENCE)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_lists_the_fields_it_reads_and_takes_no_other(cli: Cli, step: str, folder: Path) -> None:
+    listed = set(re.findall(r"--(\w+\.\w+)", cli(step, "--help").out.partition("\noptions:")[2]))
+    assert [name for name in field_names() if (name in listed) != is_read(step, name)] == []
+    for name in [name for name in field_names() if not is_read(step, name)][:3]:
+        refused = cli(step, f"--{name}", "1")
+        assert (refused.code, refused.err) == (2, f"error: option --{name} is not read by {step}; --help lists what is\n")
 
 
 BASE_ERRORS = [
@@ -157,10 +189,12 @@ def test_prepare_leaves_a_manifest_and_a_run(cli: Cli, quick: Path, workspace: W
     assert len(manifest) == 91
 
 
-def test_fast_scales_the_same_experiment_down(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_fast_scales_the_same_experiment_down_as_one_of_its_own(cli: Cli, quick: Path, workspace: Workspace) -> None:
     done = cli("train", "--config", quick, "--fast", "true", "--training.epochs", "50", "--data.image_size", "96")
     assert done.code == 0, done.err
-    (run,) = workspace.client.search_runs([workspace.experiment_id])
+    assert workspace.client.search_runs([workspace.experiment_id]) == []
+    (run,) = workspace.client.search_runs([open_workspace("quick-fast").experiment_id])
+    assert run.data.tags["pipeline.experiment"] == "quick-fast"
     assert (run.data.params["training.epochs"], run.data.params["data.image_size"]) == ("2", "64")
 
 

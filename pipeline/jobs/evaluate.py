@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from pipeline import metrics
+from pipeline.config import Data, parse
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.prepare import prepare_images
 from pipeline.jobs.restore import Restored, restore
+from pipeline.jobs.summarise import Comparison
 from pipeline.jobs.training_log import log_confusion
+from pipeline.report.console import say
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits
 
+_WHERE = ("source", "root", "labels", "image_column", "label_column", "split_column", "group_column")
+"""Fields of data that say where images are, and where in their list; a user may know better than the run."""
 
-def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[dict[str, float], pd.DataFrame]:
+
+def evaluate(
+    workspace: Workspace, run_id: str, device: str = "auto", data_options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, float], pd.DataFrame]:
     """Evaluate a complete run on the test split of the images it was trained on.
 
     Args:
         workspace: The open store.
         run_id: Of a training.
         device: As ``training.device``.
+        data_options: Options on data that the user has given, of which those on where the images are are taken instead of the run's.
 
     Returns:
         The metrics logged (``test/accuracy`` …), and precision and recall per class.
 
     Raises:
-        UserError: The run is not complete, or the images have changed since.
+        UserError: The run is not complete, the images have changed since, or the run does not say which they were and the user neither.
     """
     restored = restore(workspace, run_id)
-    data = restored.configuration.data
+    data = _located(restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
     prepared = prepare_images(workspace, data)
     if restored.data_digest and prepared.digest != restored.data_digest:
         raise UserError(
             f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "
             "images, labels or splits have changed"
         )
-    labels, logits = _logits(restored, prepared, resolve_device(device))
+    labels, logits = _logits(restored, data, prepared, resolve_device(device))
     scores = metrics.score(labels, logits)
     correct = int((logits.argmax(axis=1) == labels).sum())
     low, high = metrics.wilson_interval(correct, len(labels))
@@ -68,8 +79,40 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
     return values, table
 
 
-def _logits(restored: Restored, prepared: Prepared, device: torch.device) -> tuple[metrics.Labels, metrics.Floats]:
+def evaluate_all(workspace: Workspace, compared: Comparison, device: str, data_options: Mapping[str, Any]) -> int:
+    """Evaluate the complete runs that are not evaluated yet; return how many.
+
+    Raises:
+        UserError: None of them can be: what the first one says. Those that cannot be beside others that can are said and left out.
+    """
+    missing = [row for row in compared.ranked() if row["test_accuracy"] is None]
+    refused: list[UserError] = []
+    for row in missing:
+        say(f"evaluating {row['run_name']}")
+        try:
+            evaluate(workspace, row["run_id"], device, data_options)
+        except UserError as error:
+            refused.append(error)
+            say(f"  left out: {error.message}")
+    if missing and len(refused) == len(missing):
+        raise refused[0]
+    return len(missing) - len(refused)
+
+
+def _located(restored: Restored, run_id: str, given: Mapping[str, Any]) -> Data:
+    """Return which images to evaluate on.
+
+    A run that has no digest of its images could name any folder of this machine, and have the names of its files logged.
+    """
     data = restored.configuration.data
+    if not restored.data_digest and "source" not in given:
+        raise UserError(
+            f"run_id: run {run_id} has no digest of the images it was trained on (it names {data.source!r}); give them with --data.source"
+        )
+    return parse(Data, {**data.model_dump(mode="json"), **given}, "data") if given else data
+
+
+def _logits(restored: Restored, data: Data, prepared: Prepared, device: torch.device) -> tuple[metrics.Labels, metrics.Floats]:
     images = Images(prepared.images, prepared.positions("test"), prepared.labels(), data.image_size)
     return predict_logits(restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device)
 

@@ -9,25 +9,41 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.jobs.restore import complete_run, restore
-from pipeline.jobs.summarise import compare
+from pipeline.jobs.summarise import Comparison
+from pipeline.report.tables import percent
 from pipeline.tracking import find, names, registry
 from pipeline.tracking.store import Workspace
 
 
 @dataclass(frozen=True)
 class Champion:
-    """What was registered."""
+    """What was registered.
+
+    Attributes:
+        name: Of the registered model.
+        version: Of it.
+        run_id: That trained it.
+        run_name: Of that run.
+        replaced: What is to be said of the champion of another study whose place it takes; or empty.
+    """
 
     name: str
     version: str
     run_id: str
     run_name: str
-    passed_over: int
+    replaced: str
 
     @property
     def uri(self) -> str:
         """Model URI for predict and serving."""
         return f"models:/{self.name}@{registry.CHAMPION}"
+
+    @property
+    def described(self) -> str:
+        """What is said of it."""
+        return f"champion: {self.uri}, version {self.version}: run {self.run_id} ({self.run_name})" + (
+            f"; it replaces {self.replaced}" if self.replaced else ""
+        )
 
 
 def export(workspace: Workspace, run_id: str) -> str:
@@ -39,24 +55,32 @@ def export(workspace: Workspace, run_id: str) -> str:
     return registry.log_model(workspace, run_id, restored.network, restored.classes, restored.preprocessing)
 
 
-def promote(workspace: Workspace, name: str, run_id: str = "", study: str = "", metric: str = "") -> Champion:
-    """Register a run, or the best evaluated complete run of a study, under `name` as ``champion``.
+def best_evaluated(compared: Comparison) -> tuple[str, int]:
+    """Return the best run that is evaluated, and how many rank higher but are not.
 
     Raises:
-        UserError: The run is not complete, or none is evaluated yet.
+        UserError: None is evaluated yet.
     """
-    passed_over = 0
-    if not run_id:
-        compared = compare(workspace, study, metric)
-        evaluated = compared.ranked(evaluated=True)
-        if not evaluated:
-            raise UserError(f"no complete run of {compared.study or workspace.experiment} is evaluated yet; run the step evaluate first")
-        run_id = evaluated[0]["run_id"]
-        passed_over = [row["run_id"] for row in compared.ranked()].index(run_id)
+    evaluated = compared.ranked(evaluated=True)
+    if not evaluated:
+        raise UserError(f"no complete run of {compared.study or 'the experiment'} is evaluated yet; run the step evaluate first")
+    run_id = str(evaluated[0]["run_id"])
+    return run_id, [row["run_id"] for row in compared.ranked()].index(run_id)
+
+
+def promote(workspace: Workspace, name: str, run_id: str) -> Champion:
+    """Register a complete run under `name` as ``champion``.
+
+    Raises:
+        UserError: The run is not complete.
+    """
     run = complete_run(workspace, run_id)
     export(workspace, run_id)
     row = find.row(run)
+    replaced = _replaced(workspace, name, run_id, row)
     described = {
+        names.EXPERIMENT: run.data.tags.get(names.EXPERIMENT, ""),
+        names.STUDY: row["study"],
         names.DATA_DIGEST: row["data_digest"],
         names.CONFIG_HASH: row["config_hash"],
         "run_id": run_id,
@@ -65,7 +89,20 @@ def promote(workspace: Workspace, name: str, run_id: str = "", study: str = "", 
         **{key.replace("/", "."): f"{value:.6g}" for key, value in run.data.metrics.items() if key.startswith(("best/", "test/"))},
     }
     version = registry.register(workspace, run_id, name, {key: value[:5000] for key, value in described.items()})
-    return Champion(name, version, run_id, str(run.info.run_name), passed_over)
+    return Champion(name, version, run_id, str(run.info.run_name), replaced)
+
+
+def _replaced(workspace: Workspace, name: str, run_id: str, row: find.Row) -> str:
+    """Return what is to be said of a champion whose place the run takes; empty where that is of the same study or there is none."""
+    before = registry.champion(workspace, name)
+    if before is None or before.run_id == run_id:
+        return ""
+    study = before.tags.get(names.STUDY) or find.study_of(workspace, before.run_id)
+    if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
+        return ""
+    accuracy = before.tags.get("best.val_accuracy", "")
+    scores = f"validation accuracy {percent(float(accuracy)) if accuracy else 'unknown'}, now {percent(row['val_accuracy'])}"
+    return f"version {before.version} of {study or 'no study'} ({scores})"
 
 
 def _json_artifact(workspace: Workspace, run_id: str, name: str) -> object:

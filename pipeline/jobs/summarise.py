@@ -11,9 +11,12 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import UserError, nearest
+from pipeline.experiment import Experiment
 from pipeline.files import write_whole
-from pipeline.ranking import can_be_ranked, rank, score, title
+from pipeline.jobs.which_study import which_study
+from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
+from pipeline.report.console import say
 from pipeline.tracking import find, names
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import Workspace
@@ -41,6 +44,10 @@ class Comparison:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
         return [row for row in self.rows if can_be_ranked(row) and not row["apart"] and (not evaluated or row["test_accuracy"] is not None)]
 
+    def read_again(self, workspace: Workspace) -> Comparison:
+        """Return the comparison of the same runs as they are now."""
+        return compare(workspace, self.study, self.metric)
+
     @property
     def majority_rate(self) -> float | None:
         """Accuracy of always answering the largest class of the ranked rows' images; None where no run has logged it."""
@@ -63,7 +70,8 @@ def compare(workspace: Workspace, study: str = "", metric: str = "") -> Comparis
     Raises:
         UserError: No such study, or nothing has been trained.
     """
-    name, parent = find.choose_study(workspace, study)
+    chosen = find.study(workspace, study) if study else next(iter(find.studies(workspace)), None)
+    name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
     rows = find.trainings(workspace, name)
     if not rows:
         known = find.known_experiments(workspace)
@@ -138,22 +146,40 @@ def _notes(rows: Sequence[find.Row], digest: str, metric: str) -> list[str]:
     return notes
 
 
-def best_run(workspace: Workspace, study: str = "", metric: str = "") -> str:
-    """Return the run id that leads the ranking of `compare`.
+def leaders(compared: Comparison) -> list[str]:
+    """Return the run ids of the configuration that leads the ranking: of all its repeats, the best first.
 
     Raises:
         UserError: No training is complete.
     """
-    compared = compare(workspace, study, metric)
     ranked = compared.ranked()
     if not ranked:
-        raise UserError(f"none of the {len(compared.rows)} trainings of {compared.study or workspace.experiment} is complete")
-    return str(ranked[0]["run_id"])
+        raise UserError(f"none of the {len(compared.rows)} trainings of {compared.study or 'the experiment'} is complete")
+    return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
+
+
+def compare_of(workspace: Workspace, experiment: Experiment) -> Comparison:
+    """Compare the runs of the study that an experiment file and options identify (see `which_study`), and say which it is.
+
+    Raises:
+        UserError: As `which_study` and `compare`.
+    """
+    chosen = which_study(workspace, experiment)
+    compared = compare(workspace, chosen.name, experiment.base.training.best_metric)
+    if chosen.name:
+        say(f"{chosen.described}: {len(compared.rows)} run{'s' * (len(compared.rows) != 1)}")
+    return compared
 
 
 def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
     """Write the comparison (see `compare`) into ``outputs/EXPERIMENT/`` and to the study's run."""
     compared = compare(workspace, study, metric)
+    write_comparison(workspace, compared)
+    return compared
+
+
+def write_comparison(workspace: Workspace, compared: Comparison) -> None:
+    """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         people = tables.for_people(compared.rows, compared.metric)
@@ -170,7 +196,6 @@ def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Compar
         workspace.outputs.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             write_whole(workspace.outputs / file.name, file.read_bytes())
-    return compared
 
 
 def _label(rank: str, run: str, settings: str) -> str:

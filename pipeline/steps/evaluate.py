@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from pipeline.config import Raw, essential
-from pipeline.steps.options import ExperimentOptions, read_experiment
+from pipeline.config import Raw, essential, identifies_study
+from pipeline.steps.options import FastOptions, read_experiment
 
 
-class EvaluateOptions(ExperimentOptions):
+class EvaluateOptions(FastOptions):
     """Options of evaluate."""
 
     run_id: str = essential("", "A complete training; empty: the best of the study by validation.")
     summary = "Score one trained network on the test split, into its own run."
     example = "python -m pipeline evaluate"
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration."""
+        return identifies_study(name) or name in ("study.name", "training.device")
 
 
 OPTIONS = EvaluateOptions
@@ -21,7 +26,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     """Evaluate a run, or the best one of the study."""
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.summarise import best_run
+    from pipeline.jobs.summarise import compare_of, leaders
     from pipeline.report.console import say, show_table
     from pipeline.report.tables import percent, scores_table
     from pipeline.tracking.run import launched
@@ -29,8 +34,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):
-        run_id = own.run_id or best_run(workspace, experiment.study.name, experiment.base.training.best_metric)
-        values, per_class = evaluate(workspace, run_id, experiment.base.training.device)
+        run_id = own.run_id or leaders(compare_of(workspace, experiment))[0]
+        values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
     show_table(scores_table(per_class), "test scores per class")
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
     say(

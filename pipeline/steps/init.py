@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Data, Raw, Training, essential, parse
+from pipeline.config import Data, Raw, Training, essential, facts_of, field_info, parse
 from pipeline.errors import UserError
 from pipeline.steps.options import Options
 
@@ -17,6 +17,12 @@ class InitOptions(Options):
     training: Training = Training()
     summary = "Look at your images, time networks on this machine, and write a commented experiment file for them."
     example = "python -m pipeline init --data.source folder:photos"
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration; what it chooses itself is no option."""
+        field = field_info(name)
+        return name == "training.device" or (name.startswith("data.") and field is not None and bool(facts_of(field).shared))
 
 
 OPTIONS = InitOptions

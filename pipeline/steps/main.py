@@ -9,7 +9,7 @@ from pipeline.steps.options import FastOptions, read_experiment
 class MainOptions(FastOptions):
     """Options of main."""
 
-    name: Name = essential("", "Registered model; empty: the experiment's name, with -fast behind it where fast is true.")
+    name: Name = essential("", "Registered model; empty: the experiment's name. With -fast behind it where fast is true.")
     summary = "Prepare the images, run the study, evaluate its best run, compare, and register the champion."
     example = "python -m pipeline main --config experiments/smoke.yaml"
 
@@ -23,9 +23,10 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.training.launch import need_processes
 
     need_processes(experiment.base.training)
+    from pipeline.experiment import named
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.promote import promote
-    from pipeline.jobs.summarise import best_run, people_table, summarise
+    from pipeline.jobs.promote import best_evaluated, promote
+    from pipeline.jobs.summarise import compare, leaders, people_table, summarise
     from pipeline.report.console import say, show_table
     from pipeline.search.study import tune
     from pipeline.tracking.store import open_workspace
@@ -34,14 +35,16 @@ def run(own: MainOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     # A try-out must not take the place of the real champion.
-    default_name = f"{experiment.name}-fast" if own.fast else experiment.name
+    name = named(own.name, own.fast) if own.name else experiment.name
 
     def conclude(study: str) -> None:
-        evaluate(workspace, best_run(workspace, study), experiment.base.training.device)
+        # All repeats: the score of a configuration is their mean.
+        for run_id in leaders(compare(workspace, study)):
+            evaluate(workspace, run_id, experiment.base.training.device)
         compared = summarise(workspace, study)
-        champion = promote(workspace, own.name or default_name, study=study)
+        champion = promote(workspace, name, best_evaluated(compared)[0])
         show_table(people_table(compared), compared.title)
-        say(f"champion: {champion.uri}, version {champion.version}: run {champion.run_id} ({champion.run_name})")
+        say(champion.described)
 
     tune(workspace, experiment, "main", conclude)
     urls = view_urls(workspace)

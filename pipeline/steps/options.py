@@ -14,7 +14,21 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config import SECTIONS, Data, Model, Optimizer, Raw, Schedule, Study, Tracking, Training, essential, facts_of, parse
+from pipeline.config import (
+    SECTIONS,
+    Data,
+    Model,
+    Optimizer,
+    Raw,
+    Schedule,
+    Study,
+    Tracking,
+    Training,
+    essential,
+    facts_of,
+    field_names,
+    parse,
+)
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
 
@@ -28,6 +42,11 @@ class Options(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", env_prefix="PIPELINE_UNUSED_")
     summary: ClassVar[str] = ""
     example: ClassVar[str] = ""
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration, by dotted name: only such fields are options of it."""
+        return bool(name)
 
 
 class ExperimentOptions(Options):
@@ -47,7 +66,10 @@ class ExperimentOptions(Options):
 class FastOptions(ExperimentOptions):
     """Parameters of the steps that can be scaled down."""
 
-    fast: bool = essential(False, "A scaled-down run for trying out: at most 300 images of 64 pixels and two epochs.")
+    fast: bool = essential(
+        False,
+        "The scaled-down run, for trying out: at most 300 images of 64 pixels and two epochs. It is an experiment of its own, NAME-fast.",
+    )
 
 
 class PredictSection(BaseModel):
@@ -63,7 +85,8 @@ def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield ``(dotted name, definition)`` of every option."""
     for name, field in options.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from ((f"{name}.{inner}", definition) for inner, definition in field.annotation.model_fields.items())
+            inner = ((f"{name}.{part}", definition) for part, definition in field.annotation.model_fields.items())
+            yield from ((dotted, definition) for dotted, definition in inner if name not in SECTIONS or options.reads(dotted))
         else:
             yield name, field
 
@@ -103,6 +126,8 @@ def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[s
         if not argument.startswith("--"):
             raise UserError(f"{argument!r} is not an option; options are given as --name value")
         name, equals, value = argument.removeprefix("--").partition("=")
+        if name not in known and name in field_names():
+            raise UserError(f"option --{name} is not read by {_step_of(options)}; --help lists what is")
         if name not in known:
             same_field = [f"; nearest: {dotted}" for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
             raise UserError(f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all")
@@ -111,6 +136,10 @@ def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[s
                 raise UserError(f"option --{name} needs a value: --{name} VALUE")
             value = remaining.pop(0)
         yield name, value
+
+
+def _step_of(options: type[Options]) -> str:
+    return options.__name__.removesuffix("Options").lower()
 
 
 def _as_json(options: type[Options], name: str, value: str) -> str:
@@ -132,15 +161,25 @@ def read_experiment(own: Any, overrides: Raw) -> Experiment:
 
 
 def render_help(step: str, options: type[Options]) -> str:
-    """Return the help of a step: essential options first, the rest under "more"."""
-    first = [item for item in fields_of(options) if facts_of(item[1]).essential]
-    rest = [item for item in fields_of(options) if not facts_of(item[1]).essential]
+    """Return the help of a step: essential options first, then the rest, and by name those that only tell which study is meant."""
+    listed = list(fields_of(options))
+    if follows_study := not options.reads("training.seed") and options.reads("optimizer.lr"):
+        listed = [item for item in listed if item[0] in ("study.name", "training.device") or item[0].partition(".")[0] not in SECTIONS]
+    first = [item for item in listed if facts_of(item[1]).essential or item[0] == "study.name"]
+    rest = [item for item in listed if item not in first]
     parts = [f"usage: python -m pipeline {step} [--name value ...]", textwrap.fill(options.summary, 100), f"example:\n  {options.example}"]
     parts.append("options:\n" + "\n".join(_option_lines(*item) for item in first))
     if rest:
         parts.append("more:\n" + "\n".join(_option_lines(*item) for item in rest))
+    if follows_study:
+        names = ", ".join(f"--{name}" for name, _ in fields_of(options) if name not in dict(listed))
+        parts.append("which study, by options that were given to tune or main (which explain them):\n" + _indented(names))
     parts.append("The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value")
     return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _option_lines(name: str, field: FieldInfo) -> str:

@@ -12,6 +12,11 @@ class PrepareOptions(FastOptions):
     summary = "Read and check the images, split them into train, val and test, and decode them once."
     example = "python -m pipeline prepare --data.source folder:photos"
 
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration."""
+        return name.startswith(("data.", "tracking."))
+
 
 OPTIONS = PrepareOptions
 

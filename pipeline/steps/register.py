@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from pipeline.config import Name, Raw, essential
-from pipeline.steps.options import ExperimentOptions, read_experiment
+from pipeline.config import Name, Raw, essential, identifies_study
+from pipeline.steps.options import FastOptions, read_experiment
 
 
-class RegisterOptions(ExperimentOptions):
+class RegisterOptions(FastOptions):
     """Options of register."""
 
     run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
-    name: Name = essential("", "Registered model; empty: the experiment's name.")
+    name: Name = essential("", "Registered model; empty: the experiment's name. With -fast behind it where fast is true.")
     summary = "Register a trained network under a name, with alias champion."
     example = "python -m pipeline register --name digits"
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration."""
+        return identifies_study(name) or name == "study.name"
 
 
 OPTIONS = RegisterOptions
@@ -21,14 +26,20 @@ OPTIONS = RegisterOptions
 def run(own: RegisterOptions, overrides: Raw) -> None:
     """Register a run, or the best evaluated one of the study."""
     experiment = read_experiment(own, overrides)
-    from pipeline.jobs.promote import promote
+    from pipeline.experiment import named
+    from pipeline.jobs.promote import best_evaluated, promote
+    from pipeline.jobs.summarise import compare_of
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
 
+    name = named(own.name, own.fast) if own.name else experiment.name
     workspace = open_workspace(experiment.name)
     with launched(workspace, "register"):
-        champion = promote(workspace, own.name or experiment.name, own.run_id, experiment.study.name, experiment.base.training.best_metric)
-    if champion.passed_over:
-        say(f"note: {champion.passed_over} runs rank higher by validation but are not evaluated yet")
-    say(f"{champion.uri} is version {champion.version}: run {champion.run_id} ({champion.run_name})")
+        run_id = own.run_id
+        if not run_id:
+            run_id, passed_over = best_evaluated(compare_of(workspace, experiment))
+            if passed_over:
+                say(f"note: {passed_over} runs rank higher by validation but are not evaluated yet")
+        champion = promote(workspace, name, run_id)
+    say(champion.described)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.config import Raw, essential
-from pipeline.steps.options import ExperimentOptions, read_experiment
+from pipeline.config import Raw, essential, identifies_study
+from pipeline.steps.options import FastOptions, read_experiment
 
 
-class SummaryOptions(ExperimentOptions):
+class SummaryOptions(FastOptions):
     """Options of summary."""
 
     evaluate: Literal["none", "all"] = essential("none", "all evaluates every complete run that is not evaluated yet; none: nothing.")
-    summary = "Write and print the comparison of a study: the one named by study.name, or the experiment's latest."
+    summary = "Write and print the comparison of a study: the one of the experiment file, or the one named by study.name."
     example = "python -m pipeline summary --evaluate all"
+
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration."""
+        return identifies_study(name) or name in ("study.name", "training.device")
 
 
 OPTIONS = SummaryOptions
@@ -22,21 +27,18 @@ OPTIONS = SummaryOptions
 def run(own: SummaryOptions, overrides: Raw) -> None:
     """Compare the runs of a study."""
     experiment = read_experiment(own, overrides)
-    from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.summarise import compare, people_table, summarise
+    from pipeline.jobs.evaluate import evaluate_all
+    from pipeline.jobs.summarise import compare_of, people_table, write_comparison
     from pipeline.report.console import say, show_table
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
 
     workspace = open_workspace(experiment.name)
-    metric = experiment.base.training.best_metric
     with launched(workspace, "summary"):
-        if own.evaluate == "all":
-            for row in compare(workspace, experiment.study.name, metric).ranked():
-                if row["test_accuracy"] is None:
-                    say(f"evaluating {row['run_name']}")
-                    evaluate(workspace, row["run_id"], experiment.base.training.device)
-        compared = summarise(workspace, experiment.study.name, metric)
+        compared = compare_of(workspace, experiment)
+        if own.evaluate == "all" and evaluate_all(workspace, compared, experiment.base.training.device, overrides.get("data", {})):
+            compared = compared.read_again(workspace)
+        write_comparison(workspace, compared)
     show_table(people_table(compared), compared.title)
     for note in compared.notes:
         say(note)

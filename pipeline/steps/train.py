@@ -14,6 +14,11 @@ class TrainOptions(FastOptions):
     summary = "Train one configuration, the experiment's base with overrides, and export the network."
     example = "python -m pipeline train --model.name resnet34 --optimizer.lr 3e-4"
 
+    @staticmethod
+    def reads(name: str) -> bool:
+        """Whether the step reads a field of a configuration."""
+        return not name.startswith("study.")
+
 
 OPTIONS = TrainOptions
 

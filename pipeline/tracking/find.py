@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from mlflow.artifacts import download_artifacts
@@ -21,6 +23,8 @@ from pipeline.tracking.store import Workspace
 Row = dict[str, Any]
 
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
+_LAUNCHED = "mlflow.project.entryPoint"
+"""On runs that ``mlflow run`` has made."""
 
 STATE_OF_STATUS = {"FINISHED": names.COMPLETE, "FAILED": names.FAILED, "KILLED": names.INTERRUPTED}
 
@@ -93,7 +97,9 @@ def trainings(workspace: Workspace, study: str = "") -> list[Row]:
 
     Runs are found by the tag ``pipeline.experiment``, else in the MLflow experiment of that name.
     """
-    tagged = _search(workspace, f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'")
+    filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
+    # A training may be of several studies, whose names stand in one tag.
+    tagged = _search(workspace, filter_string + (f" and tags.`{names.STUDY}` LIKE '%{_quoted(study)}%'" if study else ""))
     if not tagged and not study:
         by_name = workspace.client.get_experiment_by_name(workspace.experiment)
         tagged = (
@@ -102,22 +108,49 @@ def trainings(workspace: Workspace, study: str = "") -> list[Row]:
             else []
         )
     own = [run for run in tagged if names.JOINS not in run.data.tags]
-    return [row(run) for run in own if not study or study in run.data.tags.get(names.STUDY, "").split(",")]
+    return [
+        row(run, _recorded_params(workspace, run)) for run in own if not study or study in run.data.tags.get(names.STUDY, "").split(",")
+    ]
+
+
+def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
+    """Return the params of what was trained.
+
+    Of a run that ``mlflow run`` has made, those logged first are what the user has given, such as 50 epochs with ``fast``, which stay
+    though two were trained: there the recorded configuration counts.
+    """
+    params: dict[str, str] = dict(run.data.params)
+    if _LAUNCHED not in run.data.tags:
+        return params
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8")
+            configuration = parse(Configuration, yaml.safe_load(text), names.CONFIG)
+        except (UserError, yaml.YAMLError):
+            # It was stopped before that, or is a stranger's.
+            return params
+    return params | {name: as_param(value) for name, value in configuration.flat().items()}
+
+
+def as_param(value: Any) -> str:
+    """Return a value as the text of a param."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _quoted(text: str) -> str:
     return text.replace("'", "\\'")
 
 
-def row(run: Run) -> Row:
-    """Return what the comparison and the ranking need of one run."""
-    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+def row(run: Run, params: Mapping[str, str] | None = None) -> Row:
+    """Return what the comparison and the ranking need of one run; `params` instead of its own, where they are known better."""
+    tags, metrics = run.data.tags, run.data.metrics
+    params = run.data.params if params is None else params
     found: Row = {
         "run_id": run.info.run_id,
         "run_name": run.info.run_name,
         "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING)),
     }
-    found |= {column: _typed(name, params.get(name)) for column, name in _PARAMS.items()}
+    found |= {column: typed(name, params.get(name)) for column, name in _PARAMS.items()}
     found |= {column: metrics.get(name) for column, name in _METRICS.items()}
     found |= {"config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params), "data_digest": tags.get(names.DATA_DIGEST, "")}
     found |= {
@@ -138,7 +171,8 @@ def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
     return {"metric": metric, "value": value, "score": score, "test_value": metrics.get(ranking.on_test(metric))}
 
 
-def _typed(name: str, value: str | None) -> Any:
+def typed(name: str, value: str | None) -> Any:
+    """Return a param's value as a number where the field of that name is one."""
     field = field_info(name)
     kind = field.annotation if field else None
     if value is None or kind not in (int, float):
@@ -150,10 +184,14 @@ def _typed(name: str, value: str | None) -> Any:
 
 
 def _hash_of_params(params: Mapping[str, str]) -> str:
-    """Give a run without a hash one from its params over the defaults; empty where they make no configuration."""
-    if not any(field_info(name) for name in params):
+    """Give a run without a hash one from its params over the defaults; empty where they make no configuration.
+
+    Of files that params name nobody knows what they held, and a network's file would be run to find that out.
+    """
+    known = {name: yaml.safe_load(value) if value.startswith(("[", "{")) else value for name, value in params.items() if field_info(name)}
+    known = {name: value for name, value in known.items() if value != "null"}
+    if not known or any(":" in str(known.get(name, "")) for name in ("model.name", "model.weights")):
         return ""
-    known = {name: yaml.safe_load(value) if value[:1] in "[{" else value for name, value in params.items() if field_info(name)}
     try:
         configuration = parse(Configuration, {section: fields for section, fields in nest(known).items() if section != "study"}, "params")
         return config_hash(configuration, models.origin(configuration.model))
@@ -188,40 +226,68 @@ def running(workspace: Workspace, experiment: str = "") -> list[Run]:
     return _search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
 
 
-def studies(workspace: Workspace) -> dict[str, Run]:
-    """Return the parent run of each study of the experiment by the study's name, latest first."""
-    filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STUDY}` != ''"
-    parents = [
-        run
-        for run in _search(workspace, filter_string)
-        if run.data.tags.get(names.STEP) in ("tune", "main") and names.JOINS not in run.data.tags
-    ]
-    found: dict[str, Run] = {}
+class Study(NamedTuple):
+    """A study, as its parent run tells.
+
+    Attributes:
+        name: Of the study.
+        parent: Id of that run.
+        data_digest: Of the images that it trains on.
+        source: ``data.source`` when it was begun; empty where it was not recorded.
+        identity: The name that follows from base, space and data, where it was recorded beside a name of the user's own; else empty.
+    """
+
+    name: str
+    parent: str
+    data_digest: str
+    source: str
+    identity: str
+
+
+def studies(workspace: Workspace) -> list[Study]:
+    """Return the studies of the experiment, the one that was begun last first."""
+    of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STUDY}` != ''"
+    # Two searches for few runs: one for all tags would fetch every training.
+    found = [run for step in ("tune", "main") for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")]
+    parents = [run for run in found if names.JOINS not in run.data.tags]
+    latest: dict[str, Study] = {}
     for run in sorted(parents, key=lambda run: run.info.start_time, reverse=True):
-        found.setdefault(run.data.tags[names.STUDY], run)
-    return found
+        tags = run.data.tags
+        digest, source, identity = tags.get(names.DATA_DIGEST, ""), run.data.params.get("data.source", ""), tags.get(names.IDENTITY, "")
+        latest.setdefault(tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity))
+    return list(latest.values())
 
 
 def study_parent(workspace: Workspace, name: str) -> str:
     """Return the parent run id of a study that MLflow knows, or an empty string."""
-    run = studies(workspace).get(name)
-    return str(run.info.run_id) if run else ""
+    return next((study.parent for study in studies(workspace) if study.name == name), "")
 
 
-def choose_study(workspace: Workspace, name: str) -> tuple[str, str]:
-    """Return name and parent run id of the named study, or of the latest; ("", "") where there is none.
+def study(workspace: Workspace, name: str) -> Study:
+    """Return the study of a name.
 
     Raises:
-        UserError: No study of that name.
+        UserError: There is none; those that there are, are listed.
     """
-    found = studies(workspace)
-    if name and name not in found:
+    known = studies(workspace)
+    found = next((one for one in known if one.name == name), None)
+    if found is None:
+        there = [one.name for one in known]
         raise UserError(
-            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, found)}; "
-            f"there are: {', '.join(found) or 'none'}"
+            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, there)}; "
+            f"there are: {', '.join(there) or 'none'}"
         )
-    chosen = name or next(iter(found), "")
-    return (chosen, found[chosen].info.run_id) if chosen else ("", "")
+    return found
+
+
+def study_of(workspace: Workspace, run_id: str) -> str:
+    """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
+    try:
+        return str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
+    except MlflowException as error:
+        if error.error_code != _NO_SUCH:
+            raise
+        return ""
 
 
 def known_experiments(workspace: Workspace) -> list[str]:

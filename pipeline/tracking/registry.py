@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlflow
 import mlflow.pyfunc
@@ -140,8 +140,10 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
     try:
         client.create_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(f"name: {name!r} cannot be a registered model: {first_line(error)}") from None
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if versions:
         number = max(versions, key=lambda found: int(found.version)).version
@@ -152,6 +154,25 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
         client.set_model_version_tag(name, number, key, value)
     client.set_registered_model_alias(name, CHAMPION, number)
     return str(number)
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+
+
+def champion(workspace: Workspace, name: str) -> Version | None:
+    """Return the champion of a registered model; None where there is none."""
+    try:
+        found = workspace.client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return Version(str(found.version), str(found.run_id or ""), dict(found.tags))
 
 
 def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:

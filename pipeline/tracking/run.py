@@ -25,6 +25,7 @@ from pipeline.background import Background, Task
 from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError
 from pipeline.tracking import names
+from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
 from pipeline.tracking.store import Workspace, is_away
 
@@ -88,7 +89,7 @@ class RunLog:
 
     def _params(self, values: Mapping[str, Any]) -> None:
         present = self.client.get_run(self.id).data.params
-        new = [Param(key, _as_text(value)[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
+        new = [Param(key, as_param(value)[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
         for start in range(0, len(new), _PARAMS_PER_BATCH):
             self.client.log_batch(self.id, params=new[start : start + _PARAMS_PER_BATCH])
 
@@ -323,10 +324,6 @@ def adopt_training(workspace: Workspace, run_id: str, study: str) -> None:
     studies = workspace.client.get_run(run_id).data.tags.get(names.STUDY, "").split(",")
     if study not in studies:
         RunLog(workspace, run_id).tag({names.STUDY: ",".join([*filter(None, studies), study])})
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _source_tags(step: str) -> dict[str, str]:

@@ -1,0 +1,102 @@
+"""Which study a step follows: the one that its own file, options and data identify."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pipeline import models
+from pipeline.config import Configuration, Raw, facts_of, field_info, flatten, identifies_study
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment
+from pipeline.identity import study_name
+from pipeline.tracking import find, transfer
+from pipeline.tracking.find import Study
+from pipeline.tracking.store import Workspace
+
+_WHERE = ("data.source", "data.root", "data.labels")
+"""Where images are may change; their digest, compared before they are used, tells whether they are the same."""
+_MOST_LISTED = 10
+
+
+class Chosen(NamedTuple):
+    """The study that a step follows.
+
+    Attributes:
+        name: Empty where the experiment has no study: a step then takes all trainings of the experiment.
+        described: Which one it is, on which images, and why, as far as that is not plain; for people.
+    """
+
+    name: str
+    described: str
+
+
+def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
+    """Return the study that a step follows.
+
+    It is the one named by ``study.name``; else the one whose name follows from base, space and the study's own data digest, so that no
+    image is read; of several (on several sets of images) the one of the same source, then the latest. Where none has that
+    configuration the latest study is taken, unless options were given that none has.
+
+    Raises:
+        UserError: No study has that name, or these options; those that there are, are listed.
+    """
+    if experiment.study.name:
+        named = find.study(workspace, experiment.study.name)
+        return Chosen(named.name, _described(named))
+    studies = find.studies(workspace)
+    if not studies:
+        return Chosen("", "")
+    found = [study for study in studies if _is_of(experiment, study) and _has_images_as_given(workspace, experiment, study)]
+    if found:
+        first = next((study for study in found if study.source == experiment.base.data.source), found[0])
+        return Chosen(first.name, _described(first))
+    given = [name for name, _ in flatten(experiment.overrides) if identifies_study(name)]
+    if any(name not in _WHERE for name in given):
+        options = ", ".join(f"--{name}" for name in given)
+        more = [f"and {len(studies) - _MOST_LISTED} more"] if len(studies) > _MOST_LISTED else []
+        listed = [*map(_described, studies[:_MOST_LISTED]), *more]
+        raise UserError(f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:", listed)
+    return Chosen(studies[0].name, f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}")
+
+
+def _described(study: Study) -> str:
+    source = f" from {study.source}" if study.source else ""
+    return f"study {study.name}, data {study.data_digest[:8]}{source}"
+
+
+def _is_of(experiment: Experiment, study: Study) -> bool:
+    identity = study.identity or re.sub(r"~\d+$", "", study.name)
+    return identity in _names(experiment, study.data_digest)
+
+
+def _names(experiment: Experiment, digest: str) -> Iterator[str]:
+    """Yield the names that a study of an experiment may have on images of that digest."""
+    for base in _bases(experiment):
+        yield study_name(experiment.name, base, models.origin(transfer.with_file(base.model)), experiment.space, digest)
+
+
+def _bases(experiment: Experiment) -> Iterator[Configuration]:
+    yield experiment.base
+    if experiment.fast and experiment.base.model.weights != "none":
+        # Where published weights cannot be downloaded a try-out takes random ones.
+        yield experiment.base.model_copy(update={"model": experiment.base.model.model_copy(update={"weights": "none"})})
+
+
+def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
+    """Whether a study's trainings have the options on images, of which its name holds the digest only."""
+    given: Raw = experiment.overrides.get("data", {})
+    wanted = {f"data.{name}": getattr(experiment.base.data, name) for name in given if _is_of_images(f"data.{name}")}
+    rows = find.trainings(workspace, study.name) if wanted else []
+    return all(_has(row["params"], wanted) for row in rows[:1])
+
+
+def _is_of_images(name: str) -> bool:
+    """Whether a field decides which images are used, and is the same in all trainings of a study as they record it."""
+    field = field_info(name)
+    return field is not None and not facts_of(field).hashed and identifies_study(name) and name not in (*_WHERE, "data.fold")
+
+
+def _has(params: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
+    return all(find.typed(name, params[name]) == value for name, value in wanted.items() if name in params)
