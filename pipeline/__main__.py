@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, UserError, unknown_name
-from pipeline.signals import ignore_signals, raise_on_signals
+from pipeline.signals import ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
 
 STEPS = {
@@ -192,6 +192,8 @@ def _watch_parent(parent: int) -> None:
 if __name__ == "__main__":
     # Imports make a million objects that stay; looking through them again and again takes a second.
     gc.set_threshold(10_000)
+    limit_endings()
     code = main(sys.argv[1:])
-    ignore_signals()
+    if not code:
+        ignore_signals()
     sys.exit(code)

@@ -14,6 +14,28 @@ _PAUSE = 10.0
 """Seconds between the end of a task that might have been replaced and the start of another."""
 
 
+def within(seconds: float, task: Task) -> bool:
+    """Do something in a thread of its own, and wait for it only so long; return whether it has ended.
+
+    Raises:
+        BaseException: What the task raised.
+    """
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            task()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, name="within", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    return not thread.is_alive()
+
+
 class Background:
     """Runs tasks one after another in a thread of its own.
 
@@ -31,11 +53,12 @@ class Background:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def submit(self, task: Task, replaces: str = "") -> None:
+    def submit(self, task: Task, replaces: str = "", patience: float | None = None) -> None:
         """Do this after what was submitted before.
 
         Args:
             task: What to do.
+            patience: Seconds to wait where too many tasks wait already; beyond, this one is left out. None waits as long as it takes.
             replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more. Such tasks are
                 done once in ten seconds, or when others wait behind them.
 
@@ -51,7 +74,8 @@ class Background:
             if replaces and self._tasks and self._tasks[-1][1] == replaces:
                 self._tasks[-1] = (task, replaces)
                 return
-            self._changed.wait_for(lambda: len(self._tasks) < self._most_waiting)
+            if not self._changed.wait_for(lambda: len(self._tasks) < self._most_waiting, timeout=patience):
+                return
             self._tasks.append((task, replaces))
             self._changed.notify_all()
 

@@ -1,36 +1,88 @@
-"""SIGINT and SIGTERM as an exception, put off while what must not be torn apart is written."""
+"""SIGINT and SIGTERM as an exception, put off while what must not be torn apart is written; and an end in any case."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.errors import Interrupted
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_SAME = 2.0
+"""Seconds within which a second signal is the same Ctrl-C: `mlflow run` and the terminal both deliver it."""
+LONGEST_END = 6.0
+"""Seconds after a signal in which runs are ended; what a store does not take until then is left to `reconcile`."""
+_ONE_MORE = 1.5
+"""Seconds after that at which the process ends, whatever it waits for."""
 
 
 class _State:
     held = 0
     pending = 0
+    arrived = 0.0
+    is_limited = False
+    at_first: list[Callable[[], None]] = []  # noqa: RUF012 - one state of the process
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # mlflow run passes Ctrl-C on as a second signal, which must not break the ending of the run.
-    ignore_signals()
+    if _State.arrived:
+        if _State.is_limited and time.monotonic() - _State.arrived > _SAME:
+            _end_now("ended at once")
+        return
+    _State.arrived = time.monotonic()
+    for task in _State.at_first:
+        task()
+    if _State.is_limited:
+        timer = threading.Timer(LONGEST_END + _ONE_MORE, _end_now, ["ended, though not all is written"])
+        timer.daemon = True
+        timer.start()
     if _State.held:
         _State.pending = number
     else:
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
+def _end_now(how: str) -> None:
+    """End this process without waiting for anything."""
+    message = f"{how}; `python -m pipeline reconcile` ends the runs that still say RUNNING\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+    os._exit(1)
+
+
 def raise_on_signals() -> None:
-    """Raise `Interrupted` in the main thread at the first SIGINT or SIGTERM; further ones are ignored."""
+    """Raise `Interrupted` in the main thread at the first SIGINT or SIGTERM; what a second one does, see `limit_endings`."""
     _State.held = _State.pending = 0
+    _State.arrived = 0.0
     for number in _STOPPING:
         signal.signal(number, _stop)
+
+
+def limit_endings() -> None:
+    """End this process within ten seconds of a signal, whatever it waits for, and at once at a second one more than two seconds later."""
+    _State.is_limited = True
+
+
+def at_first_signal(task: Callable[[], None]) -> None:
+    """Have something done when the first signal arrives, before it is raised: short, and without waiting."""
+    if task not in _State.at_first:
+        _State.at_first.append(task)
+
+
+def has_arrived() -> bool:
+    """Whether a signal has arrived."""
+    return _State.arrived > 0
+
+
+def seconds_left() -> float:
+    """Return how long ending may take from now on: `LONGEST_END` where no signal has arrived, less after one, at least a moment."""
+    passed = time.monotonic() - _State.arrived if _State.arrived else 0.0
+    return max(LONGEST_END - passed, 0.1)
 
 
 def ignore_signals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 import traceback
@@ -21,9 +22,9 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline import signals
-from pipeline.background import Background, Task
+from pipeline.background import Background, Task, within
 from pipeline.config import Configuration
-from pipeline.errors import StoreAway, UserError
+from pipeline.errors import StoreAway, UserError, first_line
 from pipeline.tracking import names
 from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
@@ -215,7 +216,8 @@ class TrackedRun(RunLog):
         return self
 
     def _write(self, task: Task) -> None:
-        self._writing.submit(task)
+        # After a signal nothing waits for a store that does not answer.
+        self._writing.submit(task, patience=1.0 if signals.has_arrived() else None)
 
     def _figure(self, name: str, draw: Callable[[Path], None]) -> None:
         # After a signal the run must end within seconds.
@@ -248,6 +250,9 @@ class TrackedRun(RunLog):
         self._is_hurried = isinstance(error, KeyboardInterrupt)
         # A signal meanwhile must not keep the run from its end; it is raised after that.
         with signals.held():
+            if self._is_hurried and error is not None:
+                self._end_soon(error)
+                return
             try:
                 self._writing.close()
             except Exception as unwritten:
@@ -256,6 +261,22 @@ class TrackedRun(RunLog):
                     self._end(type(unwritten), unwritten)
                     raise
             self._end(kind, error)
+
+    def _end_soon(self, error: BaseException) -> None:
+        """End the run within seconds, as far as the store takes it: what it does not take is left to `reconcile`."""
+        steps: list[Task] = [self._writing.close, lambda: self._end(type(error), error)]
+        for number, step in enumerate(steps):
+            try:
+                is_done = within(signals.seconds_left() / (len(steps) - number), step)
+            except Exception as unwritten:
+                # The signal says more than what could not be written; of a store that is away nobody expects that it was.
+                is_done = number == 0
+                reason = first_line(unwritten)
+            else:
+                reason = "the store does not answer"
+            if not is_done:
+                say_unended(self.id, reason)
+                return
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         # A signal meanwhile must not keep the run from its end.
@@ -289,6 +310,11 @@ class TrackedRun(RunLog):
         with signals.held():
             self._tag(tags)
             self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
+
+
+def say_unended(run_id: str, reason: str) -> None:
+    """Say that a run still says RUNNING, though its process ends."""
+    print(f"run {run_id} could not be ended ({reason}); `python -m pipeline reconcile` does it later", file=sys.stderr)
 
 
 @contextmanager

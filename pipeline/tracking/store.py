@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.config import valid_name
 from pipeline.errors import PipelineError, StoreAway, UserError, first_line
 from pipeline.files import child, locked
+from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
@@ -65,8 +66,9 @@ class Workspace:
             for key, value in _EXPERIMENT_TAGS.items():
                 self.client.set_experiment_tag(experiment_id, key, value)
         except MlflowException as error:
-            if is_away(error) or _status(error):
-                raise told(error) from error
+            explained = told(error)
+            if isinstance(explained, UserError | StoreAway):
+                raise explained from error
             raise UserError(f"experiment {self.experiment!r} cannot be used in {self.uri}: {first_line(error)}") from error
         return experiment_id
 
@@ -130,11 +132,14 @@ def open_workspace(experiment: str) -> Workspace:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
+    if database_file(uri) is None:
+        at_first_signal(hurry)
     try:
         client = _initialised(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if is_away(error) or _status(error):
-            raise told(error) from error
+        explained = told(error)
+        if isinstance(explained, UserError | StoreAway):
+            raise explained from error
         raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, launcher.taken())
 
@@ -156,6 +161,11 @@ def _initialised(uri: str) -> MlflowClient:
 
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+def hurry() -> None:
+    """Have MLflow ask a server only once from now on, and not wait long for the answer: this process is to end."""
+    os.environ[_RETRIES], os.environ[_TIMEOUT] = "0", "2"
 
 
 @contextmanager
