@@ -15,10 +15,10 @@ from pipeline.files import child, locked
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
-from pipeline.tracking import find, names
+from pipeline.tracking import find, launcher, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives, uid_of
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.store import Workspace, database_file
 
 
 @contextmanager
@@ -50,8 +50,7 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     tags, state = run.data.tags, find.row(run)["state"]
     if tags.get(names.STEP) != "train" or names.JOINS in tags:
         raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline")
-    if state in (names.COMPLETE, names.PRUNED):
-        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is {state}; there is nothing to go on with")
+    refuse_ended(run_id, str(run.info.run_name), state)
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
         raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
@@ -75,6 +74,17 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
             "train anew, or put it back"
         )
     return job
+
+
+def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:
+    """Refuse a run that has ended as it was to; `options` are what else was given, as on the command line.
+
+    Raises:
+        UserError: With the way to train its weights further.
+    """
+    if state in (names.COMPLETE, names.PRUNED):
+        way = f"train --model.weights runs:/{run_id}/{names.MODEL}{options} trains its weights further, in a new run"
+        raise UserError(f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; {way}")
 
 
 def need_experiment(workspace: Workspace, experiment: str) -> None:
@@ -101,7 +111,9 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
     ended = 0
     for run in find.running(workspace, experiment):
         beat = Beat.of(run.data.tags)
-        if beat is None or (process_id and not beat.is_of(process_id)):
+        if beat is None and (process_id or not launcher.has_never_begun(run, database_file(workspace.uri) is not None)):
+            continue
+        if process_id and beat is not None and not beat.is_of(process_id):
             continue
         if end_abandoned(workspace, run.info.run_id):
             ended += 1

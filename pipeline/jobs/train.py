@@ -185,7 +185,7 @@ def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Set
 
 def _has_start(run: RunLog) -> bool:
     """Whether all of `_log_start` was done before the run was interrupted."""
-    return any(file.path == names.CONFIG for file in run.client.list_artifacts(run.id))
+    return find.has_artifact(run.workspace, run.id, names.CONFIG)
 
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> None:

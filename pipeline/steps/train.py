@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
 from pipeline.steps.options import FastOptions, read_experiment
@@ -66,11 +68,9 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
     given = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
     given += [name for name in ("config", "experiment", "fast") if getattr(own, name) != TrainOptions.model_fields[name].default]
-    if given:
-        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(given)}")
     from contextlib import ExitStack
 
-    from pipeline.jobs.resume import exclusively, interrupted_job
+    from pipeline.jobs.resume import exclusively, interrupted_job, refuse_ended
     from pipeline.jobs.train import Placement, train
     from pipeline.report.console import say
     from pipeline.tracking import find, names
@@ -79,7 +79,13 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.distributed import joined
     from pipeline.training.launch import need_processes
 
-    tags = find.get_run(open_workspace(""), own.run_id).data.tags
+    run = find.get_run(open_workspace(""), own.run_id)
+    tags = run.data.tags
+    if given:
+        values = {f"{section}.{name}": value for section, fields in overrides.items() for name, value in fields.items()}
+        options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
+        refuse_ended(own.run_id, str(run.info.run_name), find.row(run)["state"], options)
+        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(given)}")
     if not tags.get(names.EXPERIMENT):
         raise UserError(f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}")
     workspace = open_workspace(tags[names.EXPERIMENT])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
@@ -18,7 +18,7 @@ from pipeline.config import Configuration, field_info, nest, parse
 from pipeline.errors import UserError, nearest
 from pipeline.identity import config_hash
 from pipeline.tracking import names
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.store import Workspace, is_away
 
 Row = dict[str, Any]
 
@@ -309,7 +309,16 @@ def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path
     """
     try:
         return Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri))
-    except (MlflowException, OSError):
+    except (MlflowException, OSError) as error:
+        # A server that is away, or a disk that is full, says nothing about the run.
+        if is_away(error) or has_artifact(workspace, run_id, name):
+            raise
         raise UserError(
             f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
         ) from None
+
+
+def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
+    """Whether a run has an artifact of that path."""
+    folder = str(PurePosixPath(name).parent)
+    return any(file.path == name for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder))

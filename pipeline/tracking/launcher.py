@@ -15,10 +15,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 _VARIABLE = "MLFLOW_RUN_ID"
 _ENTRY_POINT = "mlflow.project.entryPoint"
 _LONGEST_WAIT = 60.0
+_LONGEST_BUILD = 3600.0
+"""Seconds after which an environment that another machine builds is no longer waited for."""
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -91,6 +99,37 @@ def end(reason: str, state: str) -> None:
         client.set_tag(_State.taken, names.REASON, reason[:5000])
         client.set_tag(_State.taken, names.STATE, state)
         client.set_terminated(_State.taken, names.STATUS_OF_STATE[state])
+
+
+def has_never_begun(run: Run, is_local: bool) -> bool:
+    """Whether ``mlflow run`` has made a run for a step of ours and is gone without having started it, as where there is no conda.
+
+    The run does not say which process made it. On this machine that is one of `mlflow run` that was there when the run was made; a server
+    may have been told by another machine, which may build an environment for a while.
+
+    Args:
+        run: That is RUNNING.
+        is_local: The store is a database of this machine.
+    """
+    made = run.info.start_time / 1000
+    if not _is_for_us(run) or (not is_local and time.time() - made < _LONGEST_BUILD):
+        return False
+    launchers = [process for process in psutil.process_iter(["cmdline", "create_time"]) if _is_launcher(process)]
+    return not any(process.info["create_time"] <= made for process in launchers)
+
+
+def _is_for_us(run: Run) -> bool:
+    """Whether a run was made for one of our entry points, by their parameters, and no step has taken it."""
+    from pipeline.tracking import names
+
+    step, params = run.data.tags.get(_ENTRY_POINT), set(run.data.params)
+    declared = {"predict": {"model_uri", "images", "out"}, "init": {"out"}, "reconcile": {"experiment"}}
+    return step is not None and names.STEP not in run.data.tags and declared.get(step, {"config", "experiment"}) <= params
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    words = [Path(word).name for word in process.info["cmdline"] or []]
+    return "mlflow" in words and "run" in words[words.index("mlflow") :]
 
 
 def restore_killed_later() -> None:

@@ -25,10 +25,10 @@ from pipeline import signals
 from pipeline.background import Background, Task, within
 from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError, first_line
-from pipeline.tracking import names
+from pipeline.tracking import launcher, names
 from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
-from pipeline.tracking.store import Workspace, is_away
+from pipeline.tracking.store import Workspace, database_file, is_away
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
@@ -340,6 +340,8 @@ def end_abandoned(workspace: Workspace, run_id: str) -> bool:
         return False
     beat = Beat.of(run.data.tags)
     reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")
+    if launcher.has_never_begun(run, database_file(workspace.uri) is not None):
+        reason = "mlflow run has ended without starting it: it could not build the environment, or was killed"
     RunLog(workspace, run_id).tag({names.STATE: names.INTERRUPTED, names.REASON: reason, names.NOTE: f"{names.INTERRUPTED}: {reason}"})
     workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None)
     return True

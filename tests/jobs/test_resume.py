@@ -137,12 +137,12 @@ def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) 
     refused = cli("train", "--run_id", complete.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "is complete; there is nothing to go on with" in refused.err
-    both = cli("train", "--run_id", complete.info.run_id, "--optimizer.lr", "0.1", "--config", quick)
-    assert "takes no other option; got optimizer.lr, config" in both.err
     assert "there is no run 'nothing'" in cli("train", "--run_id", "nothing").err
     here = str(Beat.now())
     tags = {names.STEP: "train", names.STATE: "running", names.HEARTBEAT: here, names.EXPERIMENT: "quick"}
     alive = workspace.client.create_run(workspace.experiment_id, tags=tags)
+    both = cli("train", "--run_id", alive.info.run_id, "--optimizer.lr", "0.1", "--config", quick)
+    assert "takes no other option; got optimizer.lr, config" in both.err
     refused = cli("train", "--run_id", alive.info.run_id)
     assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in refused.err
 
@@ -289,3 +289,31 @@ def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:
         log.on_validation(2, sound, np.eye(10, dtype=np.float32)[sound])
         log.on_epoch(2, {"train/loss": 0.1, "train/accuracy": 1.0, "val/loss": 0.1, "val/accuracy": 1.0}, True)
     assert names.FLAG + "collapse" not in workspace.client.get_run(run.id).data.tags
+
+
+def test_a_complete_run_names_the_way_to_train_on(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    assert cli("train", "--config", quick, "--training.epochs", "1").code == 0
+    (complete,) = trainings(workspace)
+    refused = cli("train", "--run_id", complete.info.run_id, "--training.epochs", "2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    way = f"train --model.weights runs:/{complete.info.run_id}/model --training.epochs 2"
+    assert "is complete" in refused.err and way in refused.err
+    further = cli(*way.split(), "--config", quick)
+    assert further.code == 0, further.err
+    assert len(trainings(workspace)) == 2
+
+
+def test_reconcile_ends_what_mlflow_run_has_never_begun(cli: Cli, workspace: Workspace) -> None:
+    entry = {"mlflow.project.entryPoint": "tune"}
+    never_begun, foreign, taken = (
+        workspace.client.create_run(workspace.experiment_id, tags=tags) for tags in (entry, entry, {**entry, names.STEP: "tune"})
+    )
+    for run in (never_begun, taken):
+        for name in ("config", "experiment", "fast"):
+            workspace.client.log_param(run.info.run_id, name, "x")
+    assert cli("reconcile").out.endswith("1 run ended as interrupted\n")
+    ended = workspace.client.get_run(never_begun.info.run_id)
+    assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", names.INTERRUPTED)
+    assert "mlflow run has ended without starting it" in ended.data.tags[names.REASON]
+    assert {workspace.client.get_run(run.info.run_id).info.status for run in (foreign, taken)} == {"RUNNING"}
+    assert cli("reconcile").out == "0 runs ended as interrupted\n"
