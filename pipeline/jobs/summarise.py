@@ -109,6 +109,9 @@ def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str,
         return []
     met = []
     for row in rows:
+        # The best value is known; of which epoch it was reached first, only the history tells.
+        if row["value"] is not None and score(row["value"], row["metric"]) < score(target, row["metric"]):
+            continue
         history = workspace.client.get_metric_history(row["run_id"], row["metric"])
         epochs = [entry.step for entry in history if score(entry.value, row["metric"]) >= score(target, row["metric"])]
         met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []

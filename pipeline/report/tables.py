@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,24 +76,31 @@ def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     says how many are. What a configuration ranks by, and its mean, are the columns `metric` and `value`.
     """
     complete = [row for row in rows if row.get("state") == "complete"]
-    merged = [_merged(comparison(group)) for group in ranking.by_configuration(complete)]
+    merged = [_merged(group) for group in ranking.by_configuration(complete)]
     spreads = [column for name in _SCORES for column in (name, f"{name}_std")]
     columns = ["config_hash", "repeats", *_SETTINGS, *spreads, "parameters", "data_digest", "run_ids"]
-    return pd.DataFrame(merged, columns=[*columns, "test_repeats", "metric", "value", "value_std"])
+    table = pd.DataFrame(merged, columns=[*columns, "test_repeats", "metric", "value", "value_std"])
+    for column in ("epochs", "parameters"):
+        table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
+    return table
 
 
 _SETTINGS = ["model", "weights", "freeze", "optimizer", "lr", "schedule", "weight_decay", "epochs"]
 _SCORES = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
 
 
-def _merged(repeats: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of one configuration."""
-    values: dict[str, Any] = {"repeats": len(repeats), "run_ids": " ".join(repeats["run_id"])}
-    values |= {name: repeats[name].iloc[0] for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")}
+def _merged(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of one configuration; in plain Python, since a study may have a thousand."""
+    values: dict[str, Any] = {"repeats": len(repeats), "run_ids": " ".join(str(row["run_id"]) for row in repeats)}
+    values |= {name: repeats[0].get(name) for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")}
     for name in (*_SCORES, "value"):
-        numbers = pd.to_numeric(repeats[name])
-        values |= {name: numbers.mean(skipna=name != "test_accuracy"), f"{name}_std": numbers.std(ddof=1, skipna=name != "test_accuracy")}
-    return {**values, "test_repeats": int(repeats["test_accuracy"].notna().sum())}
+        numbers = [number for row in repeats if (number := _number(row.get(name))) is not None]
+        if name == "test_accuracy":
+            values["test_repeats"] = len(numbers)
+            numbers = numbers if len(numbers) == len(repeats) else []
+        values[name] = statistics.fmean(numbers) if numbers else math.nan
+        values[f"{name}_std"] = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+    return values
 
 
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

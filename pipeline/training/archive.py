@@ -254,7 +254,7 @@ def _is_size(node: ast.expr) -> bool:
 
 def _write(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], descriptions: Mapping[str, bytes], copy: Path) -> None:
     writer = torch._C.PyTorchFileWriter(str(copy))
-    for name, content in ({_INPUTS: b""} | descriptions).items():
+    for name, content in {_INPUTS: b"", **descriptions}.items():
         writer.write_record(name, content, len(content))
     for name, member in members.items():
         if name not in descriptions and name not in _WRITTEN_BY_TORCH:
