@@ -117,6 +117,22 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert workspace.client.search_runs([one.experiment_id for one in workspace.client.search_experiments()]) == []
 
 
+def test_an_experiment_may_be_called_null(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    done = cli("evaluate", "--config", quick, "--experiment", "null")
+    assert (done.code, done.err.partition(" in ")[0]) == (2, "error: experiment 'null' has no trainings")
+    assert cli("train", "--config", quick, "--schedule.gamma", "null", "--optimizer.name", "null").err.startswith(
+        "error: " + f"{quick}: base: optimizer.name: 'null' given; must be 'sgd'"
+    )
+
+
+def test_help_that_nobody_reads_to_its_end_ends_quietly(folder: Path) -> None:
+    command = f"'{sys.executable}' -m pipeline evaluate --help | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    for _ in range(3):
+        ended = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        assert ended.stdout.startswith("usage:") and ended.stderr == ""
+
+
 def bad_folders(root: Path) -> dict[str, Path]:
     """Write one folder of each kind that cannot be trained on."""
     folders = {name: root / name for name in ("empty", "no images", "one class", "too few", "unreadable")}
@@ -204,6 +220,7 @@ def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) ->
     assert done.code == 0, done.err
     text = (folder / "mine.yaml").read_text()
     assert "image_size: 32" in text
+    assert "experiment: 'my digits' " in text
     assert text.count("- {model:") == 20
     assert len(set(re.findall(r"- \{model: .*", text))) == 20
     assert "a training" in text

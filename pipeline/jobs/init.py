@@ -43,6 +43,7 @@ _SHARED = {name for name, field in Data.model_fields.items() if facts_of(field).
 class Plan:
     """What was found out about images and machine."""
 
+    name: str
     source: str
     changed: dict[str, Any]
     counts: dict[str, int]
@@ -120,6 +121,7 @@ def _look(
         name: value for name, value in data.model_dump(include=_SHARED).items() if name != "source" and value != getattr(Data(), name)
     }
     return Plan(
+        data.name,
         data.source,
         changed,
         counts,
@@ -184,6 +186,7 @@ def _text(plan: Plan, out: Path) -> str:
         *times,
         f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it",
         f"# at most {duration(searched)}, less where trials are given up.",
+        f"experiment: {_quoted(plan.name)}   # names runs, folders and the registered model",
         "base:",
         "  data:",
         f"    source: {_quoted(plan.source)}",

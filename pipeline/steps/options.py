@@ -27,6 +27,7 @@ from pipeline.config import (
     essential,
     facts_of,
     field_names,
+    merge,
     parse,
 )
 from pipeline.errors import UserError, first_line, nearest
@@ -100,14 +101,25 @@ def parse_options(options: type[Options], arguments: Sequence[str]) -> tuple[Any
     Raises:
         UserError: Unknown option, missing value, or a wrong one.
     """
-    pairs = [f"--{name}={_as_json(options, name, value)}" for name, value in _pairs(options, arguments)]
+    pairs = list(_pairs(options, arguments))
+    written = [f"--{name}={_as_json(options, name, value)}" for name, value in pairs]
     try:
-        given: Raw = CliSettingsSource(options, cli_parse_args=pairs, cli_exit_on_error=False)()
+        given: Raw = CliSettingsSource(options, cli_parse_args=written, cli_exit_on_error=False)()
     except SettingsError as error:
         raise UserError(str(error).removeprefix("error parsing CLI: ")) from None
+    given = merge(given, *(_with_texts(options, name, value) for name, value in pairs))
     own = {name: value for name, value in given.items() if name not in SECTIONS and value != ""}
     sections = {name: value for name, value in given.items() if name in SECTIONS}
     return parse(_own_parameters(options), own, "options"), sections
+
+
+def _with_texts(options: type[Options], name: str, value: str) -> Raw:
+    """Return ``null`` as the text it is where a field cannot be nothing: an experiment may be called so."""
+    annotation = dict(fields_of(options))[name].annotation
+    if value != "null" or type(None) in get_args(annotation):
+        return {}
+    section, dot, field = name.partition(".")
+    return {section: {field: value}} if dot else {name: value}
 
 
 def _own_parameters(options: type[Options]) -> type[BaseModel]:
