@@ -2,6 +2,7 @@
 
 PipelineError
 ├── ProcessKilled    a process of a group was killed
+├── StoreAway        a database does not answer: what was at work ends as interrupted
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
 │   ├── Unreachable  what is to be downloaded cannot be
 │   └── InUse        another process works on it
@@ -62,6 +63,18 @@ class ProcessKilled(PipelineError):
         self.process_id = process_id
 
 
+class StoreAway(PipelineError):
+    """A database is busy or away, and stayed so; that says nothing about what was trained.
+
+    Args:
+        store: What people call it.
+        reason: What it said last.
+    """
+
+    def __init__(self, store: str, reason: str) -> None:
+        super().__init__(f"{store} does not answer ({reason}); started again, the study goes on where it is")
+
+
 class TrainingFailed(PipelineError):
     """A training cannot go on; the message says at which step and why."""
 
@@ -95,6 +108,15 @@ class ManyProcesses(Exception):
     def __init__(self, count: int) -> None:
         super().__init__(f"to be run by {count} processes")
         self.count = count
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a training that ended by this error may succeed another time with the same configuration.
+
+    Not where the configuration is the reason: its loss is not finite, or it is wrong. A full disk, a busy GPU, a server's error or a
+    missing download may be gone by then.
+    """
+    return isinstance(error, Unreachable | InUse) or not isinstance(error, UserError | LossNotFinite)
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -11,11 +11,11 @@ import yaml
 
 from pipeline.config import Configuration, parse
 from pipeline.errors import InUse, UserError, unknown_name
+from pipeline.files import child, locked
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
 from pipeline.tracking import find, names
-from pipeline.tracking.alone import alone
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives
 from pipeline.tracking.store import Workspace
@@ -28,7 +28,9 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
     Raises:
         InUse: Another process has taken it up, or still trains it.
     """
-    with alone(f"run {run_id}", f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"):
+    workspace.checkpoints.mkdir(parents=True, exist_ok=True)
+    refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
+    with locked(child(workspace.checkpoints, run_id), refusal):
         tags = find.get_run(workspace, run_id).data.tags
         if lives(tags):
             beat = Beat.of(tags)
