@@ -58,7 +58,7 @@ class Database:
                 raise FileNotFoundError(f"there is no folder {file.parent}")
             # Of several that meet a fresh database at once, all but one fail in making its tables.
             with locked(self._beside):
-                opened = _retried(lambda: _open(parsed), _passes_while_opened, name)
+                opened = _retried(lambda: _open(parsed), _passes_while_opened, name, PATIENCE)
         except (*_DatabaseError, ImportError, OSError, RuntimeError) as error:
             if _is_locked(error):
                 raise StoreAway(name, _reason(error)) from error
@@ -99,7 +99,7 @@ def _connection(url: URL) -> dict[str, Any]:
             return {}
 
 
-def _retried(operation: Callable[[], Returned], passes: Callable[[BaseException], bool], name: str, seconds: float = PATIENCE) -> Returned:
+def _retried(operation: Callable[[], Returned], passes: Callable[[BaseException], bool], name: str, seconds: float) -> Returned:
     """Return what an operation on a database returns, tried again as long as its error may pass.
 
     Raises:

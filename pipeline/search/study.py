@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,11 @@ def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy
             return "belongs to another MLflow store"
         if lifecycle != "active":
             return f"has its runs deleted from MLflow (`mlflow runs restore --run-id {parent}` brings it back)"
-    if any(map(holds_lists, storage.get_all_trials(study._study_id, deepcopy=False))):
+    with warnings.catch_warnings():
+        # Of such choices, which it reads.
+        warnings.simplefilter("ignore", UserWarning)
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    if any(map(holds_lists, trials)):
         return "is of release 0.1.0, which could not search lists"
     return ""
 
