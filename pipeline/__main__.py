@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, UserError, unknown_name
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, UserError, unknown_name
 from pipeline.signals import ignore_signals, raise_on_signals
 
 STEPS = {
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         stopped = isinstance(error, Interrupted)
         if not (stopped and _is_helper()):
             print(f"{'stopped' if stopped else 'error'}: {error}", file=sys.stderr)
-        _end_launched_run(str(error), stopped)
+        _end_launched_run(str(error), stopped or isinstance(error, StoreAway))
         return 1
     return 0
 

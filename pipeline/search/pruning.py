@@ -27,7 +27,7 @@ def build_sampler(study: Study, seed: int) -> BaseSampler:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 # Without groups one entry outside the space, which has no values in it, would end joint sampling.
-                return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True)
+                return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, group=True)
         case "random":
             return RandomSampler(seed=seed)
         case _:
