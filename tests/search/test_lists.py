@@ -48,13 +48,16 @@ def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_pat
     assert "6 of 6 trainings are there (1 of the list)" in again.out
 
 
-def test_an_interrupted_trial_of_lists_goes_on(cli: Cli, quick: Path) -> None:
+@pytest.mark.parametrize("space", SPACES)
+def test_an_interrupted_trial_of_lists_goes_on(cli: Cli, quick: Path, space: str) -> None:
     study = {"trials": 3, "pruner": "none", "sampler": "random"}
-    file = study_file(quick, space={**SPACES["augment"], "optimizer.lr": {"low": 1e-4, "high": 1e-2}}, study=study)
+    file = study_file(quick, space={**SPACES[space], "optimizer.lr": {"low": 1e-4, "high": 1e-2}}, study=study)
     interrupt(cli, "tune", "--config", str(file), training="01", epoch=2)
-    before = [(run.info.run_id, run.data.params["data.augment"]) for run in runs("train")]
-    assert cli("tune", "--config", file).code == 0
-    after = [(run.info.run_id, run.data.params["data.augment"]) for run in runs("train")]
+    (field,) = SPACES[space]
+    before = [(run.info.run_id, run.data.params[field]) for run in runs("train")]
+    done = cli("tune", "--config", file)
+    assert done.code == 0, done.err
+    after = [(run.info.run_id, run.data.params[field]) for run in runs("train")]
     assert after[:2] == before and len(after) == 3
 
 
