@@ -81,9 +81,8 @@ class Grid:
     def __init__(self, table: pd.DataFrame, models: Sequence[str]) -> None:
         self.space, self._models = space_of(models), models
         self.curves: dict[tuple[str, str, float], list[Curve]] = {}
-        for (model, schedule, lr, _, _), rows in table[table["model"].isin(models)].groupby(
-            ["model", "schedule", "lr", "weight_decay", "seed"]
-        ):
+        of_models = table[table["model"].isin(models)]
+        for (model, schedule, lr, _), rows in of_models.groupby(["model", "schedule", "lr", "seed"]):
             ordered = rows.sort_values("epoch")
             curve = Curve(tuple(ordered["val_accuracy"]), tuple(ordered["val_loss"]))
             self.curves.setdefault((model, schedule, lr), []).append(curve)
@@ -197,38 +196,51 @@ class _Replay:
                 self.keep(key, curve)
 
 
-def replay(setting: Setting, landscape: str, listed: int, outside: int, seed: int) -> Outcome:
+@dataclass(frozen=True)
+class Situation:
+    """What a study has.
+
+    Attributes:
+        listed: Entries of the fixed list.
+        outside: How many of them lie outside the space: the sampler knows no values of theirs.
+        budget: It goes on until so many epochs are trained; 0: until it has made twenty trainings.
+    """
+
+    listed: int
+    outside: int = 0
+    budget: int = 0
+
+
+def replay(setting: Setting, landscape: str, situation: Situation, seed: int) -> Outcome:
     """Run one study.
 
     Args:
         setting: How it searches.
         landscape: What it searches.
-        listed: Entries of the fixed list.
-        outside: How many of them lie outside the space: each takes the place of a training and is no candidate.
+        situation: What it has.
         seed: Of sampler, brackets and noise.
     """
     grid, random = recorded(landscape), np.random.default_rng(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study = optuna.create_study(
-            study_name=f"study {seed}", direction="maximize", sampler=setting.sampler(seed, listed), pruner=setting.pruner()
+            study_name=f"study {seed}", direction="maximize", sampler=setting.sampler(seed, situation.listed), pruner=setting.pruner()
         )
     replayed = _Replay(grid, study, random)
-    for number, point in enumerate(grid.listed[:listed]):
-        point = None if number < outside else point
-        study.enqueue_trial(point or {})
+    for number, point in enumerate(grid.listed[: situation.listed]):
+        is_inside = number >= situation.outside
+        study.enqueue_trial(point if is_inside else {})
         trial = study.ask()
-        if point is None:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        replayed.train(trial, suggest(trial, grid.space), prunable=False)
-    rest = TRIALS - listed
+        replayed.train(trial, suggest(trial, grid.space) if is_inside else point, prunable=False)
     if setting.first:
-        replayed.train_all_for_one_epoch(rest, setting.first)
+        drawn = situation.budget - replayed.epochs - setting.first * (EPOCHS - 1) if situation.budget else TRIALS - situation.listed
+        replayed.train_all_for_one_epoch(drawn, setting.first)
     else:
-        for _ in range(rest):
+        trials = situation.listed
+        while replayed.epochs < situation.budget if situation.budget else trials < TRIALS:
             trial = study.ask()
             replayed.train(trial, suggest(trial, grid.space), prunable=True)
+            trials += 1
     leader = ranking.rank(replayed.rows)[0]
     return Outcome(100 * (grid.best - grid.truth[leader["key"]]), replayed.epochs, replayed.complete)
 
@@ -283,16 +295,18 @@ def all_settings() -> list[Setting]:
 
 
 SITUATIONS = {
-    "a list of eight, then twelve searched": (8, 0),
-    "two of the eight outside the space": (8, 2),
-    "twenty searched": (0, 0),
+    "a list of eight, then twelve searched": Situation(8),
+    "two of the eight outside the space": Situation(8, outside=2),
+    "twenty searched": Situation(0),
+    "a list of eight, then as many as take the epochs of twelve whole ones": Situation(8, budget=TRIALS * EPOCHS),
+    "as many searched as take the epochs of twenty whole ones": Situation(0, budget=TRIALS * EPOCHS),
 }
 
 
 def _outcomes(setting: str, situation: str, landscape: str, seeds: int) -> list[Outcome]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     by_name = {one.name: one for one in [*all_settings(), DEFAULTS, *NEIGHBOURS]}
-    return [replay(by_name[setting], landscape, *SITUATIONS[situation], seed) for seed in range(seeds)]
+    return [replay(by_name[setting], landscape, SITUATIONS[situation], seed) for seed in range(seeds)]
 
 
 def compare(settings: Sequence[Setting], seeds: int) -> dict[tuple[str, str], dict[str, list[Outcome]]]:
