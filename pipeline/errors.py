@@ -102,6 +102,15 @@ class ManyProcesses(Exception):
         self.count = count
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether a training that ended by this error may succeed another time with the same configuration.
+
+    Not where the configuration is the reason: its loss is not finite, or it is wrong. A full disk, a busy GPU, a server's error or a
+    missing download may be gone by then.
+    """
+    return isinstance(error, Unreachable | InUse) or not isinstance(error, UserError | LossNotFinite)
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``"; nearest: NAME"`` for the allowed name most like `given`, or an empty string."""
     by_lower = {name.lower(): name for name in allowed}

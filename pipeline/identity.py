@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -47,6 +48,12 @@ def study_name(experiment: str, base: Configuration, origin: Mapping[str, str], 
     plain = {name: value if isinstance(value, list) else value.model_dump() for name, value in space.items()}
     fold = [base.data.fold] if base.data.folds else []
     return f"{experiment}-{_digits([hashed_fields(base, origin), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
+
+
+def names_beside(study: str) -> Iterator[str]:
+    """Yield the name of a study, then ``NAME~2``, ``NAME~3``, …: what it is called where the ones before cannot be used."""
+    yield study
+    yield from (f"{study}~{number}" for number in count(2))
 
 
 def data_digest(images: Iterable[tuple[str, str, str]]) -> str:

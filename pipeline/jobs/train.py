@@ -122,10 +122,12 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
         try:
             fed = with_features(run, job, setting)
             _fit(run, job, fed, fitted, [*callbacks, progress])
-        except (Pruned, TrainingFailed):
+        except (Pruned, TrainingFailed) as error:
             _log_best(run, setting)
             run.flush()
-            ended.callback(remove_child, workspace.checkpoints, run.uid)
+            if isinstance(error, Pruned | LossNotFinite):
+                # Another failure may have passed when the training goes on.
+                ended.callback(remove_child, workspace.checkpoints, run.uid)
             raise
         except Exception as error:
             # Other processes would still be in this training.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import assert_never
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
@@ -22,7 +24,10 @@ def build_sampler(study: Study, seed: int) -> BaseSampler:
     """Build the sampler that ``study.sampler`` names."""
     match study.sampler:
         case "tpe":
-            return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                # Without groups one entry outside the space, which has no values in it, would end joint sampling.
+                return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, group=True)
         case "random":
             return RandomSampler(seed=seed)
         case _:
@@ -54,19 +59,26 @@ class Report(Callback):
     def __init__(self, trial: optuna.Trial, metric: str, prunable: bool) -> None:
         self._trial, self._metric, self._prunable = trial, metric, prunable
         self._epochs = 0
+        # In an earlier life of the trial, whose training may go on from before its last epoch.
+        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs = epochs
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        self._trial.report(ranking.score(values[self._metric], self._metric), epoch)
-        # Asked for list entries too: the successive-halving pruners record their rungs when asked.
-        hopeless = self._trial.should_prune()
+        hopeless = self._is_hopeless(epoch, values)
         if hopeless and self._prunable and epoch < self._epochs:
             reached = f"{ranking.title(self._metric)} {ranking.text(values[self._metric], self._metric)}"
             raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at {reached}")
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
-        # The trial is another one than that of the interrupted life.
+        # What a new trial has not reported itself; the answers were given in the earlier life.
         for number, values in enumerate(history, 1):
-            self._trial.report(ranking.score(values[self._metric], self._metric), number)
+            if number not in self._reported:
+                self._is_hopeless(number, values)
+
+    def _is_hopeless(self, epoch: int, values: dict[str, float]) -> bool:
+        """Report an epoch, and return what the pruner says: those of successive halving note the score of a rung when they are asked."""
+        if epoch not in self._reported:
+            self._trial.report(ranking.score(values[self._metric], self._metric), epoch)
+        return self._trial.should_prune()

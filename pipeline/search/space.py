@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from optuna import Trial
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial
 
 from pipeline.config import Configuration
-from pipeline.experiment import Range, Space, is_integer
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment, Range, Space, is_integer
+from pipeline.jobs.prepare import with_reachable_weights
+
+Point = dict[str, Any]
+"""Values by dotted field as Optuna has them: numbers, truth values, texts and None; a list or dict is its JSON text."""
 
 
-def suggest(trial: Trial, space: Space) -> dict[str, Any]:
-    """Return the values of one trial by dotted field."""
-    values: dict[str, Any] = {}
+def suggest(trial: Trial, space: Space) -> Point:
+    """Return the values of one trial."""
+    values: Point = {}
     for name, value in space.items():
         if not isinstance(value, Range):
-            values[name] = trial.suggest_categorical(name, value)
+            values[name] = trial.suggest_categorical(name, [_encoded(choice) for choice in value])
         elif is_integer(name):
             values[name] = trial.suggest_int(name, int(value.low), int(value.high), log=value.log)
         else:
@@ -24,24 +32,72 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     return values
 
 
-def as_point(entry: Configuration, base: Configuration, space: Space) -> dict[str, Any] | None:
+def decoded(point: Point, space: Space) -> dict[str, Any]:
+    """Return the values of a point as a configuration has them."""
+    values = dict(point)
+    for name, choices in space.items():
+        if name in point and not isinstance(choices, Range):
+            values[name] = next(choice for choice in choices if _equal(_encoded(choice), point[name]))
+    return values
+
+
+def configuration_at(point: Point, experiment: Experiment) -> Configuration:
+    """Return the configuration of a point.
+
+    Raises:
+        UserError: Its values are right alone but do not fit together.
+    """
+    sampled = experiment.sampled(decoded(point, experiment.space))
+    return with_reachable_weights(sampled) if experiment.fast else sampled
+
+
+def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
     """Return an entry's values in the space, or None where it lies outside.
 
-    It lies inside where it differs from base in searched fields only, and their values are allowed:
+    It lies inside where its values of the searched fields are allowed, and where sampling them would give the entry, but for its seed:
     then the sampler can learn from its score.
     """
-    values, start = entry.flat(), base.flat()
-    if any(values[name] != start[name] for name in values if name not in space and name != "training.seed"):
+    values = entry.flat()
+    try:
+        point = {name: _allowed(allowed, values[name]) for name, allowed in experiment.space.items()}
+        sampled = configuration_at(point, experiment)
+    except (LookupError, UserError):
         return None
-    point = {name: values[name] for name in space}
-    return point if _contains(point, space) else None
+    return point if _without_seed(sampled) == _without_seed(entry) else None
 
 
-def _contains(point: Mapping[str, Any], space: Space) -> bool:
-    for name, value in space.items():
-        if isinstance(value, Range):
-            if isinstance(point[name], str) or not value.low <= point[name] <= value.high:
-                return False
-        elif point[name] not in value:
-            return False
-    return True
+def holds_lists(trial: FrozenTrial) -> bool:
+    """Whether a trial has lists among its choices or fixed values, as those of release 0.1.0 have: Optuna's importances end at them."""
+    fixed = trial.system_attrs.get("fixed_params", {}).values()
+    choices = [choice for one in trial.distributions.values() if isinstance(one, CategoricalDistribution) for choice in one.choices]
+    return any(isinstance(value, list | tuple | dict) for value in [*fixed, *choices])
+
+
+def _encoded(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    # True == 1, and a field may have both among its choices.
+    return first == second and isinstance(first, bool) == isinstance(second, bool)
+
+
+def _allowed(allowed: Range | list[Any], value: Any) -> Any:
+    """Return a value of a configuration as Optuna has it.
+
+    Raises:
+        LookupError: It lies outside.
+    """
+    if isinstance(allowed, Range):
+        if isinstance(value, int | float) and allowed.low <= value <= allowed.high:
+            return value
+        raise LookupError(value)
+    for choice in allowed:
+        # A configuration read back has lists where the space has tuples.
+        if _equal(list(choice) if isinstance(choice, tuple) else choice, value):
+            return _encoded(choice)
+    raise LookupError(value)
+
+
+def _without_seed(configuration: Configuration) -> Mapping[str, Any]:
+    return {name: value for name, value in configuration.flat().items() if name != "training.seed"}

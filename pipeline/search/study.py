@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
-import sqlalchemy.exc
-from optuna.storages import RDBStorage
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import TrialState
 
 from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import PipelineError, UserError, first_line
+from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
-from pipeline.identity import study_name
+from pipeline.identity import names_beside, study_name
 from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
@@ -28,10 +30,12 @@ from pipeline.report import tables
 from pipeline.report.console import say
 from pipeline.search.figures import write_figures
 from pipeline.search.pruning import build_pruner, build_sampler
+from pipeline.search.space import holds_lists
+from pipeline.search.storage import Database
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.search.worker import Worker
 from pipeline.tracking import find, names
-from pipeline.tracking.alone import alone
+from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
 
@@ -60,6 +64,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     Raises:
         UserError: A configuration is wrong (all are checked before the first one trains), or another
             process works on the same study.
+        StoreAway: The study's database is busy or away, and stays so.
         PipelineError: Every training failed.
     """
     if experiment.trials == 0:
@@ -71,26 +76,23 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     jobs = _checked(workspace, experiment, prepared)
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
     identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
-    name = experiment.study.name or identity
+    database = Database(experiment.study.storage, workspace.home)
+    name, found = _own(workspace, database.storage, experiment.study.name or identity)
+    recorded = found.user_attrs if found else {}
+    if recorded.get(IDENTITY, identity) != identity:
+        raise UserError(f"study.name: study {name!r} has another base, space, data or fold; give another name, or none")
+    refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
-    with alone(f"study {workspace.home}{name}", in_use):
-        study = _open(workspace, experiment, name)
-        parent = study.user_attrs.get(PARENT) or find.study_parent(workspace, name)
-        if study.user_attrs.get(IDENTITY, identity) != identity:
-            raise UserError(f"study.name: study {name!r} has another base, space, data or fold; give another name, or none")
-        with ExitStack() as runs:
-            if parent and workspace.launched_run:
-                runs.enter_context(
-                    TrackedRun(workspace, step, f"{name} (continued)", tags={names.STUDY: name, names.JOINS: parent}, single=True)
-                )
-            run = runs.enter_context(TrackedRun(workspace, step, name, run_id=parent, tags={names.STUDY: name}, single=True))
-            study.set_user_attr(PARENT, run.id)
-            study.set_user_attr(IDENTITY, identity)
-            _describe(run, experiment, prepared)
-            _abandoned(workspace, study)
-            Worker(workspace, experiment, study, run, prepared, jobs).work()
-            compared = _conclude(workspace, study, name, run)
-            then(name)
+    parent = recorded.get(PARENT) or find.study_parent(workspace, name)
+    with database.alone_on(name, in_use), parent_run(workspace, step, name, parent) as run:
+        study = _open(database.storage, experiment, name, is_new=found is None)
+        study.set_user_attr(PARENT, run.id)
+        study.set_user_attr(IDENTITY, identity)
+        _describe(run, experiment, prepared)
+        _abandoned(workspace, study)
+        Worker(workspace, experiment, study, run, prepared, jobs).work()
+        compared = _conclude(workspace, study, name, run)
+        then(name)
     return Tuned(name, run.id, compared)
 
 
@@ -117,18 +119,54 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     return [Job(entry, job.origin, job.prepared) for job, entry in zip(jobs, seeded, strict=True)]
 
 
-def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Study:
+def _own(workspace: Workspace, storage: BaseStorage, wanted: str) -> tuple[str, FrozenStudy | None]:
+    """Return the name of the study that this store works on, and the study where it is there already.
+
+    It is the wanted name, or the first beside it, whose study is not another store's. Others are left untouched.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = experiment.study.storage or f"sqlite:///{workspace.home / 'optuna.db'}"
+    there = {study.study_name: study for study in storage.get_all_studies()}
+    told = ""
+    for name in names_beside(wanted):
+        study = there.get(name)
+        reason = _why_not_ours(workspace, storage, study) if study else ""
+        if not reason:
+            if told:
+                say(f"{told}; study {name} is used")
+            return name, study
+        told = told or f"study {name} {reason}"
+    raise AssertionError("names never end")
+
+
+def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
+    """Return why a study cannot be gone on with; empty where it can."""
+    if parent := study.user_attrs.get(PARENT):
+        lifecycle = find.lifecycle(workspace, parent)
+        if not lifecycle:
+            return "belongs to another MLflow store"
+        if lifecycle != "active":
+            return f"has its runs deleted from MLflow (`mlflow runs restore --run-id {parent}` brings it back)"
+    with warnings.catch_warnings():
+        # Of such choices, which it reads.
+        warnings.simplefilter("ignore", UserWarning)
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    if any(map(holds_lists, trials)):
+        return "is of release 0.1.0, which could not search lists"
+    return ""
+
+
+def _open(storage: BaseStorage, experiment: Experiment, name: str, is_new: bool) -> optuna.Study:
+    """Load a study; make it first where it is new.
+
+    Raises:
+        InUse: Another process has made it since it was looked for.
+    """
     try:
-        storage = RDBStorage(url)
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        if (parent := study.user_attrs.get(PARENT)) and not find.exists(workspace, parent):
-            say(f"the runs of study {name} are gone from MLflow; it starts anew")
-            optuna.delete_study(study_name=name, storage=storage)
-            study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise UserError(f"study.storage: {url!r} cannot be used: {first_line(error)}") from error
+        if is_new:
+            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+    except DuplicatedStudyError:
+        raise InUse(f"study {name!r} has just been begun by another process; start again") from None
+    study = optuna.load_study(storage=storage, study_name=name)
     # Seeded by what is done, so that a study taken up again does not draw the same points.
     study.sampler = build_sampler(experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False)))
     study.pruner = build_pruner(experiment.study, experiment.base.training.epochs)

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import InUse, StoreAway, UserError, first_line
+from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
 from pipeline.experiment import Experiment
-from pipeline.jobs.prepare import check, images_for, with_reachable_weights
+from pipeline.jobs.prepare import check, images_for
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.setting import Job
 from pipeline.jobs.train import Placement, reusable, train
 from pipeline.report.console import say
 from pipeline.report.tables import describe, reached
 from pipeline.search.pruning import Report
-from pipeline.search.space import as_point, suggest
-from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, counted, place_of, plan, waiting
+from pipeline.search.space import configuration_at, decoded, suggest
+from pipeline.search.storage import without_waiting
+from pipeline.search.trials import (
+    ENTRY,
+    KEY,
+    MAY_PASS,
+    REASON,
+    RUN_ID,
+    counted,
+    is_point,
+    place_of,
+    plan,
+    put_back,
+    waiting,
+)
 from pipeline.tracking import find, names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.store import STORE_ERRORS, Workspace
 from pipeline.training.distributed import joined
+
+
+def _progress(done: Sequence[FrozenTrial], total: int, again: int) -> str:
+    """Say how many trainings are there, and of those that failed, how many are tried again."""
+    failed = sum(trial.state == TrialState.FAIL for trial in done)
+    listed = f"{sum(KEY in trial.user_attrs for trial in done)} of the list" + f", {failed} failed for good" * (failed > 0)
+    return f"{len(done)} of {total} trainings are there ({listed})" + f"; {again} that failed {_is(again)} tried again" * (again > 0)
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 @dataclass
@@ -58,51 +83,57 @@ class Worker:
         if len(self.jobs) > total:
             say(f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}")
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
-        plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()})
-        if done := counted(self.study, self._by_key):
-            listed = sum(KEY in trial.user_attrs for trial in done)
-            say(f"study {self.study.study_name} goes on: {len(done)} of {total} trainings are there ({listed} of the list)")
+        again = plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()})
+        if (done := counted(self.study, self._by_key)) or again:
+            say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
         while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
-            self.study.optimize(self._objective, n_trials=1)
+            self._try(self.study.ask())
 
-    def _objective(self, trial: optuna.Trial) -> float:
-        """Return the score, the higher the better; NaN, which Optuna counts as failed, where the training fails."""
+    def _try(self, trial: optuna.Trial) -> None:
+        """Train one trial; what ends the study here says nothing about the configuration, which is gone on with when the study is."""
+        try:
+            self._train_and_tell(trial)
+        except BaseException:
+            # A trial that cannot even be put back still says RUNNING, which comes to the same.
+            with contextlib.suppress(StoreAway, UpdateFinishedTrialError), without_waiting(self.study):
+                put_back(self.study, trial._trial_id)
+            raise
+
+    def _train_and_tell(self, trial: optuna.Trial) -> None:
+        """Train one trial, and tell the study its score, the higher the better, or that it was pruned or failed."""
         try:
             place = place_of(trial)
             configuration = self._configuration(trial, place)
             say(f"trial {place + 1} of {self.experiment.trials}: {describe(configuration.flat())}")
-            return self._train(trial, self._job(trial, configuration, place), place)
+            score = self._train(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
             say(f"  {pruned}")
             raise optuna.TrialPruned(str(pruned)) from None
-        except (KeyboardInterrupt, StoreAway, InUse, *STORE_ERRORS):
-            # None says anything about the configuration: it is tried again when the study goes on.
-            trial.set_user_attr(INTERRUPTED, True)
+        except (StoreAway, InUse, *STORE_ERRORS):
             raise
         except Exception as error:
             if joined().is_broken:
                 # The next training would wait for processes that are still in this one.
-                trial.set_user_attr(INTERRUPTED, True)
                 raise
-            say(f"  failed: {first_line(error)}")
-            trial.set_user_attr("reason", first_line(error)[:1000])
-            return math.nan
+            say(f"  failed: {first_line(error)}" + "; the study tries it again when it is started again" * may_pass(error))
+            trial.set_user_attr(REASON, first_line(error)[:1000])
+            trial.set_user_attr(MAY_PASS, may_pass(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, score)
 
     def _configuration(self, trial: optuna.Trial, place: int) -> Configuration:
-        entry = trial.user_attrs.get(ENTRY)
-        base, space = self.experiment.base, self.experiment.space
-        if entry is None:
-            values = suggest(trial, space)
-            try:
-                sampled = self.experiment.sampled(values)
-                return with_reachable_weights(sampled) if self.experiment.fast else sampled
-            except UserError as error:
-                raise self._as_failed_run(error, {**base.flat(), **values}, place) from None
-        configuration = Configuration.model_validate(entry)
-        if as_point(configuration, base, space) is not None:
-            # Its values are fixed already; suggesting them tells the sampler.
-            suggest(trial, space)
-        return configuration
+        entry, space = trial.user_attrs.get(ENTRY), self.experiment.space
+        if entry is not None:
+            if is_point(trial):
+                # Its values are fixed already; suggesting them tells the sampler.
+                suggest(trial, space)
+            return Configuration.model_validate(entry)
+        point = suggest(trial, space)
+        try:
+            return configuration_at(point, self.experiment)
+        except UserError as error:
+            raise self._as_failed_run(error, {**self.experiment.base.flat(), **decoded(point, space)}, place) from None
 
     def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
         if (listed := self._by_key.get(trial.user_attrs.get(KEY, ""))) is not None:

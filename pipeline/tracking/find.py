@@ -81,15 +81,15 @@ def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Ru
     return run
 
 
-def exists(workspace: Workspace, run_id: str) -> bool:
-    """Whether a run is there and not deleted."""
+def lifecycle(workspace: Workspace, run_id: str) -> str:
+    """Return ``active`` or ``deleted``, or an empty string where this store has no run of that id."""
     try:
-        return str(workspace.client.get_run(run_id).info.lifecycle_stage) == "active"
+        return str(workspace.client.get_run(run_id).info.lifecycle_stage)
     except MlflowException as error:
-        if error.error_code != _NO_SUCH:
+        if error.error_code not in (_NO_SUCH, "INVALID_PARAMETER_VALUE"):
             # A server that does not answer says nothing about the run.
             raise
-        return False
+        return ""
 
 
 def trainings(workspace: Workspace, study: str = "") -> list[Row]:
@@ -209,15 +209,25 @@ def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: i
 
 
 def unfinished_training(workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str) -> str:
-    """Return the run id of a study's training of that identity that is running or was interrupted, the latest one, or an empty string."""
+    """Return the run id of a study's training of that identity that can go on, the latest one, or an empty string.
+
+    It is running, was interrupted, or failed for a reason that may have passed.
+    """
     tags = {names.EXPERIMENT: workspace.experiment, names.CONFIG_HASH: config_hash, names.DATA_DIGEST: data_digest}
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
     # Anybody may write a tag: a run of another uid than ours is a stranger's, and is left alone.
     own = [run for run in found if names.is_uid(run.data.tags.get(names.UID, run.info.run_id))]
-    rows = [row(run) for run in own if study in run.data.tags.get(names.STUDY, "").split(",")]
-    unfinished = [one for one in rows if one["state"] in (names.RUNNING, names.INTERRUPTED)]
-    same = [one for one in unfinished if one["seed"] == seed and one["fold"] == str(fold)]
+    rows = [row(run) for run in own if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)]
+    same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
     return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
+
+
+def _can_go_on(run: Run) -> bool:
+    tags = run.data.tags
+    # Release 0.1.0 tags the reason of a failure only.
+    retry = tags.get(names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true")
+    state = row(run)["state"]
+    return state in (names.RUNNING, names.INTERRUPTED) or (state == names.FAILED and retry == "true")
 
 
 def running(workspace: Workspace, experiment: str = "") -> list[Run]:
@@ -246,21 +256,30 @@ class Study(NamedTuple):
 
 def studies(workspace: Workspace) -> list[Study]:
     """Return the studies of the experiment, the one that was begun last first."""
-    of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STUDY}` != ''"
-    # Two searches for few runs: one for all tags would fetch every training.
-    found = [run for step in ("tune", "main") for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")]
-    parents = [run for run in found if names.JOINS not in run.data.tags]
     latest: dict[str, Study] = {}
-    for run in sorted(parents, key=lambda run: run.info.start_time, reverse=True):
+    for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
         tags = run.data.tags
         digest, source, identity = tags.get(names.DATA_DIGEST, ""), run.data.params.get("data.source", ""), tags.get(names.IDENTITY, "")
         latest.setdefault(tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity))
     return list(latest.values())
 
 
+def study_parents(workspace: Workspace, name: str) -> list[Run]:
+    """Return the parent runs of a study, latest first; there is more than one where two folders have begun it at once."""
+    return _parents(workspace, f"tags.`{names.STUDY}` = '{_quoted(name)}'")
+
+
 def study_parent(workspace: Workspace, name: str) -> str:
     """Return the parent run id of a study that MLflow knows, or an empty string."""
-    return next((study.parent for study in studies(workspace) if study.name == name), "")
+    return next((str(run.info.run_id) for run in study_parents(workspace, name)), "")
+
+
+def _parents(workspace: Workspace, of_study: str) -> list[Run]:
+    of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and {of_study}"
+    # Two searches for few runs: one for all tags would fetch every training.
+    found = [run for step in ("tune", "main") for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")]
+    parents = [run for run in found if names.JOINS not in run.data.tags]
+    return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
 
 
 def study(workspace: Workspace, name: str) -> Study:

@@ -24,7 +24,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pipeline import signals
 from pipeline.background import Background, Task, within
 from pipeline.config import Configuration
-from pipeline.errors import StoreAway, UserError, first_line
+from pipeline.errors import StoreAway, UserError, first_line, may_pass
 from pipeline.tracking import launcher, names
 from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
@@ -161,7 +161,7 @@ class TrackedRun(RunLog):
     """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
 
     Leaving the block normally ends it FINISHED and complete; `Pruned` ends it FINISHED and pruned, a
-    signal KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
+    signal or a store that does not answer KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
 
     Metrics, files, figures and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
     raised by what is written next. A heartbeat tag tells that the process lives; of a training, processor, memory, disk, network and
@@ -190,7 +190,7 @@ class TrackedRun(RunLog):
     ) -> None:
         self._existing = run_id or (workspace.launched_run if single else "")
         self.uid = ""
-        self._writing, self._is_hurried = Background(), False
+        self._writing, self._is_hurried, self._is_withdrawn = Background(), False, False
         self._heartbeat: Heartbeat | None = None
         self._system: SystemMetricsMonitor | None = None
         super().__init__(workspace, "")
@@ -235,7 +235,7 @@ class TrackedRun(RunLog):
             self.id = self._existing
             self.client.update_run(self.id, status="RUNNING", name=self._name or None)
             self._tag(self._tags)
-            for stale in {names.REASON, names.NOTE} & before.keys():
+            for stale in {names.REASON, names.NOTE, names.RETRY} & before.keys():
                 self.client.delete_tag(self.id, stale)
         else:
             self.uid = self._tags[names.UID]
@@ -287,7 +287,13 @@ class TrackedRun(RunLog):
                 self._heartbeat.stop()
             self._end_by(error)
 
+    def withdraw(self) -> None:
+        """Leave the run to another process that has taken it up: its end, too, is the other's."""
+        self._is_withdrawn = True
+
     def _end_by(self, error: BaseException | None) -> None:
+        if self._is_withdrawn:
+            return
         if error is None:
             self.end(names.COMPLETE)
         elif isinstance(error, Pruned):
@@ -296,6 +302,8 @@ class TrackedRun(RunLog):
             self.end(names.INTERRUPTED, str(error) or type(error).__name__)
         else:
             try:
+                if self._step == "train":
+                    self._tag({names.RETRY: str(may_pass(error)).lower()})
                 if not isinstance(error, UserError):
                     self._text("traceback.txt", "".join(traceback.format_exception(error)))
             finally:

@@ -58,6 +58,9 @@ def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(cli: C
     assert wrong
     assert {run.info.run_id for run in failed} == wrong
     assert all("cannot take images of data.image_size 16" in run.data.tags[names.REASON] for run in failed)
+    again = cli("tune", "--config", quick.with_name("study.yaml"))
+    assert again.code == 0 and f"6 of 6 trainings are there (0 of the list, {len(wrong)} failed for good)" in again.out
+    assert len(runs("train")) == len(trained)
 
 
 def test_what_has_left_the_list_takes_no_place_of_the_search(cli: Cli, quick: Path) -> None:

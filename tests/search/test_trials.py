@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import optuna
 import pytest
+import yaml
+from optuna.samplers import TPESampler
 
-from pipeline.config import Configuration, Optimizer, Study, Training
-from pipeline.experiment import Range
+from pipeline.config import Configuration, Optimizer, Study, Training, nest
+from pipeline.experiment import Experiment, load
 from pipeline.search.pruning import build_pruner, build_sampler
-from pipeline.search.space import as_point, suggest
-from pipeline.search.trials import with_repeat_seeds
-
-BASE = Configuration()
+from pipeline.search.space import as_point, configuration_at, decoded, suggest
+from pipeline.search.trials import counted, is_point, plan, with_repeat_seeds
 
 
 def entry(lr: float, seed: int = 0) -> Configuration:
     return Configuration(optimizer=Optimizer(lr=lr), training=Training(seed=seed))
+
+
+def experiment(tmp_path: Path, space: dict[str, Any], base: dict[str, Any] | None = None, configs: list[Any] | None = None) -> Experiment:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"base": base or {}, "configs": configs or [], "space": space}))
+    return load(str(file), {})
 
 
 def test_equal_entries_train_with_the_next_seeds() -> None:
@@ -27,32 +36,122 @@ def test_a_repeat_passes_over_a_seed_that_an_entry_names() -> None:
     assert sorted(one.training.seed for one in seeded) == [0, 1, 2]
 
 
+LR = {"low": 1e-4, "high": 1e-2, "log": True}
+AUGMENTS = [[], ["RandomHorizontalFlip"], [{"RandomRotation": {"degrees": 15, "expand": False}}]]
+
+
 @pytest.mark.parametrize(
-    ("lr", "space", "inside"),
+    ("given", "space", "point"),
     [
-        (1e-3, {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}, True),
-        (1e-1, {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}, False),
-        (1e-3, {"optimizer.lr": Range(low=1e-4, high=1e-2), "data.workers": Range(low=0, high=4)}, False),
-        (2e-3, {"schedule.name": ["none", "cosine"]}, False),
-        (1e-3, {"schedule.name": ["none", "cosine"]}, True),
-        (1e-3, {"schedule.name": ["exponential", "cosine"]}, False),
+        ({"optimizer.lr": 1e-3}, {"optimizer.lr": LR}, {"optimizer.lr": 1e-3}),
+        ({"training.seed": 3}, {"optimizer.lr": LR}, {"optimizer.lr": 1e-3}),
+        ({"optimizer.lr": 1e-1}, {"optimizer.lr": LR}, None),
+        ({}, {"optimizer.lr": LR, "data.workers": {"low": 0, "high": 4}}, None),
+        ({"data.workers": 2}, {"data.workers": {"low": 0, "high": 4}}, {"data.workers": 2}),
+        ({"optimizer.lr": 2e-3}, {"schedule.name": ["none", "cosine"]}, None),
+        ({}, {"schedule.name": ["none", "cosine"]}, {"schedule.name": "none"}),
+        ({}, {"schedule.name": ["exponential", "cosine"]}, None),
+        # What follows from a searched value does not lead outside.
+        ({"schedule.name": "exponential"}, {"schedule.name": ["none", "exponential"]}, {"schedule.name": "exponential"}),
+        ({"schedule.name": "step"}, {"schedule.name": ["none", "step"]}, {"schedule.name": "step"}),
+        ({"schedule.name": "exponential", "schedule.gamma": 0.5}, {"schedule.name": ["none", "exponential"]}, None),
+        ({"data.augment": []}, {"data.augment": AUGMENTS}, {"data.augment": "[]"}),
+        ({"data.augment": ["RandomVerticalFlip"]}, {"data.augment": AUGMENTS}, None),
+        (
+            {"data.augment": [{"RandomRotation": {"expand": False, "degrees": 15}}]},
+            {"data.augment": AUGMENTS},
+            {"data.augment": '[{"RandomRotation": {"degrees": 15, "expand": false}}]'},
+        ),
+        ({"optimizer.betas": [0.8, 0.9]}, {"optimizer.betas": [[0.9, 0.999], [0.8, 0.9]]}, {"optimizer.betas": "[0.8, 0.9]"}),
+        ({"training.clip_norm": 1.0}, {"training.clip_norm": [0, 1]}, {"training.clip_norm": 1.0}),
+        ({"training.deterministic": True}, {"training.deterministic": [False, True]}, {"training.deterministic": True}),
+        # Right alone, but more warm-up than epochs.
+        ({"training.epochs": 2, "schedule.warmup_epochs": 1}, {"training.epochs": [2, 8], "schedule.warmup_epochs": [1, 4]}, ...),
     ],
 )
-def test_an_entry_is_a_point_only_inside_the_space(lr: float, space: dict[str, Range | list[str]], inside: bool) -> None:
-    point = as_point(entry(lr, seed=3), BASE, space)
-    assert (point is not None) == inside
-    if point is not None:
-        assert set(point) == set(space)
+def test_an_entry_is_a_point_where_sampling_its_values_gives_it(
+    tmp_path: Path, given: dict[str, Any], space: dict[str, Any], point: dict[str, Any] | None
+) -> None:
+    of = experiment(tmp_path, space, {"optimizer": {"lr": 1e-3}}, [nest(given)])
+    found = as_point(of.entries[0], of)
+    expected = {name: given[name] for name in space} if point is ... else point
+    assert found == expected
+    if found is not None:
+        again = configuration_at(found, of).flat()
+        assert {**again, "training.seed": of.entries[0].training.seed} == of.entries[0].flat()
 
 
-def test_suggestions_follow_the_space() -> None:
-    space = {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True), "schedule.step_epochs": Range(low=2, high=9), "model.name": ["a", "b"]}
+def test_an_entry_is_a_point_of_a_scaled_down_study_too(tmp_path: Path) -> None:
+    of = experiment(tmp_path, {"optimizer.lr": LR}, {"training": {"epochs": 50}}, [{}])
+    fast = load(str(of.path), {}, fast=True)
+    assert fast.entries[0].training.epochs == 2
+    assert as_point(fast.entries[0], fast) == {"optimizer.lr": 1e-3}
+
+
+def test_suggestions_follow_the_space(tmp_path: Path) -> None:
+    space = experiment(
+        tmp_path,
+        {"optimizer.lr": LR, "schedule.step_epochs": {"low": 2, "high": 9}, "model.name": ["a", "b"], "data.augment": AUGMENTS},
+    ).space
     study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
-    for _ in range(20):
-        values = suggest(study.ask(), space)
+    drawn = []
+    for _ in range(30):
+        point = suggest(study.ask(), space)
+        assert all(isinstance(value, str | int | float) for value in point.values())
+        values = decoded(point, space)
         assert 1e-4 <= values["optimizer.lr"] <= 1e-2
         assert values["schedule.step_epochs"] in range(2, 10)
         assert values["model.name"] in ("a", "b")
+        drawn.append(values["data.augment"])
+    assert all(augment in drawn for augment in AUGMENTS) and all(augment in AUGMENTS for augment in drawn)
+
+
+@pytest.mark.parametrize(("field", "choices"), [("data.augment", AUGMENTS), ("optimizer.betas", [[0.9, 0.999], [0.8, 0.9]])])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_choice_of_lists_becomes_a_configuration_again(tmp_path: Path, field: str, choices: list[Any]) -> None:
+    of = experiment(tmp_path, {field: choices})
+    study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
+    seen = {str(configuration_at(suggest(study.ask(), of.space), of).flat()[field]) for _ in range(30)}
+    assert seen == {str(choice) for choice in choices}
+
+
+def test_one_entry_outside_the_space_leaves_the_sampling_joint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"optimizer.lr": LR, "schedule.name": ["none", "exponential", "cosine"], "optimizer.weight_decay": {"low": 0.0, "high": 0.1}}
+    inside = [{"optimizer": {"lr": lr}, "schedule": {"name": "exponential"}} for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)]
+    of = experiment(tmp_path, space, configs=[{"model": {"name": "resnet34"}}, *inside])
+    study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), 0))
+    plan(study, of, {str(number): one for number, one in enumerate(of.entries)})
+    enqueued = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
+    assert [bool(point) for point in enqueued] == [False, *[True] * 5]
+    independent: list[str] = []
+    sample = TPESampler.sample_independent
+
+    def sample_independent(sampler: TPESampler, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        independent.append(name)
+        return sample(sampler, study, trial, name, distribution)
+
+    monkeypatch.setattr(TPESampler, "sample_independent", sample_independent)
+    for number in range(30):
+        trial = study.ask()
+        if number != 0:
+            suggest(trial, of.space)
+        study.tell(trial, number % 7)
+    assert len(study.trials) == 30
+    # 24 draws after the list, all of all three fields at once.
+    assert independent == []
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_values(tmp_path: Path, seed: int) -> None:
+    # It took an entry with a schedule, whose gamma is filled in, for one outside the space, and enqueued it without values.
+    of = experiment(tmp_path, {"schedule.name": ["none", "exponential"]}, configs=[{"schedule": {"name": "exponential"}}])
+    study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), seed))
+    study.enqueue_trial({}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")})
+    assert plan(study, of, {"0": of.entries[0]}) == 0
+    trial = study.ask()
+    assert not is_point(trial)
+    study.tell(trial, 1.0)
+    assert len(counted(study, {"0"})) == 1
 
 
 @pytest.mark.parametrize(

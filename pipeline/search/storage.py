@@ -1,0 +1,194 @@
+"""Optuna's database: made once, waited for while it is busy or away, and locked for one study at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import exc
+from sqlalchemy.engine import URL, make_url
+
+from pipeline.errors import StoreAway, UserError, first_line
+from pipeline.files import locked
+from pipeline.report.console import say
+
+PATIENCE = 60.0
+"""Seconds that an operation waits in all for a database that is busy or away."""
+_PAUSE = 0.5
+_BUSY_SECONDS = 2
+"""SQLite's own waiting cannot be broken by a signal, so it is short, and repeated."""
+_CONNECT_SECONDS = 10
+_SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
+
+Returned = TypeVar("Returned")
+_DatabaseError = (exc.SQLAlchemyError, StorageInternalError)
+
+
+class Database:
+    """Where Optuna keeps studies.
+
+    Args:
+        url: SQLAlchemy's, or empty: ``optuna.db`` in `home`.
+        home: Folder of local results.
+
+    Attributes:
+        storage: Optuna's. Its operations wait while the database is busy or away, and then raise `StoreAway`.
+
+    Raises:
+        UserError: It is no such URL, its driver is missing, or the database cannot be opened.
+        StoreAway: Another program keeps it locked.
+    """
+
+    def __init__(self, url: str, home: Path) -> None:
+        try:
+            parsed = make_url(url) if url else URL.create("sqlite", database=str(home / "optuna.db"))
+        except (exc.ArgumentError, ValueError) as error:
+            raise UserError(f"study.storage: {url!r} cannot be used: {first_line(error)}") from None
+        file = _file_of(parsed)
+        self._beside = file or home / "optuna"
+        name = f"database {str(parsed)!r}" if file is None else f"database {file}"
+        try:
+            if file is not None and not file.parent.is_dir():
+                raise FileNotFoundError(f"there is no folder {file.parent}")
+            # Of several that meet a fresh database at once, all but one fail in making its tables.
+            with locked(self._beside):
+                opened = _retried(lambda: _open(parsed), _passes_while_opened, name, PATIENCE)
+        except (*_DatabaseError, ImportError, OSError, RuntimeError) as error:
+            if _is_locked(error):
+                raise _as_away(name, error) from error
+            raise UserError(f"study.storage: {str(parsed)!r} cannot be used: {_reason(error)}") from error
+        self.storage: BaseStorage = _PatientStorage(opened, name)
+
+    @contextmanager
+    def alone_on(self, study: str, refusal: str) -> Iterator[None]:
+        """Take the lock of one study on this machine: beside the database's file, or in the home folder where it is a server.
+
+        Raises:
+            InUse: Another process has it; with the message `refusal`.
+        """
+        with locked(self._beside.with_name(f"{self._beside.name}-{study}"), refusal):
+            yield
+
+
+def _file_of(url: URL) -> Path | None:
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database)).absolute()
+
+
+def _open(url: URL) -> BaseStorage:
+    # Optuna takes braces in it for a template.
+    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    return get_storage(RDBStorage(text, {"connect_args": _connection(url), "pool_pre_ping": True}))
+
+
+def _connection(url: URL) -> dict[str, Any]:
+    match url.get_backend_name(), url.get_driver_name():
+        case "sqlite", _:
+            return {"timeout": _BUSY_SECONDS}
+        case "postgresql", "psycopg" | "psycopg2":
+            # A server that has vanished without a word would be waited for until the system gives up, a quarter of an hour.
+            return {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": int(1000 * PATIENCE)}
+        case _:
+            return {}
+
+
+def _retried(operation: Callable[[], Returned], passes: Callable[[BaseException], bool], name: str, seconds: float) -> Returned:
+    """Return what an operation on a database returns, tried again as long as its error may pass.
+
+    Raises:
+        SQLAlchemyError, StorageInternalError: The error does not pass, or has lasted so many seconds.
+    """
+    started, is_told = time.monotonic(), False
+    while True:
+        try:
+            return operation()
+        except _DatabaseError as error:
+            if not passes(error) or time.monotonic() - started >= seconds:
+                raise
+            if not is_told:
+                say(f"  {name} is busy or away ({_reason(error)}); it is waited for, {seconds:.0f} seconds at the most")
+            is_told = True
+        time.sleep(_PAUSE)
+
+
+class _Delegating:
+    def __init__(self, backend: BaseStorage, name: str) -> None:
+        self.backend, self.name, self.patience = backend, name, PATIENCE
+
+    def remove_session(self) -> None:
+        self.backend.remove_session()
+
+
+def _delegated(method: str) -> Callable[..., Any]:
+    """Return a method that calls the backend's, patiently."""
+
+    def call(self: _Delegating, *given: Any, **named: Any) -> Any:
+        tries = 0
+
+        def operation() -> Any:
+            nonlocal tries
+            tries += 1
+            try:
+                return getattr(self.backend, method)(*given, **named)
+            except UpdateFinishedTrialError:
+                if tries == 1:
+                    raise
+                # The try before has ended the trial; what was lost is the database's answer.
+                return True
+
+        try:
+            return _retried(operation, _is_away, self.name, self.patience)
+        except _DatabaseError as error:
+            raise _as_away(self.name, error) from error
+
+    return call
+
+
+_PatientStorage = type("_PatientStorage", (_Delegating, BaseStorage), {name: _delegated(name) for name in BaseStorage.__abstractmethods__})
+
+
+@contextmanager
+def without_waiting(study: optuna.Study) -> Iterator[None]:
+    """Let operations on a study's database fail at once: what is being ended must not wait for it."""
+    storage = cast(_Delegating, study._storage)
+    storage.patience = 0.0
+    try:
+        yield
+    finally:
+        storage.patience = PATIENCE
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what SQLAlchemy has raised: Optuna's own error speaks of invalid data."""
+    return error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether a database may answer later: it is locked, full, restarted, or cannot be reached."""
+    return isinstance(_cause(error), exc.OperationalError | exc.InterfaceError | exc.InternalError | exc.TimeoutError)
+
+
+def _as_away(name: str, error: BaseException) -> StoreAway:
+    return StoreAway(f"{name} does not answer ({_reason(error)}); started again, the study goes on where it is")
+
+
+def _is_locked(error: BaseException) -> bool:
+    return getattr(getattr(_cause(error), "orig", None), "sqlite_errorcode", 0) & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED)
+
+
+def _passes_while_opened(error: BaseException) -> bool:
+    """Whether to try again to open a database; not where it is away, since that may as well be a wrong address."""
+    # Another machine may just be making the same tables.
+    return _is_locked(error) or isinstance(error, exc.IntegrityError) or "already exists" in _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    cause = _cause(error)
+    return first_line(getattr(cause, "orig", None) or cause)
