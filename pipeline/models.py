@@ -183,7 +183,9 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
             start_head(module.get_submodule(head))
     if not load and is_own(model.name):
         # Its files may be gone when it computes for the first time.
-        call_once(module.eval(), image_size)
+        error = call_once(module.eval(), image_size)
+        if isinstance(error, ImportError):
+            raise UserError(f"model.name: {model.name!r} fails: {what_fails(module, error)}")
     if model.freeze == "backbone":
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name.startswith(f"{head}."))

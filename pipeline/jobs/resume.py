@@ -69,7 +69,8 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
         _need_checkpoint(workspace, run_id, tags, configuration)
     elif job.config_hash != before:
         own = [name for name in (configuration.model.name, configuration.model.weights) if name.startswith("file:")]
-        changed = " or ".join(own) or "what a release of this pipeline makes of its configuration"
+        whose = "what a release of this pipeline makes of its configuration"
+        changed = f"{' or '.join(own)}, or a file that belongs to it," if own else whose
         raise UserError(
             f"run_id: run {run_id} was trained by configuration {before}, which is {job.config_hash} now: {changed} has changed; "
             "train anew, or put it back"

@@ -127,10 +127,14 @@ def _trace(path: Path, name: str, function: str, num_classes: int, image_size: i
     return package
 
 
-def call_once(module: nn.Module, image_size: int) -> None:
-    """Let a network compute, so that whatever it imports only then is imported; an error is left for who needs the result."""
-    with suppress(Exception), torch.no_grad():
-        module(torch.zeros(2, 3, image_size, image_size))
+def call_once(module: nn.Module, image_size: int) -> Exception | None:
+    """Let a network compute, so that whatever it imports only then is imported; return what it raises."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, 3, image_size, image_size))
+    except Exception as error:
+        return error
+    return None
 
 
 def source_sha256(folder: Path) -> str:

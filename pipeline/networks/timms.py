@@ -133,4 +133,4 @@ def build_timms(model: Model, num_classes: int, image_size: int, load: bool) -> 
 def normalisation(model: Model) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel that timm's weights of the network were trained with."""
     found = settings(model)
-    return list(found.mean), list(found.std)
+    return [float(value) for value in found.mean], [float(value) for value in found.std]

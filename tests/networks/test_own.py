@@ -17,6 +17,8 @@ from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.networks.own import source_sha256
+from pipeline.tracking import find
+from pipeline.tracking.store import Workspace
 
 BLOCK = """
 import torch
@@ -316,3 +318,12 @@ def test_what_has_changed_since_it_was_checked_is_not_kept_as_what_was(tmp_path:
 
 def test_only_ones_own_network_has_source_files() -> None:
     assert models.source_files(Model(name="resnet18"), {"name": "resnet18"}, 3, 8) == {}
+
+
+def test_the_params_of_another_scripts_run_run_no_code(workspace: Workspace, tmp_path: Path) -> None:
+    file = write(tmp_path, {"net.py": f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n{BUILD}"})
+    run = workspace.client.create_run(workspace.experiment_id)
+    for name, value in (("model.name", f"file:{file}:build"), ("data.image_size", "8")):
+        workspace.client.log_param(run.info.run_id, name, value)
+    assert find.row(workspace.client.get_run(run.info.run_id))["config_hash"]
+    assert not (tmp_path / "ran").exists()
