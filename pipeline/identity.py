@@ -17,18 +17,25 @@ STUDY_HASH_DIGITS = 8
 DIGEST_DIGITS = 32
 """MLflow takes a data digest of 36 characters at the most."""
 
+FIRST_RELEASE = "0.1.0"
+_LATER_ORIGINS = ("head", "normalisation")
+"""What of a model's origin release 0.1.0 did not look at."""
 
-def hashed_fields(configuration: Configuration, origin: Mapping[str, str]) -> dict[str, Any]:
+
+def hashed_fields(configuration: Configuration, origin: Mapping[str, str], release: str = "") -> dict[str, Any]:
     """Return the fields that change the result, by dotted name.
 
     Args:
         configuration: Of one training.
-        origin: ``name`` and ``weights`` of the model as resolved by `pipeline.models.origin`:
-            DEFAULT is the name it stands for, a file is its content.
+        origin: Of the model as resolved by `pipeline.models.origin`: DEFAULT is the name it stands for, a file is its content.
+        release: ``0.1.0`` for the identity that this release gave, by which its runs are recognised; empty: as it is now.
     """
-    values = configuration.flat() | {f"model.{name}": value for name, value in origin.items()}
+    is_first = release == FIRST_RELEASE
+    network = origin.get("file", origin["name"]) if is_first else origin["name"]
+    values = configuration.flat() | {"model.name": network, "model.weights": origin["weights"]}
     values["data.store_size"] = configuration.data.stored_size
-    return {name: values[name] for name, field in declared() if _is_hashed(name, field, values)}
+    fields = {name: values[name] for name, field in declared() if _is_hashed(name, field, values)}
+    return fields | {f"model.{name}": origin[name] for name in _LATER_ORIGINS if name in origin and not is_first}
 
 
 def _is_hashed(name: str, field: FieldInfo, values: Mapping[str, Any]) -> bool:
@@ -38,16 +45,18 @@ def _is_hashed(name: str, field: FieldInfo, values: Mapping[str, Any]) -> bool:
     return not facts.later or values[name] != field.get_default(call_default_factory=True)
 
 
-def config_hash(configuration: Configuration, origin: Mapping[str, str]) -> str:
+def config_hash(configuration: Configuration, origin: Mapping[str, str], release: str = "") -> str:
     """Return 12 hex digits over what changes the result of a training (see `hashed_fields`)."""
-    return _digits(hashed_fields(configuration, origin), CONFIG_HASH_DIGITS)
+    return _digits(hashed_fields(configuration, origin, release), CONFIG_HASH_DIGITS)
 
 
-def study_name(experiment: str, base: Configuration, origin: Mapping[str, str], space: Mapping[str, Any], data_digest: str) -> str:
+def study_name(
+    experiment: str, base: Configuration, origin: Mapping[str, str], space: Mapping[str, Any], data_digest: str, release: str = ""
+) -> str:
     """Return ``EXPERIMENT-`` and 8 hex digits over base's hashed fields, space and data digest, and over the fold where there are folds."""
     plain = {name: value if isinstance(value, list) else value.model_dump() for name, value in space.items()}
     fold = [base.data.fold] if base.data.folds else []
-    return f"{experiment}-{_digits([hashed_fields(base, origin), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
+    return f"{experiment}-{_digits([hashed_fields(base, origin, release), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
 
 
 def names_beside(study: str) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 
 from pipeline.config import Model
-from pipeline.errors import UserError, first_line, unknown_name
+from pipeline.errors import UserError, unknown_name
 from pipeline.networks import timms
-from pipeline.networks.own import build_own, own_file
+from pipeline.networks.heads import HEADS, START, find_head, start_head
+from pipeline.networks.own import build_own, call_once, is_own, own_file, sha256_over, sources, what_fails
+from pipeline.networks.torchvisions import build_torchvision
+from pipeline.state_dicts import load_state
 from pipeline.weights import (
+    Normalisation,
     are_from_store,
     are_named,
     content_hash,
+    entry_normalisation,
     fetch_weights,
-    load_state,
-    normalisation_beside,
+    normalisation_of_file,
     torchvision_entry,
-    torchvisions_normalisation,
     weights_file,
 )
-
-_HEADS = ("fc", "classifier", "head", "heads")
-_FIXED_INPUT = ("vit_", "maxvit")
 
 
 class Network(NamedTuple):
@@ -41,13 +41,13 @@ class Network(NamedTuple):
         module: Images (batch, 3, size, size), normalised, to logits (batch, classes).
         head: Name of the submodule that was made for the number of classes.
         normalisation: Mean and standard deviation the weights were trained with; None: take the data's.
-        note: What a person should know about the weights: the file's head was left out; or "".
+        notes: What a person should know about the weights: the file's head was left out, how images are normalised, and why.
     """
 
     module: nn.Module
     head: str
-    normalisation: tuple[list[float], list[float]] | None
-    note: str = ""
+    normalisation: Normalisation | None
+    notes: tuple[str, ...] = ()
 
 
 class SmallCNN(nn.Sequential):
@@ -79,48 +79,82 @@ def names() -> list[str]:
     return sorted([*torchvision.models.list_models(module=torchvision.models), *OURS])
 
 
-def origin(model: Model) -> dict[str, str]:
-    """Return ``name`` and ``weights`` as they enter a configuration's identity.
+def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str, str]:
+    """Return what of a model enters a configuration's identity beside its fields.
 
-    ``DEFAULT`` is the weights name it stands for; a file is the hash of its content.
+    Args:
+        model: Name and weights; a file, no more a run or a registered model.
+        num_classes: It is built for. One's own network is built and run once, to find the files that it imports; 0: its code is not run.
+        image_size: It is built for, in pixels.
+
+    Returns:
+        ``name`` and ``weights``: ``DEFAULT`` is the weights name it stands for; a file is the hash of its content, and one's own network
+        that of all its files. ``head``: how a new one starts, where there are weights. ``normalisation``: where it comes with a file.
+        ``file``: one's own network by its own file alone, which is what release 0.1.0 looked at.
 
     Raises:
         UserError: Unknown network or weights, missing file.
     """
-    name, weights = model.name, model.weights
-    if name.startswith("file:"):
-        path, function = own_file(name)
-        name = f"file:{content_hash(path)}:{function}"
-    elif timms.is_timms(name):
+    found = _origin_of_name(model, num_classes, image_size) | {"weights": model.weights}
+    if model.weights == "none":
+        return found
+    if model.weights.startswith("file:"):
+        found["weights"] = f"file:{content_hash(weights_file(model))}"
+        if (normalisation := _normalisation(model)[0]) is not None:
+            found["normalisation"] = json.dumps(normalisation)
+    elif are_from_store(model.weights):
+        raise UserError(f"model.weights: {model.weights!r} is known once it is a file; give file:PATH here")
+    else:
+        named = timms.settings(model).tag if timms.is_timms(model.name) else torchvision_entry(model).name
+        found["weights"] = named or model.weights
+    return found | {"head": START}
+
+
+def _origin_of_name(model: Model, num_classes: int, image_size: int) -> dict[str, str]:
+    if is_own(model.name):
+        path, function = own_file(model.name)
+        alone, whole = content_hash(path), sha256_over(sources(model.name, num_classes, image_size))[: len(content_hash(path))]
+        return {"name": f"file:{whole}:{function}"} | ({"file": f"file:{alone}:{function}"} if alone != whole else {})
+    if timms.is_timms(model.name):
         timms.settings(model)
-    elif name not in names():
-        raise unknown_name("model.name", name, names())
-    if weights.startswith("file:"):
-        weights = f"file:{content_hash(weights_file(model))}"
-    elif are_from_store(weights):
-        raise UserError(f"model.weights: {weights!r} is known once it is a file; give file:PATH here")
-    elif are_named(weights):
-        weights = (timms.settings(model).tag or weights) if timms.is_timms(name) else torchvision_entry(model).name
-    return {"name": name, "weights": weights}
+    elif model.name not in names():
+        raise unknown_name("model.name", model.name, names())
+    return {"name": model.name}
 
 
-def source_file(model: Model) -> Path | None:
-    """Return the Python file of one's own network, None for a named one."""
-    return own_file(model.name)[0] if model.name.startswith("file:") else None
+def source_files(model: Model, origin: Mapping[str, str], num_classes: int, image_size: int) -> Mapping[str, bytes]:
+    """Return the files of one's own network, contents by path relative to its folder; none of a named network.
+
+    Args:
+        model: With its name.
+        origin: Of an earlier check.
+        num_classes: It is built for.
+        image_size: It is built for, in pixels.
+
+    Raises:
+        UserError: They have changed since that check.
+    """
+    if not is_own(model.name):
+        return {}
+    if (now := _origin_of_name(model, num_classes, image_size)["name"]) != origin["name"]:
+        raise UserError(f"model.name: {model.name} was {origin['name']} when it was checked, and is {now} now; start again")
+    return sources(model.name, num_classes, image_size)
 
 
-def code_version(name: str) -> list[str]:
-    """Return by which code a network computes: versions of the libraries, for one's own the hashes of its file and those beside it."""
+def code_version(model: Model, num_classes: int, image_size: int) -> list[str]:
+    """Return by which code a network computes: versions of the libraries, for one's own the hashes of its files."""
     versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
-    if timms.is_timms(name):
+    if timms.is_timms(model.name):
         versions.append(f"timm {version('timm')}")
-    if name.startswith("file:"):
-        versions += [content_hash(file) for file in sorted(own_file(name)[0].parent.glob("*.py"))]
-    return versions
+    files = sources(model.name, num_classes, image_size) if is_own(model.name) else {}
+    return versions + [sha256_over({name: files[name]})[:16] for name in sorted(files)]
 
 
 def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:
     """Build a network with its head made for the classes, weights loaded and backbone frozen as asked.
+
+    A new head on weights starts as `pipeline.networks.heads.start_head` says. Named weights always get a new one; the head of a file
+    is taken where it is for the same number of classes.
 
     Args:
         model: Name, weights, freeze and dropout.
@@ -141,23 +175,33 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
             _need_head(model, head)
         if model.dropout:
             module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
-    note = load_state(module, weights_file(model), model.name, head) if load and model.weights.startswith("file:") else ""
+    normalisation, notes = _normalisation(model) if load else (None, [])
+    if load and model.weights.startswith("file:"):
+        loaded = load_state(module, weights_file(model), model.name, head, only_finite=True)
+        notes = [*loaded.notes, *notes]
+        if loaded.keeps_head:
+            start_head(module.get_submodule(head))
+    if not load and is_own(model.name):
+        # Its files may be gone when it computes for the first time.
+        error = call_once(module.eval(), image_size)
+        if isinstance(error, ImportError):
+            raise UserError(f"model.name: {model.name!r} fails: {what_fails(module, error)}")
     if model.freeze == "backbone":
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name.startswith(f"{head}."))
-    return Network(module.to(device), head, _normalisation(model), note)
+    return Network(module.to(device), head, normalisation, tuple(notes))
 
 
 def _build_random_or_named(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
     """Build the network of any source, and load weights that have a name; return it with its head's name."""
-    if model.name.startswith("file:"):
+    if is_own(model.name):
         module = build_own(model.name, num_classes)
-        return module, _find_head(module)
+        return module, find_head(module)
     if model.name in OURS:
         return OURS[model.name](num_classes), "fc" if model.name == "small_cnn" else "classifier"
     if timms.is_timms(model.name):
         return timms.build_timms(model, num_classes, image_size, load)
-    return _build_torchvision(model, num_classes, image_size, load)
+    return build_torchvision(model, num_classes, image_size, load)
 
 
 def _need_head(model: Model, head: str) -> None:
@@ -165,18 +209,33 @@ def _need_head(model: Model, head: str) -> None:
     if not head and timms.is_timms(model.name):
         raise UserError(f"{field} needs a network with one head; {model.name} has several")
     if not head:
-        raise UserError(f"{field} needs a network with a head named one of {', '.join(_HEADS)}; {model.name} has none")
+        raise UserError(f"{field} needs a network with a head named one of {', '.join(HEADS)}; {model.name} has none")
 
 
-def _normalisation(model: Model) -> tuple[list[float], list[float]] | None:
-    """Return what the weights were trained with; None for random ones and a file that does not say."""
+def _normalisation(model: Model) -> tuple[Normalisation | None, list[str]]:
+    """Return what the weights were trained with, None where nothing tells it, and what is said about it; nothing of random weights."""
     if model.weights == "none":
-        return None
-    if model.weights.startswith("file:") and (beside := normalisation_beside(Path(model.weights.removeprefix("file:")).expanduser())):
-        return beside
+        return None, []
+    found, why = _where_it_is_told(model)
+    if found is None:
+        return None, [f"images are normalised by mean and standard deviation of the training images: {why}"]
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in found)
+    return found, [f"images are normalised by mean {mean} and standard deviation {std}, those {why}"]
+
+
+def _where_it_is_told(model: Model) -> tuple[Normalisation | None, str]:
+    why = ""
+    if model.weights.startswith("file:"):
+        found, why = normalisation_of_file(weights_file(model))
+        if found is not None:
+            return found, why
     if timms.is_timms(model.name):
-        return timms.normalisation(model)
-    return torchvisions_normalisation(model) if are_named(model.weights) else None
+        weights = f"of timm's weights {timms.settings(model).tag or 'DEFAULT'} of {model.name}"
+        return timms.normalisation(model), f"{weights}: {why}" if why else weights
+    if are_named(model.weights):
+        entry = torchvision_entry(model)
+        return entry_normalisation(entry), f"of torchvision's {entry}"
+    return None, why
 
 
 def fetch(model: Model) -> None:
@@ -186,61 +245,7 @@ def fetch(model: Model) -> None:
         fetch(model)
 
 
-def _build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
-    arguments: dict[str, Any] = {}
-    pretrained = are_named(model.weights)
-    weights = None
-    if pretrained:
-        entry = torchvision_entry(model)
-        arguments["num_classes"] = len(entry.meta["categories"])
-        weights = entry if load else None
-        if load:
-            fetch_weights(model)
-    if model.name in ("googlenet", "inception_v3"):
-        arguments |= {"aux_logits": pretrained, "init_weights": not pretrained, "transform_input": pretrained}
-    if model.name.startswith(_FIXED_INPUT):
-        key = "image_size" if model.name.startswith("vit_") else "input_size"
-        arguments[key] = _fixed_size(model, image_size, pretrained) if key == "image_size" else (image_size, image_size)
-    try:
-        module = torchvision.models.get_model(model.name, weights=weights, **arguments)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}") from None
-    if pretrained and model.name in ("googlenet", "inception_v3"):
-        # The auxiliary heads serve training from random weights only.
-        cast(Any, module).aux_logits = False
-        for name in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(module, name):
-                setattr(module, name, None)
-    head = _find_head(module)
-    module.set_submodule(head, _new_head(module.get_submodule(head), num_classes))
-    if hasattr(module, "num_classes"):
-        cast(Any, module).num_classes = num_classes
-    return module, head
-
-
-def _fixed_size(model: Model, image_size: int, pretrained: bool) -> int:
-    if pretrained:
-        trained = torchvision_entry(model).meta["min_size"][0]
-        if image_size != trained:
-            raise UserError(f"model.name: {model.name} with weights {model.weights} needs data.image_size {trained}, got {image_size}")
-    return image_size
-
-
-def _find_head(module: nn.Module) -> str:
-    """Return the name of the last linear or convolutional layer under a head's usual name, or ""."""
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    heads = [name for name in layers if name.partition(".")[0] in _HEADS]
-    return heads[-1] if heads else ""
-
-
-def _new_head(old: nn.Module, num_classes: int) -> nn.Module:
-    if isinstance(old, nn.Conv2d):
-        return nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
-    assert isinstance(old, nn.Linear)
-    return nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-
-
-def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool = False) -> str:
+def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool = False) -> tuple[str, ...]:
     """Find out, without training, whether a network can be built, loaded and fed with images of that size.
 
     Args:
@@ -250,34 +255,37 @@ def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool =
         trains_on_one: A process may get one image at a time: too few for BatchNorm where images have become single numbers.
 
     Returns:
-        What a person should know about the weights, or "".
+        What a person should know about the weights, a line each.
 
     Raises:
         UserError: As `build`, or the images are too small, or too few at a time, for the network.
     """
-    origin(model)
+    _origin_of_name(model, 0, 0)
     fetch(model)
-    # Shapes are enough, but one's own network may compute with numbers.
-    device = "cpu" if model.name.startswith("file:") else "meta"
+    # Shapes are enough, but one's own network may compute with numbers, and fail in any way.
+    device = "cpu" if is_own(model.name) else "meta"
+    failures = (Exception,) if is_own(model.name) else (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
     network = build(model, num_classes, image_size, device)
     module = network.module.eval()
     try:
         with torch.no_grad():
             output = module(torch.zeros(2, 3, image_size, image_size, device=device))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"model.name: {model.name} cannot take images of data.image_size {image_size}: {first_line(error)}") from None
+    except failures as error:
+        raise UserError(
+            f"model.name: {model.name} cannot take images of data.image_size {image_size}: {what_fails(module, error)}"
+        ) from None
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")
     if trains_on_one and model.freeze == "none":
         try:
             module.train()(torch.zeros(1, 3, image_size, image_size, device=device))
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            why = "BatchNorm needs two" if "more than 1 value per channel" in str(error) else first_line(error)
+        except failures as error:
+            why = "BatchNorm needs two" if "more than 1 value per channel" in str(error) else what_fails(module, error)
             raise UserError(
                 f"data.batch_size: {model.name} cannot train on one image of data.image_size {image_size} at a time: {why}"
             ) from None
-    return network.note
+    return network.notes
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -1,20 +1,17 @@
-"""Weights: torchvision's by name, a state dict from a file; what they are, and into which network they fit."""
+"""Weights by name and by place, and the normalisation they were trained with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import re
-from collections.abc import Mapping
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
 
 from pipeline.config import Model
 from pipeline.errors import Unreachable, UserError, first_line, nearest
@@ -66,7 +63,8 @@ def torchvision_entry(model: Model) -> Any:
     if model.name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"model.weights: {model.name} has no pretrained weights; allowed: none, {BY_PLACE}; got {model.weights!r}")
     available = torchvision.models.get_model_weights(model.name)
-    entries = {entry.name: entry for entry in available} | {"DEFAULT": getattr(available, "DEFAULT", None)}
+    # VGG16's IMAGENET1K_FEATURES has no classes: its classifier is NaN.
+    entries = {entry.name: entry for entry in available if entry.meta["categories"]} | {"DEFAULT": getattr(available, "DEFAULT", None)}
     if entries.get(model.weights) is None:
         raise UserError(
             f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; "
@@ -82,7 +80,7 @@ def fetch_weights(model: Model) -> Path:
         UserError: It cannot be downloaded; the message says where to put the file.
     """
     url = torchvision_entry(model).url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    file = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(url)
     if not file.is_file():
         download(model, url, file, file.stem.rpartition("-")[2])
     return file
@@ -109,114 +107,106 @@ def download(model: Model, url: str, file: Path, hash_prefix: str | None = None)
         ) from None
 
 
-def torchvisions_normalisation(model: Model) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel that torchvision's weights were trained with."""
-    preset = torchvision_entry(model).transforms()
+Normalisation = tuple[list[float], list[float]]
+"""Mean and standard deviation per channel, of pixels from 0 to 1."""
+
+_HALVES: Normalisation = ([0.5] * 3, [0.5] * 3)
+_TRANSFORMED = ("GoogLeNet_Weights", "Inception_V3_Weights")
+"""Weights that expect pixels from -1 to 1: torchvision normalises the images as for its other networks, and has these two map them."""
+
+
+def entry_normalisation(entry: Any) -> Normalisation:
+    """Return the normalisation that one of torchvision's entries was trained with, as an input without any map inside the network."""
+    return _HALVES if type(entry).__name__ in _TRANSFORMED else _as_published(entry)
+
+
+def _as_published(entry: Any) -> Normalisation:
+    preset = entry.transforms()
     return [float(value) for value in preset.mean], [float(value) for value in preset.std]
 
 
-def normalisation_beside(file: Path) -> tuple[list[float], list[float]] | None:
-    """Return mean and standard deviation from the ``preprocessing.json`` of a weights file; None where there is none.
+def recorded_normalisation(model: Model, normalisation: Normalisation) -> Normalisation:
+    """Return the normalisation under which a run's network, built as now, computes what it did.
 
-    It stands beside the file or, as among a run's artifacts, beside the folder ``checkpoint``.
+    Release 0.1.0 gave named weights of GoogLeNet and Inception torchvision's normalisation, and had the network map its input to the one
+    they need. Now there is no such map, and later runs have recorded what they need.
+
+    Args:
+        model: As the run has recorded it.
+        normalisation: As the run has recorded it.
+    """
+    if model.name in torchvision.models.list_models(module=torchvision.models) and are_named(model.weights):
+        entry = torchvision_entry(model)
+        if type(entry).__name__ in _TRANSFORMED and normalisation == _as_published(entry):
+            return _HALVES
+    return normalisation
+
+
+@lru_cache
+def _published_files() -> dict[str, Any]:
+    """Return torchvision's entries by the names of their files; those of one file are of one normalisation."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    entries = [entry for name in names for entry in torchvision.models.get_model_weights(name)]
+    return {_file_name(entry.url): entry for entry in entries}
+
+
+def _file_name(url: str) -> str:
+    return Path(urlsplit(url).path).name
+
+
+def published_entry(file: Path) -> tuple[Any, bool]:
+    """Return torchvision's entry of which a file has the name, None for other files, and whether it has the content too.
+
+    The first digits of the content's SHA-256 stand in the name: ``resnet18-f37072fd.pth``.
+    """
+    entry = _published_files().get(file.name)
+    if entry is None:
+        return None, False
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return entry, digest.startswith(file.stem.rpartition("-")[2])
+
+
+def normalisation_of_file(file: Path) -> tuple[Normalisation | None, str]:
+    """Return the normalisation that comes with a file of weights, None where nothing tells it, and why it is taken.
+
+    Raises:
+        UserError: There is a ``preprocessing.json``, and it is wrong.
+    """
+    beside = _preprocessing_beside(file)
+    if beside is not None:
+        return read_normalisation(beside, file), "of the preprocessing.json that stands with the weights"
+    entry, is_same = published_entry(file)
+    if is_same:
+        return entry_normalisation(entry), f"of torchvision's {entry}, which the file is"
+    changed = f"the content is not that of torchvision's {entry}, whose name the file has, and " if entry is not None else ""
+    return None, f"{changed}no preprocessing.json stands with the weights"
+
+
+def _preprocessing_beside(file: Path) -> Path | None:
+    """Return the ``preprocessing.json`` beside a file or, as among a run's artifacts, beside the folder ``checkpoint``."""
+    folders = [file.parent, file.parent.parent] if file.resolve().parent.name == "checkpoint" else [file.parent]
+    return next((folder / "preprocessing.json" for folder in folders if (folder / "preprocessing.json").is_file()), None)
+
+
+def read_normalisation(beside: Path, file: Path) -> Normalisation:
+    """Return mean and standard deviation of a ``preprocessing.json``.
 
     Raises:
         UserError: It holds no mean and standard deviation of three channels.
     """
-    folders = [file.parent, file.parent.parent] if file.resolve().parent.name == "checkpoint" else [file.parent]
-    beside = next((folder / "preprocessing.json" for folder in folders if (folder / "preprocessing.json").is_file()), None)
-    if beside is None:
-        return None
     try:
         raw = json.loads(beside.read_text(encoding="utf-8"))
-        mean, std = ([float(value) for value in raw[name]] for name in ("mean", "std"))
-    except (OSError, ValueError, KeyError, TypeError):
+        mean, std = (_three_numbers(raw[name]) for name in ("mean", "std"))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         mean = std = []
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if not mean or not std or min(std) <= 0:
         raise UserError(f"model.weights: {str(beside)!r} must hold mean and std, three numbers each, for {file.name}")
     return mean, std
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from a torch file without unpickling anything else.
-
-    Raises:
-        UserError: The file is neither.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {first_line(error)}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.weights: {str(file)!r} holds no state dict")
-    return state
-
-
-def load_state(module: nn.Module, file: Path, name: str, head: str = "") -> str:
-    """Load a state dict into a network of its names and shapes.
-
-    Args:
-        module: The network; on the meta device names and shapes are compared only.
-        file: State dict or safetensors.
-        name: Of the network, for messages.
-        head: Submodule that keeps its own weights where the file's are for another number of classes, or missing; "": none does.
-
-    Returns:
-        What is said about a head that was kept, or "".
-
-    Raises:
-        UserError: Other names or shapes differ; the differences are listed.
-    """
-    own = module.state_dict()
-    state = _under_names_of(own, read_state(file))
-    note = _differing_head(own, state, head)
-    if note:
-        state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
-    # Older files have no count of BatchNorm's batches, which only averages without momentum need.
-    expected = [key for key in own if not (note and key.startswith(f"{head}.")) and not key.endswith("num_batches_tracked")]
-    differences = [f"missing: {key}" for key in expected if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
-    differences += [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in {name}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if differences:
-        shown = differences[:10] + ([f"and {len(differences) - 10} more"] if len(differences) > 10 else [])
-        differ = "1 tensor differs" if len(differences) == 1 else f"{len(differences)} tensors differ"
-        raise UserError(f"model.weights: {str(file)!r} is of another architecture than {name}: {differ}", shown)
-    if not next(module.parameters()).is_meta:
-        # The network's own dict carries the versions of its layers, which a file of tensors does not.
-        own.update(state)
-        module.load_state_dict(own)
-    return note
-
-
-def _differing_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head: str) -> str:
-    """Return what is to be said where the file's head is missing or for another number of classes, else ""."""
-    keys = [key for key in own if key.startswith(f"{head}.")] if head else []
-    present = [key for key in keys if key in state]
-    if keys and not present:
-        return f"it has no head ({head}); a new random one is trained"
-    differing = [key for key in present if state[key].shape != own[key].shape]
-    # The number of classes is the first dimension of weight and bias; all others are the architecture's.
-    if not differing or len(present) < len(keys) or any(state[key].shape[1:] != own[key].shape[1:] for key in differing):
-        return ""
-    classes, wanted = state[differing[-1]].shape[0], own[differing[-1]].shape[0]
-    return f"its head ({head}) is for {classes} classes; a new random one for {wanted} is trained"
-
-
-def _under_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what has other names in the file for reasons that are no difference.
-
-    The head, where only one of network and file has dropout before it (``fc.1.weight``, ``fc.weight``); DenseNet's layers,
-    which are ``norm.1`` in torchvision's files and ``norm1`` in its network.
-    """
-    renamed = {}
-    for key, value in state.items():
-        stem, _, last = key.rpartition(".")
-        others = [key, f"{stem}.1.{last}", f"{stem.removesuffix('.1')}.{last}", re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key)]
-        renamed[next((other for other in others if other in own), key)] = value
-    return renamed
+def _three_numbers(values: Any) -> list[float]:
+    """Return three finite numbers as floats, an empty list where it is something else."""
+    is_right = isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    numbers = [float(value) for value in values] if is_right else []
+    return numbers if all(map(math.isfinite, numbers)) else []

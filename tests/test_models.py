@@ -199,7 +199,6 @@ def test_an_own_network_is_built(own: Path) -> None:
     assert network.module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     assert network.head == "fc"
     assert {name for name, parameter in network.module.named_parameters() if parameter.requires_grad} == {"fc.1.weight", "fc.1.bias"}
-    assert models.source_file(model) == own
 
 
 def test_an_own_network_without_a_named_head_is_built(own: Path) -> None:
@@ -261,7 +260,3 @@ def test_an_own_network_needs_file_and_function(name: str) -> None:
 def test_a_missing_own_file_is_named_with_the_nearest(own: Path) -> None:
     with pytest.raises(UserError, match=r"file '.*/nett\.py' does not exist; nearest: .*/net\.py"):
         models.origin(Model(name=f"file:{own.parent}/nett.py:build"))
-
-
-def test_only_an_own_network_has_a_source_file() -> None:
-    assert models.source_file(Model(name="resnet18")) is None

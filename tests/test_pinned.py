@@ -12,7 +12,7 @@ from pipeline.__main__ import STEPS
 from pipeline.config import Configuration, Data, field_names, nest
 from pipeline.data.prepared import prepare
 from pipeline.experiment import Range
-from pipeline.identity import config_hash, data_digest, study_name
+from pipeline.identity import FIRST_RELEASE, config_hash, data_digest, study_name
 from pipeline.report.tables import COLUMNS
 from pipeline.tracking import names
 
@@ -93,7 +93,10 @@ def configuration(dotted: dict[str, Any]) -> Configuration:
 @pytest.mark.parametrize(("expected", "dotted"), HASHES, ids=[f"{number:02d}" for number in range(len(HASHES))])
 def test_configurations_keep_their_hashes(expected: str, dotted: dict[str, Any]) -> None:
     given = configuration(dotted)
-    assert config_hash(given, models.origin(given.model)) == expected
+    origin = models.origin(given.model)
+    assert config_hash(given, origin, FIRST_RELEASE) == expected
+    # A new head on trained weights starts otherwise than it did.
+    assert (config_hash(given, origin) == expected) == (given.model.weights == "none")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,9 @@ def test_configurations_keep_their_hashes(expected: str, dotted: dict[str, Any])
 )
 def test_studies_keep_their_names(expected: str, base: dict[str, Any], space: dict[str, Any], digest: str) -> None:
     given = configuration(base)
-    assert study_name("flowers", given, models.origin(given.model), space, digest) == expected
+    origin = models.origin(given.model)
+    assert study_name("flowers", given, origin, space, digest, FIRST_RELEASE) == expected
+    assert (study_name("flowers", given, origin, space, digest) == expected) == (given.model.weights == "none")
 
 
 @pytest.mark.parametrize(

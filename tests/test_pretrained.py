@@ -53,10 +53,10 @@ experiment: stamps
 base:
   data: {data}
   model: {{name: timm/efficientnet_lite0, freeze: backbone}}
-  optimizer: {{lr: 2.0e-2}}
-  training: {{epochs: 5, precision: fp32, memory_format: contiguous}}
+  optimizer: {{lr: 1.0e-3}}
+  training: {{epochs: 20, precision: fp32, memory_format: contiguous}}
 """)
-    accuracies = {}
+    accuracies, losses = {}, {}
     for weights in (f"file:{imagenet}", "none"):
         done = cli("train", "--config", file, "--model.weights", weights)
         assert done.code == 0, done.err
@@ -64,7 +64,10 @@ base:
         workspace = open_workspace("stamps")
         run = workspace.client.search_runs([workspace.experiment_id], max_results=1, order_by=["attributes.start_time DESC"])[0]
         accuracies[weights] = run.data.metrics["best/val_accuracy"]
+        losses[weights] = run.data.metrics["val/loss"]
     pretrained, random = accuracies.values()
-    # Over 90 validation images of six classes; 0.62 and 0.19 were seen.
+    # Over 90 validation images of six classes; of three seeds 0.69 to 0.74 and a loss of 0.78 at the most were seen. With a head that
+    # starts as timm's constructor leaves it: 0.35 to 0.43, and 4.2 at the least.
     assert pretrained > random + 0.2
-    assert pretrained > 0.5
+    assert pretrained > 0.6
+    assert losses[f"file:{imagenet}"] < 1.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,42 @@ def test_a_study_half_done_goes_on_in_its_runs(cli: Cli, recorded: Path) -> None
     states = [run.data.tags[names.STATE] for run in runs("half", step="train")]
     assert sorted(states) == ["complete", "complete", "complete", "failed"]
     assert unfinished.info.run_id in {run.info.run_id for run in runs("half", state=names.COMPLETE)}
+
+
+def test_a_network_of_ones_own_is_evaluated(cli: Cli, recorded: Path) -> None:
+    (run,) = runs("own", state=names.COMPLETE)
+    (recorded / "net.py").unlink()
+    done = cli("evaluate", "--config", "lists.yaml", "--experiment", "own", "--run_id", run.info.run_id)
+    assert done.code == 0, done.err
+
+
+def validation(run_id: str) -> list[float]:
+    return [metric.value for metric in open_workspace("").client.get_metric_history(run_id, "val/loss")]
+
+
+def test_a_training_on_weights_goes_on_by_its_old_hash_and_ends_as_it_began(cli: Cli, recorded: Path, tmp_path: Path) -> None:
+    (run,) = runs("own", state=names.INTERRUPTED)
+    # Where it was begun nothing stood beside the weights, and its hash does not tell of this.
+    (recorded / "preprocessing.json").write_text(json.dumps({"mean": [0.9] * 3, "std": [0.1] * 3}))
+    done = cli("train", "--run_id", run.info.run_id)
+    assert done.code == 0, done.err
+    assert "goes on after epoch 1" in done.out
+    (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
+    assert (after.data.tags[names.STATE], after.data.tags[names.CONFIG_HASH]) == (names.COMPLETE, run.data.tags[names.CONFIG_HASH])
+    # What release 0.1.0 itself comes to, on one thread.
+    assert validation(run.info.run_id) == pytest.approx([2.28445, 2.25169, 2.21344, 2.17356], abs=1e-4)
+    assert cli("evaluate", "--config", "lists.yaml", "--experiment", "own", "--run_id", run.info.run_id).code == 0
+    # What is trained now begins otherwise, and is not that run.
+    options = ("--model.weights", "file:weights.safetensors", "--training.epochs", "4", "--training.checkpoint_seconds", "0")
+    done = cli("train", "--config", "lists.yaml", "--experiment", "own", *options)
+    assert done.code == 0 and "trained before" not in done.out
+
+
+def test_a_training_on_weights_without_a_checkpoint_is_not_begun_anew(cli: Cli, recorded: Path) -> None:
+    (run,) = runs("own", state=names.INTERRUPTED)
+    shutil.rmtree(recorded / "checkpoints" / "own")
+    refused = cli("train", "--run_id", run.info.run_id)
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
+    assert f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go on from" in refused.err
+    (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
+    assert after.data.tags[names.STATE] == names.INTERRUPTED

@@ -1,147 +1,31 @@
-"""Weights by name and from files: read, refused, loaded."""
+"""Weights by name and by place, and the normalisation they bring."""
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 
 from pipeline import models, weights
 from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
-from pipeline.identity import config_hash
-from pipeline.training.checkpoint import save_weights, weights_of
-from tests.test_models import SMALL, equal
+from pipeline.identity import FIRST_RELEASE, config_hash
+from tests.conftest import Cli
+from tests.networks.published import entry_of, publish_timms, published
+from tests.test_state_dicts import without_counts
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def expected_file(cache: Path, entry: torchvision.models.WeightsEnum) -> Path:
     return cache / "hub" / "checkpoints" / Path(urlsplit(entry.url).path).name
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_a_weights_file_is_loaded(tmp_path: Path, suffix: str) -> None:
-    torch.manual_seed(1)
-    state = models.SmallCNN(4).state_dict()
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(state, file)
-    else:
-        torch.save(state, file)
-    torch.manual_seed(2)
-    network = models.build(Model(name="small_cnn", weights=f"file:{file}"), 4, 32)
-    assert equal(network.module.state_dict(), state)
-    models.check(Model(name="small_cnn", weights=f"file:{file}"), 4, 32)
-
-
-def test_a_state_dict_inside_a_checkpoint_is_loaded(tmp_path: Path) -> None:
-    state = models.SmallCNN(4).state_dict()
-    torch.save({"state_dict": state}, tmp_path / "checkpoint.pt")
-    network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/checkpoint.pt"), 4, 32)
-    assert equal(network.module.state_dict(), state)
-
-
-def test_load_false_leaves_the_weights_file_alone(tmp_path: Path) -> None:
-    network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/gone.pt"), 4, 32, load=False)
-    assert network.module(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
-
-
-@pytest.mark.parametrize("name", [*SMALL, "regnet_y_400mf"])
-def test_saved_weights_are_loaded_back(tmp_path: Path, name: str) -> None:
-    trained = models.build(Model(name=name), 3, 64).module
-    save_weights(weights_of(trained), tmp_path / "best.safetensors")
-    again = models.build(Model(name=name), 3, 64, load=False).module
-    weights.load_state(again, tmp_path / "best.safetensors", name)
-    assert equal(again.state_dict(), trained.state_dict())
-
-
-@pytest.mark.parametrize(
-    "act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"]
-)
-def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, act: object) -> None:
-    torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"of another architecture than resnet18: \d+ tensors differ") as caught:
-        act(Model(name="resnet18", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
-    assert caught.value.findings[0] == "missing: bn1.weight"
-    assert re.fullmatch(r"and \d+ more", caught.value.findings[-1])
-
-
-@pytest.mark.parametrize(
-    "act", [lambda model: models.check(model, 4, 32), lambda model: models.build(model, 4, 32)], ids=["check", "build"]
-)
-@pytest.mark.parametrize(
-    ("name", "shape", "expected"),
-    [
-        ("conv2.weight", (32, 16, 5, 5), "conv2.weight: (32, 16, 5, 5) in the file, (32, 16, 3, 3) in small_cnn"),
-        ("fc.weight", (4, 99), "fc.weight: (4, 99) in the file, (4, 256) in small_cnn"),
-        ("conv2.weight", None, "missing: conv2.weight"),
-        ("fc.bias", None, "missing: fc.bias"),
-        ("conv9.weight", (1,), "not in small_cnn: conv9.weight"),
-    ],
-)
-def test_any_other_difference_is_refused_by_name_and_shape(
-    tmp_path: Path, act: object, name: str, shape: tuple[int, ...] | None, expected: str
-) -> None:
-    state = models.SmallCNN(4).state_dict()
-    if shape is None:
-        del state[name]
-    else:
-        state[name] = torch.zeros(shape)
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"weights\.pt' is of another architecture than small_cnn: 1 tensor differs") as caught:
-        act(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
-    assert caught.value.findings == [expected]
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("name", SMALL)
-def test_a_head_for_another_number_of_classes_is_replaced_and_said(tmp_path: Path, name: str, dropout: float) -> None:
-    trained = models.build(Model(name=name), 7, 64)
-    save_weights(weights_of(trained.module), tmp_path / "best.safetensors")
-    model = Model(name=name, weights=f"file:{tmp_path}/best.safetensors", dropout=dropout)
-    network = models.build(model, 4, 64)
-    assert network.note == f"its head ({network.head}) is for 7 classes; a new random one for 4 is trained"
-    assert models.check(model, 4, 64) == network.note
-    loaded, state = network.module.state_dict(), trained.module.state_dict()
-    backbone = [key for key in state if not key.startswith(f"{network.head}.")]
-    assert backbone and all(torch.equal(loaded[key], state[key]) for key in backbone)
-    assert network.module.eval()(torch.rand(2, 3, 64, 64)).shape == (2, 4)
-
-
-def test_a_missing_head_is_replaced_and_said(tmp_path: Path) -> None:
-    state = {key: value for key, value in models.SmallCNN(4).state_dict().items() if not key.startswith("fc.")}
-    torch.save(state, tmp_path / "weights.pt")
-    network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"), 4, 32)
-    assert network.note == "it has no head (fc); a new random one is trained"
-    assert all(torch.equal(network.module.state_dict()[key], value) for key, value in state.items())
-
-
-def test_a_head_of_the_same_shape_is_loaded_and_nothing_said(tmp_path: Path) -> None:
-    torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
-    assert models.check(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"), 4, 32) == ""
-
-
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
-def test_torchvisions_published_files_are_loaded_by_path(tmp_path: Path, name: str) -> None:
-    torch.manual_seed(1)
-    state = torchvision.models.get_model(name).state_dict()
-    # The published files are older than the count of batches, and than the network's names of DenseNet's layers.
-    torch.save(published(state), tmp_path / "weights.pth")
-    network = models.build(Model(name=name, weights=f"file:{tmp_path}/weights.pth"), 3, 64)
-    loaded = network.module.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in state.items() if not key.startswith(f"{network.head}."))
-
-
-def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state dict under the names of torchvision's published files."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items() if "tracked" not in key}
 
 
 @pytest.mark.parametrize("folder", ["any", "checkpoint"])
@@ -161,13 +45,35 @@ def test_a_file_alone_takes_the_normalisation_of_the_data(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"mean": [0, 0, 0]}', '{"mean": [0, 0, 0], "std": [1, 1]}', '{"mean": [0, 0, 0], "std": [0, 1, 1]}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"mean": [0, 0, 0]}',
+        '{"mean": [0, 0, 0], "std": [1, 1]}',
+        '{"mean": [0, 0, 0], "std": [0, 1, 1]}',
+        '{"mean": [0, 0, 0], "std": [1, 1, NaN]}',
+        '{"mean": [0, 0, Infinity], "std": [1, 1, 1]}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 1' + "0" * 400 + "]}",
+        '{"mean": ["0", "0", "0"], "std": [1, 1, 1]}',
+        '{"mean": [[0.1], [0.2], [0.3]], "std": [1, 1, 1]}',
+        '{"mean": {"r": 0.1, "g": 0.2, "b": 0.3}, "std": [1, 1, 1]}',
+        '{"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1]}}',
+        '{"mean": "123", "std": [1, 1, 1]}',
+        '{"mean": null, "std": true}',
+        "[" * 100_000,
+        '{"mean": ' * 100_000,
+        "\ufeff\u0000",
+    ],
+    ids=range(17),
 )
 def test_a_normalisation_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     torch.save(models.SmallCNN(4).state_dict(), tmp_path / "best.pt")
     (tmp_path / "preprocessing.json").write_text(text)
-    with pytest.raises(UserError, match=r"preprocessing\.json' must hold mean and std, three numbers each, for best\.pt"):
-        models.check(Model(name="small_cnn", weights=f"file:{tmp_path}/best.pt"), 4, 32)
+    for act in (models.check, models.build):
+        with pytest.raises(UserError, match=r"preprocessing\.json' must hold mean and std, three numbers each, for best\.pt$") as caught:
+            act(Model(name="small_cnn", weights=f"file:{tmp_path}/best.pt"), 4, 32)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -186,40 +92,6 @@ def test_two_files_of_one_content_have_one_hash_and_another_content_another(tmp_
         (tmp_path / name).write_bytes(content)
     one, same, other = (models.origin(Model(weights=f"file:{tmp_path}/{name}.pt"))["weights"] for name in "abc")
     assert one == same != other
-
-
-class Pickled:
-    """What must not be unpickled: it would run code."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return exec, ("raise SystemExit('unpickled')",)
-
-
-def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path) -> None:
-    (tmp_path / "weights.pt").write_bytes(pickle.dumps(Pickled()))
-    with pytest.raises(UserError, match="is no state dict or safetensors file"):
-        weights.read_state(tmp_path / "weights.pt")
-
-
-def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
-    torch.save(models.SmallCNN(4), tmp_path / "network.pt")
-    with pytest.raises(UserError, match="is no state dict or safetensors file"):
-        models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/network.pt"), 4, 32)
-
-
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights", b"\x00" * 100], ids=["empty", "text", "zeros"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="is no state dict or safetensors file"):
-        weights.read_state(tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3, "weight": torch.zeros(2)}, torch.zeros(2)])
-def test_tensors_that_are_no_state_dict_are_refused(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="holds no state dict"):
-        weights.read_state(tmp_path / "weights.pt")
 
 
 def test_a_missing_weights_file_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -276,7 +148,7 @@ def test_densenets_weights_are_used_with_the_names_of_torchvisions_file(cache: P
     file = expected_file(cache, torchvision.models.DenseNet121_Weights.IMAGENET1K_V1)
     file.parent.mkdir(parents=True)
     # torchvision's published file has norm.1 where the network has norm1.
-    torch.save(published(state), file)
+    torch.save(without_counts(state), file)
     loaded = models.build(Model(name="densenet121", weights="DEFAULT"), 3, 64).module.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items() if not name.startswith("classifier."))
 
@@ -290,3 +162,102 @@ def test_inceptions_auxiliary_heads_are_left_out(cache: Path) -> None:
     module = models.build(Model(name="googlenet", weights="DEFAULT"), 3, 64).module
     assert module.train()(torch.rand(2, 3, 64, 64)).shape == (2, 3)
     assert torch.equal(module.state_dict()["conv1.conv.weight"], state["conv1.conv.weight"])
+
+
+ONE, TWO = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ([0.1, 0.2, 0.3], [0.4, 0.5, 0.7])
+
+
+def identity_of(model: Model, release: str = "") -> str:
+    return config_hash(Configuration(model=model), models.origin(model), release)
+
+
+def weights_beside(folder: Path, normalisation: tuple[list[float], list[float]] | None, name: str = "small_cnn") -> Model:
+    folder.mkdir()
+    torch.manual_seed(0)
+    torch.save(models.build(Model(name=name), 4, 64).module.state_dict(), folder / "w.pt")
+    if normalisation:
+        (folder / "preprocessing.json").write_text(json.dumps({"mean": normalisation[0], "std": normalisation[1]}))
+    return Model(name=name, weights=f"file:{folder}/w.pt")
+
+
+def test_one_file_of_weights_with_another_normalisation_is_another_configuration(tmp_path: Path) -> None:
+    alone, one, again, two = (
+        weights_beside(tmp_path / name, normalisation) for name, normalisation in (("a", None), ("b", ONE), ("c", ONE), ("d", TWO))
+    )
+    assert models.origin(alone)["weights"] == models.origin(one)["weights"]
+    assert identity_of(one) == identity_of(again)
+    assert len({identity_of(model) for model in (alone, one, two)}) == 3
+    # As release 0.1.0 saw them.
+    assert len({identity_of(model, FIRST_RELEASE) for model in (alone, one, two)}) == 1
+
+
+def test_timms_own_normalisation_written_out_is_the_same_configuration(tmp_path: Path) -> None:
+    halves = ([0.5] * 3, [0.5] * 3)
+    alone, written, other = (
+        weights_beside(tmp_path / folder, normalisation, "timm/test_resnet")
+        for folder, normalisation in (("a", None), ("b", halves), ("c", ONE))
+    )
+    assert models.build(alone, 4, 64).normalisation == models.build(written, 4, 64).normalisation == halves
+    assert identity_of(alone) == identity_of(written) != identity_of(other)
+
+
+def said_of(model: Model) -> str:
+    return models.check(model, 4, 64)[-1]
+
+
+def test_the_normalisation_and_why_it_is_taken_are_always_said(cache: Path, tmp_path: Path) -> None:
+    assert models.check(Model(name="small_cnn"), 4, 64) == ()
+    by_images = "images are normalised by mean and standard deviation of the training images: no preprocessing.json stands with the weights"
+    assert said_of(weights_beside(tmp_path / "alone", None)) == by_images
+    given = "images are normalised by mean 0.1, 0.2, 0.3 and standard deviation 0.4, 0.5, 0.6, those of the preprocessing.json that stands "
+    assert said_of(weights_beside(tmp_path / "beside", ONE)) == f"{given}with the weights"
+    of_imagenet = "images are normalised by mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225, those of"
+    with published("resnet18", cache):
+        assert said_of(Model(name="resnet18", weights="DEFAULT")) == f"{of_imagenet} torchvision's ResNet18_Weights.IMAGENET1K_V1"
+    publish_timms("test_resnet", cache)
+    of_timm = "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those of timm's weights r160_in1k of "
+    of_timm += "timm/test_resnet"
+    assert said_of(Model(name="timm/test_resnet", weights="DEFAULT")) == of_timm
+    expected = f"{of_timm}: no preprocessing.json stands with the weights"
+    assert said_of(weights_beside(tmp_path / "timm", None, "timm/test_resnet")) == expected
+
+
+def test_what_is_said_is_printed_once(cli: Cli, quick: Path, tmp_path: Path) -> None:
+    model = weights_beside(tmp_path / "beside", ONE)
+    quick.write_text(quick.read_text() + "configs: [{}, {optimizer: {lr: 1.0e-3}}]\n")
+    done = cli("tune", "--config", quick, "--model.weights", model.weights)
+    assert done.code == 0, done.err
+    assert done.out.count(f"model.weights {model.weights}: images are normalised by mean 0.1, 0.2, 0.3 and") == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "inception_v3", "efficientnet_v2_l"])
+def test_a_file_that_is_torchvisions_own_is_normalised_as_that_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    entry, file = entry_of(name), tmp_path / "best.pth"
+    torch.save(models.SmallCNN(4).state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    # No file here has the content of a published one; this one is published as far as its name and content go.
+    monkeypatch.setattr(weights, "_published_files", lambda: {f"{name}-{digest[:8]}.pth": entry})
+    own = file.rename(tmp_path / f"{name}-{digest[:8]}.pth")
+    model = Model(name="small_cnn", weights=f"file:{own}")
+    expected = IMAGENET if name == "resnet18" else ([0.5] * 3, [0.5] * 3)
+    assert models.build(model, 4, 64).normalisation == expected
+    assert said_of(model).endswith(f", those of torchvision's {entry}, which the file is")
+    assert identity_of(model) != identity_of(Model(name="small_cnn", weights=f"file:{shutil.copy(own, tmp_path / 'renamed.pth')}"))
+    # What a person has put beside it counts more.
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"mean": ONE[0], "std": ONE[1]}))
+    assert models.build(model, 4, 64).normalisation == ONE
+
+
+def test_a_file_that_only_has_the_name_of_torchvisions_is_not_taken_for_it(tmp_path: Path) -> None:
+    file = tmp_path / Path(urlsplit(entry_of("resnet18").url).path).name
+    torch.save(models.SmallCNN(4).state_dict(), file)
+    model = Model(name="small_cnn", weights=f"file:{file}")
+    assert models.build(model, 4, 64).normalisation is None
+    expected = "the content is not that of torchvision's ResNet18_Weights.IMAGENET1K_V1, whose name the file has, and no preprocessing.json"
+    assert expected in said_of(model)
+
+
+def test_every_published_file_has_its_hash_in_its_name_and_one_entry() -> None:
+    entries = [entry for name in models.names() if name not in models.OURS for entry in torchvision.models.get_model_weights(name)]
+    assert len(weights._published_files()) == len(entries) == 115
+    assert all(re.fullmatch(r".+-[0-9a-f]{8,}\.pth", name) for name in weights._published_files())

@@ -56,12 +56,12 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
         return setting
     backbone = Backbone(setting.network, setting.preprocessing, setting.numerics, setting.device)
     decides = {
-        **job.origin,
+        "name": job.origin["name"],
         "weights": weights_hash(setting.network.module, setting.network.head),
         "preprocessing": asdict(setting.preprocessing),
         "decoding": DECODING,
         "numerics": f"{setting.numerics}, {setting.device.type}",
-        "code": models.code_version(configuration.model.name),
+        "code": models.code_version(configuration.model, len(prepared.classes), data.image_size),
     }
     augmented = {**decides, "augment": data.augment, "seed": training.seed, "views": views} if data.augment else decides
     started, computed = time.perf_counter(), 0

@@ -169,13 +169,14 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
             need_compiler(device)
         build_augmentation(configuration.data)
         model = transfer.with_file(configuration.model)
-        origin = models.origin(model)
+        num_classes, image_size = len(prepared.classes), configuration.data.image_size
+        origin = models.origin(model, num_classes, image_size)
         # On GPUs BatchNorm takes its statistics over all processes.
         share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
-        note = models.check(model, len(prepared.classes), configuration.data.image_size, trains_on_one=share < 2)
+        notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)
     except UserError as error:
         raise UserError(f"{where}: {error.message}" if where else error.message, error.findings) from None
-    if note:
+    for note in notes:
         _say_once(f"model.weights {configuration.model.weights}: {note}")
     return origin
 

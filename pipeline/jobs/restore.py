@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 from torch import nn
 
 from pipeline import models
-from pipeline.config import Configuration, parse
+from pipeline.config import Configuration, Model, parse
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
+from pipeline.files import child
+from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
-from pipeline.weights import load_state
+from pipeline.weights import recorded_normalisation
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,75 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
         raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, folder).read_text(encoding="utf-8"))
         configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
         classes = json.loads(find.artifact(workspace, run_id, names.CLASSES, folder).read_text(encoding="utf-8"))
-        preprocessing = Preprocessing.from_dict(json.loads(find.artifact(workspace, run_id, names.PREPROCESSING, folder).read_text()))
-        model = configuration.model.model_copy(update={"freeze": "none"})
-        if model.name.startswith("file:"):
-            path, _, function = model.name.removeprefix("file:").rpartition(":")
-            kept = find.artifact(workspace, run_id, f"{names.SOURCE}/{Path(path).name}", folder)
-            model = model.model_copy(update={"name": f"file:{kept}:{function}"})
-        network = models.build(model, len(classes), configuration.data.image_size, load=False).module
-        load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), model.name)
+        preprocessing = recorded_preprocessing(workspace, run_id, configuration.model, folder)
+        network = _rebuilt(workspace, run_id, configuration, len(classes), folder)
+        load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), configuration.model.name)
     return Restored(configuration, network.eval(), classes, preprocessing, run.data.tags.get(names.DATA_DIGEST, ""))
+
+
+def recorded_preprocessing(workspace: Workspace, run_id: str, model: Model, folder: Path) -> Preprocessing:
+    """Return what a run did to its images, for its network as it is built now.
+
+    Args:
+        workspace: The open store.
+        run_id: Of a training.
+        model: As the run has recorded it.
+        folder: To download to.
+
+    Raises:
+        UserError: It has not recorded that.
+    """
+    raw = json.loads(find.artifact(workspace, run_id, names.PREPROCESSING, folder).read_text(encoding="utf-8"))
+    mean, std = recorded_normalisation(model, (raw["mean"], raw["std"]))
+    return Preprocessing.from_dict({**raw, "mean": mean, "std": std})
+
+
+def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, num_classes: int, folder: Path) -> nn.Module:
+    """Build a run's network with random weights; one's own from the files that the run has kept."""
+    model = configuration.model.model_copy(update={"freeze": "none"})
+    if not model.name.startswith("file:"):
+        return models.build(model, num_classes, configuration.data.image_size, load=False).module
+    path, _, function = model.name.removeprefix("file:").rpartition(":")
+    file = kept_source(workspace, run_id, path, folder)
+    name = f"file:{file}:{function}"
+    try:
+        return models.build(model.model_copy(update={"name": name}), num_classes, configuration.data.image_size, load=False).module
+    except UserError as error:
+        why = error.message.replace(name, model.name)
+        if "ModuleNotFoundError" in why:
+            add = f"mlflow artifacts log-artifact --run-id {run_id} --artifact-path {names.SOURCE} --local-file FILE"
+            why += f"; release 0.1.0 kept the network's own file alone, add what it imports with: {add}"
+        raise UserError(f"run {run_id}: {why}", error.findings) from None
+
+
+def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> Path:
+    """Download the files of one's own network that a run has kept.
+
+    They come into folders of the names that theirs had, by which they may import one another (``from nets.blocks import Block``).
+
+    Args:
+        workspace: The open store.
+        run_id: Of a training.
+        path: Of the network's own file, as the run has recorded it.
+        folder: To download to.
+
+    Returns:
+        The network's own file; in its folder there is nothing but what the run has kept.
+
+    Raises:
+        UserError: It has not kept that file, or one under a name that leads elsewhere.
+    """
+    root = child(folder, names.SOURCE)
+    for part in reversed(list(takewhile(str.isidentifier, reversed(Path(path).parts[:-1])))):
+        root = child(root, part)
+    root.mkdir(parents=True, exist_ok=True)
+    for name in find.listed(workspace, run_id, names.SOURCE):
+        file = root
+        for part in PurePosixPath(name).parts[1:]:
+            file = child(file, part)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        find.artifact(workspace, run_id, name, child(folder, "downloaded")).replace(file)
+    own = child(root, Path(path).name)
+    if not own.is_file():
+        raise UserError(f"run {run_id} has no artifact {names.SOURCE}/{own.name}, the file of its network")
+    return own

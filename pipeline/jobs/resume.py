@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import yaml
 from pipeline.config import Configuration, parse
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
+from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.jobs.prepare import check, prepare_images
 from pipeline.jobs.setting import Job
 from pipeline.report.console import say
@@ -19,6 +20,7 @@ from pipeline.tracking import find, launcher, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives, uid_of
 from pipeline.tracking.store import Workspace, database_file
+from pipeline.training.checkpoint import Checkpoints
 
 
 @contextmanager
@@ -66,9 +68,12 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
         )
     job = Job(configuration, check(configuration, prepared, ""), prepared)
     before = tags.get(names.CONFIG_HASH, job.config_hash)
-    if job.config_hash != before:
+    if job.config_hash != before and before == config_hash(configuration, job.origin, FIRST_RELEASE):
+        _need_checkpoint(workspace, run_id, tags, configuration)
+    elif job.config_hash != before:
         own = [name for name in (configuration.model.name, configuration.model.weights) if name.startswith("file:")]
-        changed = " or ".join(own) or "what a release of this pipeline makes of its configuration"
+        whose = "what a release of this pipeline makes of its configuration"
+        changed = f"{' or '.join(own)}, or a file that belongs to it," if own else whose
         raise UserError(
             f"run_id: run {run_id} was trained by configuration {before}, which is {job.config_hash} now: {changed} has changed; "
             "train anew, or put it back"
@@ -85,6 +90,20 @@ def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:
     if state in (names.COMPLETE, names.PRUNED):
         way = f"train --model.weights runs:/{run_id}/{names.MODEL}{options} trains its weights further, in a new run"
         raise UserError(f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; {way}")
+
+
+def _need_checkpoint(workspace: Workspace, run_id: str, tags: Mapping[str, str], configuration: Configuration) -> None:
+    """Check that a run of release 0.1.0 with trained weights need not begin anew, which would end otherwise: its head started differently.
+
+    Raises:
+        UserError: It would begin anew.
+    """
+    uid = uid_of(run_id, tags)
+    if configuration.model.weights != "none" and Checkpoints(child(workspace.checkpoints, uid)).load() is None:
+        raise UserError(
+            f"run_id: run {run_id} was begun by release {FIRST_RELEASE}, and there is no checkpoint to go on from in "
+            f"{workspace.checkpoints / uid}; begun anew, its head would start otherwise than it did; train anew, as another run"
+        )
 
 
 def need_experiment(workspace: Workspace, experiment: str) -> None:

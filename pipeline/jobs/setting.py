@@ -27,11 +27,19 @@ from pipeline.training.setting import Setting
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, and what identifies it."""
+    """What is to be trained, and what identifies it.
+
+    Attributes:
+        configuration: Of the training.
+        origin: Of its model, by `pipeline.models.origin`.
+        prepared: Its images.
+        preprocessing: Of a training that goes on: what it began with, whatever stands beside its weights by now. None: as the weights want.
+    """
 
     configuration: Configuration
     origin: Mapping[str, str]
     prepared: Prepared
+    preprocessing: Preprocessing | None = None
 
     @property
     def config_hash(self) -> str:
@@ -90,7 +98,7 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
     if group.rank:
         # The same weights as the others, but not the same dropout.
         torch.manual_seed(job.seed + group.rank * 2**32)
-    preprocessing = Preprocessing.of(data, network.normalisation or prepared.normalisation())
+    preprocessing = job.preprocessing or Preprocessing.of(data, network.normalisation or prepared.normalisation())
     labels, train_positions, val_positions = prepared.labels(), prepared.positions("train"), prepared.positions("val")
     if len(val_positions) < group.size:
         raise UserError(f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.config import Configuration, parse
 from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed, UserError
 from pipeline.jobs.features import with_features
 from pipeline.jobs.setting import Job, setting_of
@@ -25,6 +26,7 @@ def call_helpers(job: Job, numerics: Numerics) -> None:
     message = {
         "configuration": job.configuration.model_dump(mode="json"),
         "origin": dict(job.origin),
+        "preprocessing": job.preprocessing.to_dict() if job.preprocessing else None,
         "fold": job.prepared.fold,
         "digest": job.prepared.digest,
         "numerics": numerics.to_dict(),
@@ -60,7 +62,8 @@ def _help_out(group: Group) -> None:
         prepared = images[data].with_fold(message["fold"])
         if prepared.digest != message["digest"]:
             raise UserError(f"{prepared.source} has changed while the training began; start again")
-        job = Job(configuration, message["origin"], prepared)
+        preprocessing = Preprocessing.from_dict(message["preprocessing"]) if message["preprocessing"] else None
+        job = Job(configuration, message["origin"], prepared, preprocessing)
         with tempfile.TemporaryDirectory() as folder:
             setting = replace(setting_of(job, Path(folder), group), numerics=Numerics(**message["numerics"]), resume=None)
             # What ends it ends it in every process; the first one tells why.

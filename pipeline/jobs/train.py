@@ -17,10 +17,12 @@ from pipeline.files import child, remove_child
 from pipeline.jobs.features import with_features
 from pipeline.jobs.numerics import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
+from pipeline.jobs.restore import recorded_preprocessing
 from pipeline.jobs.setting import Job, setting_of
 from pipeline.jobs.together import call_helpers
 from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_events, log_outcome, log_spread, logged_epochs, majority_of
 from pipeline.report.console import TrainingProgress
+from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
@@ -31,7 +33,6 @@ from pipeline.training.fit import fit
 from pipeline.training.numerics import Choice
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
-from pipeline.weights import load_state
 
 TENSORBOARD = "tensorboard"
 
@@ -113,8 +114,10 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
             # A training that begins anew, its checkpoints gone, writes over them.
             with contextlib.suppress(UserError):
                 find.artifact(workspace, run.id, TENSORBOARD, kept)
+        job = _with_recorded(workspace, job, placement.run_id)
         setting = setting_of(job, kept, joined())
         setting = _with_numerics(workspace, run, job, setting, placement)
+        _log_source(run, job)
         if not placement.run_id or not _has_start(run):
             _log_start(run, job, setting, placement)
         call_helpers(job, setting.numerics)
@@ -185,6 +188,29 @@ def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Set
     return replace(setting, numerics=choice.numerics)
 
 
+def _with_recorded(workspace: Workspace, job: Job, run_id: str) -> Job:
+    """Have a run that goes on normalise its images as it began, whatever stands beside its weights by now."""
+    if not run_id:
+        return job
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
+        return replace(job, preprocessing=recorded_preprocessing(workspace, run_id, job.configuration.model, Path(folder)))
+    return job
+
+
+def _log_source(run: TrackedRun, job: Job) -> None:
+    """Keep the files of one's own network with the run, where it has not all of them: one begun by release 0.1.0 has no neighbours."""
+    files = models.source_files(job.configuration.model, job.origin, len(job.prepared.classes), job.configuration.data.image_size)
+    if {f"{names.SOURCE}/{name}" for name in files} <= set(find.listed(run.workspace, run.id, names.SOURCE) if files else []):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            file = Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        run.files(Path(folder), names.SOURCE)
+        run.flush()
+
+
 def _has_start(run: RunLog) -> bool:
     """Whether all of `_log_start` was done before the run was interrupted."""
     return find.has_artifact(run.workspace, run.id, names.CONFIG)
@@ -194,9 +220,6 @@ def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement
     run.json(names.CLASSES, job.prepared.classes)
     run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
     log_dataset(run, job.prepared, job.configuration.data)
-    own = models.source_file(job.configuration.model)
-    if own is not None:
-        run.file(own, names.SOURCE)
     if placement.single:
         log_report(run, job.prepared)
     # Last: what tells that the others are there.

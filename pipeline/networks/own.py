@@ -1,16 +1,28 @@
-"""One's own network: ``file:PATH.py:FUNCTION``, from the number of classes to a module."""
+"""One's own network: ``file:PATH.py:FUNCTION``, from the number of classes to a module, with the files beside it that it imports."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import hashlib
 import traceback
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pipeline.errors import UserError, first_line, nearest
+from pipeline.networks.own_package import OwnPackage
 from pipeline.weights import existing_file
+
+_built: list[tuple[weakref.ref[nn.Module], OwnPackage]] = []
+_traced: dict[tuple[Path, str, int, int], OwnPackage] = {}
+
+
+def is_own(name: str) -> bool:
+    """Whether `model.name` is a file of one's own."""
+    return name.startswith("file:")
 
 
 def own_file(name: str) -> tuple[Path, str]:
@@ -26,34 +38,117 @@ def own_file(name: str) -> tuple[Path, str]:
 
 
 def build_own(name: str, num_classes: int) -> nn.Module:
-    """Run the user's file and build the network.
+    """Run the user's file and build the network; every build runs it anew, with the neighbours that it imports.
 
     Raises:
         UserError: The file or the function fails (with its line), or returns something else.
     """
+    for network, package in [(network, package) for network, package in _built if network() is None]:
+        # Not when the network is collected, which may be while somebody goes through sys.modules.
+        package.forget()
+        _built.remove((network, package))
     path, function = own_file(name)
-    spec = importlib.util.spec_from_file_location(f"own_network_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up, and the file may import its neighbours.
-    sys.modules[spec.name] = source
-    sys.path.insert(0, str(path.resolve().parent))
+    package = OwnPackage(path)
+    module = _build(package, name, function, num_classes)
+    _built.append((weakref.ref(module), package))
+    return module
+
+
+def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> nn.Module:
     try:
-        spec.loader.exec_module(source)
-        build_function = getattr(source, function, None)
-        if not callable(build_function):
-            functions = [key for key, value in vars(source).items() if callable(value)]
-            raise UserError(f"model.name: {path} has no function {function!r}{nearest(function, functions)}")
-        module = build_function(num_classes)
+        with package.importable():
+            source = package.run()
+            build_function = getattr(source, function, None)
+            if not callable(build_function):
+                functions = [key for key, value in vars(source).items() if callable(value)]
+                raise UserError(f"model.name: {package.file} has no function {function!r}{nearest(function, functions)}")
+            module = build_function(num_classes)
     except UserError:
+        package.forget()
         raise
-    except Exception as error:
-        # Whatever the user's own code raises.
-        line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.filename == str(path)), None)
-        where = f", line {line}" if line else ""
-        raise UserError(f"model.name: {name!r} fails{where}: {type(error).__name__}: {first_line(error)}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
+    except (Exception, SystemExit) as error:
+        package.forget()
+        raise UserError(f"model.name: {name!r} fails{_place(package, error)}: {_told(package, error)}") from error
     if not isinstance(module, nn.Module):
+        package.forget()
         raise UserError(f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}")
     return module
+
+
+def _place(package: OwnPackage, error: BaseException) -> str:
+    """Return ``, line 3`` or ``, line 3 of blocks.py``: where the user's code was last."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if (file := package.place_of(frame.filename)) is not None:
+            return f", line {frame.lineno}" + (f" of {file}" if file != package.file.name else "")
+    return ""
+
+
+def _told(package: OwnPackage, error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}".replace(f"{package.name}.", "")
+
+
+def what_fails(module: nn.Module, error: BaseException) -> str:
+    """Return place and message of what one's own network has raised while it computed."""
+    package = next((package for network, package in _built if network() is module), None)
+    return f"{_told(package, error)}{_place(package, error)}" if package else first_line(error)
+
+
+def sources(name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
+    """Return the files that a network is made of: its own, and those of its folder that building and one forward pass import.
+
+    Args:
+        name: ``file:PATH.py:FUNCTION``.
+        num_classes: It is built for; 0: its code is not run, and only its own file returned.
+        image_size: It is called with, in pixels.
+
+    Returns:
+        Contents by path relative to the folder, with ``/``. What fails ends the search; it is told where the network is built in earnest.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path, function = own_file(name)
+    if not num_classes:
+        return {path.name: path.read_bytes()}
+    key = (path.absolute(), function, num_classes, image_size)
+    package = _traced.get(key)
+    if package is None or not package.is_as_read():
+        package = _traced[key] = _trace(path, name, function, num_classes, image_size)
+    return package.files
+
+
+def _trace(path: Path, name: str, function: str, num_classes: int, image_size: int) -> OwnPackage:
+    package = OwnPackage(path)
+    with suppress(UserError), torch.random.fork_rng(devices=[]):
+        module = _build(package, name, function, num_classes)
+        for mode in (True, False):
+            call_once(module.train(mode), image_size)
+    package.forget()
+    return package
+
+
+def call_once(module: nn.Module, image_size: int) -> Exception | None:
+    """Let a network compute, so that whatever it imports only then is imported; return what it raises."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, 3, image_size, image_size))
+    except Exception as error:
+        return error
+    return None
+
+
+def source_sha256(folder: Path) -> str:
+    r"""Return 64 hex digits over the source files of a network in a folder of their own.
+
+    Of one file it is what ``sha256sum FILE`` prints. Of several it is the SHA-256 of the sorted lines that ``sha256sum`` prints of
+    them, each ended by a line feed; in the folder: ``find . -type f -printf '%P\0' | xargs -0 sha256sum | LC_ALL=C sort | sha256sum``.
+    """
+    return sha256_over({file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
+
+
+def sha256_over(files: Mapping[str, bytes]) -> str:
+    """Return what `source_sha256` does, of contents by relative path."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()).hexdigest()

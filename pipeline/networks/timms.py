@@ -12,7 +12,9 @@ from torch import nn
 
 from pipeline.config import Model
 from pipeline.errors import UserError, first_line, nearest, unknown_name
-from pipeline.weights import BY_PLACE, are_named, download, read_state
+from pipeline.networks.heads import start_head
+from pipeline.state_dicts import read_state
+from pipeline.weights import BY_PLACE, are_named, download
 
 PREFIX = "timm/"
 
@@ -114,16 +116,21 @@ def build_timms(model: Model, num_classes: int, image_size: int, load: bool) -> 
         arguments["img_size"] = image_size
     if load and are_named(model.weights):
         # Read by us, so that nothing is unpickled; timm then renames, resizes and drops the old head.
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_state(fetch_timms(model))}}
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_state(fetch_timms(model)).tensors}}
     full_name = f"{name}.{found.tag}" if are_named(model.weights) and found.tag else name
     try:
         module: nn.Module = _timm().create_model(full_name, **arguments)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}") from None
-    return module, found.classifier if isinstance(found.classifier, str) else ""
+    heads = [found.classifier] if isinstance(found.classifier, str) else list(found.classifier or [])
+    if load and are_named(model.weights):
+        # Of its own for as many classes too: those of somebody else's images.
+        for head in heads:
+            start_head(module.get_submodule(head))
+    return module, heads[0] if len(heads) == 1 else ""
 
 
 def normalisation(model: Model) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel that timm's weights of the network were trained with."""
     found = settings(model)
-    return list(found.mean), list(found.std)
+    return [float(value) for value in found.mean], [float(value) for value in found.std]

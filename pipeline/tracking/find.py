@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from pipeline import models, ranking
 from pipeline.config import Configuration, field_info, nest, parse
 from pipeline.errors import UserError, nearest
-from pipeline.identity import config_hash
+from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace, is_away
 
@@ -184,7 +184,7 @@ def typed(name: str, value: str | None) -> Any:
 
 
 def _hash_of_params(params: Mapping[str, str]) -> str:
-    """Give a run without a hash one from its params over the defaults; empty where they make no configuration.
+    """Give a run without a hash one from its params over the defaults, as the first release did; empty where they make no configuration.
 
     Of files that params name nobody knows what they held, and a network's file would be run to find that out.
     """
@@ -194,7 +194,7 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
         return ""
     try:
         configuration = parse(Configuration, {section: fields for section, fields in nest(known).items() if section != "study"}, "params")
-        return config_hash(configuration, models.origin(configuration.model))
+        return config_hash(configuration, models.origin(configuration.model), FIRST_RELEASE)
     except (UserError, yaml.YAMLError):
         return ""
 
@@ -318,6 +318,14 @@ def known_experiments(workspace: Workspace) -> list[str]:
             if names.EXPERIMENT in run.data.tags and run.data.tags[names.STEP] != "reconcile"
         }
     )
+
+
+def listed(workspace: Workspace, run_id: str, folder: str) -> list[str]:
+    """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
+    found: list[str] = []
+    for entry in workspace.client.list_artifacts(run_id, folder):
+        found += listed(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
+    return found
 
 
 def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:

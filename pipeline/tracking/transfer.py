@@ -1,11 +1,14 @@
 """Weights of one's own registry and runs as files: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/ID/model``.
 
-What was trained is kept by its content, in ``prepared/weights/HASH/``, with the run's ``preprocessing.json`` beside it. So a
-name that comes to stand for another model while a study trains changes no training that was checked before.
+What was trained is kept by its content, in ``prepared/weights/HASH-HASH/``: that of the weights, and that of their normalisation, which
+stands beside them as ``preprocessing.json``. So a name that comes to stand for another model while a study trains changes no training
+that was checked before.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -18,9 +21,10 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config import Model
 from pipeline.errors import UserError, nearest
+from pipeline.files import write_whole
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, home, open_workspace
-from pipeline.weights import are_from_store, content_hash
+from pipeline.weights import are_from_store, content_hash, read_normalisation, recorded_normalisation
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
@@ -53,7 +57,11 @@ def recorded(model: Model, origin: Mapping[str, str]) -> Model:
 
 
 def _folder_of(origin: Mapping[str, str]) -> Path:
-    return _kept() / origin["weights"].removeprefix("file:")
+    return _kept() / _folder_name(origin["weights"].removeprefix("file:"), origin.get("normalisation", ""))
+
+
+def _folder_name(weights: str, normalisation: str) -> str:
+    return f"{weights}-{hashlib.sha256(normalisation.encode()).hexdigest()[:8]}"
 
 
 def _weights_in(folder: Path) -> Path:
@@ -71,7 +79,8 @@ def _fetch(model: Model) -> Path:
         exact, run_id = _run_behind(workspace, model.weights)
         network, folder = _keep(workspace.uri, run_id, _kept())
     except UserError as error:
-        raise UserError(f"model.weights: {model.weights}: {error.message.removeprefix('run_id: ')}") from None
+        message = error.message.removeprefix("run_id: ").removeprefix("model.weights: ")
+        raise UserError(f"model.weights: {model.weights}: {message}") from None
     if _without_folder(network) != _without_folder(model.name):
         raise UserError(f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; they must be the same network")
     if exact != model.weights:
@@ -128,10 +137,12 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
         checkpoint, preprocessing, configuration = (
             find.artifact(workspace, run_id, name, Path(temporary)) for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
         )
-        network = str(yaml.safe_load(configuration.read_text(encoding="utf-8"))["model"]["name"])
-        folder = root / content_hash(checkpoint)
+        recorded = yaml.safe_load(configuration.read_text(encoding="utf-8"))["model"]
+        model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
+        normalisation = recorded_normalisation(model, read_normalisation(preprocessing, checkpoint))
+        folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
         folder.mkdir(exist_ok=True)
+        write_whole(folder / preprocessing.name, json.dumps(dict(zip(("mean", "std"), normalisation, strict=True))))
         # The weights last: where they are, all is.
-        for file in (preprocessing, checkpoint):
-            file.replace(folder / file.name)
-    return network, folder
+        checkpoint.replace(folder / checkpoint.name)
+    return model.name, folder

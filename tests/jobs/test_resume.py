@@ -147,16 +147,22 @@ def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) 
     assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in refused.err
 
 
-@pytest.mark.parametrize("changed", ["network", "weights"])
+@pytest.mark.parametrize("changed", ["network", "neighbour", "weights", "normalisation"])
 def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, changed: str) -> None:
     network, weights = tmp_path / "net.py", tmp_path / "weights.safetensors"
-    network.write_text("from pipeline.models import SmallCNN as build\n")
+    network.write_text("from blocks import SmallCNN as build\n")
+    (tmp_path / "blocks.py").write_text("from pipeline.models import SmallCNN\n")
     save_file(SmallCNN(3).state_dict(), weights)
+    (tmp_path / "preprocessing.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}')
     own = ["--model.name", f"file:{network}:build", "--model.weights", f"file:{weights}"]
     interrupt(cli, "train", "--config", str(quick), *own, *LONG)
     (killed,) = trainings(workspace)
     if changed == "network":
         network.write_text(f"{network.read_text()}# edited\n")
+    elif changed == "neighbour":
+        (tmp_path / "blocks.py").write_text("from pipeline.models import SmallCNN\n# edited\n")
+    elif changed == "normalisation":
+        (tmp_path / "preprocessing.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.6]}')
     else:
         save_file(SmallCNN(3).state_dict(), weights)
     refused = cli("train", "--run_id", killed.info.run_id)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from pipeline.config import Configuration
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
 from pipeline.training.memory import settle_memory
-from tests.conftest import Cli
+from tests.conftest import Cli, start
 
 
 def only_run(workspace: Workspace) -> Any:
@@ -124,3 +127,98 @@ def test_weights_of_one_training_start_the_next(cli: Cli, quick: Path, workspace
     (second,) = workspace.client.search_runs([second_id])
     state = load_file(find.artifact(workspace, second.info.run_id, names.CHECKPOINT, tmp_path / "second"))
     assert all(torch.allclose(state[name], value, atol=1e-6) for name, value in load_file(first).items())
+
+
+LAZY = """
+from torch import nn
+from nets.layers.conv import conv
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body, self.fc = conv(), nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        from pool import pooled
+        return self.fc(pooled(self.body(images)))
+"""
+NETS = {
+    "my net.py": LAZY,
+    "pool.py": "def pooled(features):\n    return features.mean((2, 3))\n",
+    "layers/conv.py": "from torch import nn\n\ndef conv():\n    return nn.Conv2d(3, 4, 3)\n",
+    "unused.py": "raise SystemError\n",
+}
+
+
+@pytest.fixture
+def nets(folder: Path) -> Path:
+    """A network of one's own in the folder ``nets``, with neighbours of which one is imported in its forward pass."""
+    for name, text in NETS.items():
+        file = folder / "nets" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder / "nets"
+
+
+def own_run(cli: Cli, quick: Path, workspace: Workspace) -> str:
+    options = ("--model.name", "file:nets/my net.py:Net", "--training.epochs", "1")
+    done = cli("train", "--config", quick, *options)
+    assert done.code == 0, done.err
+    return str(only_run(workspace).info.run_id)
+
+
+def test_the_neighbours_of_ones_own_network_are_kept_and_used_in_another_process(
+    cli: Cli, quick: Path, nets: Path, workspace: Workspace
+) -> None:
+    run = own_run(cli, quick, workspace)
+    assert set(find.listed(workspace, run, names.SOURCE)) == {f"source/{name}" for name in NETS if name != "unused.py"}
+    shutil.rmtree(nets)
+    # What stands there by now, and is imported by the same names, is not what was trained.
+    nets.mkdir()
+    (nets / "pool.py").write_text("raise SystemError")
+    command = [sys.executable, "-m", "pipeline", "evaluate", "--config", str(quick), "--run_id", run]
+    process = start(command, quick.parent, OMP_NUM_THREADS="1")
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    assert "test/accuracy" in workspace.client.get_run(run).data.metrics
+
+
+def test_an_edited_neighbour_is_trained_and_an_unused_one_changes_nothing(cli: Cli, quick: Path, nets: Path, workspace: Workspace) -> None:
+    run = own_run(cli, quick, workspace)
+    options = ("train", "--config", quick, "--model.name", "file:nets/my net.py:Net", "--training.epochs", "1")
+    (nets / "unused.py").write_text("raise TypeError")
+    assert f"trained before as run {run}" in cli(*options).out
+    (nets / "pool.py").write_text("def pooled(features):\n    return features.amax((2, 3))\n")
+    done = cli(*options)
+    assert done.code == 0 and "trained before" not in done.out
+    # Both are evaluated with their own, in one process.
+    for one in workspace.client.search_runs([workspace.experiment_id]):
+        done = cli("evaluate", "--config", quick, "--run_id", one.info.run_id)
+        assert done.code == 0, done.err
+        expected = "amax" if one.info.run_id != run else "mean"
+        (kept,) = Path(quick.parent, "mlruns").rglob(f"{one.info.run_id}/artifacts/source/pool.py")
+        assert expected in kept.read_text()
+
+
+@pytest.mark.parametrize("name", ["..\\evil.py", "layers/..\\..\\evil.py"])
+def test_files_of_a_run_that_lead_elsewhere_are_not_written(cli: Cli, quick: Path, nets: Path, workspace: Workspace, name: str) -> None:
+    run = own_run(cli, quick, workspace)
+    (kept,) = Path(quick.parent, "mlruns").rglob(f"{run}/artifacts/source")
+    (kept / name).write_text("")
+    done = cli("evaluate", "--config", quick, "--run_id", run)
+    assert done.code == 2 and "is no name of a file in" in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_a_run_without_the_neighbours_says_how_to_add_them(cli: Cli, quick: Path, nets: Path, workspace: Workspace) -> None:
+    run = own_run(cli, quick, workspace)
+    (kept,) = Path(quick.parent, "mlruns").rglob(f"{run}/artifacts/source")
+    pool = (kept / "pool.py").rename(quick.parent / "pool.py")
+    done = cli("evaluate", "--config", quick, "--run_id", run)
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+    assert re.search(r"No module named 'pool', line 11; release 0\.1\.0 kept the network's own file alone", done.err)
+    command = re.search(rf"mlflow (artifacts log-artifact --run-id {run} --artifact-path source --local-file )FILE", done.err)
+    assert command
+    arguments = [sys.executable, "-m", "mlflow", *command[1].split(), str(pool)]
+    added = start(arguments, quick.parent, MLFLOW_TRACKING_URI=workspace.uri)
+    assert added.wait() == 0, added.communicate()[0]
+    assert cli("evaluate", "--config", quick, "--run_id", run).code == 0

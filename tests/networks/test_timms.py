@@ -33,7 +33,7 @@ def test_the_head_is_made_for_the_classes(name: str, head: str) -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64), ("vit_tiny_patch16_224", 96), ("regnety_002", 64)])
 def test_images_of_other_sizes_are_taken(name: str, size: int) -> None:
-    assert models.check(Model(name=f"timm/{name}"), 3, size) == ""
+    assert models.check(Model(name=f"timm/{name}"), 3, size) == ()
     assert models.build(Model(name=f"timm/{name}"), 3, size).module.eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
 
 
@@ -109,7 +109,11 @@ def test_weights_that_were_put_there_are_used(cache: Path, name: str, weights: s
 def test_a_file_of_the_networks_weights_brings_its_normalisation(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
     network = models.build(Model(name="timm/test_resnet", weights=f"file:{tmp_path}/w.pt"), 3, 64)
-    assert network.note == "its head (fc) is for 1000 classes; a new random one for 3 is trained"
+    assert network.notes == (
+        "its head (fc) is for 1000 classes; a new random one for 3 is trained",
+        "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those of timm's weights r160_in1k of "
+        "timm/test_resnet: no preprocessing.json stands with the weights",
+    )
     assert network.normalisation == ([0.5] * 3, [0.5] * 3)
     assert models.build(Model(name="timm/test_resnet"), 3, 64).normalisation is None
 

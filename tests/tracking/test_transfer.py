@@ -51,7 +51,9 @@ def origin(weights: str) -> dict[str, str]:
 
 
 def artifact(workspace: Workspace, run: str, folder: Path) -> Path:
+    """Copy the weights of a run, and what belongs to them."""
     folder.mkdir()
+    find.artifact(workspace, run, names.PREPROCESSING, folder)
     return find.artifact(workspace, run, names.CHECKPOINT, folder)
 
 
