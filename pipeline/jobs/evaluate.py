@@ -57,7 +57,7 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
     with tempfile.TemporaryDirectory() as temporary:
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
         title += f"; always the largest class: {values['test/majority_rate']:.1%}"
-        log_confusion(run, "test", metrics.confusion(labels, logits), restored.classes, title)
+        log_confusion(run, "test", labels, logits, restored.classes, title)
         test = Path(temporary) / "test"
         test.mkdir()
         table.to_csv(test / "per_class.csv", index=False)

@@ -6,7 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
@@ -73,25 +75,38 @@ def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     A test accuracy is there only where all repeats are evaluated: the mean of some is not that of the configuration. `test_repeats`
     says how many are. What a configuration ranks by, and its mean, are the columns `metric` and `value`.
     """
-    complete = [row for row in rows if row.get("state") == "complete"]
-    merged = [_merged(comparison(group)) for group in ranking.by_configuration(complete)]
+    complete = [{**row, "place": place} for place, row in enumerate(row for row in rows if row.get("state") == "complete")]
+    groups = [[row["place"] for row in group] for group in ranking.by_configuration(complete)]
+    # One table of all runs: to make one of each configuration takes a hundred times as long.
+    runs = comparison(complete)
+    scores = {name: pd.to_numeric(runs[name]).to_numpy(float, na_value=np.nan) for name in (*_SCORES, "value")}
+    merged = pd.DataFrame([_merged({name: values[places] for name, values in scores.items()}) for places in groups])
+    shared = runs.iloc[[places[0] for places in groups]].reset_index(drop=True)
+    run_ids = [" ".join(runs["run_id"].iloc[places]) for places in groups]
     spreads = [column for name in _SCORES for column in (name, f"{name}_std")]
     columns = ["config_hash", "repeats", *_SETTINGS, *spreads, "parameters", "data_digest", "run_ids"]
-    return pd.DataFrame(merged, columns=[*columns, "test_repeats", "metric", "value", "value_std"])
+    whole = shared.assign(**{str(name): merged[name] for name in merged}, run_ids=run_ids)
+    return whole.reindex(columns=[*columns, "test_repeats", "metric", "value", "value_std"])
 
 
 _SETTINGS = ["model", "weights", "freeze", "optimizer", "lr", "schedule", "weight_decay", "epochs"]
 _SCORES = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
 
 
-def _merged(repeats: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of one configuration."""
-    values: dict[str, Any] = {"repeats": len(repeats), "run_ids": " ".join(repeats["run_id"])}
-    values |= {name: repeats[name].iloc[0] for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")}
-    for name in (*_SCORES, "value"):
-        numbers = pd.to_numeric(repeats[name])
-        values |= {name: numbers.mean(skipna=name != "test_accuracy"), f"{name}_std": numbers.std(ddof=1, skipna=name != "test_accuracy")}
-    return {**values, "test_repeats": int(repeats["test_accuracy"].notna().sum())}
+def _merged(scores: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return what the repeats of one configuration reached: mean and standard deviation, without those that lack the score.
+
+    Args:
+        scores: Of each repeat, shape (repeats,); NaN: it has none.
+    """
+    values: dict[str, Any] = {"repeats": len(scores["value"]), "test_repeats": int(np.isfinite(scores["test_accuracy"]).sum())}
+    for name, numbers in scores.items():
+        is_known = ~np.isnan(numbers) | (name == "test_accuracy")
+        count = is_known.sum()
+        mean = np.where(is_known, numbers, 0).sum() / count if count else np.nan
+        squares = np.where(is_known, (numbers - mean) ** 2, 0)
+        values |= {name: mean, f"{name}_std": np.sqrt(squares.sum() / (count - 1)) if count > 1 else np.nan}
+    return values
 
 
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
