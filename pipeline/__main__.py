@@ -9,14 +9,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, UserError, unknown_name
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, Unwritable, UserError, unknown_name
+from pipeline.files import out_of_room
 from pipeline.signals import ignore_signals, raise_on_signals
 
 STEPS = {
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
             print(render_help(step, module.OPTIONS))
             return 0
         own, overrides = parse_options(module.OPTIONS, rest)
-        _run(step, module, own, overrides)
+        with _full_disk_told():
+            _run(step, module, own, overrides)
     except ManyProcesses as wanted:
         return _launch(wanted.count, arguments)
     except UserError as error:
@@ -90,6 +92,20 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     joined()
     module.run(own, overrides)
     dismiss_helpers()
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    """Tell in one line that the disk is full, or that a file may not be read or written: a traceback would say no more."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, PermissionError) else out_of_room(error)
+        if not reason:
+            raise
+        raise Unwritable(reason) from error
 
 
 def _launch(count: int, arguments: Sequence[str]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +17,8 @@ from filelock import FileLock, Timeout
 from pipeline.errors import InUse, UserError
 
 _PARTIAL = ".partial"
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_SQLITE_OUT_OF_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 
 
 @contextmanager
@@ -56,6 +61,36 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
     """Write a file whole or not at all, text as UTF-8; see `whole`."""
     with whole(file, durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def unwritable(path: Path) -> str:
+    """Return why a file, or files in a folder, cannot be written, such as ``Read-only file system``; empty where they can.
+
+    It is tried, in a folder with a file that has no name: permissions alone do not tell. Of what is yet to be made, the folder in which
+    it will stand is looked at; nothing is made.
+    """
+    try:
+        place = next(parent for parent in (path, *path.parents) if parent.exists())
+        if path.is_file():
+            # Not opened: closing it would release the locks that SQLite holds on it in this process.
+            return "" if os.access(path, os.W_OK) else "it is read-only"
+        with tempfile.TemporaryFile(dir=place) as probe:
+            # A full disk still takes empty files.
+            probe.write(b"0")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def out_of_room(error: BaseException | None) -> str:
+    """Return what to tell where an error, or what has caused it, is that nothing can be written any more; empty for another error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_SQLITE_OUT_OF_ROOM):
+            return str(error)
+        error = error.__cause__
+    return ""
 
 
 def remove_partial(folder: Path) -> None:

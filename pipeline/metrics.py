@@ -110,10 +110,9 @@ def most_confused(cells: pd.DataFrame, most: int) -> Labels:
         most: How many; where fewer are confused, those with the most images follow.
     """
     wrong = cells[cells["true"] != cells["predicted"]]
-    pairs = pd.DataFrame(np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), columns=["one", "other"])
-    frequent = pairs.assign(count=wrong["count"].to_numpy()).groupby(["one", "other"], as_index=False)["count"].sum()
-    frequent = frequent.sort_values("count", ascending=False, kind="stable")
-    classes = np.concatenate([frequent[["one", "other"]].to_numpy().ravel(), cells["true"].to_numpy()])
+    pairs, place = np.unique(np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), axis=0, return_inverse=True)
+    frequent = pairs[np.argsort(-np.bincount(place.ravel(), wrong["count"]), kind="stable")]
+    classes = np.concatenate([frequent.ravel(), cells["true"].to_numpy()])
     return np.asarray(pd.unique(classes)[:most], dtype=np.int64)
 
 

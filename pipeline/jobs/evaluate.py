@@ -36,6 +36,7 @@ def evaluate(workspace: Workspace, run_id: str, device: str = "auto") -> tuple[d
     Raises:
         UserError: The run is not complete, or the images have changed since.
     """
+    workspace.need_writable(*workspace.artifacts)
     restored = restore(workspace, run_id)
     data = restored.configuration.data
     prepared = prepare_images(workspace, data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import models
 from pipeline.config import Configuration, Data
+from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
@@ -40,6 +41,11 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
         write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
         _say_findings(report, workspace.outputs / REPORT / "report.html")
 
+    if log_images is not None:
+        workspace.need_writable(workspace.outputs / REPORT)
+    if not (workspace.prepared / CATALOGUE).exists():
+        # Otherwise all may be there already, and only read.
+        workspace.need_writable(workspace.prepared)
     with Counter() as counter:
         prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report)
     counts = prepared.counts()

@@ -274,8 +274,8 @@ def comparison(
             values.append(dot.test)
             places.append(place)
     # At once: each bar an artist of its own takes as long as all else.
-    bars = [(place, dot.low, dot.high) for place, dot in enumerate(dots) if dot.test is not None]
-    axes.hlines(*zip(*bars, strict=True) if bars else ([], [], []), color=_ORANGE, alpha=0.45, linewidth=4)
+    bars = np.array([(place, dot.low, dot.high) for place, dot in enumerate(dots) if dot.test is not None]).reshape(-1, 3)
+    axes.hlines(bars[:, 0], bars[:, 1], bars[:, 2], color=_ORANGE, alpha=0.45, linewidth=4)
     for name, (colour, values, places) in groups.items():
         if values:
             axes.scatter(values, places, color=colour, label=name, zorder=3, s=28)

@@ -180,6 +180,12 @@ def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT)
     return pd.DataFrame(lines)
 
 
+def least_important(metric: str) -> list[str]:
+    """Return the columns of `for_people` that a narrow terminal can do without, the first to go first; never what ranks."""
+    columns = ["parameters", "time", "val loss", "test accuracy (95%)", "val accuracy"]
+    return [column for column in columns if column != _short_title(metric)]
+
+
 def _short_title(metric: str) -> str:
     return ranking.title(metric).replace("validation", "val")
 
@@ -191,7 +197,7 @@ def reached(row: Mapping[str, Any]) -> str:
 
 def scores_table(per_class: pd.DataFrame) -> pd.DataFrame:
     """Return the scores per class as text, fractions as percent."""
-    shown = per_class.astype({"images": str}).rename(columns={"class": "#"})
+    shown = per_class.astype({"images": str})
     for column in ("precision", "recall", "f1"):
         shown[column] = [percent(value) for value in per_class[column]]
     return shown

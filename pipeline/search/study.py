@@ -37,6 +37,7 @@ from pipeline.tracking.store import Workspace
 
 PARENT = "parent_run_id"
 IDENTITY = "identity"
+STUDIES = "optuna.db"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     """
     if experiment.trials == 0:
         raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
+    workspace.need_writable(workspace.checkpoints, workspace.outputs, *workspace.artifacts, workspace.home / STUDIES)
     if experiment.fast:
         base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
         experiment = replace(experiment, base=base, entries=entries)
@@ -119,7 +121,7 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
 
 def _open(workspace: Workspace, experiment: Experiment, name: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = experiment.study.storage or f"sqlite:///{workspace.home / 'optuna.db'}"
+    url = experiment.study.storage or f"sqlite:///{workspace.home / STUDIES}"
     try:
         storage = RDBStorage(url)
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)

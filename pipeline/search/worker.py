@@ -17,6 +17,7 @@ from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, UserError, first_line
 from pipeline.experiment import Experiment
+from pipeline.files import out_of_room
 from pipeline.jobs.prepare import check, images_for, with_reachable_weights
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.setting import Job
@@ -80,8 +81,8 @@ class Worker:
             trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
-            if joined().is_broken:
-                # The next training would wait for processes that are still in this one.
+            if joined().is_broken or out_of_room(error):
+                # The next training would wait for processes that are still in this one, or find the same full disk.
                 trial.set_user_attr(INTERRUPTED, True)
                 raise
             say(f"  failed: {first_line(error)}")

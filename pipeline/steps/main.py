@@ -25,8 +25,8 @@ def run(own: MainOptions, overrides: Raw) -> None:
     need_processes(experiment.base.training)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.promote import promote
-    from pipeline.jobs.summarise import best_run, people_table, summarise
-    from pipeline.report.console import say, show_table
+    from pipeline.jobs.summarise import best_run, show, summarise
+    from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.store import open_workspace
     from pipeline.tracking.views import view_urls, write_views
@@ -40,7 +40,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
         evaluate(workspace, best_run(workspace, study), experiment.base.training.device)
         compared = summarise(workspace, study)
         champion = promote(workspace, own.name or default_name, study=study)
-        show_table(people_table(compared), compared.title)
+        show(compared)
         say(f"champion: {champion.uri}, version {champion.version}: run {champion.run_id} ({champion.run_name})")
 
     tune(workspace, experiment, "main", conclude)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -168,7 +169,7 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
     # Ours need no pickle; a stranger's model must not run one.
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     try:
-        loaded = mlflow.pyfunc.load_model(uri)
+        loaded = _loaded(uri)
         model = loaded.unwrap_python_model()
     except (MlflowException, OSError) as error:
         raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
@@ -181,6 +182,17 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
         "run_id": metadata.run_id or "",
         "data_digest": _data_digest(metadata.run_id),
     }
+
+
+def _loaded(uri: str) -> Any:
+    try:
+        return mlflow.pyfunc.load_model(uri)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+    # MLflow writes a note into the folder of a registered model; where it cannot, a copy will do.
+    with tempfile.TemporaryDirectory() as folder:
+        return mlflow.pyfunc.load_model(uri, dst_path=folder)
 
 
 def _data_digest(run_id: str | None) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,16 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.errors import UserError, first_line
+from pipeline.errors import Unwritable, UserError, first_line
+from pipeline.files import unwritable
 from pipeline.tracking import names
 
 StoreError = MlflowException
 """What any call raises when the store cannot be reached or refuses."""
 
 _SQLITE = "sqlite:///"
+
+_ELSEWHERE = "start in another folder, or choose another store, such as MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db"
 
 _EXPERIMENT_TAGS = {
     # Without it the UI opens an experiment in its GenAI mode, which has no column for metrics or params.
@@ -81,6 +85,21 @@ class Workspace:
         """Folder of what interrupted trainings of this experiment need to go on."""
         return self.home / "checkpoints" / self.experiment
 
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """Folder of the runs' files, where they stand beside a local database."""
+        return (self.home / "mlruns",) if self.uri.startswith(_SQLITE) else ()
+
+    def need_writable(self, *paths: Path) -> None:
+        """Find out at once whether folders and files of this store can be written to, before hours of work are lost.
+
+        Raises:
+            Unwritable: One cannot.
+        """
+        for path in paths:
+            if reason := unwritable(path):
+                raise Unwritable(f"{path} cannot be written to: {reason}; {_ELSEWHERE}")
+
     def ui_command(self) -> str:
         """Return the shell command that opens the MLflow UI on this store."""
         return f"mlflow server --backend-store-uri '{self.uri}'" if self.uri.startswith(_SQLITE) else f"open {self.uri}"
@@ -101,10 +120,15 @@ def home() -> Path:
     return Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else Path.cwd()
 
 
-def open_workspace(experiment: str) -> Workspace:
+def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     """Open the store that MLflow's own rules name.
 
+    Args:
+        experiment: Name of ours.
+        reads_only: Whether a local database may be one that cannot be written to.
+
     Raises:
+        Unwritable: A local database, or its folder, cannot be written to.
         UserError: The store cannot be opened.
     """
     # MLflow tells about database migrations and model logging at length.
@@ -114,22 +138,40 @@ def open_workspace(experiment: str) -> Workspace:
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
-        client = _initialised(uri)
+        client = _initialised(uri, reads_only)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, os.environ.get("MLFLOW_RUN_ID", ""))
 
 
-def _initialised(uri: str) -> MlflowClient:
+def _initialised(uri: str, reads_only: bool) -> MlflowClient:
     if not uri.startswith(_SQLITE):
         return MlflowClient(uri)
+    file = Path(uri.removeprefix(_SQLITE))
+    _need_database(file, reads_only)
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
-    home().mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock = Path(tempfile.gettempdir()) / f"mlflow-init-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with FileLock(lock, mode=0o666):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _need_database(file: Path, reads_only: bool) -> None:
+    """Find out at once whether a SQLite file can be used: MLflow tries again and again for two minutes.
+
+    Raises:
+        Unwritable: It cannot be written to, or where reading will do, not be read.
+    """
+    if reads_only and file.exists():
+        if not os.access(file, os.R_OK):
+            raise Unwritable(f"{file}, where runs are kept, cannot be read; {_ELSEWHERE}")
+        return
+    # SQLite makes files beside the database while it writes.
+    for path in (file, file.parent):
+        if reason := unwritable(path):
+            raise Unwritable(f"{path}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}")
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -153,8 +195,10 @@ def end_launched_run(reason: str, state: str = names.FAILED) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return
-    client = MlflowClient(tracking_uri())
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_tag(run_id, names.REASON, reason[:5000])
-        client.set_tag(run_id, names.STATE, state)
-        client.set_terminated(run_id, names.STATUS_OF_STATE[state])
+    # Where the store is why it ends, MLflow ends the run itself.
+    with suppress(MlflowException, SQLAlchemyError, OSError):
+        client = MlflowClient(tracking_uri())
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_tag(run_id, names.REASON, reason[:5000])
+            client.set_tag(run_id, names.STATE, state)
+            client.set_terminated(run_id, names.STATUS_OF_STATE[state])
