@@ -88,6 +88,9 @@ def out_of_room(error: BaseException | None) -> str:
         if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
             return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_SQLITE_OUT_OF_ROOM):
+            return f"a local database: {error}"
+        # As libraries written in Rust tell it, safetensors among them.
+        if any(f"(os error {number})" in str(error) for number in _OUT_OF_ROOM):
             return str(error)
         error = error.__cause__
     return ""

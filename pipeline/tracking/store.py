@@ -16,10 +16,13 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.errors import Unwritable, UserError, first_line
 from pipeline.files import unwritable
+from pipeline.report.console import say
 from pipeline.tracking import names
 
 StoreError = MlflowException
@@ -134,6 +137,8 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     # MLflow tells about database migrations and model logging at length.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # What it logs here, with a traceback, it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
@@ -146,6 +151,7 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
 
 def _initialised(uri: str, reads_only: bool) -> MlflowClient:
     if not uri.startswith(_SQLITE):
+        _say_if_away(uri)
         return MlflowClient(uri)
     file = Path(uri.removeprefix(_SQLITE))
     _need_database(file, reads_only)
@@ -156,6 +162,23 @@ def _initialised(uri: str, reads_only: bool) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _say_if_away(uri: str) -> None:
+    """Say that a database server does not answer: MLflow, which is asked next, tries again for two minutes without a word.
+
+    Raises:
+        UserError: The package for this kind of database is not installed.
+    """
+    if not uri.startswith(tuple(DATABASE_ENGINES)):
+        return
+    try:
+        shown = make_url(uri).render_as_string(hide_password=True)
+        create_engine(uri).connect().close()
+    except ImportError as error:
+        raise UserError(f"the MLflow store {shown} needs the package {error.name}, which is not installed") from None
+    except OperationalError as error:
+        say(f"{shown} does not answer; it is tried for two minutes: {first_line(error)}")
 
 
 def _need_database(file: Path, reads_only: bool) -> None:
