@@ -84,7 +84,7 @@ def most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title
     numbers = metrics.most_confused(cells, _MOST_CONFUSED)
     totals = np.bincount(cells["true"], cells["count"], minlength=len(classes)).astype(np.int64)[numbers]
     names = dict(enumerate(_names(classes, numbers.tolist())))
-    part = f"the {len(numbers)} of {len(classes):,} classes most often taken for one another, the two of a pair side by side"
+    part = f"the {len(numbers)} of {len(classes):,} classes most often taken for one another"
     _matrix(file, metrics.matrix_of(cells, numbers), totals, names, f"{title}\n{part}")
 
 

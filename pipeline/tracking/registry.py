@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from mlflow.utils.validation import MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 from PIL import Image
 from torch import nn
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.tracking.served_model import ImageClassifier
 
 CHAMPION = "champion"
+LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
+"""Characters that a tag of a version may have."""
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What an exported network tells of the code it came from: paths of this machine, and a third of the time it takes to load."""
@@ -60,7 +63,8 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
     existing = logged_model(workspace, run_id)
     if existing:
         return existing
-    network = network.to("cpu").eval()
+    # In the plain memory format: of another one torch.export warns that it does not know the weights' storage.
+    network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
     size = preprocessing.image_size
     batch = torch.export.Dim("batch", min=1, max=4096)
     with tempfile.TemporaryDirectory() as folder:
