@@ -42,7 +42,18 @@ _NUMBER = re.compile(r"[-+(\[]?\.?\d[\w.+%-]*[,)\]]*")
 
 def say(line: str = "") -> None:
     """Print one line; where the terminal is narrower it goes on at a space, and an address or a path stays whole."""
-    console.print(line, markup=False, overflow="ignore", crop=False)
+    console.print(_at_spaces(line, console.width) if console.is_terminal else line, markup=False, soft_wrap=True)
+
+
+def _at_spaces(line: str, width: int) -> str:
+    """Break a line at spaces; rich would break what is longer than the terminal is wide, so that an address could not be copied."""
+    lines = [""]
+    for word in re.findall(r" *[^ ]+", line):
+        if lines[-1] and cell_len(lines[-1] + word) > width:
+            lines.append(word.lstrip())
+        else:
+            lines[-1] += word
+    return "\n".join(lines)
 
 
 def show_table(table: pd.DataFrame, title: str, texts: Sequence[str] = ("run", "settings"), expendable: Sequence[str] = ()) -> None:

@@ -195,12 +195,20 @@ def reached(row: Mapping[str, Any]) -> str:
     return "" if _number(row.get("value")) is None else ranking.text(float(row["value"]), row["metric"])
 
 
-def scores_table(per_class: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores per class as text, fractions as percent."""
+MOST_CLASSES = 20
+"""Classes whose scores are printed."""
+
+
+def scores_table(per_class: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the scores per class as text, fractions as percent, and a title; of many classes those with the lowest F1."""
+    title = "test scores per class"
+    if len(per_class) > MOST_CLASSES:
+        title = f"test scores of the {MOST_CLASSES} of {len(per_class):,} classes with the lowest F1 (all: the run's test/per_class.csv)"
+        per_class = per_class.sort_values(["f1", "recall"], kind="stable").head(MOST_CLASSES)
     shown = per_class.astype({"images": str})
     for column in ("precision", "recall", "f1"):
         shown[column] = [percent(value) for value in per_class[column]]
-    return shown
+    return shown, title
 
 
 def _number(value: Any) -> float | None:

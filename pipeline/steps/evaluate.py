@@ -31,7 +31,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     with launched(workspace, "evaluate"):
         run_id = own.run_id or best_run(workspace, experiment.study.name, experiment.base.training.best_metric)
         values, per_class = evaluate(workspace, run_id, experiment.base.training.device)
-    show_table(scores_table(per_class), "test scores per class", texts=["class"], expendable=["images", "precision"])
+    show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
     say(
         f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "
