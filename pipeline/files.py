@@ -63,23 +63,28 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def unwritable(path: Path) -> str:
-    """Return why a file, or files in a folder, cannot be written, such as ``Read-only file system``; empty where they can.
+def unwritable(folder: Path) -> str:
+    """Return why nothing can be written into a folder, such as ``Read-only file system``; empty where it can.
 
-    It is tried, in a folder with a file that has no name: permissions alone do not tell. Of what is yet to be made, the folder in which
-    it will stand is looked at; nothing is made.
+    It is tried, with a file that has no name: permissions alone do not tell. Of a folder that is yet to be made, where it will stand
+    is looked at; nothing is made.
     """
     try:
-        place = next(parent for parent in (path, *path.parents) if parent.exists())
-        if path.is_file():
-            # Not opened: closing it would release the locks that SQLite holds on it in this process.
-            return "" if os.access(path, os.W_OK) else "it is read-only"
+        place = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=place) as probe:
             # A full disk still takes empty files.
             probe.write(b"0")
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def unwritable_file(file: Path) -> str:
+    """Return why a file cannot be written to in its place; empty where it can, or can be made."""
+    if file.exists():
+        # Not opened: closing it would release the locks that SQLite holds on it in this process.
+        return "" if file.is_file() and os.access(file, os.W_OK) else "it is read-only" if file.is_file() else "it is no file"
+    return unwritable(file.parent)
 
 
 def out_of_room(error: BaseException | None) -> str:

@@ -65,7 +65,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     """
     if experiment.trials == 0:
         raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
-    workspace.need_writable(workspace.checkpoints, workspace.outputs, *workspace.artifacts, workspace.home / STUDIES)
+    workspace.need_writable(workspace.checkpoints, workspace.outputs, *workspace.artifacts, file=workspace.home / STUDIES)
     if experiment.fast:
         base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
         experiment = replace(experiment, base=base, entries=entries)

@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.errors import Unwritable, UserError, first_line
-from pipeline.files import unwritable
+from pipeline.files import unwritable, unwritable_file
 from pipeline.report.console import say
 from pipeline.tracking import names
 
@@ -93,14 +93,15 @@ class Workspace:
         """Folder of the runs' files, where they stand beside a local database."""
         return (self.home / "mlruns",) if self.uri.startswith(_SQLITE) else ()
 
-    def need_writable(self, *paths: Path) -> None:
-        """Find out at once whether folders and files of this store can be written to, before hours of work are lost.
+    def need_writable(self, *folders: Path, file: Path | None = None) -> None:
+        """Find out at once whether folders of this store, and a file, can be written to, before hours of work are lost.
 
         Raises:
             Unwritable: One cannot.
         """
-        for path in paths:
-            if reason := unwritable(path):
+        reasons = {folder: unwritable(folder) for folder in folders} | ({file: unwritable_file(file)} if file else {})
+        for path, reason in reasons.items():
+            if reason:
                 raise Unwritable(f"{path} cannot be written to: {reason}; {_ELSEWHERE}")
 
     def ui_command(self) -> str:
@@ -145,7 +146,7 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     try:
         client = _initialised(uri, reads_only)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the MLflow store {_without_password(uri)} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, os.environ.get("MLFLOW_RUN_ID", ""))
 
 
@@ -173,12 +174,15 @@ def _say_if_away(uri: str) -> None:
     if not uri.startswith(tuple(DATABASE_ENGINES)):
         return
     try:
-        shown = make_url(uri).render_as_string(hide_password=True)
         create_engine(uri).connect().close()
     except ImportError as error:
-        raise UserError(f"the MLflow store {shown} needs the package {error.name}, which is not installed") from None
+        raise UserError(f"the MLflow store {_without_password(uri)} needs the package {error.name}, which is not installed") from None
     except OperationalError as error:
-        say(f"{shown} does not answer; it is tried for two minutes: {first_line(error)}")
+        say(f"{_without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}")
+
+
+def _without_password(uri: str) -> str:
+    return make_url(uri).render_as_string(hide_password=True) if uri.startswith(tuple(DATABASE_ENGINES)) else uri
 
 
 def _need_database(file: Path, reads_only: bool) -> None:
@@ -192,9 +196,8 @@ def _need_database(file: Path, reads_only: bool) -> None:
             raise Unwritable(f"{file}, where runs are kept, cannot be read; {_ELSEWHERE}")
         return
     # SQLite makes files beside the database while it writes.
-    for path in (file, file.parent):
-        if reason := unwritable(path):
-            raise Unwritable(f"{path}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}")
+    if reason := unwritable_file(file) or unwritable(file.parent):
+        raise Unwritable(f"{file}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}")
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
