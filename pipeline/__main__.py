@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, UserError, unknown_name
-from pipeline.signals import ignore_signals, limit_endings, raise_on_signals
+from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, Unwritable, UserError, unknown_name
+from pipeline.files import out_of_room
+from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
 
 STEPS = {
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:
-        told = error if isinstance(error, PipelineError) else _told_of_store(error)
+        told = error if isinstance(error, PipelineError) else _told_of_disk(error) or _told_of_store(error)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -88,6 +89,14 @@ def _show(text: str) -> None:
     except BrokenPipeError:
         # Python would flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told_of_disk(error: Exception) -> PipelineError | None:
+    """Return what it means that the disk is full, or that a file may not be read or written; None for any other error."""
+    if isinstance(error, PermissionError):
+        return Unwritable(f"{error.filename}: {error.strerror}")
+    reason = out_of_room(error)
+    return Unwritable(f"nothing can be written any more: {reason}; make room and start again") if reason else None
 
 
 def _told_of_store(error: Exception) -> PipelineError | None:
@@ -194,6 +203,6 @@ if __name__ == "__main__":
     gc.set_threshold(10_000)
     limit_endings()
     code = main(sys.argv[1:])
-    if not code:
+    if not has_arrived():
         ignore_signals()
     sys.exit(code)

@@ -5,6 +5,7 @@ PipelineError
 ├── StoreAway        a server or database does not answer
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
 │   ├── Unreachable  what is to be downloaded cannot be
+│   ├── Unwritable   a folder or a file cannot be written to
 │   └── InUse        another process works on it
 └── TrainingFailed   a training cannot go on: the run ends FAILED
     ├── LossNotFinite
@@ -44,6 +45,10 @@ class UserError(PipelineError):
 
 class Unreachable(UserError):
     """Something is to be downloaded, and cannot be; the message says where to put it by hand."""
+
+
+class Unwritable(UserError):
+    """A folder or a file cannot be written to, or the disk is full; the message says which, and how to choose another."""
 
 
 class InUse(UserError):

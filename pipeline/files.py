@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +17,8 @@ from filelock import FileLock, Timeout
 from pipeline.errors import InUse, UserError
 
 _PARTIAL = ".partial"
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_SQLITE_OUT_OF_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 
 
 @contextmanager
@@ -56,6 +61,44 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
     """Write a file whole or not at all, text as UTF-8; see `whole`."""
     with whole(file, durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def unwritable(folder: Path) -> str:
+    """Return why nothing can be written into a folder, such as ``Read-only file system``; empty where it can.
+
+    It is tried, with a file that has no name: permissions alone do not tell. Of a folder that is yet to be made, where it will stand
+    is looked at; nothing is made.
+    """
+    try:
+        place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=place) as probe:
+            # A full disk still takes empty files.
+            probe.write(b"0")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def unwritable_file(file: Path) -> str:
+    """Return why a file cannot be written to in its place; empty where it can, or can be made."""
+    if file.exists():
+        # Not opened: closing it would release the locks that SQLite holds on it in this process.
+        return "" if file.is_file() and os.access(file, os.W_OK) else "it is read-only" if file.is_file() else "it is no file"
+    return unwritable(file.parent)
+
+
+def out_of_room(error: BaseException | None) -> str:
+    """Return what to tell where an error, or what has caused it, is that nothing can be written any more; empty for another error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_SQLITE_OUT_OF_ROOM):
+            return f"a local database: {error}"
+        # As libraries written in Rust tell it, safetensors among them.
+        if any(f"(os error {number})" in str(error) for number in _OUT_OF_ROOM):
+            return str(error)
+        error = error.__cause__
+    return ""
 
 
 def remove_partial(folder: Path) -> None:

@@ -15,6 +15,8 @@ Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
 CALIBRATION_BINS = 15
+MOST_IN_MATRIX = 1000
+"""Classes up to which a confusion matrix is kept as a matrix: of 10,000 it has 800 MB, nearly all of it zeros."""
 
 
 def probabilities(logits: Floats) -> NDArray[np.float64]:
@@ -38,8 +40,9 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
         labels: True classes, shape (images,).
         logits: Shape (images, classes).
     """
-    counts = confusion(labels, logits)
-    right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    classes, answers = logits.shape[1], logits.argmax(axis=1)
+    # Counted per class: a matrix of all pairs of classes, after every epoch, would be the largest thing in memory.
+    right, true, predicted = (np.bincount(of, minlength=classes) for of in (labels[labels == answers], labels, answers))
     return {
         "accuracy": float(right.sum() / len(labels)),
         "loss": cross_entropy(labels, logits),
@@ -86,10 +89,45 @@ def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> flo
 
 
 def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
-    """Return counts of shape (classes, classes): rows are true classes, columns predicted ones."""
-    # Not scikit-learn's: called after every epoch, it takes longer than all else that is logged of one.
+    """Return counts of shape (classes, classes), at most `MOST_IN_MATRIX` of them: rows are true classes, columns predicted ones."""
     classes = logits.shape[1]
     return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+
+
+def confused(labels: Labels, logits: Floats) -> pd.DataFrame:
+    """Return what `confusion` counts without its zeros: numbers of classes ``true`` and ``predicted``, and ``count``, the largest first."""
+    classes = logits.shape[1]
+    cells, counts = np.unique(labels * classes + logits.argmax(axis=1), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return pd.DataFrame({"true": cells[order] // classes, "predicted": cells[order] % classes, "count": counts[order]})
+
+
+def most_confused(cells: pd.DataFrame, most: int) -> Labels:
+    """Return the numbers of the classes that are taken for one another most often, the two of a pair side by side.
+
+    Args:
+        cells: Of `confused`.
+        most: How many; where fewer are confused, those with the most images follow.
+    """
+    wrong = cells[cells["true"] != cells["predicted"]]
+    pairs, place = np.unique(np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), axis=0, return_inverse=True)
+    frequent = pairs[np.argsort(-np.bincount(place.ravel(), wrong["count"]), kind="stable")]
+    classes = np.concatenate([frequent.ravel(), cells["true"].to_numpy()])
+    return np.asarray(pd.unique(classes)[:most], dtype=np.int64)
+
+
+def matrix_of(cells: pd.DataFrame, classes: Labels) -> NDArray[np.int64]:
+    """Return the part of the confusion matrix that lies among some classes.
+
+    Args:
+        cells: Of `confused`.
+        classes: Their numbers, in the order of rows and columns.
+    """
+    place = pd.Series(np.arange(len(classes)), index=classes)
+    among = cells[cells["true"].isin(classes) & cells["predicted"].isin(classes)]
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    counts[place[among["true"]], place[among["predicted"]]] = among["count"]
+    return counts
 
 
 def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.DataFrame:

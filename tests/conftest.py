@@ -111,6 +111,19 @@ def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Pop
     return subprocess.Popen(arguments, cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def run_unprivileged(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a process that permissions hold for, also where the tests run as root, and wait for its end."""
+    prefix: list[str] = []
+    if os.name != "posix":
+        pytest.skip("permissions of this system are others")
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everywhere, and there is no setpriv to take that from a process")
+        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    return subprocess.run([*prefix, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=300)
+
+
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
     """Read a process's output up to the line that contains `text`."""
     assert process.stdout is not None

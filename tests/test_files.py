@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 import stat
 import sys
 import threading
@@ -11,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InUse, UserError
-from pipeline.files import child, locked, remove_child, remove_partial, whole, write_whole
-from tests.conftest import start, wait_for
+from pipeline.files import child, locked, out_of_room, remove_child, remove_partial, unwritable, unwritable_file, whole, write_whole
+from tests.conftest import run_unprivileged, start, wait_for
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -143,3 +145,63 @@ def test_a_link_is_not_removed_through(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a link"):
         remove_child(tmp_path / "folder", "uid")
     assert precious.is_dir()
+
+
+def test_what_can_be_written_to_is_found_out_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path) == unwritable(tmp_path / "a" / "b" / "c") == ""
+    assert unwritable_file(tmp_path / "file") == unwritable_file(tmp_path / "other") == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path / "file" / "folder") == unwritable(tmp_path / "file") == "Not a directory"
+    assert unwritable_file(tmp_path) == "it is no file"
+
+
+def test_a_folder_and_a_file_that_may_not_be_written_to_are_found_out(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").chmod(0o555)
+    (tmp_path / "file").chmod(0o444)
+    asked = "from pathlib import Path; from pipeline.files import unwritable, unwritable_file\n"
+    asked += "print([unwritable(Path(name)) for name in ('folder', 'folder/new', '.')], unwritable_file(Path('file')))"
+    done = run_unprivileged([sys.executable, "-c", asked], tmp_path)
+    assert done.stdout.strip() == "['Permission denied', 'Permission denied', ''] it is read-only"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_told() -> None:
+    with pytest.raises(OSError) as told, Path("/dev/full").open("wb", buffering=0) as full:
+        full.write(b"x")
+    assert out_of_room(told.value) == "No space left on device"
+    wrapped = RuntimeError("the run cannot be written")
+    wrapped.__cause__ = told.value
+    assert out_of_room(wrapped) == "No space left on device"
+
+
+def test_a_database_that_cannot_grow_or_be_written_to_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "some.db"
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(sqlite3.OperationalError) as told:
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    assert out_of_room(told.value) == "a local database: database or disk is full"
+    connection.close()
+    with pytest.raises(sqlite3.OperationalError) as told:
+        sqlite3.connect(f"file:{file}?mode=ro", uri=True).execute("INSERT INTO t VALUES (1)")
+    assert out_of_room(told.value) == "a local database: attempt to write a readonly database"
+
+
+@pytest.mark.parametrize(
+    "error", [None, OSError(errno.ENOENT, "No such file", "x"), PermissionError(errno.EACCES, "denied"), ValueError("(os error 2)")]
+)
+def test_other_errors_are_not_taken_for_a_full_disk(error: BaseException | None) -> None:
+    assert out_of_room(error) == ""
+
+
+def test_a_full_disk_is_told_of_libraries_in_rust() -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert out_of_room(Exception(text)) == text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +142,54 @@ def test_confusion_counts_each_image_once(classes: int) -> None:
     assert counts.shape == (classes, classes)
     assert counts.sum(axis=1).tolist() == np.bincount(labels, minlength=classes).tolist()
     assert counts.trace() / 300 == pytest.approx(metrics.score(labels, logits)["accuracy"])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 137, 1000])
+def test_scores_are_those_of_the_matrix_to_the_last_bit(classes: int) -> None:
+    labels, logits = random_case(classes, images=1500, classes=classes)
+    counts = metrics.confusion(labels, logits)
+    right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    scores = metrics.score(labels, logits)
+    assert scores["accuracy"] == float(right.sum() / len(labels))
+    assert scores["f1_macro"] == float((2 * right / np.maximum(true + predicted, 1)).mean())
+    assert scores["balanced_accuracy"] == float((right[true > 0] / true[true > 0]).mean())
+
+
+def test_scores_of_many_classes_take_no_matrix() -> None:
+    labels, logits = random_case(0, images=20, classes=10_000)
+    tracemalloc.start()
+    try:
+        metrics.score(labels, logits)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The matrix alone would have 800 MB.
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("classes", [2, 10, 300])
+def test_confused_is_the_matrix_without_its_zeros(classes: int) -> None:
+    labels, logits = random_case(1, images=900, classes=classes)
+    cells = metrics.confused(labels, logits)
+    assert cells["count"].is_monotonic_decreasing and cells["count"].min() > 0
+    assert (metrics.matrix_of(cells, np.arange(classes)) == metrics.confusion(labels, logits)).all()
+
+
+def test_a_part_of_the_matrix_has_the_order_that_is_asked_for() -> None:
+    cells = pd.DataFrame({"true": [3, 3, 1, 0], "predicted": [3, 1, 3, 0], "count": [7, 4, 2, 1]})
+    assert metrics.matrix_of(cells, np.array([3, 1])).tolist() == [[7, 4], [2, 0]]
+
+
+def test_the_most_confused_are_those_of_the_largest_pairs_side_by_side() -> None:
+    cells = pd.DataFrame([(5, 5, 90), (0, 0, 80), (2, 7, 6), (4, 1, 4), (1, 4, 3), (9, 2, 1)], columns=["true", "predicted", "count"])
+    # 1 and 4: 4 + 3 images, more than the 6 of 2 and 7.
+    assert metrics.most_confused(cells, 4).tolist() == [1, 4, 2, 7]
+    assert metrics.most_confused(cells, 7).tolist() == [1, 4, 2, 7, 9, 5, 0]
+
+
+def test_without_a_confusion_the_largest_classes_stand_for_the_others() -> None:
+    cells = pd.DataFrame([(5, 5, 90), (0, 0, 80), (2, 2, 1)], columns=["true", "predicted", "count"])
+    assert metrics.most_confused(cells, 2).tolist() == [5, 0]
 
 
 def test_scores_per_class_worked_out_by_hand() -> None:

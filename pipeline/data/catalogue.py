@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+CATALOGUE = "catalogue.sqlite"
+
 _WAIT = 60.0
 """Seconds to wait for another process that writes."""
 
@@ -71,7 +73,7 @@ class Catalogue:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with _told():
-            self._connection = sqlite3.connect(root / "catalogue.sqlite", timeout=_WAIT)
+            self._connection = sqlite3.connect(root / CATALOGUE, timeout=_WAIT)
             if self._version() != _VERSION:
                 self._connection.execute("BEGIN IMMEDIATE")
                 with self._connection:
@@ -132,9 +134,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise OSError(f"catalogue.sqlite: {error}") from error
+        raise OSError(f"{CATALOGUE}: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise OSError(f"catalogue.sqlite: {error}; delete that file, the next prepare writes it anew") from error
+        raise OSError(f"{CATALOGUE}: {error}; delete that file, the next prepare writes it anew") from error
 
 
 def _key(source: str, path: str) -> bytes:

@@ -5,6 +5,8 @@ Nothing of the rest of this package is imported here but `pipeline.errors`: the 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, _imaging
 
 from pipeline.errors import first_line
 
@@ -32,8 +34,15 @@ UNREADABLE = (OSError, ValueError)
 MAX_PIXELS = 64_000_000
 """More than any camera's picture; a small file of more may be made to exhaust memory."""
 
-# `decode` refuses where Pillow warns.
+# `decode` refuses where Pillow warns of too many pixels; what it warns of else, such as damaged EXIF data, names no file, and the
+# picture is good.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+# libtiff writes what it stumbles over to the standard error output, past Python; Pillow raises it too. Where Pillow carries libtiff
+# within itself, as on Windows, it cannot be asked not to.
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 _WHITES = (1.0, 255.0, 65535.0)
 _OVERSHOOT = 0.25

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ class Prepared:
         file = self.folder / f"normalisation-{recipe}{fold}.json"
         if not file.is_file():
             mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
-            _write(file, json.dumps({"mean": mean, "std": std}))
+            # Kept only so that it is not computed again; where the folder cannot be written to, it is.
+            with suppress(OSError):
+                _write(file, json.dumps({"mean": mean, "std": std}))
+            return mean, std
         statistics = json.loads(file.read_text())
         return statistics["mean"], statistics["std"]
 

@@ -47,6 +47,7 @@ def evaluate(
     Raises:
         UserError: The run is not complete, the images have changed since, or the run does not say which they were and the user neither.
     """
+    workspace.need_writable(*workspace.artifacts)
     restored = restore(workspace, run_id)
     data = _located(restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
     prepared = prepare_images(workspace, data)
@@ -68,7 +69,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as temporary:
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
         title += f"; always the largest class: {values['test/majority_rate']:.1%}"
-        log_confusion(run, "test", metrics.confusion(labels, logits), restored.classes, title)
+        log_confusion(run, "test", labels, logits, restored.classes, title)
         test = Path(temporary) / "test"
         test.mkdir()
         table.to_csv(test / "per_class.csv", index=False)

@@ -18,9 +18,9 @@ from pipeline.config import Data, Model, facts_of
 from pipeline.data.decode import UNREADABLE
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits, sample
-from pipeline.errors import UserError
+from pipeline.errors import Unwritable, UserError
 from pipeline.experiment import load
-from pipeline.files import whole
+from pipeline.files import unwritable, whole
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
@@ -80,6 +80,8 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
         raise UserError(f"out: {str(out)!r} exists already; give another --out, or remove it")
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
+    if problem := unwritable(out.parent):
+        raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
     source = open_source(data)
     items = sample(source.items, data)
     plan = _look(data, source, items, Counter(assign_splits(items, data)), device, progress)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError, nearest
-from pipeline.files import write_whole
+from pipeline.errors import Unwritable, UserError, nearest
+from pipeline.files import unwritable, write_whole
 from pipeline.tracking.registry import load_model
 
 IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
@@ -44,6 +44,8 @@ def predict(
         raise UserError(f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed")
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
+    if problem := unwritable(out.parent):
+        raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
     model, came_from = load_model(model_uri)
     unreadable: list[str] = []
     parts: list[np.ndarray] = []
@@ -120,4 +122,4 @@ def _write(file: Path, text: str) -> None:
     try:
         write_whole(file, text)
     except OSError as error:
-        raise UserError(f"out: {str(file)!r} cannot be written: {error.strerror}") from None
+        raise Unwritable(f"out: {str(file)!r} cannot be written: {error.strerror}") from None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pipeline import models
 from pipeline.config import Configuration, Data
+from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
@@ -27,24 +30,44 @@ REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
 
 
+_NOT_PREPARED = {"batch_size", "augment", "workers", "fold"}
+"""Fields of `Data` that do not change what is prepared."""
+_prepared: WeakKeyDictionary[Workspace, dict[str, Prepared]] = WeakKeyDictionary()
+"""What was prepared before, by recipe, as long as the step lasts that has opened the store."""
+
+
 def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = None) -> Prepared:
     """Read, check, split and decode the images with progress; what is there already is used again.
+
+    What this step has prepared before is not looked at again, unless a report is asked for or nothing is stored: a study of 1,000
+    trainings looks at a million files once.
 
     Args:
         workspace: Where prepared data and outputs are.
         data: Which images.
         log_images: Write the report on the images, with pictures or without; None: no report.
     """
+    before = _prepared.setdefault(workspace, {})
+    recipe = data.model_dump_json(exclude=_NOT_PREPARED)
+    if log_images is None and recipe in before:
+        return replace(before[recipe], data=data, fold=0 if data.fold == "all" else data.fold)
 
     def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
         write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
         _say_findings(report, workspace.outputs / REPORT / "report.html")
 
+    if log_images is not None:
+        workspace.need_writable(workspace.outputs / REPORT)
+    if not (workspace.prepared / CATALOGUE).exists():
+        # Otherwise all may be there already, and only read.
+        workspace.need_writable(workspace.prepared)
     with Counter() as counter:
         prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report)
+    if data.store == "disk":
+        before[recipe] = prepared
     counts = prepared.counts()
     sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits)
-    say(
+    _say_once(
         f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
         f"data {prepared.digest[:8]} in {prepared.folder}"
     )

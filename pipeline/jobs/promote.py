@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.jobs.restore import complete_run, restore
@@ -84,11 +85,11 @@ def promote(workspace: Workspace, name: str, run_id: str) -> Champion:
         names.DATA_DIGEST: row["data_digest"],
         names.CONFIG_HASH: row["config_hash"],
         "run_id": run_id,
-        "classes": json.dumps(_json_artifact(workspace, run_id, names.CLASSES), ensure_ascii=False),
+        "classes": _classes(workspace, run_id),
         "preprocessing": json.dumps(_json_artifact(workspace, run_id, names.PREPROCESSING)),
         **{key.replace("/", "."): f"{value:.6g}" for key, value in run.data.metrics.items() if key.startswith(("best/", "test/"))},
     }
-    version = registry.register(workspace, run_id, name, {key: value[:5000] for key, value in described.items()})
+    version = registry.register(workspace, run_id, name, described)
     return Champion(name, version, run_id, str(run.info.run_name), replaced)
 
 
@@ -105,6 +106,15 @@ def _replaced(workspace: Workspace, name: str, run_id: str, row: find.Row) -> st
     return f"version {before.version} of {study or 'no study'} ({scores})"
 
 
-def _json_artifact(workspace: Workspace, run_id: str, name: str) -> object:
+def _classes(workspace: Workspace, run_id: str) -> str:
+    """Return the names of the classes as JSON; of more than a tag can hold, how many there are and which artifact lists them."""
+    classes = _json_artifact(workspace, run_id, names.CLASSES)
+    whole = json.dumps(classes, ensure_ascii=False)
+    if len(whole) <= registry.LONGEST_TAG:
+        return whole
+    return json.dumps({"count": len(classes), "artifact": f"runs:/{run_id}/{names.CLASSES}"})
+
+
+def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         return json.loads(find.artifact(workspace, run_id, name, Path(folder)).read_text(encoding="utf-8"))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
-from pipeline.files import write_whole
+from pipeline.files import whole
 from pipeline.jobs.which_study import which_study
 from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
-from pipeline.report.console import say
+from pipeline.report.console import say, show_table
 from pipeline.tracking import find, names
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import Workspace
@@ -183,6 +182,7 @@ def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Compar
 
 def write_comparison(workspace: Workspace, compared: Comparison) -> None:
     """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run."""
+    workspace.need_writable(workspace.outputs, *workspace.artifacts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         people = tables.for_people(compared.rows, compared.metric)
@@ -194,11 +194,13 @@ def write_comparison(workspace: Workspace, compared: Comparison) -> None:
         figures.comparison(folder / "comparison.png", rows, [label for _, label in drawn], compared.majority_rate, compared.metric)
         (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
         (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
+        workspace.outputs.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as written:
+            # All or none: a table of today beside a figure of yesterday would mislead.
+            for file in folder.iterdir():
+                written.enter_context(whole(workspace.outputs / file.name)).write_bytes(file.read_bytes())
         if compared.parent:
             RunLog(workspace, compared.parent).files(folder, "summary")
-        workspace.outputs.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            write_whole(workspace.outputs / file.name, file.read_bytes())
 
 
 def _label(rank: str, run: str, settings: str) -> str:
@@ -206,6 +208,6 @@ def _label(rank: str, run: str, settings: str) -> str:
     return text if len(text) <= 70 else text[:69] + "…"
 
 
-def people_table(compared: Comparison) -> pd.DataFrame:
-    """Return the table that is printed."""
-    return tables.for_people(compared.rows, compared.metric)
+def show(compared: Comparison) -> None:
+    """Print the comparison."""
+    show_table(tables.for_people(compared.rows, compared.metric), compared.title, expendable=tables.least_important(compared.metric))

@@ -95,6 +95,7 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         TrainingFailed: The loss is not finite.
         Pruned: A callback gave the training up.
     """
+    workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     with contextlib.ExitStack() as ended:
         return _train(workspace, job, placement, callbacks, ended)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch
         f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
         f"always the largest class: {majority_rate:.1%}"
     )
-    log_confusion(run, "val", metrics.confusion(fitted.labels, fitted.logits), classes, title)
+    log_confusion(run, "val", fitted.labels, fitted.logits, classes, title)
 
 
 def log_events(run: RunLog, watch: Watch, events: Path) -> None:
@@ -128,10 +129,24 @@ def log_spread(run: RunLog, watch: Watch) -> None:
         run.figure("curves/weights.png", lambda file: ridgeline(file, watch.histories))
 
 
-def log_confusion(run: RunLog, split: str, counts: metrics.Labels, classes: list[str], title: str) -> None:
-    """Log a confusion matrix as ``confusion_matrix/SPLIT.png`` and ``.csv``: rows true, columns predicted, counts."""
-    run.figure(f"confusion_matrix/{split}.png", lambda file: figures.confusion_matrix(file, counts, classes, title))
-    table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
+def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metrics.Floats, classes: list[str], title: str) -> None:
+    """Log which classes are taken for which as ``confusion_matrix/SPLIT.png`` and ``.csv``.
+
+    The CSV has a row per true and a column per predicted class; of more than `metrics.MOST_IN_MATRIX` classes, which would be mostly
+    zeros, a row ``true,predicted,count`` for each pair that occurs, the most frequent first. The figure then shows the classes that
+    are confused most.
+    """
+    draw: Callable[[Path], None]
+    if len(classes) <= metrics.MOST_IN_MATRIX:
+        counts = metrics.confusion(labels, logits)
+        draw = partial(figures.confusion_matrix, counts=counts, classes=classes, title=title)
+        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
+    else:
+        cells = metrics.confused(labels, logits)
+        draw = partial(figures.most_confused, cells=cells, classes=classes, title=title)
+        named = np.array(classes, dtype=object)
+        table = cells.assign(true=named[cells["true"]], predicted=named[cells["predicted"]]).set_index("true")
+    run.figure(f"confusion_matrix/{split}.png", draw)
     run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
@@ -17,25 +18,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline import ranking
+from pipeline import metrics, ranking
+from pipeline.report.fonts import cover, drawable, families, is_drawable
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
 _MOST_ANNOTATED = 25
 """Classes up to which every cell of a confusion matrix carries its number."""
+_MOST_CONFUSED = 24
 _MOST_NAMED = 100
 _LONGEST_NAME = 24
+MOST_COMPARED = 100
+"""Runs of a comparison that have a row of their own: 1,000 of them would be a picture of eight metres."""
 
 
 @contextmanager
-def foreign_figures() -> Iterator[None]:
-    """Contain what a library draws through pyplot: no display, no style and no open figure remains of it."""
+def foreign_figures(texts: Iterable[str] = ()) -> Iterator[None]:
+    """Contain what a library draws through pyplot: no display, no style and no open figure remains of it.
+
+    Args:
+        texts: What it will write, for which fonts are found.
+    """
     from matplotlib import pyplot
 
     backend = matplotlib.get_backend()
     pyplot.switch_backend("Agg")
     open_before = set(pyplot.get_fignums())
     try:
-        with matplotlib.rc_context():
+        with matplotlib.rc_context({"font.family": families(texts)}):
             yield
     finally:
         for number in set(pyplot.get_fignums()) - open_before:
@@ -45,6 +54,7 @@ def foreign_figures() -> Iterator[None]:
 
 def save(figure: Figure, file: Path) -> None:
     """Write a figure as PNG, a tenth larger than it could be and in half the time."""
+    cover(figure)
     figure.savefig(file, pil_kwargs={"compress_level": 3})
 
 
@@ -57,10 +67,38 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
         classes: Names on both axes.
         title: Above both panels.
     """
-    n = len(classes)
     # Of more classes some are named, or the names would stand on top of each other.
-    named = range(0, n, math.ceil(n / _MOST_NAMED))
-    names = [_short(classes[number]) for number in named]
+    named = range(0, len(classes), math.ceil(len(classes) / _MOST_NAMED))
+    _matrix(file, counts, counts.sum(axis=1), dict(zip(named, _names(classes, named), strict=True)), title)
+
+
+def most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title: str) -> None:
+    """Draw the part of a large confusion matrix in which most images are confused; the title says that it is a part.
+
+    Args:
+        file: PNG to write.
+        cells: Of `pipeline.metrics.confused`.
+        classes: All names.
+        title: Above both panels.
+    """
+    numbers = metrics.most_confused(cells, _MOST_CONFUSED)
+    totals = np.bincount(cells["true"], cells["count"], minlength=len(classes)).astype(np.int64)[numbers]
+    names = dict(enumerate(_names(classes, numbers.tolist())))
+    part = f"the {len(numbers)} of {len(classes):,} classes most often taken for one another"
+    _matrix(file, metrics.matrix_of(cells, numbers), totals, names, f"{title}\n{part}")
+
+
+def _matrix(file: Path, counts: NDArray[np.int64], totals: NDArray[np.int64], named: Mapping[int, str], title: str) -> None:
+    """Draw a confusion matrix.
+
+    Args:
+        file: PNG to write.
+        counts: Shape (classes, classes).
+        totals: Images of each true class, of which the shares are taken, shape (classes,).
+        named: What stands at some of the rows and columns.
+        title: Above both panels; one line or more.
+    """
+    n, names = len(counts), list(named.values())
     font = 9 if n <= 15 else 8
     # In inches, and measured: letting matplotlib find the margins takes longer than drawing.
     longest = _width_of_longest(names, font)
@@ -71,9 +109,9 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     # Side by side, the rows' names on the left serve both panels.
     columns, rows = (2, 1) if n <= 15 else (1, 2)
     lefts = [left, 0.35][:columns]
-    width, height = sum(lefts) + columns * (side + right), rows * (top + side + bottom) + 0.4
+    width, height = sum(lefts) + columns * (side + right), rows * (top + side + bottom) + 0.4 + 0.2 * title.count("\n")
     figure = Figure(figsize=(width, height), dpi=110 if n <= 40 else 90)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = counts / np.maximum(totals, 1)[:, None]
     panels = ((counts, "images", "{:d}", float(max(counts.max(), 1))), (shares, "share of the true class", "{:.0%}", 1.0))
     for number, (values, name, form, highest) in enumerate(panels):
         row, column = divmod(number, columns)
@@ -82,7 +120,7 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
         _cells(axes, values, name, form, highest, font - 1)
         # As texts: a tick takes six times as long, and is no easier to read.
         axes.set(xticks=[], yticks=[])
-        for place, text in zip(named, names, strict=True):
+        for place, text in named.items():
             axes.text(place, n - 0.5 + 0.06 * n / side, text, rotation=90 if is_upright else 0, fontsize=font, ha="center", va="top")
             if column == 0:
                 axes.text(-0.5 - 0.06 * n / side, place, text, fontsize=font, ha="right", va="center")
@@ -99,16 +137,19 @@ def _width_of_longest(texts: Sequence[str], size: float) -> float:
     """Return the width of the longest text in inches, at a font size in points."""
     figure = Figure(dpi=72)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    return max(float(figure.text(0, 0, text, fontsize=size).get_window_extent(renderer).width) for text in texts) / 72
+    family = families(texts)
+    extents = (figure.text(0, 0, text, fontsize=size, family=family).get_window_extent(renderer) for text in texts)
+    return max(float(extent.width) for extent in extents) / 72
+
+
+def _names(classes: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Return the names of some classes for an axis; the number stands before one of which only a part can be drawn."""
+    drawable([classes[number] for number in numbers])
+    return drawable([_short(classes[number] if is_drawable(classes[number]) else f"{number} {classes[number]}") for number in numbers])
 
 
 def _short(name: str) -> str:
-    return _plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…")
-
-
-def _plain(text: str) -> str:
-    """Keep a name such as $x$ from being read as a formula."""
-    return text.replace("$", r"\$")
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, font: float) -> None:
@@ -198,7 +239,8 @@ def comparison(
 ) -> None:
     """Draw what each run is ranked by, on validation and test images, best at the top; of accuracy the test's 95% interval as a bar.
 
-    Runs that are not complete are grey; where they are far worse than the others, their number stands at the edge instead.
+    Runs that are not complete are grey; where they are far worse than the others, their number stands at the edge instead. Of many runs
+    the first `MOST_COMPARED` have a row each; the last row says how many more there are, and where they lie.
 
     Args:
         file: PNG to write.
@@ -208,11 +250,12 @@ def comparison(
         majority: Validation accuracy of always answering the largest class: a line where the axis has it, else a note at its end.
         metric: What the runs are ranked by.
     """
-    figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained", dpi=110)
-    axes = figure.subplots()
     is_accuracy = metric == ranking.DEFAULT
+    dots, rest = [[_Dots.of(row, is_accuracy) for row in part] for part in (rows[:MOST_COMPARED], rows[MOST_COMPARED:])]
+    names = [*labels[:MOST_COMPARED], *([_rest_text(rest, metric)] if rest else [])]
+    figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(names), 3)), layout="constrained", dpi=110)
+    axes = figure.subplots()
     interval = ", with its 95% interval" if is_accuracy else ""
-    dots = [_Dots.of(row, is_accuracy) for row in rows]
     edge = _edge(dots, metric)
     groups: dict[str, tuple[str, list[float], list[int]]] = {
         "validation": (_BLUE, [], []),
@@ -230,16 +273,20 @@ def comparison(
             _, values, places = groups[f"test{interval}"]
             values.append(dot.test)
             places.append(place)
-            axes.hlines(place, dot.low, dot.high, color=_ORANGE, alpha=0.45, linewidth=4)
+    # At once: each bar an artist of its own takes as long as all else.
+    bars = np.array([(place, dot.low, dot.high) for place, dot in enumerate(dots) if dot.test is not None]).reshape(-1, 3)
+    axes.hlines(bars[:, 0], bars[:, 1], bars[:, 2], color=_ORANGE, alpha=0.45, linewidth=4)
     for name, (colour, values, places) in groups.items():
         if values:
             axes.scatter(values, places, color=colour, label=name, zorder=3, s=28)
-    axes.set_yticks(range(len(rows)), [_plain(label) for label in labels], fontsize=8)
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), drawable(names), fontsize=8)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     if ranking.is_lower_better(metric):
         axes.set_xlim(right=edge)
     else:
         axes.set_xlim(left=edge)
+    if span := _span(rest):
+        axes.hlines(len(dots), *span, color=_GREY, alpha=0.45, linewidth=4)
     if majority is not None and is_accuracy:
         _majority_beside_runs(axes, majority)
     if ranking.is_share(metric):
@@ -272,6 +319,16 @@ class _Dots(NamedTuple):
             math.nan if low is None else float(low),
             math.nan if high is None else float(high),
         )
+
+
+def _span(dots: Sequence[_Dots]) -> tuple[float, float] | None:
+    values = [dot.val for dot in dots if math.isfinite(dot.val)]
+    return (min(values), max(values)) if values else None
+
+
+def _rest_text(rest: Sequence[_Dots], metric: str) -> str:
+    span = _span(rest)
+    return f"and {len(rest):,} more" + (f", {ranking.text(span[0], metric)} to {ranking.text(span[1], metric)}" if span else "")
 
 
 def _note_at_edge(axes: Axes, place: int, value: float, metric: str) -> None:
@@ -328,7 +385,8 @@ def augmentation_preview(
     num_rows, num_columns = len(originals), 1 + len(views[0])
     figure = Figure(figsize=(1.15 * num_columns + 1.2, 1.15 * num_rows + 0.4), layout="constrained", dpi=130)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for row, (original, augmented, name) in enumerate(zip(originals, views, names, strict=True)):
+    shown = drawable([_short(name) for name in names])
+    for row, (original, augmented, name) in enumerate(zip(originals, views, shown, strict=True)):
         for axes, pixels in zip(grid[row], (original, *augmented), strict=True):
             axes.imshow(pixels.transpose(1, 2, 0))
             height, width = pixels.shape[1:]
@@ -336,7 +394,7 @@ def augmentation_preview(
             # The same square for every cell, or names and titles would not stand in line beside tall and wide images.
             axes.set(xticks=[], yticks=[], xlim=((width - side) / 2, (width + side) / 2), ylim=((height + side) / 2, (height - side) / 2))
             axes.spines[:].set_visible(False)
-        grid[row, 0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
+        grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     for axes, title in zip(grid[0], ("stored", *(f"epoch {epoch}" for epoch in range(1, num_columns))), strict=True):
         axes.set_title(title, fontsize=9)
     save(figure, file)

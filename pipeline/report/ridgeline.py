@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.report.figures import save
+from pipeline.report.fonts import drawable
 from pipeline.training.watch import History
 
 _TAIL = 0.002
@@ -54,7 +55,8 @@ def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
         is_labelled = number % num_columns == 0 or history.epochs != labelled
         labelled = history.epochs
         _ridges(axes, history, is_labelled)
-        axes.set_title(name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}", fontsize=9, y=1)
+        (shown,) = drawable([name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"])
+        axes.set_title(shown, fontsize=9, y=1)
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
     figure.supylabel("epoch", fontsize=10, x=0.1 / width, ha="left")
     figure.supxlabel("value of a weight", fontsize=10, y=0.1 / height, va="bottom")

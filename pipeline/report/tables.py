@@ -174,6 +174,12 @@ def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT)
     return pd.DataFrame(lines)
 
 
+def least_important(metric: str) -> list[str]:
+    """Return the columns of `for_people` that a narrow terminal can do without, the first to go first; never what ranks."""
+    columns = ["parameters", "time", "val loss", "test accuracy (95%)", "val accuracy"]
+    return [column for column in columns if column != _short_title(metric)]
+
+
 def _short_title(metric: str) -> str:
     return ranking.title(metric).replace("validation", "val")
 
@@ -183,12 +189,20 @@ def reached(row: Mapping[str, Any]) -> str:
     return "" if _number(row.get("value")) is None else ranking.text(float(row["value"]), row["metric"])
 
 
-def scores_table(per_class: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores per class as text, fractions as percent."""
-    shown = per_class.astype({"images": str}).rename(columns={"class": "#"})
+MOST_CLASSES = 20
+"""Classes whose scores are printed."""
+
+
+def scores_table(per_class: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the scores per class as text, fractions as percent, and a title; of many classes those with the lowest F1."""
+    title = "test scores per class"
+    if len(per_class) > MOST_CLASSES:
+        title = f"test scores of the {MOST_CLASSES} of {len(per_class):,} classes with the lowest F1 (all: the run's test/per_class.csv)"
+        per_class = per_class.sort_values(["f1", "recall"], kind="stable").head(MOST_CLASSES)
+    shown = per_class.astype({"images": str})
     for column in ("precision", "recall", "f1"):
         shown[column] = [percent(value) for value in per_class[column]]
-    return shown
+    return shown, title
 
 
 def _number(value: Any) -> float | None:

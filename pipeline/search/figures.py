@@ -41,8 +41,11 @@ def write_figures(study: optuna.Study, folder: Path, metric: str = ranking.DEFAU
         "slices": (bool(searched), lambda s: drawing.plot_slice(s, target_name=ranking.title(metric))),
     }
     written = []
-    with warnings.catch_warnings(), foreign_figures():
+    texts = {str(value) for trial in searched for value in trial.params.values()}
+    with warnings.catch_warnings(), foreign_figures(texts):
         warnings.simplefilter("ignore", ExperimentalWarning)
+        # Said once, by what finds the fonts.
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")
         for name, (possible, draw) in wanted.items():
             if not possible:
                 continue

@@ -18,6 +18,7 @@ from pipeline.errors import StoreAway, UserError, first_line
 from pipeline.files import locked
 from pipeline.report.console import say
 
+STUDIES = "optuna.db"
 PATIENCE = 60.0
 """Seconds that an operation waits in all for a database that is busy or away."""
 _PAUSE = 0.5
@@ -47,7 +48,7 @@ class Database:
 
     def __init__(self, url: str, home: Path) -> None:
         try:
-            parsed = make_url(url) if url else URL.create("sqlite", database=str(home / "optuna.db"))
+            parsed = make_url(url) if url else URL.create("sqlite", database=str(home / STUDIES))
         except (exc.ArgumentError, ValueError) as error:
             raise UserError(f"study.storage: {url!r} cannot be used: {first_line(error)}") from None
         file = _file_of(parsed)

@@ -31,7 +31,7 @@ from pipeline.report.console import say
 from pipeline.search.figures import write_figures
 from pipeline.search.pruning import build_pruner, build_sampler
 from pipeline.search.space import holds_lists
-from pipeline.search.storage import Database
+from pipeline.search.storage import STUDIES, Database
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.search.worker import Worker
 from pipeline.tracking import find, names
@@ -69,6 +69,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     """
     if experiment.trials == 0:
         raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
+    workspace.need_writable(workspace.checkpoints, workspace.outputs, *workspace.artifacts, file=workspace.home / STUDIES)
     if experiment.fast:
         base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
         experiment = replace(experiment, base=base, entries=entries)

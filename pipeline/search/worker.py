@@ -18,6 +18,7 @@ from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
 from pipeline.experiment import Experiment
+from pipeline.files import out_of_room
 from pipeline.jobs.prepare import check, images_for
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.setting import Job
@@ -112,8 +113,8 @@ class Worker:
         except (StoreAway, InUse, *STORE_ERRORS):
             raise
         except Exception as error:
-            if joined().is_broken:
-                # The next training would wait for processes that are still in this one.
+            if joined().is_broken or out_of_room(error):
+                # The next training would wait for processes that are still in this one, or find the same full disk.
                 raise
             say(f"  failed: {first_line(error)}" + "; the study tries it again when it is started again" * may_pass(error))
             trial.set_user_attr(REASON, first_line(error)[:1000])

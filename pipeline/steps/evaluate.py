@@ -36,7 +36,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     with launched(workspace, "evaluate"):
         run_id = own.run_id or leaders(compare_of(workspace, experiment))[0]
         values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
-    show_table(scores_table(per_class), "test scores per class")
+    show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
     interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
     say(
         f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "

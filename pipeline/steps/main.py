@@ -26,8 +26,8 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.experiment import named
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.promote import best_evaluated, promote
-    from pipeline.jobs.summarise import compare, leaders, people_table, summarise
-    from pipeline.report.console import say, show_table
+    from pipeline.jobs.summarise import compare, leaders, show, summarise
+    from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.store import open_workspace
     from pipeline.tracking.views import view_urls, write_views
@@ -43,7 +43,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
             evaluate(workspace, run_id, experiment.base.training.device)
         compared = summarise(workspace, study)
         champion = promote(workspace, name, best_evaluated(compared)[0])
-        show_table(people_table(compared), compared.title)
+        show(compared)
         say(champion.described)
 
     tune(workspace, experiment, "main", conclude)

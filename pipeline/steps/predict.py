@@ -33,7 +33,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
 
-    workspace = open_workspace("predict")
+    workspace = open_workspace("predict", reads_only=True)
     out = Path(own.out).expanduser()
     with launched(workspace, "predict"), Counter() as counter:
         table = predict(own.model_uri, own.images, out, own.predict.id, own.predict.probabilities, counter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pipeline.config import Raw, essential, identifies_study
+from pipeline.errors import Unwritable
 from pipeline.steps.options import FastOptions, read_experiment
 
 
@@ -28,18 +29,22 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     """Compare the runs of a study."""
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_all
-    from pipeline.jobs.summarise import compare_of, people_table, write_comparison
-    from pipeline.report.console import say, show_table
+    from pipeline.jobs.summarise import compare_of, show, write_comparison
+    from pipeline.report.console import say
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
 
-    workspace = open_workspace(experiment.name)
+    try:
+        workspace = open_workspace(experiment.name)
+    except Unwritable as refused:
+        show(compare_of(open_workspace(experiment.name, reads_only=True), experiment))
+        raise Unwritable(f"nothing is written: {refused}") from None
     with launched(workspace, "summary"):
         compared = compare_of(workspace, experiment)
         if own.evaluate == "all" and evaluate_all(workspace, compared, experiment.base.training.device, overrides.get("data", {})):
             compared = compared.read_again(workspace)
         write_comparison(workspace, compared)
-    show_table(people_table(compared), compared.title)
+    show(compared)
     for note in compared.notes:
         say(note)
     say(f"tables and figure in {workspace.outputs}")

@@ -48,6 +48,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     if configuration.data.fold == "all":
         raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}")
     workspace = open_workspace(experiment.name)
+    workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     if experiment.fast:
         configuration = with_reachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)

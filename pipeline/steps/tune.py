@@ -22,8 +22,8 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.training.launch import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.summarise import people_table
-    from pipeline.report.console import say, show_table
+    from pipeline.jobs.summarise import show
+    from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.store import open_workspace
     from pipeline.tracking.views import write_views
@@ -31,5 +31,5 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
-    show_table(people_table(tuned.compared), tuned.compared.title)
+    show(tuned.compared)
     say(f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from mlflow.utils.validation import MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 from PIL import Image
 from torch import nn
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.tracking.served_model import ImageClassifier
 
 CHAMPION = "champion"
+LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
+"""Characters that a tag of a version may have."""
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What an exported network tells of the code it came from: paths of this machine, and a third of the time it takes to load."""
@@ -59,7 +63,8 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
     existing = logged_model(workspace, run_id)
     if existing:
         return existing
-    network = network.to("cpu").eval()
+    # In the plain memory format: of another one torch.export warns that it does not know the weights' storage.
+    network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
     size = preprocessing.image_size
     batch = torch.export.Dim("batch", min=1, max=4096)
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +194,7 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
     # Ours need no pickle; a stranger's model must not run one.
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     try:
-        loaded = mlflow.pyfunc.load_model(uri)
+        loaded = _loaded(uri)
         model = loaded.unwrap_python_model()
     except (MlflowException, OSError) as error:
         raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
@@ -202,6 +207,17 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
         "run_id": metadata.run_id or "",
         "data_digest": _data_digest(metadata.run_id),
     }
+
+
+def _loaded(uri: str) -> Any:
+    try:
+        return mlflow.pyfunc.load_model(uri)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+    # MLflow writes a note into the folder of a registered model; where it cannot, a copy will do.
+    with tempfile.TemporaryDirectory() as folder:
+        return mlflow.pyfunc.load_model(uri, dst_path=folder)
 
 
 def _data_digest(run_id: str | None) -> str:

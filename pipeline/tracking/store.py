@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,14 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.config import valid_name
-from pipeline.errors import PipelineError, StoreAway, UserError, first_line
-from pipeline.files import child, locked
+from pipeline.errors import PipelineError, StoreAway, Unwritable, UserError, first_line
+from pipeline.files import child, locked, unwritable, unwritable_file
+from pipeline.report.console import say
 from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher
 
@@ -27,6 +31,8 @@ STORE_ERRORS = (MlflowException, requests.RequestException)
 """What any call raises when the store cannot be reached or refuses; see `told`."""
 
 _SQLITE = "sqlite:///"
+
+_ELSEWHERE = "start in another folder, or choose another store, such as MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db"
 
 _EXPERIMENT_TAGS = {
     # Without it the UI opens an experiment in its GenAI mode, which has no column for metrics or params.
@@ -87,6 +93,22 @@ class Workspace:
         """Folder of what interrupted trainings of this experiment need to go on; each has a child of it, named by the run's uid."""
         return child(self.home / "checkpoints", self.experiment)
 
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """Folder of the runs' files, where they stand beside a local database."""
+        return (self.home / "mlruns",) if self.uri.startswith(_SQLITE) else ()
+
+    def need_writable(self, *folders: Path, file: Path | None = None) -> None:
+        """Find out at once whether folders of this store, and a file, can be written to, before hours of work are lost.
+
+        Raises:
+            Unwritable: One cannot.
+        """
+        reasons = {folder: unwritable(folder) for folder in folders} | ({file: unwritable_file(file)} if file else {})
+        for path, reason in reasons.items():
+            if reason:
+                raise Unwritable(f"{path} cannot be written to: {reason}; {_ELSEWHERE}")
+
     def ui_command(self) -> str:
         """Return the shell command that opens the MLflow UI on this store."""
         return f"mlflow server --backend-store-uri '{self.uri}'" if self.uri.startswith(_SQLITE) else f"open {self.uri}"
@@ -112,13 +134,15 @@ def home() -> Path:
     return database.parent if database else Path.cwd()
 
 
-def open_workspace(experiment: str) -> Workspace:
+def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     """Open the store that MLflow's own rules name.
 
     Args:
         experiment: Name of ours; empty where runs are only read by their ids.
+        reads_only: Whether a local database may be one that cannot be written to.
 
     Raises:
+        Unwritable: A local database, or its folder, cannot be written to.
         UserError: The store cannot be opened, or the name, which may have been read back from a run, is none.
         StoreAway: It does not answer.
     """
@@ -129,35 +153,74 @@ def open_workspace(experiment: str) -> Workspace:
     # MLflow tells about database migrations and model logging at length.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # What it logs here, with a traceback, it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     if database_file(uri) is None:
         at_first_signal(hurry)
     try:
-        client = _initialised(uri)
+        client = _initialised(uri, reads_only)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         explained = told(error)
         if isinstance(explained, UserError | StoreAway):
             raise explained from error
-        raise UserError(f"the MLflow store {uri} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the MLflow store {_without_password(uri)} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, launcher.taken())
 
 
-def _initialised(uri: str) -> MlflowClient:
+def _initialised(uri: str, reads_only: bool) -> MlflowClient:
     database = database_file(uri)
     if database is None:
+        _say_if_away(uri)
         client = MlflowClient(uri)
         # Here and not minutes later: whether there is a server, and whether it knows the user.
         with _few_retries():
             client.search_experiments(max_results=1)
         return client
+    _need_database(database, reads_only)
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
     database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database):
+    with locked(database) if not unwritable(database.parent) else nullcontext():
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _say_if_away(uri: str) -> None:
+    """Say that a database server does not answer: MLflow, which is asked next, tries again for two minutes without a word.
+
+    Raises:
+        UserError: The package for this kind of database is not installed.
+    """
+    if not uri.startswith(tuple(DATABASE_ENGINES)):
+        return
+    try:
+        create_engine(uri).connect().close()
+    except ImportError as error:
+        raise UserError(f"the MLflow store {_without_password(uri)} needs the package {error.name}, which is not installed") from None
+    except OperationalError as error:
+        say(f"{_without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def _need_database(file: Path, reads_only: bool) -> None:
+    """Find out at once whether a SQLite file can be used: MLflow tries again and again for two minutes.
+
+    Raises:
+        Unwritable: It cannot be written to, or where reading will do, not be read.
+    """
+    if reads_only and file.exists():
+        if not os.access(file, os.R_OK):
+            raise Unwritable(f"{file}, where runs are kept, cannot be read; {_ELSEWHERE}")
+        return
+    # SQLite makes files beside the database while it writes.
+    if reason := unwritable_file(file) or unwritable(file.parent):
+        raise Unwritable(f"{file}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}")
 
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -183,7 +246,7 @@ def _few_retries() -> Iterator[None]:
 def is_away(error: BaseException) -> bool:
     """Whether an error says that a server does not answer, or answers that it is out of order."""
     if isinstance(error, MlflowException):
-        return "failed with exception" in str(error)
+        return "failed with exception" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"
     return isinstance(error, requests.ConnectionError | requests.Timeout) or (_status(error) or 0) >= 500
 
 
@@ -197,9 +260,9 @@ def _status(error: BaseException) -> int | None:
 
 def told(error: BaseException) -> PipelineError:
     """Return what an error of the store means to a person, in one line."""
-    uri, text, status = tracking_uri(), first_line(error), _status(error)
+    uri, text, status = _without_password(tracking_uri()), first_line(error), _status(error)
     if is_away(error):
-        return StoreAway(f"the tracking server {uri} does not answer: {_cause(text)}")
+        return StoreAway(f"the {'tracking server' if uri.startswith('http') else 'database'} {uri} does not answer: {_cause(text)}")
     if status in (401, 403):
         users = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, say who asks"
         return UserError(f"the tracking server {uri} refuses this user ({status}); {users}")

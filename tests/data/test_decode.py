@@ -334,3 +334,24 @@ def test_the_middle_is_cut_out() -> None:
     pixels = np.arange(3 * 4 * 6, dtype=np.uint8).reshape(3, 4, 6)
     assert np.array_equal(center_crop(pixels, 2), pixels[:, 1:3, 2:4])
     assert np.array_equal(center_crop(pixels, 4), pixels[:, :, 1:5])
+
+
+def test_what_libraries_say_of_damaged_files_stays_off_the_console(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    broken_exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0"
+    twice = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x02\0\x06\0\x06\0\0\0\0"
+    for name, exif in (("broken.jpg", broken_exif), ("twice.jpg", twice)):
+        image.save(tmp_path / name, exif=exif)
+    for kind in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):
+        content = bytearray(encoded(image, "TIFF", compression=kind).getvalue())
+        content[40:3000:7] = bytes(len(content[40:3000:7]))
+        (tmp_path / f"{kind}.tif").write_bytes(content)
+    script = (
+        "import sys; from pathlib import Path; from pipeline.data.decode import decode\n"
+        "for name in sys.argv[1:]:\n    try: print(decode(Path(name)).size)\n    except OSError: print('refused')"
+    )
+    files = [str(file) for file in sorted(tmp_path.iterdir())]
+    done = subprocess.run([sys.executable, "-c", script, *files], cwd=PROJECT, capture_output=True, text=True, check=True)
+    seen = dict(zip([Path(file).name for file in files], done.stdout.splitlines(), strict=True))
+    assert seen["broken.jpg"] == seen["twice.jpg"] == "(60, 60)" and list(seen.values()).count("refused") >= 2
+    assert done.stderr == ""

@@ -150,7 +150,7 @@ def test_one_fold_is_trained_once(cli: Cli, quick: Path, workspace: Workspace) -
         (("--data.duplicates", "grop"), "nearest: group"),
         (("--data.background", "blakc"), "unknown data.background 'blakc'; nearest: black"),
         (("--data.background", "#12"), "a colour is a name such as white, or #rrggbb"),
-        (("--training.class_weights", "balanced", "--training.sampler", "balanced"), "which would correct twice"),
+        (("--training.class_weights", "balanced"), "training.class_weights is not read by prepare"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(cli: Cli, quick: Path, options: tuple[str, ...], message: str) -> None:
@@ -201,3 +201,22 @@ def test_choices_that_do_not_fit_together_are_failed_runs(cli: Cli, quick: Path,
     failed = [run for run in runs if run.info.status == "FAILED"]
     assert all("correct twice" in run.data.tags["pipeline.reason"] for run in failed)
     assert all(run.data.params["training.sampler"] == "balanced" for run in failed)
+
+
+def test_a_step_names_and_examines_its_images_once(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    study = write_study(quick, configs=[{}, {"data": {"batch_size": 16}}, {"data": {"augment": ["RandomHorizontalFlip"]}}])
+    done = cli("main", "--config", study, "--training.epochs", "1", "--study.trials", "3")
+    assert done.code == 0, done.err
+    assert done.out.count(" images of 3 classes from ") == 1
+    assert done.err == ""
+    # Each of the two others would be prepared again.
+    again = cli("summary", "--config", study, "--evaluate", "all")
+    assert again.code == 0 and again.out.count("evaluating ") == 2
+
+
+def test_images_that_have_changed_between_two_steps_are_noticed(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    study = write_study(quick)
+    assert cli("tune", "--config", study, "--training.epochs", "1").code == 0
+    (quick.parent / "digits" / "digit 0" / "000.png").unlink()
+    done = cli("evaluate", "--config", study)
+    assert done.code == 2 and "images, labels or splits have changed" in done.err

@@ -41,6 +41,15 @@ def test_a_training_settles_memory_first(cli: Cli, quick: Path) -> None:
     assert gc.get_freeze_count() > 1000
 
 
+@pytest.mark.filterwarnings("error:No complete tensor")
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_a_network_of_any_memory_format_is_exported_without_a_warning(
+    cli: Cli, quick: Path, workspace: Workspace, memory_format: str
+) -> None:
+    done = cli("train", "--config", quick, "--training.memory_format", memory_format, "--training.epochs", "1")
+    assert (done.code, done.err) == (0, "")
+
+
 def test_a_single_training_is_exported_with_a_signature(cli: Cli, quick: Path, workspace: Workspace) -> None:
     assert cli("train", "--config", quick).code == 0
     run = only_run(workspace)

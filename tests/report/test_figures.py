@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -70,8 +71,11 @@ def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
         ["a very long name of a class that no axis has room for " * 2, "b", "c"],
         ["Kätzchen", "œuvre", "naïve"],
         ["<b>", "a&b", "a\\b"],
+        ["猫", "고양이", "ネコ"],
+        ["قطة", "बिल्ली", "แมว"],
+        ["🐈", "❤️ heart", "\U000f0000"],
     ],
-    ids=["formulas", "blank", "long", "accents", "markup"],
+    ids=["formulas", "blank", "long", "accents", "markup", "East Asian", "other scripts", "no letters"],
 )
 def test_classes_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
     figures.confusion_matrix(tmp_path / "matrix.png", matrix(3), names, "validation")
@@ -86,6 +90,44 @@ def test_a_class_without_images_is_drawn_empty(tmp_path: Path) -> None:
 def test_a_matrix_without_any_image_is_drawn_empty(tmp_path: Path) -> None:
     figures.confusion_matrix(tmp_path / "matrix.png", np.zeros((2, 2), dtype=np.int64), ["cat", "dog"], "validation")
     assert count(tmp_path / "matrix.png", DARKEST) == 0
+
+
+def cells_of(classes: int, images: int = 20_000) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, images)
+    answers = np.where(rng.random(images) < 0.2, labels ^ 1, labels)
+    cells = pd.DataFrame({"true": labels, "predicted": np.minimum(answers, classes - 1)})
+    return cells.value_counts().reset_index()
+
+
+@pytest.mark.parametrize("classes", [1001, 20_000])
+def test_of_very_many_classes_the_most_confused_are_drawn(tmp_path: Path, classes: int) -> None:
+    names = [f"class {number}" for number in range(classes)]
+    figures.most_confused(tmp_path / "matrix.png", cells_of(classes), names, "test: 80%")
+    pixels = pixels_of(tmp_path / "matrix.png")
+    assert min(pixels.shape[:2]) > 500 and max(pixels.shape[:2]) < 4000
+    assert count(tmp_path / "matrix.png", DARKEST) > 1000
+
+
+def test_shares_are_of_all_images_of_the_true_class(tmp_path: Path) -> None:
+    among = [(number, number + 1, 90) for number in range(0, 24, 2)]
+    # A hundred images of the first class are taken for classes that are not drawn.
+    beyond = [(0, 100 + number, 1) for number in range(100)]
+    pictures = []
+    for cells in (among, [*among, *beyond]):
+        table = pd.DataFrame(cells, columns=["true", "predicted", "count"])
+        figures.most_confused(tmp_path / "matrix.png", table, [str(number) for number in range(1200)], "test")
+        pictures.append(pixels_of(tmp_path / "matrix.png"))
+    counts, shares = (slice(0, len(pictures[0]) // 2), slice(len(pictures[0]) // 2, None))
+    assert (pictures[0][counts] == pictures[1][counts]).all()
+    assert (pictures[0][shares] != pictures[1][shares]).any()
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_few_or_no_confusions_are_drawn_too(tmp_path: Path, correct: bool) -> None:
+    cells = pd.DataFrame({"true": [4], "predicted": [4 if correct else 7], "count": [1]})
+    figures.most_confused(tmp_path / "matrix.png", cells, [str(number) for number in range(1200)], "test")
+    assert count(tmp_path / "matrix.png", DARKEST) > 1000
 
 
 def history(epochs: int) -> list[dict[str, float]]:
@@ -256,6 +298,17 @@ def test_an_empty_comparison_is_drawn(tmp_path: Path) -> None:
 def test_a_long_comparison_is_high_enough_for_its_labels(tmp_path: Path) -> None:
     short, long = (pixels_of(drawn(tmp_path / f"{number}.png", *[run()] * number)) for number in (10, 60))
     assert long.shape[0] - short.shape[0] > 50 * 12
+
+
+def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the_others_lie(tmp_path: Path) -> None:
+    rows = [run(val_accuracy=0.99 - number / 2000) for number in range(1000)]
+    hundred, all_ = (pixels_of(drawn(tmp_path / f"{number}.png", *rows[:number])) for number in (100, 1000))
+    assert 20 < all_.shape[0] - hundred.shape[0] < 60
+    # A grey bar, from the worst to the best of those without a row.
+    bar = (np.abs(pixels_of(tmp_path / "1000.png").astype(int) - (202, 205, 209)) < 8).all(axis=2)
+    assert bar.sum(axis=1).max() > 150
+    again = pixels_of(drawn(tmp_path / "again.png", *rows[:100], *[run(val_accuracy=0.2)] * 900))
+    assert again.shape == all_.shape and (again != all_).any()
 
 
 def test_labels_may_hold_anything(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -109,6 +110,41 @@ def test_a_test_accuracy_is_the_mean_of_all_repeats() -> None:
     rows = [row("r1", test_accuracy=0.8), row("r2", test_accuracy=0.9)]
     table = tables.configurations(rows)
     assert table["test_accuracy"].tolist() == pytest.approx([0.85]) and table["test_repeats"].tolist() == [2]
+
+
+def test_merged_numbers_are_pandas_own() -> None:
+    rng = np.random.default_rng(0)
+    names = ["val_accuracy", "val_loss", "test_accuracy", "seconds", "value"]
+    rows = [
+        row(
+            f"r{number}",
+            config_hash=f"c{number % 7}",
+            metric="val/accuracy",
+            **{name: rng.choice([None, *rng.random(4)]) for name in names},
+        )
+        for number in range(60)
+    ]
+    table = tables.configurations(rows).set_index("config_hash")
+    for config_hash, group in pd.DataFrame(rows).groupby("config_hash"):
+        for name in names:
+            numbers, skips = pd.to_numeric(group[name]), name != "test_accuracy"
+            expected = [numbers.mean(skipna=skips), numbers.std(ddof=1, skipna=skips)]
+            assert table.loc[config_hash, [name, f"{name}_std"]].tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        assert table.loc[config_hash, "test_repeats"] == group["test_accuracy"].notna().sum()
+
+
+def test_no_complete_run_is_an_empty_table() -> None:
+    assert tables.configurations([row(state="failed")]).empty
+    assert list(tables.configurations([])) == list(tables.configurations([row()]))
+
+
+@pytest.mark.parametrize("metric", ["val/accuracy", "val/loss", "val/f1_macro", "val/balanced_accuracy"])
+def test_what_ranks_is_never_expendable(metric: str) -> None:
+    columns = list(tables.for_people([row(metric=metric, value=0.5)], metric))
+    expendable = tables.least_important(metric)
+    assert set(expendable) < set(columns)
+    ranked = ranking.title(metric).replace("validation", "val")
+    assert ranked in columns and ranked not in expendable
 
 
 def test_runs_of_unknown_configuration_are_not_merged() -> None:
@@ -236,9 +272,17 @@ def test_numbers_of_parameters(count: int, text: str) -> None:
 
 def test_scores_per_class_as_text() -> None:
     per_class = pd.DataFrame({"class": ["cat"], "precision": [0.5], "recall": [1.0], "f1": [2 / 3], "images": [12]})
-    assert tables.scores_table(per_class).to_dict("records") == [
-        {"#": "cat", "precision": "50.00%", "recall": "100.00%", "f1": "66.67%", "images": "12"}
-    ]
+    shown, title = tables.scores_table(per_class)
+    assert shown.to_dict("records") == [{"class": "cat", "precision": "50.00%", "recall": "100.00%", "f1": "66.67%", "images": "12"}]
+    assert title == "test scores per class"
+
+
+def test_of_many_classes_the_worst_are_shown() -> None:
+    f1 = [number / 2000 for number in range(2000)]
+    per_class = pd.DataFrame({"class": [f"c{number}" for number in range(2000)], "precision": f1, "recall": f1, "f1": f1, "images": 5})
+    shown, title = tables.scores_table(per_class.iloc[::-1])
+    assert shown["class"].tolist() == [f"c{number}" for number in range(20)]
+    assert title == "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's test/per_class.csv)"
 
 
 HOSTILE = '<script>alert("x")</script> & more'

@@ -45,6 +45,12 @@ def test_all_three_figures_are_written(tmp_path: Path, metric: str) -> None:
     assert all(Image.open(file).width > 300 for file in files)
 
 
+@pytest.mark.filterwarnings("error")
+def test_choices_may_be_in_any_script(tmp_path: Path) -> None:
+    files = write_figures(study_of([0.5, 0.8, 0.7], choices=["file:猫.py:build", "file:고양이.py:build", "\U00100003"]), tmp_path)
+    assert [file.name for file in files] == ["history.png", "importances.png", "slices.png"]
+
+
 @pytest.mark.filterwarnings("ignore:Choices for a categorical")
 def test_what_cannot_be_drawn_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = write_figures(study_of([0.5, 0.8, 0.7], choices=[[], ["RandomHorizontalFlip"]]), tmp_path)
