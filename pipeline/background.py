@@ -79,6 +79,33 @@ class Background:
             self._tasks.append((task, replaces))
             self._changed.notify_all()
 
+    def make_room(self, replaces: str, most: int) -> None:
+        """Call this before a task is made whose data is large, so that it is not in memory beside that of too many others.
+
+        Drops the last waiting task if it was submitted with the name `replaces`; what replaces it must be submitted next.
+
+        Args:
+            replaces: The name that the new task will be submitted with.
+            most: Wait until at most so many tasks are not done, the one at work included.
+
+        Raises:
+            BaseException: What an earlier task raised.
+        """
+        with self._changed:
+            if self._tasks and self._tasks[-1][1] == replaces:
+                self._tasks.pop()
+            self._changed.wait_for(lambda: self._pending() <= most)
+            self._raise()
+
+    @property
+    def pending(self) -> int:
+        """How many tasks are not done, the one at work included."""
+        with self._changed:
+            return self._pending()
+
+    def _pending(self) -> int:
+        return len(self._tasks) + self._is_busy
+
     def flush(self) -> None:
         """Wait until all is done.
 
@@ -89,7 +116,7 @@ class Background:
             self._is_awaited = True
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: not self._tasks and not self._is_busy)
+                self._changed.wait_for(lambda: not self._pending())
             finally:
                 self._is_awaited = False
             self._raise()
@@ -108,8 +135,10 @@ class Background:
 
     def _raise(self) -> None:
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            try:
+                raise self._error
+            finally:
+                self._error = None
 
     def _work(self) -> None:
         resumes = -math.inf
@@ -118,9 +147,12 @@ class Background:
                 self._changed.wait_for(lambda: self._tasks or self._is_closed)
                 if self._tasks and self._tasks[0][1]:
                     seconds = max(resumes - time.monotonic(), 0)
-                    self._changed.wait_for(lambda: len(self._tasks) > 1 or self._is_awaited or self._is_closed, timeout=seconds)
+                    self._changed.wait_for(lambda: len(self._tasks) != 1 or self._is_awaited or self._is_closed, timeout=seconds)
                 if not self._tasks:
-                    return
+                    if self._is_closed:
+                        return
+                    # Dropped: what replaces it is being made.
+                    continue
                 task, name = self._tasks.popleft()
                 self._is_busy = True
                 self._changed.notify_all()
@@ -139,3 +171,5 @@ class Background:
                     self._error = error
                     self._tasks.clear()
                 self._changed.notify_all()
+            # Its traceback holds this frame: each would keep the other, and the task's data.
+            error = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +89,74 @@ def test_what_may_be_replaced_is_done_though_nothing_waits_for_it(background: Ba
         done = threading.Event()
         background.submit(done.set, replaces="weights")
         assert done.wait(60)
+
+
+def test_room_is_made_by_dropping_what_will_be_replaced_and_by_waiting(background: Background) -> None:
+    done: list[int] = []
+    go = holding(background)
+    background.submit(appending(done, 0))
+    background.submit(appending(done, 1), replaces="weights")
+    assert background.pending == 3
+    room = threading.Thread(target=background.make_room, args=("weights", 1))
+    room.start()
+    room.join(0.2)
+    # The one at work and the other one are not done: too many.
+    assert room.is_alive()
+    assert background.pending == 2
+    go.set()
+    room.join(60)
+    background.submit(appending(done, 2), replaces="weights")
+    background.flush()
+    assert (done, background.pending) == ([0, 2], 0)
+
+
+def test_dropping_what_waits_for_its_turn_does_not_end_the_thread(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.background._PAUSE", 3600)
+    done: list[int] = []
+    background.submit(appending(done, 0), replaces="weights")
+    background.flush()
+    for number in (1, 2):
+        background.submit(appending(done, number), replaces="weights")
+        background.make_room("weights", 0)
+    background.submit(appending(done, 3), replaces="weights")
+    background.flush()
+    assert done == [0, 3]
+
+
+def test_room_for_what_follows_an_error_is_refused(background: Background) -> None:
+    def fail() -> None:
+        raise OSError("no space left")
+
+    go = holding(background)
+    background.submit(fail)
+    go.set()
+    with pytest.raises(OSError, match="no space left"):
+        background.make_room("weights", 0)
+
+
+def test_what_a_failed_task_held_is_released(background: Background) -> None:
+    class Large:
+        pass
+
+    def failing() -> tuple[Task, weakref.ref[Large]]:
+        large = Large()
+
+        def fail() -> None:
+            raise OSError(f"no space left for {large}")
+
+        return fail, weakref.ref(large)
+
+    gc.disable()
+    try:
+        task, large = failing()
+        background.submit(task)
+        del task
+        with pytest.raises(OSError, match="no space left"):
+            background.flush()
+        background.close()
+        assert large() is None
+    finally:
+        gc.enable()
 
 
 def test_submit_waits_where_too_many_tasks_do(background: Background) -> None:

@@ -62,7 +62,8 @@ def read_only(quick: Path, cli: Cli) -> Iterator[Path]:
         path.chmod(path.stat().st_mode | 0o200)
 
 
-def test_in_an_empty_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_in_an_empty_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o555)
     steps = [["prepare"], ["train"], ["main"], ["summary"], ["evaluate"], ["register"], ["reconcile"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
 from pipeline.data.decode import center_crop
@@ -228,9 +229,14 @@ class Loader:
         self._batches.epoch, self._batches.skip = number, skip
         yield from self._loader
 
+    def close(self) -> None:
+        """End the processes, wherever they are in an epoch; a further epoch would start new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        _end_processes(iterator)
 
-def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> Iterator[Tensor]:
-    """Yield the images (batch, 3, size, size) of each list of keys in turn.
+
+def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> Generator[Tensor, None, None]:
+    """Yield the images (batch, 3, size, size) of each list of keys in turn; closed before its end, it ends its processes too.
 
     Args:
         images: Of one split.
@@ -238,8 +244,21 @@ def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> I
         workers: Processes that read and augment; 0 does it in this one.
     """
     loader: DataLoader[Any] = DataLoader(images, batch_sampler=keys, num_workers=workers, collate_fn=_as_is, generator=torch.Generator())
-    for batch, _ in loader:
-        yield batch
+    iterator = iter(loader)
+    try:
+        for batch, _ in iterator:
+            yield batch
+    finally:
+        _end_processes(iterator)
+
+
+def _end_processes(iterator: Any) -> None:
+    """End the processes that fill a DataLoader's iterator.
+
+    Nothing public does it, and they live as long as the iterator does: an error's traceback may hold on to it.
+    """
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
 
 
 def preview_views(images: Images, numbers: Sequence[int], num_views: int) -> NDArray[np.uint8]:

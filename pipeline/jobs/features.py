@@ -76,6 +76,8 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
             features, new = features_of(images, ids, count, backbone, folder, data.batch_size, loader.workers, counter)
             loaders.append(loader.over(features))
             computed += new
+    # Their images are not looked at again.
+    setting.close()
     if run is not None:
         run.tag({names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"})
     return replace(setting, part=setting.network.head, train=loaders[0], val=loaders[1])

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from pipeline import models
 from pipeline.config import Configuration
-from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
-from pipeline.data.transforms import Preprocessing, build_augmentation
-from pipeline.errors import UserError
+from pipeline.data.transforms import Preprocessing
 from pipeline.identity import config_hash
 from pipeline.report.console import say
 from pipeline.tracking import names, transfer
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.device import num_loading, resolve_device, use_deterministic_kernels
-from pipeline.training.distributed import Group, trains_batch_norm
-from pipeline.training.imbalance import probabilities
+from pipeline.training.build import built, has_own_statistics
+from pipeline.training.distributed import Group
 from pipeline.training.memory import settle_memory
 from pipeline.training.setting import Setting
 
@@ -73,8 +67,9 @@ class Job:
         )
 
 
-def setting_of(job: Job, kept: Path, group: Group) -> Setting:
-    """Build network and loaders of a training.
+@contextmanager
+def setting_of(job: Job, kept: Path, group: Group) -> Iterator[Setting]:
+    """Build network and loaders of a training, and release them when the block ends.
 
     Args:
         job: What is trained.
@@ -85,46 +80,9 @@ def setting_of(job: Job, kept: Path, group: Group) -> Setting:
         UserError: There is no such device, or fewer validation images than processes.
     """
     settle_memory()
-    configuration, prepared = job.configuration, job.prepared
-    data = configuration.data
-    device = resolve_device(configuration.training.device)
-    if group.size > 1 and device.type == "cuda":
-        # What is not told a device would go to the first one, in every process.
-        torch.cuda.set_device(device)
-    if configuration.training.deterministic and device.type == "cuda":
-        use_deterministic_kernels()
-    torch.manual_seed(job.seed)
-    network = models.build(transfer.with_file(configuration.model, job.origin), len(prepared.classes), data.image_size)
-    if group.rank:
-        # The same weights as the others, but not the same dropout.
-        torch.manual_seed(job.seed + group.rank * 2**32)
-    preprocessing = job.preprocessing or Preprocessing.of(data, network.normalisation or prepared.normalisation())
-    labels, train_positions, val_positions = prepared.labels(), prepared.positions("train"), prepared.positions("val")
-    if len(val_positions) < group.size:
-        raise UserError(f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}")
-    train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), job.seed)
-    val_images = Images(prepared.images, val_positions[group.rank :: group.size], labels, data.image_size)
-    loading = num_loading(data.workers, device, group.size)
-    smallest = 2
-    if group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module):
-        smallest = 2 * group.size
-        if group.is_first:
+    model = transfer.with_file(job.configuration.model, job.origin)
+    configuration = job.configuration.model_copy(update={"model": model})
+    with built(configuration, job.prepared, kept / Path(names.CHECKPOINT).name, group, job.preprocessing) as setting:
+        if group.is_first and has_own_statistics(setting):
             say("  BatchNorm takes its statistics in each process by itself on CPUs: the result is not quite that of one process")
-    return Setting(
-        network,
-        preprocessing,
-        Loader(
-            train_images,
-            data.batch_size,
-            shuffle_seed=job.seed,
-            workers=loading,
-            probabilities=probabilities(configuration.training, labels[train_positions]),
-            share=(group.rank, group.size),
-            smallest=smallest,
-        ),
-        Loader(val_images, data.batch_size, workers=loading),
-        device,
-        kept / Path(names.CHECKPOINT).name,
-        resume=Checkpoints(kept) if group.is_first else None,
-        group=group,
-    )
+        yield setting

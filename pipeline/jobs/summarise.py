@@ -111,8 +111,8 @@ def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str,
         # The best value is known; of which epoch it was reached first, only the history tells.
         if row["value"] is not None and score(row["value"], row["metric"]) < score(target, row["metric"]):
             continue
-        history = workspace.client.get_metric_history(row["run_id"], row["metric"])
-        epochs = [entry.step for entry in history if score(entry.value, row["metric"]) >= score(target, row["metric"])]
+        history = find.history(workspace, row["run_id"], row["metric"])
+        epochs = [epoch for epoch, value in history.items() if score(value, row["metric"]) >= score(target, row["metric"])]
         met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
     reached = f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}" if met else f"reached by none of {len(rows)} trainings"
     return [f"Target {target:g}: {reached}."]

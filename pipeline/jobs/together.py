@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pipeline.jobs.setting import Job, setting_of
 from pipeline.tracking.store import home
 from pipeline.training.distributed import Group, is_peer_lost, joined
 from pipeline.training.fit import fit
+from pipeline.training.memory import let_go, release
 from pipeline.training.numerics import Numerics
 from pipeline.training.setting import Fitted
 
@@ -64,11 +64,19 @@ def _help_out(group: Group) -> None:
             raise UserError(f"{prepared.source} has changed while the training began; start again")
         preprocessing = Preprocessing.from_dict(message["preprocessing"]) if message["preprocessing"] else None
         job = Job(configuration, message["origin"], prepared, preprocessing)
-        with tempfile.TemporaryDirectory() as folder:
-            setting = replace(setting_of(job, Path(folder), group), numerics=Numerics(**message["numerics"]), resume=None)
+        try:
+            _help_in(job, Numerics(**message["numerics"]), group)
+        except TrainingFailed as error:
             # What ends it ends it in every process; the first one tells why.
-            with contextlib.suppress(TrainingFailed):
-                fit(configuration, with_features(None, job, setting), [], Fitted())
-            if group.is_broken:
-                return
+            let_go(error)
+        release()
+        if group.is_broken:
+            return
     group.close()
+
+
+def _help_in(job: Job, numerics: Numerics, group: Group) -> None:
+    """Take part in one training."""
+    with tempfile.TemporaryDirectory() as folder, setting_of(job, Path(folder), group) as built:
+        setting = replace(built, numerics=numerics, resume=None)
+        fit(job.configuration, with_features(None, job, setting), [], Fitted())

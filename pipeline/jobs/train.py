@@ -20,7 +20,7 @@ from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.restore import recorded_preprocessing
 from pipeline.jobs.setting import Job, setting_of
 from pipeline.jobs.together import call_helpers
-from pipeline.jobs.training_log import FlagsLog, MetricsLog, log_events, log_outcome, log_spread, logged_epochs, majority_of
+from pipeline.jobs.training_log import FlagsLog, epoch_log, log_events, log_outcome, log_spread, majority_of
 from pipeline.report.console import TrainingProgress
 from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names, registry
@@ -30,6 +30,7 @@ from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.distributed import is_peer_lost, joined
 from pipeline.training.fit import fit
+from pipeline.training.memory import let_go, release
 from pipeline.training.numerics import Choice
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
@@ -96,8 +97,14 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         Pruned: A callback gave the training up.
     """
     workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
-    with contextlib.ExitStack() as ended:
-        return _train(workspace, job, placement, callbacks, ended)
+    try:
+        with contextlib.ExitStack() as ended:
+            return _train(workspace, job, placement, callbacks, ended)
+    except BaseException as error:
+        let_go(error)
+        raise
+    finally:
+        release()
 
 
 def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback], ended: contextlib.ExitStack) -> Outcome:
@@ -109,44 +116,49 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
         TrainingProgress(placement.name, job.configuration.training.best_metric) as progress,
     ):
         placement.on_run(run.id)
-        kept = child(workspace.checkpoints, run.uid)
-        kept.mkdir(parents=True, exist_ok=True)
-        if placement.run_id and not (kept / TENSORBOARD).exists():
-            # A training that begins anew, its checkpoints gone, writes over them.
-            with contextlib.suppress(UserError):
-                find.artifact(workspace, run.id, TENSORBOARD, kept)
+        kept = _kept(workspace, run, placement)
         job = _with_recorded(workspace, job, placement.run_id)
-        setting = setting_of(job, kept, joined())
-        setting = _with_numerics(workspace, run, job, setting, placement)
-        _log_source(run, job)
-        if not placement.run_id or not _has_start(run):
-            _log_start(run, job, setting, placement)
-        call_helpers(job, setting.numerics)
-        fitted = Fitted()
-        try:
-            fed = with_features(run, job, setting)
-            _fit(run, job, fed, fitted, [*callbacks, progress])
-        except (Pruned, TrainingFailed) as error:
+        with setting_of(job, kept, joined()) as built:
+            setting = _with_numerics(workspace, run, job, built, placement)
+            _log_source(run, job)
+            if not placement.run_id or not _has_start(run):
+                _log_start(run, job, setting, placement)
+            call_helpers(job, setting.numerics)
+            fitted = Fitted()
+            try:
+                _fit(run, job, with_features(run, job, setting), fitted, [*callbacks, progress])
+            except (Pruned, TrainingFailed) as error:
+                _log_best(run, setting)
+                run.flush()
+                if isinstance(error, Pruned | LossNotFinite):
+                    # Another failure may have passed when the training goes on.
+                    ended.callback(remove_child, workspace.checkpoints, run.uid)
+                raise
+            except Exception as error:
+                # Other processes would still be in this training.
+                setting.group.is_broken = setting.group.size > 1
+                if is_peer_lost(error):
+                    raise Interrupted("another process of the group has died") from error
+                raise
             _log_best(run, setting)
-            run.flush()
-            if isinstance(error, Pruned | LossNotFinite):
-                # Another failure may have passed when the training goes on.
-                ended.callback(remove_child, workspace.checkpoints, run.uid)
-            raise
-        except Exception as error:
-            # Other processes would still be in this training.
-            setting.group.is_broken = setting.group.size > 1
-            if is_peer_lost(error):
-                raise Interrupted("another process of the group has died") from error
-            raise
-        _log_best(run, setting)
-        if placement.export:
-            load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
-            registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
+            if placement.export:
+                load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
+                registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
         run.flush()
         ended.callback(remove_child, workspace.checkpoints, run.uid)
         metric = job.configuration.training.best_metric
         return Outcome(run.id, metric, fitted.best[metric])
+
+
+def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
+    """Return the folder of what a training needs to go on, event files of an earlier life in it."""
+    kept = child(workspace.checkpoints, run.uid)
+    kept.mkdir(parents=True, exist_ok=True)
+    if placement.run_id and not (kept / TENSORBOARD).exists():
+        # A training that begins anew, its checkpoints gone, writes over them.
+        with contextlib.suppress(UserError):
+            find.artifact(workspace, run.id, TENSORBOARD, kept)
+    return kept
 
 
 def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]) -> None:
@@ -154,7 +166,7 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks:
     classes, training = job.prepared.classes, job.configuration.training
     majority = majority_of(job.prepared, len(classes))
     once = {"parameters": models.num_parameters(setting.network.module), "majority_rate": majority}
-    log = MetricsLog(run, once, training.best_metric, logged_epochs(run))
+    log = epoch_log(run, once, training.best_metric)
     flags = FlagsLog(run, Diagnostics(len(classes), majority, best_metric=training.best_metric))
     watch = Watch(setting.network.module, setting.checkpoint.parent / TENSORBOARD, fitted)
     try:
@@ -163,6 +175,10 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks:
         flags.failed(str(error))
         raise
     finally:
+        # Its thread and file would stay where a training fails before the first epoch ends.
+        watch.close()
+        if isinstance(sys.exception(), Pruned | TrainingFailed | None):
+            log.conclude()
         events = setting.checkpoint.parent / TENSORBOARD
         if isinstance(sys.exception(), KeyboardInterrupt):
             # No figures: the run must end within seconds, and by the signal, also where the store is away.

@@ -12,49 +12,36 @@ from numpy.typing import NDArray
 
 from pipeline import metrics
 from pipeline.data.prepared import Prepared
-from pipeline.ranking import best_name, score
 from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import ridgeline
-from pipeline.tracking import names
+from pipeline.tracking import find, names
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.training.callback import Callback
 from pipeline.training.diagnostics import Diagnostics, Flag
+from pipeline.training.epoch_log import EpochLog
 from pipeline.training.setting import Fitted
 from pipeline.training.watch import Watch
 
-BEST = {"best/val_accuracy": "val/accuracy", "best/val_loss": "val/loss"}
+_OF_EPOCHS = ("train/", "val/", "lr", "epoch_seconds", "images_per_second")
 
 
-class MetricsLog(Callback):
-    """Logs each epoch once, also where a training is resumed from before epochs that were logged.
+def epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
+    """Return what logs the epochs of a training to its run, which may have some already.
 
     Args:
         run: The run.
         once: Metrics that are logged with the first epoch.
         best_metric: What chooses the best epoch.
-        logged: Epochs that the run has already.
     """
-
-    def __init__(self, run: RunLog, once: Mapping[str, float], best_metric: str, logged: int) -> None:
-        self._run, self._once, self._best_metric, self._logged = run, once, best_metric, logged
-        self._best = {**BEST, best_name(best_metric): best_metric}
-
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
-        # What was done, but not written any more.
-        for number in range(self._logged + 1, epoch + 1):
-            scores = [score(values[self._best_metric], self._best_metric) for values in history[:number]]
-            self.on_epoch(number, history[number - 1], scores[-1] >= max(scores))
-
-    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        if epoch <= self._logged:
-            return
-        # The best so far is there while the training runs, and first: the UI's comparison plots a run's first metric.
-        # The size is no param, or it would take the place of the schedule among the three that are plotted with it.
-        once = self._once if epoch == 1 else {}
-        best = {**{name: values[source] for name, source in self._best.items()}, "best/epoch": epoch} if is_best else {}
-        self._run.metrics({**best, **values, **once}, epoch)
-        self._logged = epoch
+    latest = run.client.get_run(run.id).data.metrics
+    known: dict[int, dict[str, float]] = {}
+    for name in latest:
+        if name.startswith(_OF_EPOCHS):
+            for epoch, value in find.history(run.workspace, run.id, name).items():
+                known.setdefault(epoch, {})[name] = value
+    told = {name: value for name, value in latest.items() if name.startswith("best/")}
+    return EpochLog(run.metrics, once, best_metric, known, told)
 
 
 class FlagsLog(Callback):
@@ -148,11 +135,6 @@ def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metri
         table = cells.assign(true=named[cells["true"]], predicted=named[cells["predicted"]]).set_index("true")
     run.figure(f"confusion_matrix/{split}.png", draw)
     run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
-
-
-def logged_epochs(run: RunLog) -> int:
-    """Return how many epochs a run has already."""
-    return max((metric.step for metric in run.client.get_metric_history(run.id, "val/loss")), default=0)
 
 
 def majority_of(prepared: Prepared, num_classes: int) -> float:

@@ -109,7 +109,7 @@ class Worker:
             score = self._train(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
             say(f"  {pruned}")
-            raise optuna.TrialPruned(str(pruned)) from None
+            self.study.tell(trial, state=TrialState.PRUNED)
         except (StoreAway, InUse, *STORE_ERRORS):
             raise
         except Exception as error:

@@ -199,6 +199,12 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
         return ""
 
 
+def history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
+    """Return a metric of a run by epoch: of one that was trained again the last value, NaN of one that is gone (see `EpochLog`)."""
+    logged = sorted(workspace.client.get_metric_history(run_id, metric), key=lambda entry: (entry.step, entry.timestamp))
+    return {entry.step: entry.value for entry in logged}
+
+
 def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str) -> Row | None:
     """Return the complete training of that identity in this experiment, if there is one."""
     tags = {names.EXPERIMENT: workspace.experiment, names.STEP: "train", names.STATE: names.COMPLETE, names.CONFIG_HASH: config_hash}

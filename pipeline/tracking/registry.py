@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
-import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -31,6 +30,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
+from pipeline.training.exported import save_exported
 
 if TYPE_CHECKING:
     from pipeline.tracking.served_model import ImageClassifier
@@ -39,8 +39,6 @@ CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 """Characters that a tag of a version may have."""
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
-_ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
-"""What an exported network tells of the code it came from: paths of this machine, and a third of the time it takes to load."""
 _SIGNATURE = ModelSignature(
     Schema([ColSpec(DataType.string, "image")]),
     Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"), ColSpec(Array(DataType.double), "probabilities")]),
@@ -63,22 +61,14 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
     existing = logged_model(workspace, run_id)
     if existing:
         return existing
-    # In the plain memory format: of another one torch.export warns that it does not know the weights' storage.
-    network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
     size = preprocessing.image_size
-    batch = torch.export.Dim("batch", min=1, max=4096)
     with tempfile.TemporaryDirectory() as folder:
         files = {
             "network": Path(folder) / "network.pt2",
             "classes": Path(folder) / names.CLASSES,
             "preprocessing": Path(folder) / names.PREPROCESSING,
         }
-        with torch.no_grad():
-            program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: batch},))
-        for node in program.graph.nodes:
-            for name in _ORIGINS:
-                node.meta.pop(name, None)
-        torch.export.save(program, files["network"])
+        save_exported(network, size, files["network"])
         files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
         files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
         package = Path(pipeline.__file__).parent

@@ -17,13 +17,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-import torch.export.passes
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.decode import UNREADABLE
 from pipeline.data.transforms import Preprocessing
+from pipeline.training.exported import load_exported
 
 BATCH_SIZE = 64
 
@@ -33,11 +33,8 @@ class ImageClassifier(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the exported network, its class names and its preprocessing."""
-        program = torch.export.load(context.artifacts["network"])
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self._device == "cuda":
-            program = torch.export.passes.move_to_device_pass(program, self._device)
-        self._network = program.module()
+        self._network = load_exported(context.artifacts["network"], self._device)
         self.classes: list[str] = json.loads(Path(context.artifacts["classes"]).read_text(encoding="utf-8"))
         self.preprocessing = Preprocessing.from_dict(json.loads(Path(context.artifacts["preprocessing"]).read_text()))
 

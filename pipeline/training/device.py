@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +13,8 @@ from pipeline.errors import UserError
 from pipeline.training.distributed import is_group
 
 _MOST_LOADING = 4
+_CUBLAS, _CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def num_loading(workers: int | Literal["auto"], device: torch.device, processes: int) -> int:
@@ -31,18 +35,38 @@ def num_loading(workers: int | Literal["auto"], device: torch.device, processes:
     return max(0, min(_MOST_LOADING, (os.cpu_count() or 1) // processes - 1))
 
 
-def use_deterministic_kernels() -> None:
-    """Let CUDA use only kernels that give the same result twice; an operation that has none raises RuntimeError."""
-    # cuBLAS reads it when it is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+@contextmanager
+def kernels(deterministic: bool) -> Iterator[None]:
+    """Let CUDA use, while the block runs, only kernels that give the same result twice, or any; afterwards all is as before.
+
+    Args:
+        deterministic: An operation that has no such kernel raises RuntimeError.
+    """
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    # A process looks at it when it first multiplies matrices, and never again: where that happened in a training that needs no
+    # deterministic kernels, one that does would be refused ever after.
+    is_ours = _CUBLAS not in os.environ
+    os.environ.setdefault(_CUBLAS, _CUBLAS_DETERMINISTIC)
+    try:
+        if deterministic:
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
+        if is_ours:
+            os.environ.pop(_CUBLAS, None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the device, or of this machine, does not suffice."""
-    # On a GPU torch.OutOfMemoryError; on a CPU a plain RuntimeError: "[enforce fail …] DefaultCPUAllocator: can't allocate memory".
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On a CPU a plain RuntimeError: "[enforce fail …] DefaultCPUAllocator: can't allocate memory"; on a GPU what does not come from
+    # torch's own allocator: "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED".
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def need_compiler(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.networks.timms import synchronised
-from pipeline.training.checkpoint import State, packed, unpacked
+from pipeline.training.checkpoint import State, packed, unpacked, with_tensors
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for one another: the first one prepares images while the others wait; torchrun ends those whose peer has died."""
@@ -24,14 +24,19 @@ _PATIENCE = timedelta(days=7)
 class Group:
     """Processes of which each takes its share of every batch; alone it is a group of one.
 
-    Attributes:
+    Args:
         rank: Of this process; rank 0 alone logs and writes.
         size: Number of processes.
+        is_joined: They have joined to talk to one another; a process alone need not.
+
+    Attributes:
+        rank: As given.
+        size: As given.
         is_broken: This process has stopped where the others wait for it: nothing more can be done together.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, is_joined: bool = False) -> None:
+        self.rank, self.size, self._is_joined = rank, size, is_joined
         self.is_broken = False
 
     @property
@@ -41,7 +46,7 @@ class Group:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all processes, the same bits in each."""
-        if self.size == 1:
+        if not self._is_joined:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
@@ -49,7 +54,7 @@ class Group:
 
     def share(self, content: bytes) -> bytes:
         """Return what rank 0 gives; what the others give is not looked at."""
-        if self.size == 1:
+        if not self._is_joined:
             return content
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0)
@@ -61,7 +66,7 @@ class Group:
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all processes, on the CPU, by rank; they may differ in their first dimension only."""
-        if self.size == 1:
+        if not self._is_joined:
             return [tensor]
         lengths = [int(length) for length in self._all(torch.tensor([len(tensor)]))]
         padded = torch.zeros((max(lengths), *tensor.shape[1:]), dtype=tensor.dtype)
@@ -70,7 +75,7 @@ class Group:
 
     def interleaved(self, share: NDArray[Any]) -> NDArray[Any]:
         """Return the rows of all processes, where this one has every `size`-th from its rank on."""
-        if self.size == 1:
+        if not self._is_joined:
             return share
         parts = self.collect(torch.from_numpy(share))
         whole = np.empty((sum(map(len, parts)), *share.shape[1:]), share.dtype)
@@ -79,15 +84,20 @@ class Group:
         return whole
 
     def share_state(self, state: State | None) -> State | None:
-        """Return rank 0's state."""
-        if self.size == 1:
+        """Return rank 0's state; tensor by tensor, so that no process has all of it in memory twice."""
+        if not self._is_joined:
             return state
-        content = self.share(b"" if state is None else packed(state))
-        return unpacked(content) if content else None
+        shape = self.share(b"" if state is None else packed(with_tensors(state, lambda tensor: tensor.to("meta"))))
+        if not shape:
+            return None
+        if state is None:
+            state = with_tensors(unpacked(shape), lambda tensor: torch.empty_like(tensor, device="cpu"))
+        with_tensors(state, _broadcast)
+        return state
 
     def collect_states(self, state: State) -> list[State]:
         """Return the states of all processes, by rank."""
-        if self.size == 1:
+        if not self._is_joined:
             return [state]
         contents = self.collect(torch.frombuffer(bytearray(packed(state)), dtype=torch.uint8))
         return [unpacked(content.numpy().tobytes()) for content in contents]
@@ -99,7 +109,7 @@ class Group:
 
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Return the network with gradients averaged over the processes, and BatchNorm over all of them where the device can do that."""
-        if self.size == 1:
+        if not self._is_joined:
             return module
         on_gpu = device.type == "cuda"
         if on_gpu and trains_batch_norm(module):
@@ -108,7 +118,7 @@ class Group:
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every process rank 0's buffers: after a step each has its own BatchNorm statistics, and rank 0's are those that are kept."""
-        if self.size == 1:
+        if not self._is_joined:
             return
         for buffer in module.buffers():
             values = buffer.contiguous()
@@ -117,8 +127,14 @@ class Group:
 
     def close(self) -> None:
         """Leave the group."""
-        if self.size > 1:
+        if self._is_joined:
             dist.destroy_process_group()
+
+
+def _broadcast(tensor: Tensor) -> Tensor:
+    """Give rank 0's values to all processes; as the bytes of its memory, whatever the type and the order in memory."""
+    dist.broadcast(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()), 0)
+    return tensor
 
 
 ALONE = Group()
@@ -135,10 +151,15 @@ def joined() -> Group:
     if not is_group():
         return ALONE
     if "group" not in _joined:
-        # What is said between processes is on the CPU, gradients where the network is.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-        _joined["group"] = Group(dist.get_rank(), dist.get_world_size())
+        _joined["group"] = join(timeout=_PATIENCE)
     return _joined["group"]
+
+
+def join(**options: Any) -> Group:
+    """Join the processes of a group, which may be this one alone; options are those of `torch.distributed.init_process_group`."""
+    # What is said between processes is on the CPU, gradients where the network is.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **options)
+    return Group(dist.get_rank(), dist.get_world_size(), is_joined=True)
 
 
 def is_peer_lost(error: BaseException) -> bool:

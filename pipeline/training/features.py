@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,15 +196,16 @@ def _compute(
     made: list[NDArray[np.float32]] = []
     done = saved = 0
     begun = time.monotonic()
-    for part, batch in zip(parts, batches_of(images, keys, workers), strict=True):
-        features = _fitting(backbone, batch).numpy()
-        made.append(features.reshape(len(part), views, *features.shape[1:]))
-        done += len(part)
-        progress("computing features of", done, len(missing))
-        is_full = sum(one.nbytes for one in made) >= _FILE_BYTES or time.monotonic() - begun >= _FILE_SECONDS
-        if is_full or done == len(missing):
-            _write(folder, ids[missing[saved:done]], np.concatenate(made))
-            made, saved, begun = [], done, time.monotonic()
+    with closing(batches_of(images, keys, workers)) as batches:
+        for part, batch in zip(parts, batches, strict=True):
+            features = _fitting(backbone, batch).numpy()
+            made.append(features.reshape(len(part), views, *features.shape[1:]))
+            done += len(part)
+            progress("computing features of", done, len(missing))
+            is_full = sum(one.nbytes for one in made) >= _FILE_BYTES or time.monotonic() - begun >= _FILE_SECONDS
+            if is_full or done == len(missing):
+                _write(folder, ids[missing[saved:done]], np.concatenate(made))
+                made, saved, begun = [], done, time.monotonic()
 
 
 def _fitting(backbone: Backbone, images: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +15,9 @@ from pipeline import metrics
 from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
-from pipeline.files import write_whole
 from pipeline.ranking import score
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import copied, random_states, save_weights, set_random_states, weights_of
+from pipeline.training.checkpoint import State, copied, random_states, save_weights, set_random_states, weights_of
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
@@ -27,6 +25,10 @@ from pipeline.training.means import NOTHING, BatchSums, RunningMeans
 from pipeline.training.schedule import Plateau, lr_at
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.step import Stepper
+
+_BEST = "best weights"
+_MOST_PENDING = 2
+"""Files that wait or are being written: a copy of a whole state, and one of the best weights."""
 
 
 def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
@@ -66,15 +68,13 @@ class _Training:
         self._plateau = Plateau(configuration.schedule)
         self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
         self._saved = self._tick = time.perf_counter()
-        self._due = False
+        self._due = self._is_saving = False
         self.files = Background()
 
     def run(self) -> None:
         """Train to the end."""
-        state = self._resumed()
         epochs, patience = self._configuration.training.epochs, self._configuration.training.patience
-        if state is not None:
-            self._load(state)
+        self._resume()
         for callback in self._callbacks:
             callback.on_start(epochs, len(self._setting.train))
             callback.on_resume(len(self._fitted.history), self._fitted.history)
@@ -96,8 +96,13 @@ class _Training:
                 self._save()
 
     def _is_due(self) -> bool:
-        """Whether it is time for a resume checkpoint, which the first process decides for all."""
-        return self._setting.resume is not None and time.perf_counter() - self._saved >= self._configuration.training.checkpoint_seconds
+        """Whether it is time for a resume checkpoint, which the first process decides for all.
+
+        It is not while the one before is being written: where the disk is slow, copies would fill the memory.
+        """
+        if self._setting.resume is None or self._is_saving or self.files.pending >= _MOST_PENDING:
+            return False
+        return time.perf_counter() - self._saved >= self._configuration.training.checkpoint_seconds
 
     def _step(self, images: Tensor, labels: Tensor) -> bool:
         """Train on one batch; return whether it fits in memory, in every process of the group."""
@@ -165,12 +170,20 @@ class _Training:
         place, batch_size = self._place(), self._configuration.data.batch_size
         if self._setting.group.size > 1:
             return f"out of memory at data.batch_size {batch_size} ({place}) in {self._setting.group.size} processes; a smaller one may fit"
-        size = len(labels)
-        self._stepper.optimizer.zero_grad(set_to_none=True)
-        while (size := size // 2) and not self._step(images[:size], labels[:size]):
-            self._stepper.optimizer.zero_grad(set_to_none=True)
+        size, labels = len(labels), labels.to(self._setting.device)
+        while (size := size // 2) and not self._fits(images[:size], labels[:size]):
+            pass
         advice = f"data.batch_size {size} fits" if size else "not even one image fits; a smaller data.image_size or network may"
         return f"out of memory at data.batch_size {len(labels)} ({place}); {advice}"
+
+    def _fits(self, images: Tensor, labels: Tensor) -> bool:
+        try:
+            self._stepper.first_step(self._setting.inputs(images), labels)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _lr(self) -> float:
         schedule, steps_per_epoch = self._configuration.schedule, len(self._setting.train)
@@ -203,9 +216,7 @@ class _Training:
         if is_best:
             fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
             if setting.group.is_first:
-                weights = weights_of(self._module)
-                # Where the disk is slower than the epochs, only the newest of those that wait is written.
-                self.files.submit(lambda: save_weights(weights, setting.checkpoint), replaces="best weights")
+                self._keep_best()
         fitted.seconds += values["epoch_seconds"]
         given_up = self._tell(labels, logits, values, is_best)
         if setting.group.sum([given_up is not None])[0]:
@@ -222,6 +233,13 @@ class _Training:
             return error
         return None
 
+    def _keep_best(self) -> None:
+        """Take a copy of the weights, and let it be written beside the training."""
+        # Where the disk is slower than the epochs, only the newest of those that wait is written.
+        self.files.make_room(_BEST, _MOST_PENDING - 1)
+        weights, file = weights_of(self._module), self._setting.checkpoint
+        self.files.submit(lambda: save_weights(weights, file), replaces=_BEST)
+
     def _lap(self) -> float:
         """Return the seconds since the last call."""
         before, self._tick = self._tick, time.perf_counter()
@@ -234,7 +252,7 @@ class _Training:
         states = self._setting.group.collect_states(random_states())
         if checkpoints is None:
             return
-        state = copied(
+        state: State | None = copied(
             {
                 "network": self._module.state_dict(),
                 **self._stepper.state(),
@@ -252,22 +270,32 @@ class _Training:
                 "callbacks": {type(callback).__name__: callback.state() for callback in self._callbacks},
             }
         )
-        number = len(fitted.lrs)
+        number, has_best = len(fitted.lrs), fitted.best_epoch > 0
 
         def write() -> None:
-            # With the best weights of that moment: those on disk may be of a later epoch when the training goes on from here.
-            weights = torch.frombuffer(bytearray(best.read_bytes()), dtype=torch.uint8) if state["best_epoch"] else None
-            checkpoints.save({**state, "best_weights": weights}, number)
+            nonlocal state
+            assert state is not None
+            try:
+                # With the best weights of that moment: those on disk may be of a later epoch when the training goes on from here.
+                checkpoints.save(state, number, best if has_best else None)
+            finally:
+                state = None
+                self._is_saving = False
 
+        self._is_saving = True
         self.files.submit(write)
         self._saved = time.perf_counter()
 
-    def _resumed(self) -> dict[str, Any] | None:
-        """Return the state to go on from, None at a beginning."""
-        resume = self._setting.resume
-        return self._setting.group.share_state(resume.load() if resume else None)
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one. Best weights of epochs that will be trained again are removed."""
+        resume, checkpoint, group = self._setting.resume, self._setting.checkpoint, self._setting.group
+        state = group.share_state(resume.load(checkpoint) if resume else None)
+        if state is not None:
+            self._load(state)
+        elif group.is_first:
+            checkpoint.unlink(missing_ok=True)
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load(self, state: State) -> None:
         fitted = self._fitted
         self._module.load_state_dict(state["network"])
         self._stepper.load_state(state)
@@ -275,8 +303,6 @@ class _Training:
         self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], RunningMeans(**state["sums"])
         fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
         fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
-        if state["best_weights"] is not None and self._setting.group.is_first:
-            write_whole(self._setting.checkpoint, state["best_weights"].numpy().tobytes(), durable=True)
         for callback in self._callbacks:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
         if self._setting.group.rank < len(state["random"]):

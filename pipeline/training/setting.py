@@ -77,6 +77,11 @@ class Setting:
         """What batches go through."""
         return self.network.module.get_submodule(self.part)
 
+    def close(self) -> None:
+        """End the processes that load images."""
+        self.train.close()
+        self.val.close()
+
     def inputs(self, batch: Tensor) -> Tensor:
         """Return a batch on the device, as the network's input."""
         batch = batch.to(self.device, non_blocking=True)

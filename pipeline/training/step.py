@@ -52,6 +52,16 @@ class Stepper:
         # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
         self._scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
 
+    def first_step(self, inputs: Tensor, labels: Tensor) -> None:
+        """Do all of a step's work as if it were the first one, also where another was broken off; the training cannot go on afterwards."""
+        # The optimizer may have half a state, and the scaling of the loss stand between two of its calls.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        # A scale of 1, at which no gradient overflows: the update, with all its memory, would be left out.
+        self._scaler = torch.amp.GradScaler(self._device.type, init_scale=1.0, enabled=self._scaler.is_enabled())
+        self.backward(self.forward(inputs, labels)[0])
+        self.update(0.0)
+
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss (scalar) and logits (batch, classes) of normalised images (batch, 3, size, size)."""
         with self._numerics.autocast(self._device):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pipeline.config import Data
-from pipeline.data.loader import Batches, Images, Loader, preview_views
+from pipeline.data.loader import Batches, Images, Loader, batches_of, preview_views
 from pipeline.data.store import Store
 from pipeline.data.transforms import build_augmentation
 from tests.data.conftest import write_store
@@ -277,6 +278,35 @@ def test_an_abandoned_epoch_does_not_disturb_the_next(store: Store) -> None:
     expected = epoch_of(loader, 2)
     next(loader.epoch(1))
     assert same(epoch_of(loader, 2), expected)
+
+
+def processes() -> int:
+    return len(psutil.Process().children())
+
+
+def test_closed_in_the_middle_of_an_epoch_it_leaves_no_process_and_can_be_used_again(store: Store) -> None:
+    loader, before = Loader(images_of(store), 4, shuffle_seed=0, workers=2), processes()
+    expected = epoch_of(loader, 2)
+    # Whoever has a part of an epoch in hand, as an error's traceback does, keeps what makes it.
+    part = loader.epoch(1)
+    next(part)
+    assert processes() == before + 2
+    loader.close()
+    assert processes() == before
+    assert same(epoch_of(loader, 2), expected)
+    loader.close()
+    loader.close()
+    assert processes() == before
+    Loader(images_of(store), 4).close()
+
+
+def test_batches_that_are_not_wanted_any_more_leave_no_process(store: Store) -> None:
+    before = processes()
+    batches = batches_of(images_of(store), [[(1, number)] for number in range(NUM_IMAGES)], workers=2)
+    next(batches)
+    assert processes() == before + 2
+    batches.close()
+    assert processes() == before
 
 
 def test_the_store_of_a_worker_is_not_copied(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mlflow.entities import Metric
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline import models
 from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
+from pipeline.jobs.summarise import compare
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN
 from pipeline.tracking import find, names
@@ -72,6 +76,77 @@ def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quic
         assert history(workspace, resumed.info.run_id, metric) == history(workspace, whole.info.run_id, metric)
     assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(range(1, 61))
     assert weights(workspace, resumed.info.run_id, tmp_path) == weights(workspace, whole.info.run_id, tmp_path)
+
+
+def log_of_another_life(workspace: Workspace, run_id: str, epochs: list[int]) -> None:
+    """Log epochs as a GPU might have made them in a life whose weights are gone: better ones."""
+    values = {"train/loss": 0.01, "train/accuracy": 1.0, "val/loss": 0.011, "val/accuracy": 0.999, "lr": 0.003}
+    for epoch in epochs:
+        of_epoch = {**values, "best/val_accuracy": 0.999, "best/val_loss": 0.011, "best/epoch": epoch}
+        workspace.client.log_batch(run_id, [Metric(name, value, int(1000 * time.time()), epoch) for name, value in of_epoch.items()])
+
+
+def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_that_are_kept(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    options = ["--training.epochs", "5", "--training.checkpoint_seconds", "0"]
+    interrupt(cli, "train", "--config", str(quick), *options, epoch=2)
+    (run,) = trainings(workspace)
+    run_id = run.info.run_id
+    # Beyond the last checkpoint, and beyond the end.
+    log_of_another_life(workspace, run_id, [4, 5, 7])
+    done = cli("train", "--run_id", run_id)
+    assert done.code == 0, done.err
+    assert cli("train", "--config", quick, *options, "--experiment", "whole").code == 0
+    (whole,) = workspace.client.search_runs([workspace.client.get_experiment_by_name("whole").experiment_id])
+    resumed = workspace.client.get_run(run_id)
+    for metric in ("val/loss", "val/accuracy", "train/loss", "lr"):
+        last = find.history(workspace, run_id, metric)
+        assert math.isnan(last.pop(7))
+        assert last == dict(history(workspace, whole.info.run_id, metric))
+    for metric in ("best/val_accuracy", "best/val_loss", "best/epoch"):
+        assert resumed.data.metrics[metric] == whole.data.metrics[metric]
+    assert weights(workspace, run_id, tmp_path) == weights(workspace, whole.info.run_id, tmp_path)
+    # Epochs that the checkpoint had are not logged again.
+    assert [step for step, _ in history(workspace, run_id, "val/loss") if step <= 2] == [1, 2]
+
+
+def test_a_training_begun_anew_that_fails_keeps_no_weights_and_tells_no_best(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    options = ["--training.checkpoint_seconds", "1000", "--training.epochs", "4"]
+    interrupt(cli, "train", "--config", str(quick), *options, epoch=2)
+    (run,) = trainings(workspace)
+    assert list(workspace.checkpoints.glob("*/best.safetensors"))
+
+    class Failing(SmallCNN):
+        def forward(self, images: Any) -> Any:
+            return super().forward(images) * math.nan
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(models.OURS, "small_cnn", Failing)
+        assert cli("train", "--run_id", run.info.run_id).code == 1
+    failed = workspace.client.get_run(run.info.run_id)
+    assert "no weights are kept" in failed.data.tags[names.REASON]
+    assert math.isnan(failed.data.metrics["best/val_accuracy"]) and math.isnan(failed.data.metrics["val/loss"])
+    assert not [file for file in workspace.client.list_artifacts(run.info.run_id) if file.path == "checkpoint"]
+    table = cli("summary", "--experiment", "quick")
+    assert table.code == 0, table.err
+
+
+def test_who_reached_the_target_is_told_by_the_epochs_that_count(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    study = quick.with_name("study.yaml")
+    study.write_text(
+        yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{"optimizer": {"lr": 1e-9}}], "study": {"target": 0.9}})
+    )
+    assert cli("tune", "--config", study).code == 0
+    (run,) = trainings(workspace)
+    before = run.info.start_time - 1000
+    # Of an epoch that was trained again since: its last value counts.
+    workspace.client.log_batch(run.info.run_id, [Metric("val/accuracy", 0.99, before, 1)])
+    assert "Target 0.9: reached by none of 1 trainings." in compare(workspace).notes
+    later = run.info.end_time + 1000
+    again = [Metric("val/accuracy", 0.99, later, 2), Metric("best/val_accuracy", 0.99, later, 3)]
+    workspace.client.log_batch(run.info.run_id, again)
+    assert f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2." in compare(workspace).notes
 
 
 def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.device import num_loading, resolve_device
+from pipeline.training.device import is_out_of_memory, kernels, num_loading, resolve_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -38,6 +41,70 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 def test_mps_is_refused_where_there_is_none() -> None:
     with pytest.raises(UserError, match="this machine has no 'mps'"):
         resolve_device("mps")
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_deterministic_kernels_are_asked_for_in_one_training_only(ends: str) -> None:
+    torch.backends.cudnn.benchmark = True
+    try:
+        with suppress(OSError), kernels(deterministic=True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.backends.cudnn.benchmark
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            if ends != "well":
+                raise OSError
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.benchmark
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_plain_training_leaves_it_open_whether_a_later_one_is_deterministic() -> None:
+    # Cuda's check of the variable is done once in a process.
+    with kernels(deterministic=False):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with kernels(deterministic=True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+            True,
+        ),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("unscale_() has already been called on this optimizer since the last update()."), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_does_not_suffice(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
 
 
 def test_images_are_loaded_beside_a_gpu_only_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,13 @@ from pipeline.config import Configuration, merge
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import Preprocessing, build_augmentation
-from pipeline.errors import TrainingFailed
+from pipeline.errors import OutOfMemory, TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights, weights_of
 from pipeline.training.device import num_loading
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
+from pipeline.training.numerics import Numerics
 from pipeline.training.schedule import lr_at
 from pipeline.training.setting import Fitted, Setting
 from tests.conftest import PROJECT
@@ -426,6 +428,76 @@ def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
     found = re.fullmatch(r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n", done.stdout)
     assert found is not None, done.stdout + done.stderr
     assert int(found[1]) in (100, 50, 25, 12, 6, 3)
+
+
+class NoRoom(Callback):
+    """Asks once, where the gradients are there, for more memory than any machine has."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def on_backward(self, epoch: int, step: int) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_out_of_memory_in_the_update_is_told_in_every_precision(digits: Prepared, tmp_path: Path, precision: str) -> None:
+    configuration = Configuration.model_validate(BASE)
+    setting = replace(setting_of(configuration, digits, tmp_path), numerics=Numerics(precision))
+    no_room, fitted = NoRoom(), Fitted()
+    with pytest.raises(OutOfMemory, match=r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$"):
+        fit(configuration, setting, [no_room], fitted)
+    # What is tried to tell the size that fits is no part of the training.
+    assert (no_room.asked, fitted.lrs) == (1, [])
+
+
+HALF_A_STATE = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+from torch import nn
+from pipeline.config import Configuration
+from pipeline.data.prepared import prepare
+from pipeline.errors import TrainingFailed
+from pipeline.models import Network
+from pipeline.training.fit import fit
+from pipeline.training.setting import Fitted
+from tests.training.test_fit import BASE, setting_of
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.fc = nn.Linear(2**13, 2**13), nn.Linear(3 * 16 * 16, 10)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1)) + 0 * self.wide.weight.sum() + 0 * self.wide.bias.sum()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    configuration = Configuration.model_validate(BASE)
+    setting = setting_of(configuration, prepare(configuration.data, folder), folder)
+    setting = replace(setting, network=Network(Wide(), "fc", None))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # The gradient of 256 MiB and one of Adam's two moments fit, the other one does not.
+    resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20, used + 700 * 2**20))
+    try:
+        fit(configuration, setting, [], Fitted())
+    except TrainingFailed as error:
+        print(error)
+"""
+
+
+def test_out_of_memory_in_the_midst_of_the_first_update_is_told(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    arguments = [sys.executable, "-c", HALF_A_STATE, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.stdout == (
+        "out of memory at data.batch_size 32 (step 1 of epoch 1); not even one image fits; a smaller data.image_size or network may\n"
+    ), done.stderr
 
 
 def test_a_compiled_network_learns_the_same(train: Train) -> None:

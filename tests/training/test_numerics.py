@@ -123,12 +123,12 @@ def test_a_measurement_that_ends_early_is_compared_by_the_same_steps() -> None:
 
 def test_measuring_moves_no_weights(tmp_path: Path) -> None:
     configuration = Configuration.model_validate({"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}})
-    setting = setting_of(Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE)
-    step = _one_step(configuration, setting, setting.network.module, PLAIN)
-    (batch,) = first_batches(setting.train.epoch(1), 1)
-    before = [parameter.clone() for parameter in setting.network.module.parameters()]
-    assert step(*batch) == step(*batch)
-    assert all(map(torch.equal, before, setting.network.module.parameters()))
+    with setting_of(Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE) as setting:
+        step = _one_step(configuration, setting, setting.network.module, PLAIN)
+        (batch,) = first_batches(setting.train.epoch(1), 1)
+        before = [parameter.clone() for parameter in setting.network.module.parameters()]
+        assert step(*batch) == step(*batch)
+        assert all(map(torch.equal, before, setting.network.module.parameters()))
 
 
 def test_one_candidate_is_not_measured() -> None:

@@ -20,7 +20,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.loader import Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import Checkpoints, random_states, set_random_states
+from pipeline.training.checkpoint import Checkpoints, State, random_states, set_random_states
 from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_probabilities
 from pipeline.training.setting import Fitted
@@ -66,6 +66,32 @@ class Remember(Callback):
         self.steps = state.get("steps", 0)
 
 
+class Written(Checkpoints):
+    """Counts the checkpoints that are on the disk."""
+
+    count = 0
+
+    def save(self, state: State, number: int, best: Path | None = None) -> None:
+        super().save(state, number, best)
+        self.count += 1
+
+
+class Wait(Callback):
+    """Waits for the disk before the training goes on, so that no checkpoint is left out."""
+
+    def __init__(self, checkpoints: Written) -> None:
+        self._checkpoints, self._taken = checkpoints, 0
+
+    def state(self) -> dict[str, Any]:
+        self._taken += 1
+        return {}
+
+    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        deadline = time.monotonic() + 60
+        while self._checkpoints.count < self._taken and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
 def trained(digits: Prepared, folder: Path, changes: dict[str, Any], *callbacks: Callback, resume: bool = True) -> Fitted:
     """Train in a folder, going on from what is there; fill `weights` of the best epoch and of the last."""
     folder.mkdir(exist_ok=True)
@@ -77,9 +103,10 @@ def trained(digits: Prepared, folder: Path, changes: dict[str, Any], *callbacks:
         setting = setting.__class__(
             **{**vars(setting), "train": Loader(images, configuration.data.batch_size, shuffle_seed=0, probabilities=probabilities)}  # type: ignore[arg-type]
         )
-    setting = setting.__class__(**{**vars(setting), "resume": Checkpoints(folder) if resume else None})
+    checkpoints = Written(folder)
+    setting = setting.__class__(**{**vars(setting), "resume": checkpoints if resume else None})
     fitted = Fitted()
-    fit(configuration, setting, callbacks, fitted)
+    fit(configuration, setting, [Wait(checkpoints), *callbacks], fitted)
     safetensors.torch.save_file(
         {name: value.clone().contiguous() for name, value in setting.network.module.state_dict().items()}, folder / "last.safetensors"
     )

@@ -1,0 +1,91 @@
+"""Small real trainings through the engine alone: neither MLflow nor Optuna is needed."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.config import Configuration, merge
+from pipeline.data.prepared import Prepared
+from pipeline.training.build import built
+from pipeline.training.callback import Callback
+from pipeline.training.distributed import ALONE, Group
+from pipeline.training.fit import fit
+from pipeline.training.numerics import candidates
+from pipeline.training.setting import Fitted, Setting
+
+DEVICE = os.environ.get("GPU_KIT_DEVICE", "cuda")
+"""``cpu`` tries the kit itself where there is no GPU, with a smaller network."""
+ON_GPU = DEVICE.startswith("cuda")
+NETWORK = "resnet18" if ON_GPU else "small_cnn"
+GIB = 2**30
+
+BASE: dict[str, Any] = {
+    "data": {"source": "digits", "image_size": 32, "batch_size": 64, "limit": 1797 if ON_GPU else 160, "workers": 0},
+    "model": {"name": NETWORK},
+    "optimizer": {"name": "adam", "lr": 1e-3},
+    "training": {"epochs": 2, "device": DEVICE, "precision": "fp32", "memory_format": "contiguous", "checkpoint_seconds": 1000},
+}
+
+
+class Trained(NamedTuple):
+    """What a training has come to, and where its best weights are."""
+
+    fitted: Fitted
+    checkpoint: Path
+
+    def curve(self, metric: str) -> list[float]:
+        """Return a metric by epoch."""
+        return [epoch[metric] for epoch in self.fitted.history]
+
+
+def configuration_of(**changes: Any) -> Configuration:
+    """Return the small configuration with changes, by section."""
+    return Configuration.model_validate(merge(BASE, changes))
+
+
+@contextmanager
+def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, group: Group = ALONE) -> Iterator[Setting]:
+    """Build a training in a folder, in the number and memory format that its configuration names."""
+    with built(configuration, prepared, folder / "best.safetensors", group) as setting:
+        yield replace(setting, numerics=candidates(configuration.training, setting.device)[0])
+
+
+def train(
+    configuration: Configuration, prepared: Prepared, folder: Path, callbacks: Sequence[Callback] = (), group: Group = ALONE
+) -> Trained:
+    """Train in a folder, going on from a checkpoint in it."""
+    fitted = Fitted()
+    with setting_of(configuration, prepared, folder, group) as setting:
+        fit(configuration, setting, callbacks, fitted)
+    return Trained(fitted, folder / "best.safetensors")
+
+
+@contextmanager
+def at_most(num_bytes: int) -> Iterator[None]:
+    """Refuse memory beyond so many further bytes: of the GPU, or of this process."""
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        assert free > num_bytes, "others use the GPU"
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + num_bytes) / total)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            torch.cuda.empty_cache()
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
