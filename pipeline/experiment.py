@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse
 from pipeline.errors import UserError, nearest, unknown_name
+from pipeline.trust import name_file
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
@@ -128,6 +129,10 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
         # Scaled down, all trials have the same.
         space = {name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST}
         base, entries = scaled_down(base), [scaled_down(entry) for entry in entries]
+    choices = space.get("model.name", [])
+    for network in (base.model.name, *(entry.model.name for entry in entries), *(map(str, choices) if isinstance(choices, list) else ())):
+        if network.startswith("file:"):
+            name_file(Path(network.removeprefix("file:").rpartition(":")[0]).expanduser())
     given_name = parse(_Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment").name
     full_name = named(given_name or base.data.name, fast)
     return Experiment(file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast)

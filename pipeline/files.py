@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -105,6 +106,22 @@ def remove_partial(folder: Path) -> None:
     """Remove what writers in a folder have left half written because they were killed; nothing may be writing there."""
     for partial in folder.glob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
+
+
+def sha256_over(contents: Mapping[str, bytes]) -> str:
+    r"""Return 64 hex digits over some files of a folder.
+
+    Of one file it is what ``sha256sum FILE`` prints. Of several it is the SHA-256 of the sorted lines that ``sha256sum`` prints of
+    them, each ended by a line feed; in a folder of nothing else:
+    ``find . -type f -printf '%P\0' | xargs -0 sha256sum | LC_ALL=C sort | sha256sum``.
+
+    Args:
+        contents: By path relative to the folder, with ``/``.
+    """
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()).hexdigest()
 
 
 @contextmanager

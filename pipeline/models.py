@@ -16,9 +16,10 @@ from torchvision.models import DenseNet
 
 from pipeline.config import Model
 from pipeline.errors import UserError, unknown_name
+from pipeline.files import sha256_over
 from pipeline.networks import timms
 from pipeline.networks.heads import HEADS, START, find_head, start_head
-from pipeline.networks.own import build_own, call_once, is_own, own_file, sha256_over, sources, what_fails
+from pipeline.networks.own import build_own, call_once, is_own, own_file, sources, what_fails
 from pipeline.networks.torchvisions import build_torchvision
 from pipeline.state_dicts import load_state
 from pipeline.weights import (
@@ -120,6 +121,11 @@ def _origin_of_name(model: Model, num_classes: int, image_size: int) -> dict[str
     elif model.name not in names():
         raise unknown_name("model.name", model.name, names())
     return {"name": model.name}
+
+
+def own_sources(model: Model, num_classes: int, image_size: int) -> list[Mapping[str, bytes]]:
+    """Return one's own network as its file alone and as all its files, contents by relative path; nothing of a named network."""
+    return [sources(model.name, 0, 0), sources(model.name, num_classes, image_size)] if is_own(model.name) else []
 
 
 def source_files(model: Model, origin: Mapping[str, str], num_classes: int, image_size: int) -> Mapping[str, bytes]:

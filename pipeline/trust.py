@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import sha256_over
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _of_this_process: set[str] = set()
+_named: set[Path] = set()
 
 
 def _file() -> Path:
@@ -63,14 +66,37 @@ def is_trusted(digest: str) -> bool:
     return False
 
 
-def need(digest: str, run_id: str, artifact: str) -> None:
-    """Check that code of a run may be executed.
+def name_file(file: Path) -> None:
+    """Note that a configuration of this step's user names a network's file."""
+    _named.add(file.absolute())
+
+
+def need(source: Mapping[str, bytes], run_id: str, artifact: str) -> None:
+    """Check that code of a run may be executed: it is trusted, or is that of a network which this step's configuration names.
+
+    Args:
+        source: Contents by path relative to the network's folder.
+        run_id: Keeps it.
+        artifact: Where.
 
     Raises:
         UserError: With the way to allow it.
     """
-    if not is_trusted(digest):
-        raise UserError(
-            f"run {run_id} keeps Python code in its artifact {artifact}, SHA-256 {digest}, which no configuration of yours on this machine "
-            f"has named; read it, and if you trust it, add --trust {digest}"
-        )
+    digest = sha256_over(source)
+    if is_trusted(digest):
+        return
+    for file in _named:
+        if file.name in source and all(_content(file.parent / name) == content for name, content in source.items()):
+            remember(digest, str(file))
+            return
+    raise UserError(
+        f"run {run_id} keeps Python code in its artifact {artifact}, SHA-256 {digest}, which no configuration of yours on this machine has "
+        f"named; read it, and if you trust it, add --trust {digest}"
+    )
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None

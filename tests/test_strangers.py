@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import zipfile
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import yaml
+from PIL import Image
 
+from pipeline import models, trust
+from pipeline.config import Model
+from pipeline.errors import UserError
 from pipeline.jobs.train import TENSORBOARD
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
-from tests.conftest import Cli, interrupt
+from pipeline.training.exported import Classifier, save_exported
+from tests.conftest import Cli, Finished, interrupt
 
 
 def trainings(workspace: Workspace) -> list[Any]:
@@ -99,3 +111,201 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_not_taken_up(
     refused = cli("train", "--run_id", interrupted)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "does not say which images it was trained on" in refused.err
+
+
+BUILD = """
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+"""
+
+
+@pytest.fixture
+def named(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a network of one's own; its user has trusted nothing yet."""
+    file = quick.with_name("net.py")
+    file.write_text(BUILD)
+    monkeypatch.setenv("XDG_STATE_HOME", str(quick.with_name("state")))
+    forget(monkeypatch)
+    return file
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what this process has trusted, as another one would not know it."""
+    monkeypatch.setattr(trust, "_of_this_process", set())
+    monkeypatch.setattr(trust, "_named", set())
+
+
+def another_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state of another user"))
+    forget(monkeypatch)
+
+
+def changed(workspace: Workspace, run_id: str, precious: Path) -> str:
+    """Put other code among the artifacts of a run; return its hash."""
+    code = f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}"
+    workspace.client.log_text(run_id, code, f"{names.SOURCE}/net.py")
+    return sha256(code.encode()).hexdigest()
+
+
+def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
+    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, own = quick.with_name("study.yaml"), {"model": {"name": f"file:{named}:build"}}
+    study.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [own, {**own, "optimizer": {"lr": 1e-9}}]}))
+    assert cli("tune", "--config", study).code == 0
+    # The better one has its network exported already, which runs no code.
+    run_id, unexported = (run.info.run_id for run in trainings(workspace))
+    digest = sha256(BUILD.encode()).hexdigest()
+    forget(monkeypatch)
+    done = cli("evaluate", "--run_id", run_id)
+    assert done.code == 0, done.err
+    # Somebody else, who has the store only, or the user on another machine.
+    another_user(monkeypatch, quick.parent)
+    steps = [["evaluate", "--run_id", run_id], ["register", "--run_id", unexported], ["evaluate", "--experiment", "quick"]]
+    for step in steps:
+        refused = cli(*step)
+        assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+        assert (unexported if step[0] == "register" else run_id) in refused.err
+        assert "artifact source" in refused.err and digest in refused.err
+    assert cli("evaluate", "--run_id", run_id, "--trust", digest).code == 0
+    # What the step's own experiment file names is the user's own code.
+    forget(monkeypatch)
+    assert cli("evaluate", "--config", study).code == 0
+    other = changed(workspace, run_id, precious)
+    changed(workspace, unexported, precious)
+    for step in [*steps, ["evaluate", "--config", study], ["evaluate", "--run_id", run_id, "--trust", digest]]:
+        refused = cli(*step)
+        assert refused.code == 2 and other in refused.err, refused.err
+    assert (precious / "file").read_text() == "kept"
+
+
+def test_summary_executes_no_code_of_a_run(
+    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("train", "--config", quick, "--model.name", f"file:{named}:build").code == 0
+    (run,) = trainings(workspace)
+    other = changed(workspace, run.info.run_id, precious)
+    refused = cli("summary", "--config", quick, "--evaluate", "all")
+    assert refused.code == 2 and other in refused.err
+    assert (precious / "file").read_text() == "kept"
+
+
+def test_a_run_goes_on_only_with_code_that_this_user_has_named(
+    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(cli, "train", "--config", str(quick), "--model.name", f"file:{named}:build", "--training.epochs", "40")
+    (run,) = trainings(workspace)
+    run_id, digest = run.info.run_id, sha256(BUILD.encode()).hexdigest()
+    another_user(monkeypatch, quick.parent)
+    # The run's configuration, too, may be changed by whoever can write to the store: it names a file of this machine.
+    trap = quick.with_name("trap.py")
+    trap.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
+    recorded = mlflow.artifacts.load_text(f"runs:/{run_id}/{names.CONFIG}")
+    workspace.client.log_text(run_id, recorded.replace(str(named), str(trap)), names.CONFIG)
+    refused = cli("train", "--run_id", run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "--trust" in refused.err, refused.err
+    assert (precious / "file").read_text() == "kept"
+    workspace.client.log_text(run_id, recorded, names.CONFIG)
+    assert cli("train", "--run_id", run_id).code == 2
+    done = cli("train", "--run_id", run_id, "--trust", digest)
+    assert done.code == 0, done.err
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+MODEL = """
+import os
+import mlflow
+from mlflow.pyfunc.model import PythonModel
+
+os.mkdir("executed")
+
+class Stranger(PythonModel):
+    def predict(self, context, model_input, params=None):
+        return model_input
+
+mlflow.models.set_model(Stranger())
+"""
+
+
+def test_a_registered_model_of_a_stranger_runs_no_code(cli: Cli, quick: Path, workspace: Workspace, folder: Path) -> None:
+    assert cli("train", "--config", quick).code == 0
+    (run,) = trainings(workspace)
+    exported = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model", dst_path=str(folder / "exported")))
+    files = {name: str(exported / "artifacts" / name) for name in ("network.pt2", "classes.json", "preprocessing.json")}
+    images = str(folder / "digits" / "digit 1")
+    (folder / "code.py").write_text(MODEL)
+
+    def predicted(name: str) -> Finished:
+        return cli("predict", "--model_uri", f"models:/{name}/1", "--images", images, "--out", f"{name}.csv")
+
+    def log(name: str) -> None:
+        mlflow.pyfunc.log_model(
+            name=name, python_model=str(folder / "code.py"), artifacts=files, registered_model_name=name, pip_requirements=["mlflow"]
+        )
+        # MLflow itself runs the code of what it logs.
+        with suppress(FileNotFoundError):
+            (folder / "executed").rmdir()
+
+    log("good")
+    done = predicted("good")
+    assert done.code == 0, done.err
+    assert len((folder / "good.csv").read_text().splitlines()) == 31
+    with zipfile.ZipFile(files["network.pt2"]) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    assert [name for name, content in parts.items() if content and name.endswith(".pt")] == []
+    with zipfile.ZipFile(files["network.pt2"], "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, pickle.dumps(Payload()) if name.endswith("sample_inputs/model.pt") else content)
+    log("pickled")
+    refused = predicted("pickled")
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert "asks for more than tensors" in refused.err
+    Path(files["network.pt2"]).write_bytes((exported / "artifacts" / "classes.json").read_bytes())
+    log("torn")
+    assert predicted("torn").code == 2
+    assert not (folder / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("classes.json", "{}", "a list of names is needed"),
+        ("classes.json", '["one", 2, "three"]', "a list of names is needed"),
+        ("classes.json", '["one"]', "and 1 classes"),
+        ("classes.json", "[", "no JSON"),
+        ("preprocessing.json", "[]", "preprocessing"),
+        ("preprocessing.json", '{"image_size": 16}', "preprocessing"),
+        ("preprocessing.json", "SIZE", "image_size"),
+        ("preprocessing.json", "STD", "above 0"),
+        ("preprocessing.json", "MORE", "preprocessing"),
+    ],
+)
+def test_what_a_strangers_model_says_of_itself_is_checked(tmp_path: Path, name: str, content: str, message: str) -> None:
+    good = {"image_size": 16, "stored_size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+    wrong = {"SIZE": {"image_size": 10**9}, "STD": {"std": [0, 1, 1]}, "MORE": {"code": "x"}}
+    save_exported(models.build(Model(name="small_cnn"), 3, 16).module, 16, tmp_path / "network.pt2")
+    (tmp_path / "classes.json").write_text(json.dumps(["a", "b", "c"]))
+    (tmp_path / "preprocessing.json").write_text(json.dumps(good))
+    picture = [Image.new("RGB", (20, 20))]
+    assert Classifier(tmp_path).classify(picture).shape == (1, 3)
+    (tmp_path / name).write_text(json.dumps({**good, **wrong[content]}) if content in wrong else content)
+    with pytest.raises(UserError, match=message):
+        Classifier(tmp_path).classify(picture)
+
+
+def test_a_run_without_a_data_digest_chooses_no_folder(cli: Cli, quick: Path, workspace: Workspace, precious: Path) -> None:
+    assert cli("train", "--config", quick).code == 0
+    (run,) = trainings(workspace)
+    workspace.client.delete_tag(run.info.run_id, names.DATA_DIGEST)
+    refused = cli("evaluate", "--run_id", run.info.run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "--data.source" in refused.err
+    done = cli("evaluate", "--run_id", run.info.run_id, "--data.source", f"folder:{quick.parent / 'digits'}")
+    assert done.code == 0, done.err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from pipeline import trust
 from pipeline.errors import UserError
+from pipeline.files import sha256_over
 
 ONE, OTHER = "1" * 64, "2" * 64
 
@@ -49,11 +51,28 @@ def test_what_is_no_hash_is_refused(state: Path, given: str) -> None:
 
 
 def test_the_refusal_names_run_artifact_and_hash(state: Path) -> None:
+    digest = sha256(b"x = 1").hexdigest()
     with pytest.raises(UserError) as refused:
-        trust.need(ONE, "abc", "source")
+        trust.need({"net.py": b"x = 1"}, "abc", "source")
     assert str(refused.value).count("\n") == 0
-    assert "run abc keeps Python code in its artifact source, SHA-256 " + ONE in str(refused.value)
-    assert str(refused.value).endswith(f"--trust {ONE}")
+    assert "run abc keeps Python code in its artifact source, SHA-256 " + digest in str(refused.value)
+    assert str(refused.value).endswith(f"--trust {digest}")
+
+
+def test_what_this_steps_configuration_names_is_trusted_with_its_neighbours(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_named", set())
+    (tmp_path / "net.py").write_text("import blocks")
+    (tmp_path / "blocks.py").write_text("x = 1")
+    trust.name_file(tmp_path / "net.py")
+    kept = {"net.py": b"import blocks", "blocks.py": b"x = 1"}
+    for strange in ({**kept, "blocks.py": b"x = 2"}, {**kept, "more.py": b""}, {"blocks.py": b"x = 1"}, {}):
+        with pytest.raises(UserError, match="--trust"):
+            trust.need(strange, "abc", "source")
+    trust.need(kept, "abc", "source")
+    new_process(monkeypatch)
+    assert trust.is_trusted(sha256_over(kept))
 
 
 def test_without_a_home_it_is_trusted_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from pipeline.config import Data
+from pipeline.config import Data, parse
 from pipeline.data.decode import MAX_PIXELS, center_crop, decode, resize
 from pipeline.errors import UserError, first_line, unknown_name
 
@@ -66,8 +67,23 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `to_dict`."""
-        return cls(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+        """Rebuild from `to_dict`, of a run or a model that may be a stranger's.
+
+        Raises:
+            UserError: It is no such thing, or not within what a configuration may say.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(raw, dict) or not {"image_size", "stored_size", "interpolation", "mean", "std"} <= set(raw) <= names:
+            raise UserError(f"preprocessing: {str(raw)[:200]} given; {', '.join(sorted(names))} are needed")
+        sizes = {"store_size" if name == "stored_size" else name: value for name, value in raw.items() if name not in ("mean", "std")}
+        data = parse(Data, sizes, "preprocessing")
+        for name in ("mean", "std"):
+            values = raw[name]
+            are_numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) and isfinite(value) for value in values)
+            if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+                needed = "three numbers above 0" if name == "std" else "three numbers"
+                raise UserError(f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed")
+        return cls.of(data, (raw["mean"], raw["std"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

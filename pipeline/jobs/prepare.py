@@ -16,7 +16,7 @@ from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import Unreachable, UserError
-from pipeline.files import write_whole
+from pipeline.files import sha256_over, write_whole
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
@@ -25,6 +25,7 @@ from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import need_compiler, resolve_device
 from pipeline.training.distributed import joined
+from pipeline.trust import remember
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -194,6 +195,9 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
         model = transfer.with_file(configuration.model)
         num_classes, image_size = len(prepared.classes), configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
+        # Runs of release 0.1.0 keep the network's own file alone.
+        for source in models.own_sources(model, num_classes, image_size):
+            remember(sha256_over(source), model.name)
         # On GPUs BatchNorm takes its statistics over all processes.
         share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
         notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from pipeline import models
+from pipeline import models, trust
 from pipeline.config import Configuration, Model, parse
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
@@ -53,7 +53,7 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
     """Rebuild the network of a complete run from its artifacts.
 
     Raises:
-        UserError: The run is not complete, or its artifacts are missing.
+        UserError: The run is not complete, its artifacts are missing, or it keeps code that is not trusted (see `pipeline.trust`).
     """
     run = complete_run(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,6 +91,8 @@ def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, nu
         return models.build(model, num_classes, configuration.data.image_size, load=False).module
     path, _, function = model.name.removeprefix("file:").rpartition(":")
     file = kept_source(workspace, run_id, path, folder)
+    kept = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in file.parent.rglob("*") if one.is_file()}
+    trust.need(kept, run_id, names.SOURCE)
     name = f"file:{file}:{function}"
     try:
         return models.build(model.model_copy(update={"name": name}), num_classes, configuration.data.image_size, load=False).module
@@ -100,6 +102,18 @@ def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, nu
             add = f"mlflow artifacts log-artifact --run-id {run_id} --artifact-path {names.SOURCE} --local-file FILE"
             why += f"; release 0.1.0 kept the network's own file alone, add what it imports with: {add}"
         raise UserError(f"run {run_id}: {why}", error.findings) from None
+
+
+def below(root: Path, artifact: str) -> Path:
+    """Return where a file among a run's source files stands below the network's folder.
+
+    Raises:
+        UserError: Its name leads elsewhere.
+    """
+    file = root
+    for part in PurePosixPath(artifact).parts[1:]:
+        file = child(file, part)
+    return file
 
 
 def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> Path:
@@ -124,9 +138,7 @@ def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> P
         root = child(root, part)
     root.mkdir(parents=True, exist_ok=True)
     for name in find.listed(workspace, run_id, names.SOURCE):
-        file = root
-        for part in PurePosixPath(name).parts[1:]:
-            file = child(file, part)
+        file = below(root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         find.artifact(workspace, run_id, name, child(folder, "downloaded")).replace(file)
     own = child(root, Path(path).name)

@@ -14,13 +14,16 @@ from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.jobs.prepare import check, prepare_images
+from pipeline.jobs.restore import below
 from pipeline.jobs.setting import Job
+from pipeline.networks.own import is_own, own_file
 from pipeline.report.console import say
 from pipeline.tracking import find, launcher, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives, uid_of
 from pipeline.tracking.store import Workspace, database_file
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.trust import need
 
 
 @contextmanager
@@ -57,6 +60,7 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
     configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
+    _need_trust(workspace, run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
     if not before:
         raise UserError(f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew")
@@ -79,6 +83,20 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
             "train anew, or put it back"
         )
     return job
+
+
+def _need_trust(workspace: Workspace, run_id: str, name: str) -> None:
+    """Check that one's own network, which a run has recorded by a path of this machine, may be executed.
+
+    Raises:
+        UserError: It is not trusted (see `pipeline.trust`), or a file is gone.
+    """
+    if not is_own(name):
+        return
+    file, _ = own_file(name)
+    listed = [file, *(below(file.parent, artifact) for artifact in find.listed(workspace, run_id, names.SOURCE))]
+    there = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in listed if one.is_file()}
+    need(there, run_id, names.SOURCE)
 
 
 def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:

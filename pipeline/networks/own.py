@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import traceback
 import weakref
 from collections.abc import Mapping
@@ -135,20 +134,3 @@ def call_once(module: nn.Module, image_size: int) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def source_sha256(folder: Path) -> str:
-    r"""Return 64 hex digits over the source files of a network in a folder of their own.
-
-    Of one file it is what ``sha256sum FILE`` prints. Of several it is the SHA-256 of the sorted lines that ``sha256sum`` prints of
-    them, each ended by a line feed; in the folder: ``find . -type f -printf '%P\0' | xargs -0 sha256sum | LC_ALL=C sort | sha256sum``.
-    """
-    return sha256_over({file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
-
-
-def sha256_over(files: Mapping[str, bytes]) -> str:
-    """Return what `source_sha256` does, of contents by relative path."""
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    return hashlib.sha256("".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()).hexdigest()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pipeline.config import Raw, essential, identifies_study
-from pipeline.steps.options import FastOptions, read_experiment
+from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.trust import trust_here
 
 
-class EvaluateOptions(FastOptions):
+class EvaluateOptions(TrustOptions):
     """Options of evaluate."""
 
     run_id: str = essential("", "A complete training; empty: the best of the study by validation.")
@@ -24,6 +25,7 @@ OPTIONS = EvaluateOptions
 
 def run(own: EvaluateOptions, overrides: Raw) -> None:
     """Evaluate a run, or the best one of the study."""
+    trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.summarise import compare_of, leaders

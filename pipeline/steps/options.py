@@ -73,6 +73,12 @@ class FastOptions(ExperimentOptions):
     )
 
 
+class TrustOptions(FastOptions):
+    """Parameters of the steps that use what a run keeps."""
+
+    trust: str = essential("", "SHA-256 of Python code that a run keeps and that may be executed, as the refusal names it.")
+
+
 class PredictSection(BaseModel):
     """How predict writes its CSV."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pipeline.config import Name, Raw, essential, identifies_study
-from pipeline.steps.options import FastOptions, read_experiment
+from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.trust import trust_here
 
 
-class RegisterOptions(FastOptions):
+class RegisterOptions(TrustOptions):
     """Options of register."""
 
     run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
@@ -25,6 +26,7 @@ OPTIONS = RegisterOptions
 
 def run(own: RegisterOptions, overrides: Raw) -> None:
     """Register a run, or the best evaluated one of the study."""
+    trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.experiment import named
     from pipeline.jobs.promote import best_evaluated, promote

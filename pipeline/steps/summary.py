@@ -6,10 +6,11 @@ from typing import Literal
 
 from pipeline.config import Raw, essential, identifies_study
 from pipeline.errors import Unwritable
-from pipeline.steps.options import FastOptions, read_experiment
+from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.trust import trust_here
 
 
-class SummaryOptions(FastOptions):
+class SummaryOptions(TrustOptions):
     """Options of summary."""
 
     evaluate: Literal["none", "all"] = essential("none", "all evaluates every complete run that is not evaluated yet; none: nothing.")
@@ -27,6 +28,7 @@ OPTIONS = SummaryOptions
 
 def run(own: SummaryOptions, overrides: Raw) -> None:
     """Compare the runs of a study."""
+    trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_all
     from pipeline.jobs.summarise import compare_of, show, write_comparison

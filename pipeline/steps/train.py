@@ -6,10 +6,11 @@ import shlex
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
-from pipeline.steps.options import FastOptions, read_experiment
+from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.trust import trust_here
 
 
-class TrainOptions(FastOptions):
+class TrainOptions(TrustOptions):
     """Options of train."""
 
     run_id: str = essential("", "An interrupted training to go on with, by its recorded configuration: takes no other option.")
@@ -27,6 +28,7 @@ OPTIONS = TrainOptions
 
 def run(own: TrainOptions, overrides: Raw) -> None:
     """Train the experiment's base, or go on with an interrupted run."""
+    trust_here(own.trust)
     if own.run_id:
         _resume(own, overrides)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import json
 import os
@@ -12,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import NamedTuple
 
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
+import yaml
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
@@ -29,11 +30,8 @@ import pipeline
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
-from pipeline.tracking.store import Workspace
-from pipeline.training.exported import save_exported
-
-if TYPE_CHECKING:
-    from pipeline.tracking.served_model import ImageClassifier
+from pipeline.tracking.store import Workspace, is_away
+from pipeline.training.exported import CLASSES, NETWORK, PREPROCESSING, Classifier, save_exported
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
@@ -64,9 +62,9 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
     size = preprocessing.image_size
     with tempfile.TemporaryDirectory() as folder:
         files = {
-            "network": Path(folder) / "network.pt2",
-            "classes": Path(folder) / names.CLASSES,
-            "preprocessing": Path(folder) / names.PREPROCESSING,
+            "network": Path(folder) / NETWORK,
+            "classes": Path(folder) / CLASSES,
+            "preprocessing": Path(folder) / PREPROCESSING,
         }
         save_exported(network, size, files["network"])
         files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
@@ -170,8 +168,8 @@ def champion(workspace: Workspace, name: str) -> Version | None:
     return Version(str(found.version), str(found.run_id or ""), dict(found.tags))
 
 
-def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
-    """Load an exported model of this pipeline.
+def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
+    """Load an exported model of this pipeline by its files; what else it holds, such as code, is not looked at.
 
     Returns:
         The classifier, and where it came from: model_uri, model_id, run_id, data_digest of its training images.
@@ -181,36 +179,25 @@ def load_model(uri: str) -> tuple[ImageClassifier, dict[str, str]]:
     """
     if not uri.startswith(("models:/", "runs:/")):
         raise UserError(f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}")
-    # Ours need no pickle; a stranger's model must not run one.
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    try:
-        loaded = _loaded(uri)
-        model = loaded.unwrap_python_model()
-    except (MlflowException, OSError) as error:
-        raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
-    if not hasattr(model, "classify"):
-        raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline")
-    metadata: Any = loaded.metadata
-    return cast("ImageClassifier", model), {
-        "model_uri": uri,
-        "model_id": metadata.model_id or "",
-        "run_id": metadata.run_id or "",
-        "data_digest": _data_digest(metadata.run_id),
-    }
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = Path(download_artifacts(artifact_uri=uri, dst_path=temporary))
+        except (MlflowException, OSError) as error:
+            if is_away(error):
+                raise
+            raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
+        try:
+            described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+            model_id, run_id = (str(described.get(name) or "") for name in ("model_id", "run_id"))
+            classifier = Classifier(folder / "artifacts")
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+            raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {first_line(error)}") from None
+        except UserError as error:
+            raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {error.message}") from None
+    return classifier, {"model_uri": uri, "model_id": model_id, "run_id": run_id, "data_digest": _data_digest(run_id)}
 
 
-def _loaded(uri: str) -> Any:
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS):
-            raise
-    # MLflow writes a note into the folder of a registered model; where it cannot, a copy will do.
-    with tempfile.TemporaryDirectory() as folder:
-        return mlflow.pyfunc.load_model(uri, dst_path=folder)
-
-
-def _data_digest(run_id: str | None) -> str:
+def _data_digest(run_id: str) -> str:
     try:
         return MlflowClient().get_run(run_id).data.tags.get(names.DATA_DIGEST, "") if run_id else ""
     except MlflowException:

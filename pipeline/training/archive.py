@@ -35,6 +35,7 @@ _MEMBERS = {
     "archive_format",
     "archive_version",
     "byteorder",
+    "version",
     ".data/version",
     ".data/serialization_id",
     ".format_version",
@@ -43,7 +44,7 @@ _MEMBERS = {
 _NEEDED = {_PROGRAM, "data/weights/model_weights_config.json", "data/constants/model_constants_config.json", "archive_version"}
 _INPUTS = "data/sample_inputs/model.pt"
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
-_WRITTEN_BY_TORCH = {"byteorder", ".data/version", ".data/serialization_id", ".format_version", ".storage_alignment"}
+_WRITTEN_BY_TORCH = {"byteorder", "version", ".data/version", ".data/serialization_id", ".format_version", ".storage_alignment"}
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:+\-]*")
 """Texts that mean nothing but themselves, also where they become Python source."""

@@ -15,8 +15,8 @@ from torch import nn
 from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
+from pipeline.files import sha256_over
 from pipeline.identity import FIRST_RELEASE, config_hash
-from pipeline.networks.own import source_sha256
 from pipeline.tracking import find
 from pipeline.tracking.store import Workspace
 
@@ -265,6 +265,10 @@ def test_the_generator_of_weights_is_left_alone(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     models.origin(model(file), 3, 8)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def source_sha256(folder: Path) -> str:
+    return sha256_over({file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
 
 
 def sha256sum(file: Path) -> str:
