@@ -147,8 +147,8 @@ class Data(Section):
     )
     workers: Workers = more(
         "auto",
-        "Processes that augment images; 0: the training process itself; auto: up to four where CUDA trains, else none, since the "
-        "network needs the cores itself. No influence on the result.",
+        "Processes that augment images; 0: the training process itself; auto: where CUDA trains up to four, or up to 16 "
+        "for more than crops and flips; else none, since the network needs the cores itself. No influence on the result.",
         hashed=False,
     )
     bad: Literal["error", "warn", "drop"] = essential(

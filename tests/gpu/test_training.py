@@ -141,7 +141,7 @@ def test_auto_workers_load_beside_the_gpu_and_change_nothing(digits: Prepared, t
         folder.mkdir()
         configuration = configuration_of(data={"workers": workers, "augment": augment}, training={"deterministic": True, "epochs": 2})
         with setting_of(configuration, digits, folder) as setting:
-            expected = num_loading(configuration.data.workers, setting.device, 1)
+            expected = num_loading(configuration.data.workers, setting.device, 1, augment)
             assert setting.train.workers == setting.val.workers == expected
             fitted = Fitted()
             fit(configuration, setting, [], fitted)

@@ -114,3 +114,11 @@ def test_images_are_loaded_beside_a_gpu_only_unless_asked(monkeypatch: pytest.Mo
         assert num_loading("auto", gpu, processes) == expected
         assert num_loading("auto", cpu, processes) == 0
         assert num_loading(3, cpu, processes) == num_loading(3, gpu, processes) == 3
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for augment, expected in (
+        (["RandomHorizontalFlip", {"RandomResizedCrop": {"scale": [0.5, 1]}}], 4),
+        (["RandomHorizontalFlip", {"ColorJitter": 0.2}], 15),
+        (["AutoAugment"], 15),
+    ):
+        assert num_loading("auto", gpu, 1, augment) == expected
+        assert num_loading("auto", gpu, 16, augment) == num_loading("auto", cpu, 1, augment) == 0
