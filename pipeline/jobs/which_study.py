@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import models
 from pipeline.config import Configuration, Raw, facts_of, field_info, flatten, identifies_study
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
-from pipeline.identity import study_name
-from pipeline.tracking import find, transfer
+from pipeline.identity import FIRST_RELEASE, study_name
+from pipeline.jobs.prepare import REPORT
+from pipeline.networks.own import is_own
+from pipeline.tracking import find, names, transfer
 from pipeline.tracking.find import Study
 from pipeline.tracking.store import Workspace
 
@@ -48,7 +54,7 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
     studies = find.studies(workspace)
     if not studies:
         return Chosen("", "")
-    found = [study for study in studies if _is_of(experiment, study) and _has_images_as_given(workspace, experiment, study)]
+    found = [study for study in studies if _is_of(workspace, experiment, study) and _has_images_as_given(workspace, experiment, study)]
     if found:
         first = next((study for study in found if study.source == experiment.base.data.source), found[0])
         return Chosen(first.name, _described(first))
@@ -66,15 +72,27 @@ def _described(study: Study) -> str:
     return f"study {study.name}, data {study.data_digest[:8]}{source}"
 
 
-def _is_of(experiment: Experiment, study: Study) -> bool:
+def _is_of(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
     identity = study.identity or re.sub(r"~\d+$", "", study.name)
-    return identity in _names(experiment, study.data_digest)
+    return identity in _names(workspace, experiment, study)
 
 
-def _names(experiment: Experiment, digest: str) -> Iterator[str]:
-    """Yield the names that a study of an experiment may have on images of that digest."""
+def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterator[str]:
+    """Yield the names that a study of an experiment may have on another study's images: of this release and of the first one."""
     for base in _bases(experiment):
-        yield study_name(experiment.name, base, models.origin(transfer.with_file(base.model)), experiment.space, digest)
+        model = transfer.with_file(base.model)
+        # Which files a network of one's own is made of, building it tells.
+        num_classes = _num_classes(workspace, study.parent) if is_own(model.name) else 0
+        origin = models.origin(model, num_classes, base.data.image_size)
+        for release in ("", FIRST_RELEASE):
+            yield study_name(experiment.name, base, origin, experiment.space, study.data_digest, release)
+
+
+def _num_classes(workspace: Workspace, parent: str) -> int:
+    with tempfile.TemporaryDirectory() as folder, suppress(UserError):
+        file = find.artifact(workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder))
+        return len(json.loads(file.read_text(encoding="utf-8")))
+    return 0
 
 
 def _bases(experiment: Experiment) -> Iterator[Configuration]:

@@ -20,7 +20,7 @@ from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
-from pipeline.identity import names_beside, study_name
+from pipeline.identity import FIRST_RELEASE, names_beside, study_name
 from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
@@ -81,7 +81,11 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     name, found = _own(workspace, database.storage, experiment.study.name or identity)
     recorded = found.user_attrs if found else {}
     if recorded.get(IDENTITY, identity) != identity:
-        raise UserError(f"study.name: study {name!r} has another base, space, data or fold; give another name, or none")
+        before = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest, FIRST_RELEASE)
+        why = "has another base, space, data or fold"
+        if recorded[IDENTITY] == before:
+            why = f"was begun by release {FIRST_RELEASE}, by which new heads on trained weights started otherwise"
+        raise UserError(f"study.name: study {name!r} {why}; give another name, or none")
     refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
     parent = recorded.get(PARENT) or find.study_parent(workspace, name)
@@ -89,7 +93,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
         study = _open(database.storage, experiment, name, is_new=found is None)
         study.set_user_attr(PARENT, run.id)
         study.set_user_attr(IDENTITY, identity)
-        _describe(run, experiment, prepared)
+        _describe(run, experiment, prepared, identity)
         _abandoned(workspace, study)
         Worker(workspace, experiment, study, run, prepared, jobs).work()
         compared = _conclude(workspace, study, name, run)
@@ -174,7 +178,7 @@ def _open(storage: BaseStorage, experiment: Experiment, name: str, is_new: bool)
     return study
 
 
-def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> None:
+def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared, identity: str) -> None:
     settings = {
         "study.trials": experiment.trials,
         "study.list": len(experiment.entries),
@@ -182,7 +186,7 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared) -> No
         "study.sampler": experiment.study.sampler,
     }
     run.params({**settings, "data.source": experiment.base.data.source})
-    run.tag({names.DATA_DIGEST: prepared.digest, names.TARGET: str(experiment.study.target)})
+    run.tag({names.DATA_DIGEST: prepared.digest, names.TARGET: str(experiment.study.target), names.IDENTITY: identity})
     run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
     if experiment.path.is_file():
         run.file(experiment.path)

@@ -7,8 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from pipeline import models
+from pipeline.config import Model
+from pipeline.experiment import load
+from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import Cli, write_digits
@@ -121,6 +126,47 @@ def test_without_options_the_latest_is_taken_where_none_is_of_the_file_and_that_
     told = ok(cli, "summary", "--config", other)
     assert f"; the latest, since none has base and space of {other}: 1 run" in told
     assert pd.read_csv(workspace.outputs / "comparison.csv")["lr"].tolist() == [2e-3]
+
+
+def test_a_study_with_a_name_of_its_own_is_found_by_its_file(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a, b = write(quick, "a.yaml", optimizer={"lr": 1e-3}), write(quick, "b.yaml", optimizer={"lr": 2e-3})
+    ok(cli, "tune", "--config", a, "--study.name", "mine")
+    ok(cli, "tune", "--config", b)
+    told = ok(cli, "evaluate", "--config", a)
+    assert "study mine, " in told and "latest" not in told
+    assert lr_of_evaluated(workspace) == {1e-3}
+
+
+def test_a_study_of_a_network_with_neighbours_is_found(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    quick.with_name("blocks.py").write_text("from torch import nn\n\ndef head(n):\n    return nn.Linear(3 * 16 * 16, n)\n")
+    network = quick.with_name("net.py")
+    network.write_text("from torch import nn\nfrom blocks import head\n\ndef build(n):\n    return nn.Sequential(nn.Flatten(), head(n))\n")
+    a = write(quick, "a.yaml", model={"name": f"file:{network}:build"}, optimizer={"lr": 1e-3})
+    ok(cli, "tune", "--config", a)
+    ok(cli, "tune", "--config", write(quick, "b.yaml"))
+    assert "latest" not in ok(cli, "evaluate", "--config", a)
+    assert lr_of_evaluated(workspace) == {1e-3}
+
+
+def test_a_study_of_release_0_1_0_on_trained_weights_is_found(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    state = models.build(Model(name="small_cnn"), 7, 16).module.state_dict()
+    torch.save(state, quick.with_name("weights.pt"))
+    model = {"name": "small_cnn", "weights": f"file:{quick.with_name('weights.pt')}"}
+    a = write(quick, "a.yaml", model=model, optimizer={"lr": 1e-3})
+    ok(cli, "tune", "--config", a)
+    (study,) = find.studies(workspace)
+    experiment = load(str(a), {})
+    origin = models.origin(experiment.base.model)
+    name = study_name("quick", experiment.base, origin, experiment.space, study.data_digest, FIRST_RELEASE)
+    assert name != study.name
+    # As that release left it.
+    workspace.client.set_tag(study.parent, names.STUDY, name)
+    workspace.client.delete_tag(study.parent, names.IDENTITY)
+    (run,) = [row["run_id"] for row in find.trainings(workspace)]
+    workspace.client.set_tag(run, names.STUDY, name)
+    ok(cli, "tune", "--config", write(quick, "b.yaml"))
+    assert "latest" not in ok(cli, "evaluate", "--config", a)
+    assert lr_of_evaluated(workspace) == {1e-3}
 
 
 def test_of_two_sets_of_images_the_one_named_is_taken(cli: Cli, quick: Path, workspace: Workspace) -> None:
