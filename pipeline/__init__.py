@@ -1,3 +1,3 @@
 """An MLflow Project that trains, compares, registers and serves image classifiers."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -89,7 +89,7 @@ def unwritable_file(file: Path) -> str:
 
 
 def out_of_room(error: BaseException | None) -> str:
-    """Return what to tell where an error, or what has caused it, is that nothing can be written any more; empty for another error."""
+    """Return what to tell where an error, or what has led to it, is that nothing can be written any more; empty for another error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
             return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
@@ -98,7 +98,7 @@ def out_of_room(error: BaseException | None) -> str:
         # As libraries written in Rust tell it, safetensors among them.
         if any(f"(os error {number})" in str(error) for number in _OUT_OF_ROOM):
             return str(error)
-        error = error.__cause__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 

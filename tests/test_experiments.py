@@ -32,7 +32,7 @@ def write_csv(folder: Path) -> tuple[str, ...]:
 def run(cli: Cli, name: str, *options: str) -> pd.DataFrame:
     done = cli("tune", "--config", str(PROJECT / "experiments" / f"{name}.yaml"), "--experiment", name, *SMALL, *options)
     assert done.code == 0, done.err + done.out
-    return pd.read_csv(open_workspace(name).outputs / "comparison.csv")
+    return pd.read_csv(open_workspace(f"{name}-fast").outputs / "comparison.csv")
 
 
 @pytest.mark.parametrize("name", FOLDER)

@@ -148,7 +148,7 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
     ended = 0
     for run in find.running(workspace, experiment):
         beat = Beat.of(run.data.tags)
-        if beat is None and (process_id or not launcher.has_never_begun(run, database_file(workspace.uri) is not None)):
+        if beat is None and (process_id or not launcher.has_never_begun(run, database_file(workspace.uri))):
             continue
         if process_id and beat is not None and not beat.is_of(process_id):
             continue

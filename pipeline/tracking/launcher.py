@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import psutil
 
@@ -101,21 +102,21 @@ def end(reason: str, state: str) -> None:
         client.set_terminated(_State.taken, names.STATUS_OF_STATE[state])
 
 
-def has_never_begun(run: Run, is_local: bool) -> bool:
+def has_never_begun(run: Run, database: Path | None) -> bool:
     """Whether ``mlflow run`` has made a run for a step of ours and is gone without having started it, as where there is no conda.
 
-    The run does not say which process made it. On this machine that is one of `mlflow run` that was there when the run was made; a server
-    may have been told by another machine, which may build an environment for a while.
+    The run does not say which process made it. On this machine that is one of `mlflow run` that was there when the run was made, and has
+    the same store; a server may have been told by another machine, which may build an environment for a while.
 
     Args:
         run: That is RUNNING.
-        is_local: The store is a database of this machine.
+        database: The store, where it is a database of this machine; None: a server.
     """
     made = run.info.start_time / 1000
-    if not _is_for_us(run) or (not is_local and time.time() - made < _LONGEST_BUILD):
+    if not _is_for_us(run) or (database is None and time.time() - made < _LONGEST_BUILD):
         return False
     launchers = [process for process in psutil.process_iter(["cmdline", "create_time"]) if _is_launcher(process)]
-    return not any(process.info["create_time"] <= made for process in launchers)
+    return not any(process.info["create_time"] <= made and _may_use(process, database) for process in launchers)
 
 
 def _is_for_us(run: Run) -> bool:
@@ -130,6 +131,20 @@ def _is_for_us(run: Run) -> bool:
 def _is_launcher(process: psutil.Process) -> bool:
     words = [Path(word).name for word in process.info["cmdline"] or []]
     return "mlflow" in words and "run" in words[words.index("mlflow") :]
+
+
+def _may_use(process: psutil.Process, database: Path | None) -> bool:
+    """Whether a process may log to a store; also where the system does not tell."""
+    from pipeline.tracking.store import database_file
+
+    if database is None:
+        return True
+    try:
+        uri, folder = process.environ().get("MLFLOW_TRACKING_URI", ""), Path(process.cwd())
+    except (psutil.Error, OSError):
+        return True
+    its = database_file(unquote(uri)) if uri else folder / database.name
+    return its is None or (folder / its).resolve() == database.resolve()
 
 
 def restore_killed_later() -> None:

@@ -348,7 +348,7 @@ def end_abandoned(workspace: Workspace, run_id: str) -> bool:
         return False
     beat = Beat.of(run.data.tags)
     reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")
-    if launcher.has_never_begun(run, database_file(workspace.uri) is not None):
+    if launcher.has_never_begun(run, database_file(workspace.uri)):
         reason = "mlflow run has ended without starting it: it could not build the environment, or was killed"
     RunLog(workspace, run_id).tag({names.STATE: names.INTERRUPTED, names.REASON: reason, names.NOTE: f"{names.INTERRUPTED}: {reason}"})
     workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import random
 from collections.abc import Callable
@@ -24,12 +25,12 @@ _KEPT = 2
 """Resume checkpoints on disk: the last one, and the one before where the last is damaged."""
 _DIGEST_BYTES, _LENGTH_BYTES = 16, 8
 _WITH_WEIGHTS = b"best"
-_CHUNK = 2**20
+_CHUNK = _LARGE = 2**20
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a network's state dict in the CPU's memory; cloned, since safetensors refuses tensors that share memory."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    return {name: _copied(value.detach().contiguous()) for name, value in module.state_dict().items()}
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
@@ -72,7 +73,13 @@ class Checkpoints:
                     length = best.stat().st_size
                     hashed.write(_WITH_WEIGHTS + length.to_bytes(_LENGTH_BYTES, "little"))
                     _copy(weights, hashed, length)
-            torch.save(state, cast("IO[bytes]", hashed))
+            try:
+                torch.save(state, cast("IO[bytes]", hashed))
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    # torch tells where it was, not that the disk is full.
+                    raise error.__context__ from None
+                raise
             file.seek(0)
             file.write(hashed.digest())
         for old in self._files()[_KEPT:]:
@@ -214,7 +221,19 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def copied(value: Any) -> Any:
     """Return a state with every tensor copied to the CPU's memory, so that it stands still while the training goes on."""
-    return with_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return with_tensors(value, lambda tensor: _copied(tensor.detach()))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the CPU, a large one into memory of its own, which goes back to the system with it.
+
+    Between what a training takes and frees meanwhile, the C library's heap would grow by half of the weights or all of them.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE or tensor.layout != torch.strided or tensor.untyped_storage().nbytes() != size:
+        return tensor.to("cpu", copy=True)
+    storage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.size(), tensor.stride()).copy_(tensor)
 
 
 def random_states() -> State:

@@ -85,7 +85,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
     first = [run.info.run_id for run in runs()]
-    (study,) = find.studies(workspace)
+    (study,) = (one.name for one in find.studies(workspace))
     before = contents(quick.parent / "optuna.db", study)
     for run_id in first:
         workspace.client.delete_run(run_id)
@@ -93,7 +93,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
     assert done.code == 0, done.err
     assert re.search(rf"study {study} has its runs deleted from MLflow .*; study {study}~2 is used", done.out)
     assert contents(quick.parent / "optuna.db", study) == before
-    assert list(find.studies(workspace)) == [f"{study}~2"]
+    assert [one.name for one in find.studies(workspace)] == [f"{study}~2"]
     for run_id in first:
         workspace.client.restore_run(run_id)
     assert "2 of 2 trainings are there" in cli("tune", "--config", file).out
@@ -205,7 +205,7 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     monkeypatch.chdir(second)
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders40")
-    (study,) = find.studies(workspace)
+    (study,) = (one.name for one in find.studies(workspace))
     before = find.study_parents(workspace, study)[0]
     refused = cli(*command[3:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
@@ -228,7 +228,7 @@ def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server
     codes = [process.returncode for process in processes]
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders30")
-    (study,) = find.studies(workspace)
+    (study,) = (one.name for one in find.studies(workspace))
     assert sorted(codes) == [0, 2], told
     assert "is being tuned by process" in told[codes.index(2)]
     assert [run.info.status for run in find.study_parents(workspace, study)] == ["FINISHED"]
