@@ -330,7 +330,7 @@ def show(title: str, outcomes: dict[str, list[Outcome]]) -> bool:
         holds &= not beats
         figures = [f"{figure:.2f}" for figure in [*np.quantile(regrets, [0.5, 0.1, 0.9]), regrets.mean()]]
         counts = [f"{count:.0f}" for count in np.quantile(epochs, [0.5, 0.1, 0.9])]
-        table.add_row(name, *figures, *counts, f"{gain:+.3f} ± {error:.3f}" + " better and cheaper" * beats)
+        table.add_row(name, *figures, *counts, f"{gain:+.3f} ± {error:.3f}" + " better and cheaper" * int(beats))
     console.print(table)
     return holds
 
