@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.files import write_whole
+from pipeline.training.callback import Callback
 
 FILE = Path(__file__).with_name("curves.csv.gz")
 EPOCHS = 9
@@ -45,16 +46,14 @@ SEEDS = (0, 1)
 GRID = [Point(*values) for values in itertools.product(SEEDS, SCHEDULES, LRS, MODELS)]
 
 
-def train(point: Point, prepared_in: Path) -> list[tuple[float, float]]:
+def train(point: Point, prepared_in: Path, callbacks: Sequence[Callback] = ()) -> list[tuple[float, float]]:
     """Return validation accuracy and loss of each epoch of a training; it is shorter where the loss is not finite."""
     import torch
 
-    from pipeline import models
     from pipeline.config import Configuration
     from pipeline.data.prepared import prepare
     from pipeline.errors import LossNotFinite
-    from pipeline.jobs.setting import Job, setting_of
-    from pipeline.training.distributed import ALONE
+    from pipeline.training.build import built
     from pipeline.training.fit import fit
     from pipeline.training.setting import Fitted
 
@@ -69,10 +68,9 @@ def train(point: Point, prepared_in: Path) -> list[tuple[float, float]]:
     configuration = Configuration.model_validate(raw)
     prepared = prepare(configuration.data, prepared_in)
     fitted = Fitted()
-    with tempfile.TemporaryDirectory() as folder:
-        setting = setting_of(Job(configuration, models.origin(configuration.model), prepared), Path(folder), ALONE)
+    with tempfile.TemporaryDirectory() as folder, built(configuration, prepared, Path(folder) / "best.safetensors") as setting:
         try:
-            fit(configuration, setting, [], fitted)
+            fit(configuration, setting, callbacks, fitted)
         except LossNotFinite as error:
             print(f"{point}: {error}", flush=True)
     return [(values["val/accuracy"], values["val/loss"]) for values in fitted.history]

@@ -8,7 +8,7 @@ better ones in no more epochs than the pipeline's defaults.
 
     python -m tests.benchmarks.search                   the defaults and their neighbours, some minutes on two cores
     python -m tests.benchmarks.search --all true        all settings that were looked at
-    python -m tests.benchmarks.search --real 5          five real studies with each of the leading settings, hours
+    python -m tests.benchmarks.search --real 5          five real studies with the defaults and each neighbour, an hour
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -41,7 +43,9 @@ from pipeline.experiment import Range, Space
 from pipeline.search.pruning import Report, build_pruner, build_sampler
 from pipeline.search.space import Point, suggest
 from pipeline.tracking.run import Pruned
-from tests.benchmarks.curves import EPOCHS, FILE, LRS, MODELS, SCHEDULES
+from pipeline.training.callback import Callback
+from tests.benchmarks.curves import EPOCHS, FILE, LRS, MODELS, SCHEDULES, train
+from tests.benchmarks.curves import Point as TrainedPoint
 from tests.benchmarks.measure import console
 
 TRIALS = 20
@@ -53,6 +57,8 @@ LANDSCAPES: dict[str, tuple[str, ...]] = {
     "shufflenet_v2_x0_5": MODELS[2:3],
 }
 """Networks among which a study searches, beside learning rate and schedule: with the strong one, the network decides nearly all."""
+REAL = "small_cnn"
+"""Of real studies: its trainings take seconds."""
 
 
 def space_of(models: Sequence[str]) -> Space:
@@ -85,7 +91,7 @@ class Grid:
         for (model, schedule, lr, _), rows in of_models.groupby(["model", "schedule", "lr", "seed"]):
             ordered = rows.sort_values("epoch")
             curve = Curve(tuple(ordered["val_accuracy"]), tuple(ordered["val_loss"]))
-            self.curves.setdefault((model, schedule, lr), []).append(curve)
+            self.curves.setdefault((str(model), str(schedule), float(str(lr))), []).append(curve)
         self.truth = {key: fmean(curve.best[0] for curve in curves) for key, curves in self.curves.items()}
 
     @property
@@ -196,6 +202,32 @@ class _Replay:
                 self.keep(key, curve)
 
 
+@dataclass
+class _Real(_Replay, Callback):
+    """A study whose trainings are done.
+
+    Attributes:
+        prepared_in: Folder of prepared images.
+    """
+
+    prepared_in: Path = Path()
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        self.epochs += 1
+
+    def train(self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS) -> None:
+        key = self.grid.nearest(point)
+        training = TrainedPoint(int(self.random.integers(1000)), key[1], point["optimizer.lr"], key[0])
+        try:
+            curve = Curve(*zip(*train(training, self.prepared_in, [self, Report(trial, METRIC, prunable)]), strict=True))
+        except Pruned:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return
+        self.keep(key, curve)
+        self.complete += prunable
+        self.study.tell(trial, curve.best[0])
+
+
 @dataclass(frozen=True)
 class Situation:
     """What a study has.
@@ -211,7 +243,7 @@ class Situation:
     budget: int = 0
 
 
-def replay(setting: Setting, landscape: str, situation: Situation, seed: int) -> Outcome:
+def replay(setting: Setting, landscape: str, situation: Situation, seed: int, prepared_in: Path | None = None) -> Outcome:
     """Run one study.
 
     Args:
@@ -219,6 +251,7 @@ def replay(setting: Setting, landscape: str, situation: Situation, seed: int) ->
         landscape: What it searches.
         situation: What it has.
         seed: Of sampler, brackets and noise.
+        prepared_in: Where to prepare images for real trainings; None: they are looked up.
     """
     grid, random = recorded(landscape), np.random.default_rng(seed)
     with warnings.catch_warnings():
@@ -226,7 +259,7 @@ def replay(setting: Setting, landscape: str, situation: Situation, seed: int) ->
         study = optuna.create_study(
             study_name=f"study {seed}", direction="maximize", sampler=setting.sampler(seed, situation.listed), pruner=setting.pruner()
         )
-    replayed = _Replay(grid, study, random)
+    replayed = _Replay(grid, study, random) if prepared_in is None else _Real(grid, study, random, prepared_in=prepared_in)
     for number, point in enumerate(grid.listed[: situation.listed]):
         is_inside = number >= situation.outside
         study.enqueue_trial(point if is_inside else {})
@@ -335,12 +368,32 @@ def show(title: str, outcomes: dict[str, list[Outcome]]) -> bool:
     return holds
 
 
+def _real_outcome(setting: str, seed: int) -> Outcome:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    by_name = {one.name: one for one in [DEFAULTS, *NEIGHBOURS]}
+    with tempfile.TemporaryDirectory() as folder:
+        return replay(by_name[setting], REAL, SITUATIONS["a list of eight, then twelve searched"], seed, Path(folder))
+
+
+def show_real(count: int) -> int:
+    """Run so many real studies with the defaults and each neighbour, two at a time; print the table."""
+    names = list(dict.fromkeys([DEFAULTS.name, *(one.name for one in NEIGHBOURS)]))
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        running = {name: [pool.submit(_real_outcome, name, seed) for seed in range(count)] for name in names}
+        outcomes = {name: [future.result() for future in found] for name, found in running.items()}
+    show(f"{count} real studies each: {REAL}, a list of eight, then twelve searched", outcomes)
+    return 0
+
+
 def main() -> int:
     """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--all", default="false")
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--real", type=int, default=0)
     given = parser.parse_args()
+    if given.real:
+        return show_real(given.real)
     settings = [DEFAULTS, *(all_settings() if given.all == "true" else NEIGHBOURS)]
     outcomes = compare(settings, given.seeds)
     pooled = {setting.name: [one for found in outcomes.values() for one in found[setting.name]] for setting in settings}
