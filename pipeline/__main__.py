@@ -92,7 +92,9 @@ def _show(text: str) -> None:
 
 
 def _told_of_disk(error: Exception) -> PipelineError | None:
-    """Return what it means that the disk is full, or that a file may not be read or written; None for any other error."""
+    """Return what it means that the disk is full, or that a file or a home folder cannot be used; None for any other error."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home"):
+        return UserError("a path begins with ~ and a name that is no user of this machine")
     if isinstance(error, PermissionError):
         return Unwritable(f"{error.filename}: {error.strerror}")
     reason = out_of_room(error)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse
 from pipeline.errors import UserError, nearest, unknown_name
-from pipeline.trust import name_file
+from pipeline.trust import name_images, name_network
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
@@ -47,6 +47,8 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a name is needed, got a list or a mapping", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -132,7 +134,9 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     choices = space.get("model.name", [])
     for network in (base.model.name, *(entry.model.name for entry in entries), *(map(str, choices) if isinstance(choices, list) else ())):
         if network.startswith("file:"):
-            name_file(Path(network.removeprefix("file:").rpartition(":")[0]).expanduser())
+            name_network(network)
+    for one in (base, *entries):
+        name_images(one.data.source, one.data.root, one.data.labels)
     given_name = parse(_Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment").name
     full_name = named(given_name or base.data.name, fast)
     return Experiment(file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast)

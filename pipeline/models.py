@@ -123,11 +123,6 @@ def _origin_of_name(model: Model, num_classes: int, image_size: int) -> dict[str
     return {"name": model.name}
 
 
-def own_sources(model: Model, num_classes: int, image_size: int) -> list[Mapping[str, bytes]]:
-    """Return one's own network as its file alone and as all its files, contents by relative path; nothing of a named network."""
-    return [sources(model.name, 0, 0), sources(model.name, num_classes, image_size)] if is_own(model.name) else []
-
-
 def source_files(model: Model, origin: Mapping[str, str], num_classes: int, image_size: int) -> Mapping[str, bytes]:
     """Return the files of one's own network, contents by path relative to its folder; none of a named network.
 

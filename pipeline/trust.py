@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,9 @@ from pipeline.files import sha256_over
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _of_this_process: set[str] = set()
-_named: set[Path] = set()
+_given: set[str] = set()
+_named: set[str] = set()
+_images: set[tuple[str, str, str]] = set()
 
 
 def _file() -> Path:
@@ -32,12 +34,14 @@ def remember(digest: str, what: str) -> None:
 
     Args:
         digest: SHA-256 of the source, 64 hex digits.
-        what: For a person who looks at the file.
+        what: The file's path: it is this user's own from now on, whatever it holds.
     """
-    if is_trusted(digest):
-        return
     _of_this_process.add(digest)
-    line = f"{digest}  {datetime.now(UTC):%Y-%m-%d}  {' '.join(what.split())}\n"
+    whose = " ".join(what.split())
+    with suppress(OSError, UnicodeDecodeError):
+        if any(line.split(maxsplit=2)[::2] == [digest, whose] for line in _file().read_text(encoding="utf-8").splitlines()):
+            return
+    line = f"{digest}  {datetime.now(UTC):%Y-%m-%d}  {whose}\n"
     # A user without a home, as in many containers, trusts it in this process only.
     with suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,49 +58,67 @@ def trust_here(digest: str) -> None:
     if digest and not _DIGEST.fullmatch(digest.lower()):
         raise UserError(f"trust: {digest!r} given; the SHA-256 of the code is needed, 64 hex digits, as the refusal names it")
     if digest:
-        _of_this_process.add(digest.lower())
+        _given.add(digest.lower())
 
 
 def is_trusted(digest: str) -> bool:
     """Whether code of that SHA-256 may be executed."""
-    if digest in _of_this_process:
+    if digest in _of_this_process | _given:
         return True
     with suppress(OSError, UnicodeDecodeError):
         return any(line.split(maxsplit=1)[:1] == [digest] for line in _file().read_text(encoding="utf-8").splitlines())
     return False
 
 
-def name_file(file: Path) -> None:
-    """Note that a configuration of this step's user names a network's file."""
-    _named.add(file.absolute())
+def name_network(name: str) -> None:
+    """Note that a configuration of this step's user names a network's file: ``file:PATH.py:FUNCTION``."""
+    _named.add(name)
 
 
-def need(source: Mapping[str, bytes], run_id: str, artifact: str) -> None:
+def name_images(source: str, root: str, labels: str) -> None:
+    """Note that a configuration of this step's user names where images are."""
+    _images.add((source, root, labels))
+
+
+def are_named(source: str, root: str, labels: str) -> bool:
+    """Whether a configuration of this step's user names these places of images."""
+    return (source, root, labels) in _images
+
+
+def named_networks() -> frozenset[str]:
+    """Return the networks of their own that configurations of this step's user name."""
+    return frozenset(_named)
+
+
+def is_users_own(file: Path) -> bool:
+    """Whether a configuration of this user's has named that file, in this step or before."""
+    own = " ".join(str(file.absolute()).split())
+    if any(Path(name.removeprefix("file:").rpartition(":")[0]).expanduser().absolute() == file.absolute() for name in _named):
+        return True
+    with suppress(OSError, UnicodeDecodeError):
+        return any(line.split(maxsplit=2)[2:] == [own] for line in _file().read_text(encoding="utf-8").splitlines())
+    return False
+
+
+def need(source: Mapping[str, bytes], where: str, own: Iterable[Mapping[str, bytes]] = (), is_here: bool = False) -> None:
     """Check that code of a run may be executed: it is trusted, or is that of a network which this step's configuration names.
 
     Args:
         source: Contents by path relative to the network's folder.
-        run_id: Keeps it.
-        artifact: Where.
+        where: What the code is, for people.
+        own: Networks that this step's configuration names, likewise; looked at only where the code is not trusted already.
+        is_here: It stands on this machine, in a place that the user has not named: only ``--trust`` allows it.
 
     Raises:
         UserError: With the way to allow it.
     """
     digest = sha256_over(source)
-    if is_trusted(digest):
+    if digest in _given or (not is_here and is_trusted(digest)):
         return
-    for file in _named:
-        if file.name in source and all(_content(file.parent / name) == content for name, content in source.items()):
-            remember(digest, str(file))
-            return
+    if any(dict(one) == dict(source) for one in own):
+        remember(digest, "the same as a network of one's own")
+        return
     raise UserError(
-        f"run {run_id} keeps Python code in its artifact {artifact}, SHA-256 {digest}, which no configuration of yours on this machine has "
-        f"named; read it, and if you trust it, add --trust {digest}"
+        f"{where} is Python code, SHA-256 {digest}, which no configuration of yours on this machine has named; "
+        f"read it, and if you trust it, add --trust {digest}"
     )
-
-
-def _content(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None

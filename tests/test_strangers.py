@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import zipfile
 from contextlib import suppress
 from hashlib import sha256
@@ -19,11 +20,12 @@ from PIL import Image
 from pipeline import models, trust
 from pipeline.config import Model
 from pipeline.errors import UserError
+from pipeline.jobs.summarise import compare
 from pipeline.jobs.train import TENSORBOARD
 from pipeline.tracking import names
 from pipeline.tracking.store import Workspace
 from pipeline.training.exported import Classifier, save_exported
-from tests.conftest import Cli, Finished, interrupt
+from tests.conftest import Cli, Finished, interrupt, write_digits
 
 
 def trainings(workspace: Workspace) -> list[Any]:
@@ -113,6 +115,12 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_not_taken_up(
     assert "does not say which images it was trained on" in refused.err
 
 
+@pytest.fixture
+def smoke_run(in_smoke: Workspace) -> tuple[Workspace, str]:
+    """A finished run of the study that all tests of a process share, and its store."""
+    return in_smoke, str(compare(in_smoke).rows[0]["run_id"])
+
+
 BUILD = """
 from torch import nn
 
@@ -133,8 +141,8 @@ def named(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what this process has trusted, as another one would not know it."""
-    monkeypatch.setattr(trust, "_of_this_process", set())
-    monkeypatch.setattr(trust, "_named", set())
+    for name in ("_of_this_process", "_given", "_named", "_images"):
+        monkeypatch.setattr(trust, name, set())
 
 
 def another_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -147,6 +155,15 @@ def changed(workspace: Workspace, run_id: str, precious: Path) -> str:
     code = f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}"
     workspace.client.log_text(run_id, code, f"{names.SOURCE}/net.py")
     return sha256(code.encode()).hexdigest()
+
+
+def with_other_place(workspace: Workspace, run_id: str, place: str, other: str) -> str:
+    """Write another path into the configuration of a run; return the configuration as it was."""
+    recorded = mlflow.artifacts.load_text(f"runs:/{run_id}/{names.CONFIG}")
+    raw = json.dumps(yaml.safe_load(recorded))
+    assert place in raw
+    workspace.client.log_text(run_id, raw.replace(place, other), names.CONFIG)
+    return recorded
 
 
 def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
@@ -202,15 +219,121 @@ def test_a_run_goes_on_only_with_code_that_this_user_has_named(
     # The run's configuration, too, may be changed by whoever can write to the store: it names a file of this machine.
     trap = quick.with_name("trap.py")
     trap.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
-    recorded = mlflow.artifacts.load_text(f"runs:/{run_id}/{names.CONFIG}")
-    workspace.client.log_text(run_id, recorded.replace(str(named), str(trap)), names.CONFIG)
+    recorded = with_other_place(workspace, run_id, str(named), str(trap))
     refused = cli("train", "--run_id", run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1) and "--trust" in refused.err, refused.err
     assert (precious / "file").read_text() == "kept"
     workspace.client.log_text(run_id, recorded, names.CONFIG)
-    assert cli("train", "--run_id", run_id).code == 2
+    refused = cli("train", "--run_id", run_id)
+    assert refused.code == 2
+    trap.unlink()
+    # The hash is of all that may be imported from there.
+    assert cli("train", "--run_id", run_id, "--trust", refused.err.split()[-1]).code == 2
     done = cli("train", "--run_id", run_id, "--trust", digest)
     assert done.code == 0, done.err
+
+
+def test_a_copy_of_ones_own_network_beside_other_neighbours_is_not_executed(
+    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named.write_text(f"from blocks import width\n{BUILD}")
+    named.with_name("blocks.py").write_text("width = 8\n")
+    interrupt(cli, "train", "--config", str(quick), "--model.name", f"file:{named}:build", "--training.epochs", "40")
+    (run,) = trainings(workspace)
+    evil = quick.with_name("evil")
+    evil.mkdir()
+    (evil / "net.py").write_bytes(named.read_bytes())
+    (evil / "blocks.py").write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\nwidth = 8\n")
+    recorded = with_other_place(workspace, run.info.run_id, str(named), str(evil / "net.py"))
+    forget(monkeypatch)
+    for _ in range(2):
+        refused = cli("train", "--run_id", run.info.run_id)
+        assert refused.code == 2 and "--trust" in refused.err, refused.err
+    assert (precious / "file").read_text() == "kept"
+    workspace.client.log_text(run.info.run_id, recorded, names.CONFIG)
+    done = cli("train", "--run_id", run.info.run_id)
+    assert done.code == 0, done.err
+
+
+def test_another_file_beside_ones_own_network_is_no_network_of_ones_own(
+    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = quick.with_name("study.yaml")
+    study.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{"model": {"name": f"file:{named}:build"}}]}))
+    assert cli("tune", "--config", study).code == 0
+    (run,) = trainings(workspace)
+    other = named.with_name("cleanup.py")
+    other.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
+    with_other_place(workspace, run.info.run_id, str(named), str(other))
+    workspace.client.log_text(run.info.run_id, other.read_text(), f"{names.SOURCE}/cleanup.py")
+    forget(monkeypatch)
+    refused = cli("evaluate", "--config", study, "--run_id", run.info.run_id)
+    assert refused.code == 2 and "--trust" in refused.err, refused.err
+    assert (precious / "file").read_text() == "kept"
+
+
+def test_a_run_with_the_uid_of_another_does_not_take_its_checkpoints(cli: Cli, interrupted: str, quick: Path, workspace: Workspace) -> None:
+    uid = workspace.client.get_run(interrupted).data.tags[names.UID]
+    interrupt(cli, "train", "--config", str(quick), "--training.epochs", "30", "--training.checkpoint_seconds", "0")
+    other = next(run.info.run_id for run in trainings(workspace) if run.info.run_id != interrupted)
+    workspace.client.set_tag(other, names.UID, uid)
+    refused = cli("train", "--run_id", other)
+    assert refused.code == 2 and interrupted in refused.err, refused.err
+    assert (workspace.checkpoints / uid).is_dir()
+
+
+def test_a_study_goes_on_with_no_run_that_it_has_not_begun(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    file = quick.with_name("study.yaml")
+    file.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{}, {"optimizer": {"lr": 1e-3}}]}))
+    interrupt(cli, "tune", "--config", str(file), "--training.epochs", "4")
+    (own,) = trainings(workspace)
+    stranger = workspace.client.create_run(workspace.experiment_id, tags={**own.data.tags, names.UID: "f" * 32}).info.run_id
+    workspace.client.set_terminated(stranger, "KILLED")
+    done = cli("tune", "--config", str(file), "--training.epochs", "4")
+    assert done.code == 0, done.err
+    assert workspace.client.get_run(stranger).info.status == "KILLED"
+    assert workspace.client.get_run(own.info.run_id).info.status == "FINISHED"
+
+
+def test_a_version_that_says_it_is_of_our_run_is_not_made_champion(cli: Cli, quick: Path, workspace: Workspace, folder: Path) -> None:
+    assert cli("train", "--config", quick).code == 0
+    (run,) = trainings(workspace)
+    (folder / "evil").mkdir()
+    workspace.client.create_registered_model("quick")
+    workspace.client.create_model_version("quick", str(folder / "evil"), run.info.run_id)
+    done = cli("register", "--run_id", run.info.run_id, "--name", "quick")
+    assert done.code == 0, done.err
+    assert "models:/m-" in workspace.client.get_model_version_by_alias("quick", "champion").source
+
+
+def test_a_run_names_no_folder_that_is_read(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("train", "--config", quick).code == 0
+    (run,) = trainings(workspace)
+    private = write_digits(quick.with_name("private"), 20)
+    with_other_place(workspace, run.info.run_id, str(quick.parent / "digits"), str(private))
+    forget(monkeypatch)
+    refused = cli("evaluate", "--run_id", run.info.run_id)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "no configuration of yours here has named" in refused.err
+    assert not list(workspace.prepared.glob("private*"))
+
+
+@pytest.mark.parametrize("beat", ["a b c d", "host 1 2 nan", "host 1 2 1e300", f"{platform.node()} -5 1 1", "host"])
+def test_a_heartbeat_that_says_nothing_hinders_nobody(cli: Cli, workspace: Workspace, beat: str) -> None:
+    tags = {names.STEP: "train", names.EXPERIMENT: "quick", names.HEARTBEAT: beat}
+    workspace.client.create_run(workspace.experiment_id, tags=tags)
+    done = cli("reconcile")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", [names.CONFIG, names.CLASSES, names.PREPROCESSING])
+@pytest.mark.parametrize("content", ["{", "[1", "null", '"x"', "a: [b", "{}"])
+def test_what_a_run_has_recorded_may_be_anything(cli: Cli, smoke_run: tuple[Workspace, str], name: str, content: str) -> None:
+    workspace, run_id = smoke_run
+    before = mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")
+    workspace.client.log_text(run_id, content, name)
+    refused = cli("evaluate", "--run_id", run_id)
+    workspace.client.log_text(run_id, before, name)
+    assert (refused.code, refused.err.startswith("error: ")) == (2, True), refused.err
 
 
 class Payload:
@@ -299,6 +422,15 @@ def test_what_a_strangers_model_says_of_itself_is_checked(tmp_path: Path, name: 
     (tmp_path / name).write_text(json.dumps({**good, **wrong[content]}) if content in wrong else content)
     with pytest.raises(UserError, match=message):
         Classifier(tmp_path).classify(picture)
+
+
+def test_a_model_of_another_size_than_it_says_is_one_line(tmp_path: Path) -> None:
+    save_exported(models.build(Model(name="vit_b_32"), 3, 32).module, 32, tmp_path / "network.pt2")
+    (tmp_path / "classes.json").write_text(json.dumps(["a", "b", "c"]))
+    raw = {"image_size": 16, "stored_size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="cannot take images of 16 pixels"):
+        Classifier(tmp_path).classify([Image.new("RGB", (20, 20))])
 
 
 def test_a_run_without_a_data_digest_chooses_no_folder(cli: Cli, quick: Path, workspace: Workspace, precious: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import Data, parse
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.jobs.prepare import prepare_images
+from pipeline.jobs.prepare import need_known_images, prepare_images
 from pipeline.jobs.restore import Restored, restore
 from pipeline.jobs.summarise import Comparison
 from pipeline.jobs.training_log import log_confusion
@@ -49,7 +49,7 @@ def evaluate(
     """
     workspace.need_writable(*workspace.artifacts)
     restored = restore(workspace, run_id)
-    data = _located(restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
+    data = _located(workspace, restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
     prepared = prepare_images(workspace, data)
     if restored.data_digest and prepared.digest != restored.data_digest:
         raise UserError(
@@ -100,16 +100,18 @@ def evaluate_all(workspace: Workspace, compared: Comparison, device: str, data_o
     return len(missing) - len(refused)
 
 
-def _located(restored: Restored, run_id: str, given: Mapping[str, Any]) -> Data:
+def _located(workspace: Workspace, restored: Restored, run_id: str, given: Mapping[str, Any]) -> Data:
     """Return which images to evaluate on.
 
-    A run that has no digest of its images could name any folder of this machine, and have the names of its files logged.
+    A run could name any folder of this machine, and have it read and the names of its files logged.
     """
     data = restored.configuration.data
     if not restored.data_digest and "source" not in given:
         raise UserError(
             f"run_id: run {run_id} has no digest of the images it was trained on (it names {data.source!r}); give them with --data.source"
         )
+    if "source" not in given:
+        need_known_images(workspace, data, run_id)
     return parse(Data, {**data.model_dump(mode="json"), **given}, "data") if given else data
 
 

@@ -36,6 +36,7 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
     with locked(file):
         kept = _read(file)
         if key not in kept:
+            say(f"  {configuration.model.name}: which of {', '.join(map(str, forms))} is fastest is measured")
             choice = _measured(configuration, setting, forms)
             write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1), durable=True)
             say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import Unreachable, UserError
 from pipeline.files import sha256_over, write_whole
+from pipeline.networks.own import is_own, own_file, sources
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
@@ -25,7 +27,7 @@ from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import need_compiler, resolve_device
 from pipeline.training.distributed import joined
-from pipeline.trust import remember
+from pipeline.trust import are_named, remember
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -73,6 +75,26 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
         f"data {prepared.digest[:8]} in {prepared.folder}"
     )
     return prepared
+
+
+def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
+    """Check that a run does not choose which folder of this machine is read: only one that this user has named, now or before.
+
+    Raises:
+        UserError: Nobody has; with the way to name it.
+    """
+    kind, _, path = data.source.partition(":")
+    if data.source == "digits" or (kind == "torchvision" and not data.root) or are_named(data.source, data.root, data.labels):
+        return
+    before = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
+    for description in workspace.prepared.glob("*/data.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(description.read_text(encoding="utf-8"))["source"] in before:
+                return
+    raise UserError(
+        f"run_id: run {run_id} names the images {data.source!r}, which no configuration of yours here has named; "
+        "give its file with --config, or their place with --data.source"
+    )
 
 
 def write_report(folder: Path, report: dict[str, Any], thumbnails: Thumbnails) -> None:
@@ -178,8 +200,14 @@ def with_reachable_weights(configuration: Configuration) -> Configuration:
     return configuration
 
 
-def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[str, str]:
+def check(configuration: Configuration, prepared: Prepared, where: str, is_recorded: bool = False) -> dict[str, str]:
     """Find every mistake that can be found before training.
+
+    Args:
+        configuration: Of a training.
+        prepared: Its images.
+        where: It stands, for messages.
+        is_recorded: A run has recorded it; else it is the user's own, whose code is trusted from now on.
 
     Returns:
         The model's origin, which enters the configuration's hash.
@@ -195,9 +223,10 @@ def check(configuration: Configuration, prepared: Prepared, where: str) -> dict[
         model = transfer.with_file(configuration.model)
         num_classes, image_size = len(prepared.classes), configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
-        # Runs of release 0.1.0 keep the network's own file alone.
-        for source in models.own_sources(model, num_classes, image_size):
-            remember(sha256_over(source), model.name)
+        if is_own(model.name) and not is_recorded:
+            # Runs of release 0.1.0 keep the network's own file alone.
+            for known in (0, num_classes):
+                remember(sha256_over(sources(model.name, known, image_size)), str(own_file(model.name)[0].absolute()))
         # On GPUs BatchNorm takes its statistics over all processes.
         share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
         notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)

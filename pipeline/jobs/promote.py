@@ -101,8 +101,11 @@ def _replaced(workspace: Workspace, name: str, run_id: str, row: find.Row) -> st
     study = before.tags.get(names.STUDY) or find.study_of(workspace, before.run_id)
     if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
         return ""
-    accuracy = before.tags.get("best.val_accuracy", "")
-    scores = f"validation accuracy {percent(float(accuracy)) if accuracy else 'unknown'}, now {percent(row['val_accuracy'])}"
+    try:
+        accuracy = percent(float(before.tags["best.val_accuracy"]))
+    except (KeyError, ValueError):
+        accuracy = "unknown"
+    scores = f"validation accuracy {accuracy}, now {percent(row['val_accuracy'])}"
     return f"version {before.version} of {study or 'no study'} ({scores})"
 
 

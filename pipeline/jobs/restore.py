@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -15,11 +17,13 @@ from torch import nn
 from pipeline import models, trust
 from pipeline.config import Configuration, Model, parse
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import child
+from pipeline.networks.own import own_file, sources
 from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
+from pipeline.training.exported import classes_from
 from pipeline.weights import recorded_normalisation
 
 
@@ -58,9 +62,8 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
     run = complete_run(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, folder).read_text(encoding="utf-8"))
-        configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
-        classes = json.loads(find.artifact(workspace, run_id, names.CLASSES, folder).read_text(encoding="utf-8"))
+        configuration = recorded_configuration(workspace, run_id, folder)
+        classes = classes_from(_json(workspace, run_id, names.CLASSES, folder))
         preprocessing = recorded_preprocessing(workspace, run_id, configuration.model, folder)
         network = _rebuilt(workspace, run_id, configuration, len(classes), folder)
         load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), configuration.model.name)
@@ -79,9 +82,32 @@ def recorded_preprocessing(workspace: Workspace, run_id: str, model: Model, fold
     Raises:
         UserError: It has not recorded that.
     """
-    raw = json.loads(find.artifact(workspace, run_id, names.PREPROCESSING, folder).read_text(encoding="utf-8"))
-    mean, std = recorded_normalisation(model, (raw["mean"], raw["std"]))
-    return Preprocessing.from_dict({**raw, "mean": mean, "std": std})
+    recorded = Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder))
+    mean, std = recorded_normalisation(model, (list(recorded.mean), list(recorded.std)))
+    return Preprocessing.from_dict({**recorded.to_dict(), "mean": mean, "std": std})
+
+
+def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> Configuration:
+    """Return the configuration that a run has recorded; downloads to `folder`.
+
+    Raises:
+        UserError: It has recorded none.
+    """
+    file = find.artifact(workspace, run_id, names.CONFIG, folder)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"run {run_id}: {names.CONFIG} is no YAML: {first_line(error)}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"run {run_id}: {names.CONFIG} is no configuration")
+    return parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
+
+
+def _json(workspace: Workspace, run_id: str, name: str, folder: Path) -> Any:
+    try:
+        return json.loads(find.artifact(workspace, run_id, name, folder).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"run {run_id}: {name} is no JSON: {first_line(error)}") from None
 
 
 def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, num_classes: int, folder: Path) -> nn.Module:
@@ -92,7 +118,8 @@ def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, nu
     path, _, function = model.name.removeprefix("file:").rpartition(":")
     file = kept_source(workspace, run_id, path, folder)
     kept = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in file.parent.rglob("*") if one.is_file()}
-    trust.need(kept, run_id, names.SOURCE)
+    own = _named_like(file.name, num_classes, configuration.data.image_size)
+    trust.need(kept, f"run {run_id}: its artifact {names.SOURCE}", own)
     name = f"file:{file}:{function}"
     try:
         return models.build(model.model_copy(update={"name": name}), num_classes, configuration.data.image_size, load=False).module
@@ -102,6 +129,16 @@ def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, nu
             add = f"mlflow artifacts log-artifact --run-id {run_id} --artifact-path {names.SOURCE} --local-file FILE"
             why += f"; release 0.1.0 kept the network's own file alone, add what it imports with: {add}"
         raise UserError(f"run {run_id}: {why}", error.findings) from None
+
+
+def _named_like(name: str, num_classes: int, image_size: int) -> Iterator[Mapping[str, bytes]]:
+    """Yield what the networks are made of that this step's configuration names, of those whose file has that name."""
+    for network in trust.named_networks():
+        with suppress(UserError):
+            if own_file(network)[0].name == name:
+                # Runs of release 0.1.0 keep the network's own file alone.
+                yield sources(network, 0, image_size)
+                yield sources(network, num_classes, image_size)
 
 
 def below(root: Path, artifact: str) -> Path:

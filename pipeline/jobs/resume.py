@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
-from pipeline.config import Configuration, parse
+from pipeline.config import Configuration
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
 from pipeline.identity import FIRST_RELEASE, config_hash
-from pipeline.jobs.prepare import check, prepare_images
-from pipeline.jobs.restore import below
+from pipeline.jobs.prepare import check, need_known_images, prepare_images
+from pipeline.jobs.restore import recorded_configuration
 from pipeline.jobs.setting import Job
 from pipeline.networks.own import is_own, own_file
 from pipeline.report.console import say
@@ -23,7 +22,7 @@ from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives, uid_of
 from pipeline.tracking.store import Workspace, database_file
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.trust import need
+from pipeline.trust import is_users_own, need
 
 
 @contextmanager
@@ -32,8 +31,11 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
 
     Raises:
         InUse: Another process has taken it up, or still trains it.
+        UserError: Another run has the same uid, and with it the same checkpoints.
     """
     uid = uid_of(run_id, find.get_run(workspace, run_id).data.tags)
+    if others := [one for one in find.with_uid(workspace, uid) if one != run_id]:
+        raise UserError(f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies")
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
     with locked(child(workspace.checkpoints, uid), refusal):
@@ -58,19 +60,19 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     refuse_ended(run_id, str(run.info.run_name), state)
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
-        raw = yaml.safe_load(find.artifact(workspace, run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
-    configuration = parse(Configuration, raw, f"run {run_id}: {names.CONFIG}")
-    _need_trust(workspace, run_id, configuration.model.name)
+        configuration = recorded_configuration(workspace, run_id, Path(folder))
+    _need_trust(run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
     if not before:
         raise UserError(f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew")
+    need_known_images(workspace, configuration.data, run_id)
     prepared = prepare_images(workspace, configuration.data)
     if prepared.digest != before:
         raise UserError(
             f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "
             "train anew, or put the images back"
         )
-    job = Job(configuration, check(configuration, prepared, ""), prepared)
+    job = Job(configuration, check(configuration, prepared, "", is_recorded=True), prepared)
     before = tags.get(names.CONFIG_HASH, job.config_hash)
     if job.config_hash != before and before == config_hash(configuration, job.origin, FIRST_RELEASE):
         _need_checkpoint(workspace, run_id, tags, configuration)
@@ -85,7 +87,7 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     return job
 
 
-def _need_trust(workspace: Workspace, run_id: str, name: str) -> None:
+def _need_trust(run_id: str, name: str) -> None:
     """Check that one's own network, which a run has recorded by a path of this machine, may be executed.
 
     Raises:
@@ -94,9 +96,17 @@ def _need_trust(workspace: Workspace, run_id: str, name: str) -> None:
     if not is_own(name):
         return
     file, _ = own_file(name)
-    listed = [file, *(below(file.parent, artifact) for artifact in find.listed(workspace, run_id, names.SOURCE))]
-    there = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in listed if one.is_file()}
-    need(there, run_id, names.SOURCE)
+    if not is_users_own(file):
+        # What it imports, only executing it would tell; so all that it could.
+        there = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in _importable(file.parent)}
+        need({**there, file.name: file.read_bytes()}, f"run {run_id}: its network {file}, with the Python files beside it,", is_here=True)
+
+
+def _importable(folder: Path) -> Iterator[Path]:
+    """Yield the Python files of a folder that an import may name."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name.isidentifier()]
+        yield from (Path(place, name) for name in files if name.endswith(".py"))
 
 
 def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:

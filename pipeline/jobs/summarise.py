@@ -103,7 +103,11 @@ def _apart(row: find.Row, digest: str, metric: str) -> str:
 
 def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which trainings reached the study's target, and at which epoch first."""
-    target = float(find.get_run(workspace, parent).data.tags.get(names.TARGET, 0)) if parent else 0.0
+    try:
+        target = float(find.get_run(workspace, parent).data.tags.get(names.TARGET, 0)) if parent else 0.0
+    except ValueError:
+        # A tag that anybody may write.
+        target = 0.0
     if not target:
         return []
     met = []

@@ -21,8 +21,8 @@ from pipeline.tracking import find, names, transfer
 from pipeline.tracking.find import Study
 from pipeline.tracking.store import Workspace
 
-_WHERE = ("data.source", "data.root", "data.labels")
-"""Where images are may change; their digest, compared before they are used, tells whether they are the same."""
+_WHERE = ("data.source", "data.root", "data.labels", "data.bad", "data.duplicates", "data.near_distance")
+"""Where images are, and what is done about bad ones, may change; their digest, compared before they are used, tells what they are."""
 _MOST_LISTED = 10
 
 
@@ -49,7 +49,11 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
         UserError: No study has that name, or these options; those that there are, are listed.
     """
     if experiment.study.name:
-        named = find.study(workspace, experiment.study.name)
+        name = experiment.study.name
+        # Where that name was another store's, the study stands beside it; the latest does.
+        beside = [one.name for one in find.studies(workspace) if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)]
+        is_there = any(one.name == name for one in find.studies(workspace))
+        named = find.study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
     studies = find.studies(workspace)
     if not studies:

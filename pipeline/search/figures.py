@@ -44,6 +44,8 @@ def write_figures(study: optuna.Study, folder: Path, metric: str = ranking.DEFAU
     texts = {str(value) for trial in searched for value in trial.params.values()}
     with warnings.catch_warnings(), foreign_figures(texts):
         warnings.simplefilter("ignore", ExperimentalWarning)
+        # Of a single trial's axis, which has no width.
+        warnings.filterwarnings("ignore", r"Attempting to set identical", UserWarning)
         # Said once, by what finds the fonts.
         warnings.filterwarnings("ignore", r"Glyph \d+ ")
         for name, (possible, draw) in wanted.items():

@@ -73,16 +73,17 @@ def put_back(study: optuna.Study, trial_id: int) -> None:
     study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration]) -> int:
+def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration], there_are: Collection[str]) -> int:
     """Enqueue what is still to do of the list, of interrupted and of failed trials; entries no longer in the list are given up.
 
     Args:
         study: Nothing else works on it.
         experiment: Its base and space.
         entries: The list by identity (configuration hash and seed), seeds of repeats given, as many as are to be trained.
+        there_are: Ids of the study's runs: what was trained in others, which were deleted since, is trained again.
 
     Returns:
-        How many failed trainings are tried again.
+        How many trainings that failed, or whose runs were deleted, are tried again.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         runs = trial.state == TrialState.RUNNING
@@ -91,7 +92,7 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
         elif runs:
             put_back(study, trial._trial_id)
     latest = standing(study, entries)
-    again = [trial for trial in latest if may_succeed(trial)]
+    again = [trial for trial in latest if may_succeed(trial) or _is_gone(trial, there_are)]
     for trial in latest:
         if KEY not in trial.user_attrs and (trial in again or INTERRUPTED in trial.user_attrs):
             study.enqueue_trial(trial.params, {PLACE: trial.user_attrs[PLACE]})
@@ -106,6 +107,10 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
         study.enqueue_trial(point or {}, {PLACE: place if kept is None else kept, KEY: key, ENTRY: entry.model_dump(mode="json")})
         place += kept is None
     return len(again)
+
+
+def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:
+    return trial.state.is_finished() and RUN_ID in trial.user_attrs and trial.user_attrs[RUN_ID] not in there_are
 
 
 def _withdraw(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -84,7 +84,8 @@ class Worker:
         if len(self.jobs) > total:
             say(f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}")
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
-        again = plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()})
+        there_are = {row["run_id"] for row in find.trainings(self.workspace, self.study.study_name)}
+        again = plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()}, there_are)
         if (done := counted(self.study, self._by_key)) or again:
             say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
         while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
@@ -168,7 +169,8 @@ class Worker:
 
     def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
         identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
-        unfinished = find.unfinished_training(self.workspace, self.study.study_name, *identity)
+        begun = {one.user_attrs.get(RUN_ID, "") for one in self.study.get_trials(deepcopy=False)}
+        unfinished = find.unfinished_training(self.workspace, self.study.study_name, *identity, begun)
         # A person may be going on with it by hand.
         with exclusively(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
             same = reusable(self.workspace, job)

@@ -10,7 +10,7 @@ from pipeline.trust import trust_here
 class EvaluateOptions(TrustOptions):
     """Options of evaluate."""
 
-    run_id: str = essential("", "A complete training; empty: the best of the study by validation.")
+    run_id: str = essential("", "A complete training; empty: all repeats of the study's best configuration by validation.")
     summary = "Score one trained network on the test split, into its own run."
     example = "python -m pipeline evaluate"
 
@@ -24,7 +24,7 @@ OPTIONS = EvaluateOptions
 
 
 def run(own: EvaluateOptions, overrides: Raw) -> None:
-    """Evaluate a run, or the best one of the study."""
+    """Evaluate a run, or all repeats of the study's best configuration."""
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
@@ -36,11 +36,11 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):
-        run_id = own.run_id or leaders(compare_of(workspace, experiment))[0]
-        values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
-    show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
-    interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
-    say(
-        f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "
-        f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
-    )
+        for run_id in [own.run_id] if own.run_id else leaders(compare_of(workspace, experiment)):
+            values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
+            show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
+            interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
+            say(
+                f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "
+                f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
+            )

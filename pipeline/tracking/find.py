@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -214,15 +214,25 @@ def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: i
     return next((found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None)
 
 
-def unfinished_training(workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str) -> str:
+def unfinished_training(
+    workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str, begun: Collection[str]
+) -> str:
     """Return the run id of a study's training of that identity that can go on, the latest one, or an empty string.
 
     It is running, was interrupted, or failed for a reason that may have passed.
+
+    Args:
+        workspace: The open store.
+        study: Its name.
+        config_hash: Of the configuration.
+        seed: Of the training.
+        fold: Of the images.
+        data_digest: Of the images.
+        begun: Run ids that the study itself has noted: anybody may write tags like theirs.
     """
     tags = {names.EXPERIMENT: workspace.experiment, names.CONFIG_HASH: config_hash, names.DATA_DIGEST: data_digest}
     found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
-    # Anybody may write a tag: a run of another uid than ours is a stranger's, and is left alone.
-    own = [run for run in found if names.is_uid(run.data.tags.get(names.UID, run.info.run_id))]
+    own = [run for run in found if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))]
     rows = [row(run) for run in own if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)]
     same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
     return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
@@ -234,6 +244,11 @@ def _can_go_on(run: Run) -> bool:
     retry = tags.get(names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true")
     state = row(run)["state"]
     return state in (names.RUNNING, names.INTERRUPTED) or (state == names.FAILED and retry == "true")
+
+
+def with_uid(workspace: Workspace, uid: str) -> list[str]:
+    """Return the ids of the runs that have a uid."""
+    return [str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")]
 
 
 def running(workspace: Workspace, experiment: str = "") -> list[Run]:

@@ -44,9 +44,13 @@ class Beat(NamedTuple):
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Beat | None:
-        """Read the tag among a run's tags; None where it is missing."""
-        parts = tags.get(names.HEARTBEAT, "").split()
-        return cls(parts[0], int(parts[1]), float(parts[2]), float(parts[3])) if len(parts) == 4 else None
+        """Read the tag among a run's tags; None where it is missing, or says nothing that a beat may say."""
+        try:
+            host, process_id, started, time = tags.get(names.HEARTBEAT, "").split()
+            beat = cls(host, int(process_id), float(started), float(time))
+        except ValueError:
+            return None
+        return beat if 0 < beat.process_id < 2**31 and 0 <= beat.started < 2**40 and 0 <= beat.time < 2**40 else None
 
     def __str__(self) -> str:
         return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"

@@ -137,11 +137,13 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
             raise UserError(f"name: {name!r} cannot be a registered model: {first_line(error)}") from None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    model_id = logged_model(workspace, run_id)
+    # Anybody may have made a version that says it is of this run.
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions = [one for one in found if one.source == f"models:/{model_id}"]
     if versions:
-        number = max(versions, key=lambda found: int(found.version)).version
+        number = max(versions, key=lambda version: int(version.version)).version
     else:
-        model_id = logged_model(workspace, run_id)
         number = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id).version
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)

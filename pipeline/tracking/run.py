@@ -25,7 +25,7 @@ from pipeline import signals
 from pipeline.background import Background, Task, within
 from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError, first_line, may_pass
-from pipeline.tracking import launcher, names
+from pipeline.tracking import find, launcher, names
 from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
 from pipeline.tracking.store import Workspace, database_file, is_away
@@ -343,7 +343,7 @@ def lives(tags: Mapping[str, str]) -> bool:
 
 def end_abandoned(workspace: Workspace, run_id: str) -> bool:
     """End a run whose process died without ending it, at its last beat; return whether it was one."""
-    run = workspace.client.get_run(run_id) if run_id else None
+    run = workspace.client.get_run(run_id) if run_id and find.lifecycle(workspace, run_id) else None
     if run is None or run.info.status != "RUNNING" or run.info.lifecycle_stage != "active" or lives(run.data.tags):
         return False
     beat = Beat.of(run.data.tags)

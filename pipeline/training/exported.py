@@ -12,11 +12,12 @@ import torch
 import torch.export.passes
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.training.archive import UnsafeArchive, write_checked
+from pipeline.training.device import is_out_of_memory
 
 NETWORK, CLASSES, PREPROCESSING = "network.pt2", "classes.json", "preprocessing.json"
 """Files of an exported classifier."""
@@ -69,8 +70,8 @@ def load_exported(file: Path | str, device: torch.device | str) -> nn.Module:
             program = torch.export.load(checked)
         except UnsafeArchive as error:
             raise UserError(f"{NETWORK}: {error}") from error
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
-            # A graph of allowed operators that fit together nowhere.
+        except Exception as error:
+            # A graph of allowed operators that fit together nowhere fails in any way.
             raise UserError(f"{NETWORK}: torch cannot read it: {first_line(error)}") from error
     if torch.device(device).type != "cpu":
         program = torch.export.passes.move_to_device_pass(program, str(device))
@@ -95,7 +96,7 @@ class Classifier:
     def __init__(self, folder: Path, device: str = "") -> None:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.classes = _classes(json.loads((folder / CLASSES).read_text(encoding="utf-8")))
+            self.classes = classes_from(json.loads((folder / CLASSES).read_text(encoding="utf-8")))
             self.preprocessing = Preprocessing.from_dict(json.loads((folder / PREPROCESSING).read_text(encoding="utf-8")))
             self._network = load_exported(folder / NETWORK, self._device)
         except FileNotFoundError as error:
@@ -112,15 +113,25 @@ class Classifier:
         parts = [np.zeros((0, len(self.classes)))]
         for start in range(0, len(images), BATCH_SIZE):
             pixels = np.stack([self.preprocessing.pixels(image) for image in images[start : start + BATCH_SIZE]])
-            with torch.inference_mode():
-                logits = self._network(self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device)))
+            logits = self._logits(self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device)))
             if logits.shape != (len(pixels), len(self.classes)):
                 raise UserError(f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes")
             parts.append(logits.double().softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self._network(images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"the network cannot take images of {self.preprocessing.image_size} pixels: {first_line(error)}") from error
+        return logits
 
-def _classes(raw: object) -> list[str]:
+
+def classes_from(raw: object) -> list[str]:
+    """Return names of classes that were read; raises UserError where they are none."""
     if not isinstance(raw, list) or not raw or not all(isinstance(name, str) for name in raw):
         raise UserError(f"{CLASSES}: a list of names is needed, got {str(raw)[:200]}")
     return raw

@@ -120,7 +120,7 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(tmp_path: Path, m
     inside = [{"optimizer": {"lr": lr}, "schedule": {"name": "exponential"}} for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)]
     of = experiment(tmp_path, space, configs=[{"model": {"name": "resnet34"}}, *inside])
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), 0))
-    plan(study, of, {str(number): one for number, one in enumerate(of.entries)})
+    plan(study, of, {str(number): one for number, one in enumerate(of.entries)}, set())
     enqueued = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
     assert [bool(point) for point in enqueued] == [False, *[True] * 5]
     independent: list[str] = []
@@ -147,7 +147,7 @@ def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_v
     of = experiment(tmp_path, {"schedule.name": ["none", "exponential"]}, configs=[{"schedule": {"name": "exponential"}}])
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), seed))
     study.enqueue_trial({}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")})
-    assert plan(study, of, {"0": of.entries[0]}) == 0
+    assert plan(study, of, {"0": of.entries[0]}, set()) == 0
     trial = study.ask()
     assert not is_point(trial)
     study.tell(trial, 1.0)
