@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -135,6 +136,32 @@ def test_a_study_with_a_name_of_its_own_is_found_by_its_file(cli: Cli, quick: Pa
     told = ok(cli, "evaluate", "--config", a)
     assert "study mine, " in told and "latest" not in told
     assert lr_of_evaluated(workspace) == {1e-3}
+
+
+def test_a_name_of_its_own_that_was_another_stores_is_followed_beside_it(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    storage = f"sqlite:///{quick.with_name('shared.db')}"
+    raw = yaml.safe_load(write(quick, "a.yaml", optimizer={"lr": 1e-3}).read_text())
+    quick.with_name("a.yaml").write_text(yaml.safe_dump({**raw, "study": {"name": "mine", "storage": storage}}))
+    a = quick.with_name("a.yaml")
+    ok(cli, "tune", "--config", a)
+    mlflow.set_tracking_uri(f"sqlite:///{quick.with_name('other.db')}")
+    assert "study mine~2 is used" in ok(cli, "tune", "--config", a)
+    for step in ("evaluate", "summary", "register"):
+        ok(cli, step, "--config", a)
+
+
+def test_options_on_what_is_done_about_bad_images_hinder_nobody(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml")
+    ok(cli, "tune", "--config", a)
+    ok(cli, "tune", "--config", a, "--data.bad", "warn")
+    assert "latest" not in ok(cli, "summary", "--config", a, "--data.bad", "warn")
+
+
+def test_evaluate_scores_all_repeats_of_the_best_configuration(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml")
+    ok(cli, "tune", "--config", a, "--study.repeats", "2")
+    ok(cli, "evaluate", "--config", a)
+    assert [row["test_accuracy"] is not None for row in find.trainings(workspace)] == [True, True]
 
 
 def test_a_study_of_a_network_with_neighbours_is_found(cli: Cli, quick: Path, workspace: Workspace) -> None:

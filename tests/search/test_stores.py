@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import Cli, start, wait_for
+from tests.conftest import Cli, interrupt, start, wait_for
 from tests.search.conftest import TrackingServer
 from tests.search.test_lists import contents
 from tests.search.test_study import LIST, SPACE, runs, study_file
@@ -234,3 +236,33 @@ def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server
     assert [run.info.status for run in find.study_parents(workspace, study)] == ["FINISHED"]
     assert [row["state"] for row in find.trainings(workspace)] == ["complete", "complete"]
     assert all(run.info.status != "RUNNING" for run in find.running(workspace, "folders30"))
+
+
+def test_what_was_trained_in_a_deleted_run_is_trained_again(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    file = study_file(quick, configs=LIST)
+    assert cli("tune", "--config", file).code == 0
+    first = [row["run_id"] for row in find.trainings(workspace)]
+    for deleted in (first[:1], first):
+        for run_id in deleted:
+            if find.lifecycle(workspace, run_id) == "active":
+                workspace.client.delete_run(run_id)
+        done = cli("tune", "--config", file)
+        assert done.code == 0, done.err
+        there = {row["run_id"] for row in find.trainings(workspace)}
+        assert len(there) == 2 and not there & set(deleted)
+
+
+def test_a_run_that_was_removed_for_good_ends_no_study(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    file = str(study_file(quick, configs=LIST))
+    interrupt(cli, "tune", "--config", file)
+    (killed,) = (row["run_id"] for row in find.trainings(workspace))
+    study = optuna.load_study(storage=f"sqlite:///{quick.with_name('optuna.db')}", study_name=find.studies(workspace)[0].name)
+    # As after a kill, and `mlflow gc`.
+    (trial,) = (one for one in study.get_trials() if one.user_attrs.get("run_id") == killed)
+    study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.RUNNING)
+    with closing(sqlite3.connect(quick.with_name("mlflow.db"))) as database, database:
+        database.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", [killed])
+        for table in ("params", "metrics", "latest_metrics", "tags", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [killed])
+    done = cli("tune", "--config", file)
+    assert done.code == 0, done.err
