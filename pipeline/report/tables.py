@@ -6,6 +6,7 @@ import html
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -111,9 +112,20 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     params = [_with_effect(row.get("params") or {}) for row in rows]
     unknown = sorted({name for some in params for name in some if "." in name and field_info(name) is None})
     names = [name for name in (*_LABELS, *unknown) if len({some[name] for some in params if name in some}) > 1]
-    return [
+    texts = [
         ", ".join(f"{_LABELS.get(name, name)} {_short_value(some[name])}" for name in names if some.get(name) is not None)
         for some in params
+    ]
+    # Networks of one's own may differ in nothing but their code.
+    hashes: dict[tuple[str, str], set[str]] = {}
+    shown = [(text, Path(str(some.get("model.name", ""))).name) for text, some in zip(texts, params, strict=True)]
+    for key, row in zip(shown, rows, strict=True):
+        hashes.setdefault(key, set()).update(filter(None, [row.get("config_hash")]))
+    return [
+        ", ".join(filter(None, [text, f"configuration {row['config_hash'][:6]}"]))
+        if len(hashes[key]) > 1 and row.get("config_hash")
+        else text
+        for text, key, row in zip(texts, shown, rows, strict=True)
     ]
 
 
@@ -135,7 +147,7 @@ def describe(params: Mapping[str, Any]) -> str:
 def _short_value(value: Any) -> str:
     try:
         number = float(value)
-        return f"{number:.0f}" if number.is_integer() else f"{number:.3g}"
+        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e7 else f"{number:.3g}"
     except (TypeError, ValueError):
         return str(value)
 

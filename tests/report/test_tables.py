@@ -349,3 +349,15 @@ def test_the_markdown_escapes_bars() -> None:
 def test_a_training_is_described_by_what_tells_it_apart() -> None:
     params = Configuration.model_validate(nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})).flat()
     assert tables.describe(params) == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"
+
+
+def test_networks_of_ones_own_that_differ_in_their_code_are_told_apart() -> None:
+    params = {"model.name": "file:net.py:build", "optimizer.lr": "0.001"}
+    rows = [row("a", config_hash="a" * 12, params=params), row("b", config_hash="b" * 12, params={**params, "optimizer.lr": "0.001"})]
+    assert tables.differing_settings(rows) == ["configuration aaaaaa", "configuration bbbbbb"]
+    assert tables.differing_settings([rows[0], row("c", config_hash="a" * 12, params=params)]) == ["", ""]
+
+
+def test_a_number_that_nobody_writes_out_is_short() -> None:
+    rows = [row("a", params={"optimizer.lr": "1e+30"}), row("b", params={"optimizer.lr": "0.001"})]
+    assert tables.differing_settings(rows) == ["lr 1e+30", "lr 0.001"]
