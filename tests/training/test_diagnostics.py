@@ -89,7 +89,8 @@ def test_overfit(digits: Prepared, tmp_path: Path) -> None:
 
 
 def test_no_overfit_while_validation_is_the_better(digits: Prepared, tmp_path: Path) -> None:
-    assert [set(flags) & {"overfit"} for flags in judge(digits, tmp_path, {})] == [set()] * 3
+    changes = {"optimizer": {"lr": 1e-4}}
+    assert [set(flags) & {"overfit"} for flags in judge(digits, tmp_path, changes)] == [set()] * 3
 
 
 def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
 
 
 def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
-    flags = judge(digits, tmp_path, {"optimizer": {"lr": 1e-3}, "training": {"epochs": 4}})
+    flags = judge(digits, tmp_path, {"optimizer": {"lr": 1e-4}, "training": {"epochs": 4}})
     assert [set(one) & {"still_improving"} for one in flags[:-1]] == [set()] * 3
     assert flags[-1]["still_improving"].startswith("the last epoch, 4, is the best (validation accuracy ")
 
