@@ -95,7 +95,7 @@ def _told_of_disk(error: Exception) -> PipelineError | None:
     """Return what it means that the disk is full, or that a file or a home folder cannot be used; None for any other error."""
     if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home"):
         return UserError("a path begins with ~ and a name that is no user of this machine")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.filename:
         return Unwritable(f"{error.filename}: {error.strerror}")
     reason = out_of_room(error)
     return Unwritable(f"nothing can be written any more: {reason}; make room and start again") if reason else None

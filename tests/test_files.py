@@ -49,6 +49,7 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
 
 def test_a_long_name_can_be_written(tmp_path: Path) -> None:
     write_whole(tmp_path / ("字" * 80), "x")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("字" * 80, "x")]
 
 
 def test_a_killed_writer_leaves_what_was_there_and_its_part_can_be_removed(tmp_path: Path) -> None:

@@ -375,7 +375,9 @@ def test_other_precisions_are_converted(tmp_path: Path, kind: torch.dtype) -> No
 def test_a_mask_of_infinities_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(WITH_MASK)
     torch.save(changed("mask", torch.full((2,), -torch.inf)), tmp_path / "weights.pth")
-    models.check(Model(name=f"file:{tmp_path}/net.py:Net", weights=f"file:{tmp_path}/weights.pth"), 4, 32)
+    model = Model(name=f"file:{tmp_path}/net.py:Net", weights=f"file:{tmp_path}/weights.pth")
+    models.check(model, 4, 32)
+    assert torch.equal(models.build(model, 4, 32).module.state_dict()["mask"], torch.full((2,), -torch.inf))
 
 
 @pytest.mark.parametrize("form", ["not a number", "network", "integer keys", "sparse"])

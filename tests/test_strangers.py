@@ -314,7 +314,7 @@ def test_a_run_names_no_folder_that_is_read(cli: Cli, quick: Path, workspace: Wo
     with_other_place(workspace, run.info.run_id, str(quick.parent / "digits"), str(private))
     forget(monkeypatch)
     refused = cli("evaluate", "--run_id", run.info.run_id)
-    assert (refused.code, refused.err.count("\n")) == (2, 1) and "no configuration of yours here has named" in refused.err
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "which nobody has prepared here" in refused.err
     assert not list(workspace.prepared.glob("private*"))
 
 

@@ -78,10 +78,10 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
 
 
 def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
-    """Check that a run does not choose which folder of this machine is read: only one that this user has named, now or before.
+    """Check that a run does not choose which folder of this machine is read: only one that was named or prepared here before.
 
     Raises:
-        UserError: Nobody has; with the way to name it.
+        UserError: It was not; with the way to do so.
     """
     kind, _, path = data.source.partition(":")
     if data.source == "digits" or (kind == "torchvision" and not data.root) or are_named(data.source, data.root, data.labels):
@@ -92,8 +92,8 @@ def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
             if json.loads(description.read_text(encoding="utf-8"))["source"] in before:
                 return
     raise UserError(
-        f"run_id: run {run_id} names the images {data.source!r}, which no configuration of yours here has named; "
-        "give its file with --config, or their place with --data.source"
+        f"run_id: run {run_id} names the images {data.source!r}, which nobody has prepared here; "
+        "prepare them first (step prepare), or say with --data.source of evaluate where they are"
     )
 
 

@@ -35,11 +35,6 @@ class _State:
     taken = ""
 
 
-def is_named() -> bool:
-    """Whether the environment names a run."""
-    return bool(os.environ.get(_VARIABLE))
-
-
 def taken() -> str:
     """Return the id of the run that `take` has found to be this process's, or an empty string."""
     return _State.taken

@@ -127,8 +127,9 @@ def test_a_terminal_that_is_too_narrow_for_anything_is_no_error(terminal: Termin
 
 
 def test_a_table_without_rows_is_no_error(terminal: Terminal) -> None:
-    terminal(80)
+    printed = terminal(80)
     console.show_table(tables.for_people([]), "Comparison")
+    assert "Comparison" in printed.getvalue()
 
 
 @pytest.mark.parametrize("width", [20, 40, 60])
