@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
+from mlflow.entities import Param
 from PIL import Image
 
 from pipeline import models, trust
@@ -289,6 +290,7 @@ def test_a_study_goes_on_with_no_run_that_it_has_not_begun(cli: Cli, quick: Path
     interrupt(cli, "tune", "--config", str(file), "--training.epochs", "4")
     (own,) = trainings(workspace)
     stranger = workspace.client.create_run(workspace.experiment_id, tags={**own.data.tags, names.UID: "f" * 32}).info.run_id
+    workspace.client.log_batch(stranger, params=[Param(name, value) for name, value in own.data.params.items()])
     workspace.client.set_terminated(stranger, "KILLED")
     done = cli("tune", "--config", str(file), "--training.epochs", "4")
     assert done.code == 0, done.err
