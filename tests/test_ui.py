@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +12,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from pipeline.tracking.store import Workspace
 from pipeline.tracking.views import view_urls
-from tests.conftest import start
+from tests.servers import mlflow_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,23 +23,8 @@ if CHROMIUM is None and not os.environ.get("CI"):
 @pytest.fixture(scope="module")
 def server(smoke: Path) -> Iterator[str]:
     """The address of a real MLflow server on the finished study."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["server", "--backend-store-uri", f"sqlite:///{smoke / 'mlflow.db'}", "--port", str(port), "--workers", "1"]
-    process = start([sys.executable, "-m", "mlflow", *arguments], smoke)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with mlflow_server(smoke / "mlflow.db") as running:
+        yield running.uri
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,29 @@ def test_of_two_files_on_one_folder_each_takes_its_own(cli: Cli, two: tuple[Path
     assert pd.read_csv(workspace.outputs / "comparison.csv")["lr"].tolist() == [2e-3]
 
 
-def test_options_identify_a_study_as_they_did_in_tune(cli: Cli, two: tuple[Path, Path], workspace: Workspace) -> None:
+def test_options_identify_a_study_as_they_did_in_tune_and_without_the_latest_is_taken_where_none_is_of_the_file(
+    cli: Cli, two: tuple[Path, Path], quick: Path, workspace: Workspace
+) -> None:
     a, _ = two
+    other = write(quick, "c.yaml", optimizer={"lr": 9e-3})
+    told = ok(cli, "summary", "--config", other)
+    assert f"; the latest, since none has base and space of {other}: 1 run" in told
+    assert pd.read_csv(workspace.outputs / "comparison.csv")["lr"].tolist() == [2e-3]
     ok(cli, "evaluate", "--config", a, "--optimizer.lr", "2e-3")
     assert lr_of_evaluated(workspace) == {2e-3}
 
 
-@pytest.mark.parametrize("step", ["evaluate", "summary", "register"])
-@pytest.mark.parametrize(
-    "options", [("--optimizer.lr", "5e-3"), ("--model.name", "resnet18"), ("--data.seed", "7"), ("--data.image_size", "32")]
-)
-def test_options_that_no_study_has_are_refused_with_those_there_are(
-    cli: Cli, two: tuple[Path, Path], workspace: Workspace, step: str, options: tuple[str, str]
-) -> None:
-    refused = cli(step, "--config", two[0], *options)
-    assert refused.code == 2
-    lines = refused.err.splitlines()
-    assert lines[0].startswith("error: no study of experiment 'quick' is of ") and options[0] in lines[0]
-    assert [line.split(",")[0].strip() for line in lines[1:]] == [f"study {study.name}" for study in find.studies(workspace)]
-    assert lr_of_evaluated(workspace) == set()
+OF_NO_STUDY = [("--optimizer.lr", "5e-3"), ("--model.name", "resnet18"), ("--data.seed", "7"), ("--data.image_size", "32")]
+
+
+def test_options_that_no_study_has_are_refused_with_those_there_are(cli: Cli, two: tuple[Path, Path], workspace: Workspace) -> None:
+    for step, options in itertools.product(("evaluate", "summary", "register"), OF_NO_STUDY):
+        refused = cli(step, "--config", two[0], *options)
+        assert refused.code == 2, (step, options)
+        lines = refused.err.splitlines()
+        assert lines[0].startswith("error: no study of experiment 'quick' is of ") and options[0] in lines[0]
+        assert [line.split(",")[0].strip() for line in lines[1:]] == [f"study {study.name}" for study in find.studies(workspace)]
+        assert lr_of_evaluated(workspace) == set()
 
 
 def test_options_on_images_that_the_study_has_are_no_hindrance(cli: Cli, quick: Path, workspace: Workspace) -> None:
@@ -118,15 +123,6 @@ def test_options_on_images_that_the_study_has_are_no_hindrance(cli: Cli, quick: 
     ok(cli, "evaluate", "--config", file, "--data.seed", "3")
     (row,) = [row for row in find.trainings(workspace) if row["test_accuracy"] is not None]
     assert row["params"]["data.seed"] == "3"
-
-
-def test_without_options_the_latest_is_taken_where_none_is_of_the_file_and_that_is_said(
-    cli: Cli, two: tuple[Path, Path], quick: Path, workspace: Workspace
-) -> None:
-    other = write(quick, "c.yaml", optimizer={"lr": 9e-3})
-    told = ok(cli, "summary", "--config", other)
-    assert f"; the latest, since none has base and space of {other}: 1 run" in told
-    assert pd.read_csv(workspace.outputs / "comparison.csv")["lr"].tolist() == [2e-3]
 
 
 def test_a_study_with_a_name_of_its_own_is_found_by_its_file(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -24,6 +24,7 @@ from tests.networks.test_heads import starts_normally
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRANSFORMED = ("googlenet", "inception_v3")
+SMALL = ("googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 
 
 def run_of(workspace: Workspace, folder: Path, model: Model, size: int, module: nn.Module, normalisation: Sequence[Sequence[float]]) -> str:
@@ -53,9 +54,9 @@ def pixels_of(size: int) -> Tensor:
 
 
 def answers_out_of(workspace: Workspace, run: str, name: str, pixels: Tensor) -> list[Tensor]:
-    """Return what a run's network answers where it is continued, by its run and by its version, and where it is evaluated."""
+    """Return what a run's network answers where it is continued, and where it is evaluated; the smallest by its version too."""
     size, answers = pixels.shape[-1], []
-    for form in (f"runs:/{run}/model", "models:/trained/1"):
+    for form in (f"runs:/{run}/model", *(["models:/trained/1"] if name in SMALL else [])):
         network = models.build(transfer.with_file(Model(name=name, weights=form)), 3, size)
         answers.append(logits(network.module, network.normalisation, pixels))
     restored = restore(workspace, run)

@@ -19,8 +19,8 @@ from pipeline.search import storage
 from pipeline.search.storage import Database, without_waiting
 from pipeline.tracking import names
 from tests.conftest import Cli
-from tests.search.conftest import PostgreSQL
 from tests.search.test_study import LIST, SPACE, runs, study_file
+from tests.servers import PostgreSQL
 
 
 def make_study(url: str, home: Path) -> str:

@@ -29,11 +29,11 @@ from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import Cli, interrupt, start, wait_for
-from tests.search.conftest import TrackingServer
 from tests.search.test_lists import contents
 from tests.search.test_study import LIST, SPACE, runs, study_file
+from tests.servers import MLflowServer
 
-STUDY = {"trials": 3, "pruner": "none"}
+STUDY = {"trials": 2, "pruner": "none"}
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
@@ -42,7 +42,7 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
 ) -> None:
     shared = quick.parent / "shared.db"
     url = f"sqlite:///{shared}" if storage == "sqlite" else request.getfixturevalue("postgres").url("stores")
-    tune = ["tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={**STUDY, "storage": url})]
+    tune = ["tune", "--config", study_file(quick, configs=LIST[:1], space=SPACE, study={**STUDY, "storage": url})]
     first, second = mlflow.get_tracking_uri(), f"sqlite:///{quick.parent / 'other' / 'mlflow.db'}"
     assert cli(*tune).code == 0
     (parent,) = runs("tune")
@@ -61,14 +61,14 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
         assert done.code == 0, done.err
         said = f"study {study} belongs to another MLflow store; study {study}~2 is used"
         assert done.out.splitlines().count(said) == 1 and "anew" not in done.out
-    assert "3 of 3 trainings are there" in done.out
+    assert "2 of 2 trainings are there" in done.out
     assert [run.data.tags[names.STUDY] for run in runs("tune")] == [f"{study}~2"]
-    assert {run.data.tags[names.STUDY] for run in runs("train")} == {f"{study}~2"} and len(runs("train")) == 3
+    assert {run.data.tags[names.STUDY] for run in runs("train")} == {f"{study}~2"} and len(runs("train")) == 2
     assert recorded() == before
     mlflow.set_tracking_uri(first)
     done = cli(*tune)
-    assert "3 of 3 trainings are there" in done.out and "is used" not in done.out
-    assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(runs("train")) == 3
+    assert "2 of 2 trainings are there" in done.out and "is used" not in done.out
+    assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(runs("train")) == 2
 
 
 def test_a_third_store_has_a_third_study(cli: Cli, quick: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_parent_that_another_process_has_just_taken_up_is_left_to_it(
     assert (left.info.status, left.data.tags[names.STATE], left.data.tags[names.HEARTBEAT]) == ("RUNNING", "running", beat)
 
 
-def folders_on(server: TrackingServer, quick: Path, epochs: int) -> tuple[list[Path], list[str]]:
+def folders_on(server: MLflowServer, quick: Path, epochs: int) -> tuple[list[Path], list[str]]:
     """Return two folders with an experiment file, and the command that tunes it on the server."""
     folders = [quick.parent / "a", quick.parent / "b"]
     for folder in folders:
@@ -199,7 +199,7 @@ def folders_on(server: TrackingServer, quick: Path, epochs: int) -> tuple[list[P
 
 
 def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
-    quick: Path, tracking_server: TrackingServer, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    quick: Path, tracking_server: MLflowServer, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first, second), command = folders_on(tracking_server, quick, 40)
     running = start(command, first, MLFLOW_TRACKING_URI=tracking_server.uri, OMP_NUM_THREADS="1")
@@ -223,7 +223,7 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     assert len(find.study_parents(workspace, study)) == 1 and len(find.trainings(workspace)) == 2
 
 
-def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server: TrackingServer) -> None:
+def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server: MLflowServer) -> None:
     folders, command = folders_on(tracking_server, quick, 30)
     processes = [start(command, folder, MLFLOW_TRACKING_URI=tracking_server.uri, OMP_NUM_THREADS="1") for folder in folders]
     told = [process.communicate()[0] for process in processes]

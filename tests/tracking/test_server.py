@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,62 +14,51 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from pipeline.tracking import names
 from tests.conftest import Cli, start, wait_for
+from tests.servers import MLflowServer, free_port, mlflow_server
 
 STEPS = ["summary", "evaluate", "register", "train", "tune", "reconcile"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MLflowServer]:
+    """A real tracking server, which tests stop for a while."""
+    database = tmp_path_factory.mktemp("server") / "mlflow.db"
+    shutil.copy(empty_store, database)
+    with mlflow_server(database) as running:
+        yield running
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A real tracking server of one process, its address and that process."""
-    port = free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "artifacts")]
-    # In a group of its own, so that all of it can be stopped.
-    arguments = [str(Path(sys.executable).with_name("mlflow")), "server", *store, "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        arguments, cwd=folder, text=True, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                if requests.get(f"{uri}/health", timeout=2).ok:
-                    break
-            except requests.RequestException:
-                time.sleep(0.5)
-        yield uri, process
-    finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def short_lived(tmp_path: Path, empty_store: Path) -> Iterator[MLflowServer]:
+    """A real tracking server of one test's own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with mlflow_server(tmp_path / "mlflow.db") as running:
+        yield running
 
 
-def training(quick: Path, uri: str, step: str = "tune") -> subprocess.Popen[str]:
+def training(quick: Path, uri: str, experiment: str, step: str = "tune") -> subprocess.Popen[str]:
     """Start a long study, or training, and return it in its second epoch."""
     quick.write_text(quick.read_text() + "configs: [{}]\n")
-    options = ["--training.epochs", "2000", "--config", str(quick)]
+    options = ["--training.epochs", "2000", "--config", str(quick), "--experiment", experiment]
     process = start([sys.executable, "-m", "pipeline", step, *options], quick.parent, MLFLOW_TRACKING_URI=uri, OMP_NUM_THREADS="1")
     wait_for(process, "epoch 2/")
     return process
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["does not answer", "is gone"])
-def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_away(
-    cli: Cli, quick: Path, server: tuple[str, subprocess.Popen[str]], how: signal.Signals
-) -> None:
-    uri, process = server
-    study = training(quick, uri)
-    os.killpg(process.pid, how)
+def runs_of(uri: str, experiment: str) -> list[Run]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id]))
+
+
+def told_of_a_study_without_server(study: subprocess.Popen[str]) -> None:
+    """Send Ctrl-C to a study whose server is away, and look at what it says, and when."""
     # Until something waits for the store.
     time.sleep(3)
     study.send_signal(signal.SIGINT)
@@ -79,41 +67,52 @@ def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_away(
     assert time.monotonic() - began < 10
     assert study.returncode == 1 and "Traceback" not in told
     assert "python -m pipeline reconcile" in told
-    if how == signal.SIGSTOP:
-        os.killpg(process.pid, signal.SIGCONT)
-        client = MlflowClient(uri)
-        mlflow.set_tracking_uri(uri)
-        assert cli("reconcile").code == 0
-        ids = [one.experiment_id for one in client.search_experiments()]
-        assert {run.info.status for run in client.search_runs(ids)} == {"KILLED"}
 
 
-def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(quick: Path, server: tuple[str, subprocess.Popen[str]]) -> None:
-    uri, process = server
-    run = training(quick, uri, "train")
-    os.killpg(process.pid, signal.SIGSTOP)
-    time.sleep(3)
-    run.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    run.send_signal(signal.SIGINT)
-    time.sleep(2)
-    assert run.poll() is None
-    run.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    told = run.communicate(timeout=30)[0]
-    assert time.monotonic() - began < 1
-    assert run.returncode == 1 and "ended at once; `python -m pipeline reconcile`" in told
+def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_answer(cli: Cli, quick: Path, server: MLflowServer) -> None:
+    study = training(quick, server.uri, "silent")
+    server.send_signal(signal.SIGSTOP)
+    try:
+        told_of_a_study_without_server(study)
+    finally:
+        server.send_signal(signal.SIGCONT)
+    mlflow.set_tracking_uri(server.uri)
+    assert cli("reconcile").code == 0
+    assert [run.info.status for run in runs_of(server.uri, "silent")] == ["KILLED"] * 2
 
 
-def test_with_the_server_there_a_signal_leaves_nothing_to_reconcile(quick: Path, server: tuple[str, subprocess.Popen[str]]) -> None:
-    uri, _ = server
-    study = training(quick, uri)
+def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_gone(quick: Path, short_lived: MLflowServer) -> None:
+    study = training(quick, short_lived.uri, "gone")
+    short_lived.send_signal(signal.SIGKILL)
+    told_of_a_study_without_server(study)
+
+
+def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(quick: Path, server: MLflowServer) -> None:
+    run = training(quick, server.uri, "twice", "train")
+    server.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(3)
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGINT)
+        time.sleep(2)
+        assert run.poll() is None
+        run.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        told = run.communicate(timeout=30)[0]
+        assert time.monotonic() - began < 1
+        assert run.returncode == 1 and "ended at once; `python -m pipeline reconcile`" in told
+    finally:
+        server.send_signal(signal.SIGCONT)
+
+
+def test_with_the_server_there_a_signal_leaves_nothing_to_reconcile(quick: Path, server: MLflowServer) -> None:
+    study = training(quick, server.uri, "there")
     study.send_signal(signal.SIGTERM)
     told = study.communicate(timeout=60)[0]
     assert "reconcile" not in told
-    client = MlflowClient(uri)
-    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    assert [(run.info.status, run.data.tags[names.STATE]) for run in runs] == [("KILLED", "interrupted")] * 2
+    ended = [(run.info.status, run.data.tags[names.STATE]) for run in runs_of(server.uri, "there")]
+    assert ended == [("KILLED", "interrupted")] * 2
 
 
 @pytest.mark.parametrize("step", STEPS)
