@@ -168,13 +168,20 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def store(folder: Path, empty_store: Path) -> Path:
-    """The current folder, with an empty store in it."""
+def place_store(empty_store: Path, folder: Path) -> str:
+    """Put an empty store into a folder, and return its address."""
+    folder.mkdir(exist_ok=True)
     file = folder / "mlflow.db"
     shutil.copy(empty_store, file)
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns" / "0")])
+    return f"sqlite:///{file}"
+
+
+@pytest.fixture
+def store(folder: Path, empty_store: Path) -> Path:
+    """The current folder, with an empty store in it."""
+    place_store(empty_store, folder)
     return folder
 
 

@@ -23,7 +23,7 @@ from pipeline.__main__ import STEPS
 from pipeline.experiment import load
 from pipeline.steps.options import fields_of, parse_options
 from pipeline.tracking import names
-from tests.conftest import PROJECT, start, wait_for, write_digits
+from tests.conftest import PROJECT, place_store, start, wait_for, write_digits
 
 MLFLOW = str(Path(sys.executable).with_name("mlflow"))
 
@@ -97,11 +97,10 @@ def all_runs(folder: Path) -> list[Any]:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    """A folder that is not the project's."""
+def elsewhere(tmp_path: Path, empty_store: Path) -> Path:
+    """A folder that is not the project's, with an empty store in it."""
     path = tmp_path / "some where"
-    path.mkdir()
-    mlflow.set_tracking_uri(f"sqlite:///{path / 'mlflow.db'}")
+    mlflow.set_tracking_uri(place_store(empty_store, path))
     return path
 
 
@@ -146,6 +145,8 @@ def test_a_study_is_continued_under_mlflow_run_with_one_parent(elsewhere: Path) 
 
 def test_from_a_git_url_relative_paths_are_those_of_the_caller(elsewhere: Path) -> None:
     write_digits(elsewhere / "mine", 10)
+    # As one finds it who begins.
+    (elsewhere / "mlflow.db").unlink()
     done = launch(elsewhere, "-e", "prepare", "-P", "data.source=folder:mine", uri=f"file://{PROJECT}")
     out = done.communicate(timeout=200)[0]
     assert done.returncode == 0, out

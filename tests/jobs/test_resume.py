@@ -41,9 +41,11 @@ def trainings(workspace: Workspace) -> list[Any]:
 
 
 def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> int:
-    """Start a step, send it a signal when that epoch is over, and return its exit code."""
+    """Start a step, send it a signal when that epoch is over and a checkpoint written, and return its exit code."""
     process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
     wait_for(process, f"epoch {epoch}/")
+    while process.poll() is None and not any(cwd.glob("checkpoints/*/*/resume-*.pt")):
+        time.sleep(0.001)
     process.send_signal(with_signal)
     process.communicate()
     return process.returncode
@@ -59,7 +61,7 @@ def history(workspace: Workspace, run_id: str, metric: str) -> list[tuple[int, f
 
 
 def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
-    options = [*LONG[2:], "--training.epochs", "60"]
+    options = [*LONG[2:], "--training.epochs", "120"]
     kill_in_epoch(["train", "--config", str(quick), *options], quick.parent, 2)
     (killed,) = trainings(workspace)
     assert killed.info.status == "RUNNING"
@@ -74,7 +76,7 @@ def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quic
     (whole,) = workspace.client.search_runs([experiment.experiment_id])
     for metric in ("train/loss", "val/loss", "val/accuracy", "best/val_accuracy", "best/epoch", "lr"):
         assert history(workspace, resumed.info.run_id, metric) == history(workspace, whole.info.run_id, metric)
-    assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(range(1, 61))
+    assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(range(1, 121))
     assert weights(workspace, resumed.info.run_id, tmp_path) == weights(workspace, whole.info.run_id, tmp_path)
 
 
@@ -153,7 +155,7 @@ def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Pat
     raw = yaml.safe_load(quick.read_text())
     study = quick.with_name("study.yaml")
     study.write_text(yaml.safe_dump({**raw, "configs": [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 3e-3}}]}))
-    options = [*LONG[2:], "--training.epochs", "60"]
+    options = [*LONG[2:], "--training.epochs", "120"]
     kill_in_epoch(["tune", "--config", str(study), *options], quick.parent, 3)
     (killed,) = trainings(workspace)
     done = cli("tune", "--config", study, *options)
@@ -163,7 +165,7 @@ def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Pat
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert runs[0].info.run_id == killed.info.run_id
     for run in runs:
-        assert [step for step, _ in history(workspace, run.info.run_id, "val/accuracy")] == list(range(1, 61))
+        assert [step for step, _ in history(workspace, run.info.run_id, "val/accuracy")] == list(range(1, 121))
 
 
 def test_reconcile_ends_what_died_and_nothing_else(cli: Cli, quick: Path, workspace: Workspace) -> None:

@@ -18,7 +18,7 @@ from pipeline.experiment import load
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import Cli, write_digits
+from tests.conftest import Cli, place_store, write_digits
 
 
 def write(quick: Path, name: str, **changes: Any) -> Path:
@@ -134,13 +134,15 @@ def test_a_study_with_a_name_of_its_own_is_found_by_its_file(cli: Cli, quick: Pa
     assert lr_of_evaluated(workspace) == {1e-3}
 
 
-def test_a_name_of_its_own_that_was_another_stores_is_followed_beside_it(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_name_of_its_own_that_was_another_stores_is_followed_beside_it(
+    cli: Cli, quick: Path, workspace: Workspace, empty_store: Path
+) -> None:
     storage = f"sqlite:///{quick.with_name('shared.db')}"
     raw = yaml.safe_load(write(quick, "a.yaml", optimizer={"lr": 1e-3}).read_text())
     quick.with_name("a.yaml").write_text(yaml.safe_dump({**raw, "study": {"name": "mine", "storage": storage}}))
     a = quick.with_name("a.yaml")
     ok(cli, "tune", "--config", a)
-    mlflow.set_tracking_uri(f"sqlite:///{quick.with_name('other.db')}")
+    mlflow.set_tracking_uri(place_store(empty_store, quick.with_name("other")))
     assert "study mine~2 is used" in ok(cli, "tune", "--config", a)
     for step in ("evaluate", "summary", "register"):
         ok(cli, step, "--config", a)

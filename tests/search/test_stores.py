@@ -28,7 +28,7 @@ from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import Cli, interrupt, start, wait_for
+from tests.conftest import Cli, interrupt, place_store, start, wait_for
 from tests.search.test_lists import contents
 from tests.search.test_study import LIST, SPACE, runs, study_file
 from tests.servers import MLflowServer
@@ -38,12 +38,12 @@ STUDY = {"trials": 2, "pruner": "none"}
 
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
 def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
-    cli: Cli, quick: Path, request: pytest.FixtureRequest, storage: str
+    cli: Cli, quick: Path, empty_store: Path, request: pytest.FixtureRequest, storage: str
 ) -> None:
     shared = quick.parent / "shared.db"
     url = f"sqlite:///{shared}" if storage == "sqlite" else request.getfixturevalue("postgres").url("stores")
     tune = ["tune", "--config", study_file(quick, configs=LIST[:1], space=SPACE, study={**STUDY, "storage": url})]
-    first, second = mlflow.get_tracking_uri(), f"sqlite:///{quick.parent / 'other' / 'mlflow.db'}"
+    first, second = mlflow.get_tracking_uri(), place_store(empty_store, quick.parent / "other")
     assert cli(*tune).code == 0
     (parent,) = runs("tune")
     study = parent.data.tags[names.STUDY]
@@ -71,10 +71,11 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
     assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(runs("train")) == 2
 
 
-def test_a_third_store_has_a_third_study(cli: Cli, quick: Path) -> None:
+def test_a_third_store_has_a_third_study(cli: Cli, quick: Path, empty_store: Path) -> None:
     url = f"sqlite:///{quick.parent / 'shared.db'}"
-    for number, store in enumerate(["a", "b", "c", "a", "c"]):
-        mlflow.set_tracking_uri(f"sqlite:///{quick.parent / store / 'mlflow.db'}")
+    stores = [place_store(empty_store, quick.parent / store) for store in "abc"]
+    for number, store in enumerate([*stores, stores[0], stores[2]]):
+        mlflow.set_tracking_uri(store)
         done = cli("tune", "--config", study_file(quick, configs=LIST[:1], study={"name": "mine", "storage": url}))
         assert done.code == 0, done.err
         assert ("1 of 1 trainings are there" in done.out) == (number > 2)
