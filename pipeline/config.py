@@ -374,7 +374,7 @@ class Study(Section):
     repeats: int = more(1, "How often each entry of the list is trained, each time with the next seed.", ge=1)
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
     pruner: Literal["hyperband", "median", "none"] = essential(
-        "hyperband", "When a searched trial is given up early; entries of the list never are."
+        "none", "When a searched trial is given up early, which saves epochs and misses more of the best; entries of the list never are."
     )
     target: float = more(
         0.0, "Score to reach (validation accuracy, or training.best_metric); the comparison says who did, and when; 0: none.", ge=0

@@ -8,10 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -25,6 +26,12 @@ from pipeline.__main__ import main
 from pipeline.errors import Interrupted
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking.store import Workspace, open_workspace
+
+
+def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
+    """Return names to test, of which only the quick ones are no thorough tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ from pipeline import models
 from pipeline.experiment import load
 from pipeline.identity import config_hash
 from pipeline.tracking.store import open_workspace
-from tests.conftest import PROJECT, Cli, write_digits
+from tests.conftest import PROJECT, Cli, thorough_of, write_digits
 
 PLAIN = ("--training.precision", "fp32", "--training.memory_format", "contiguous")
 SMALL = ("--fast", "true", "--data.limit", "24", "--data.image_size", "32", "--training.epochs", "1", *PLAIN)
@@ -35,7 +35,7 @@ def run(cli: Cli, name: str, *options: str) -> pd.DataFrame:
     return pd.read_csv(open_workspace(f"{name}-fast").outputs / "comparison.csv")
 
 
-@pytest.mark.parametrize("name", FOLDER)
+@pytest.mark.parametrize("name", thorough_of(FOLDER, ["resnet_scratch"]))
 def test_a_study_of_a_folder_runs_from_its_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
     write_digits(store / "images", 8, size=40)
@@ -51,6 +51,7 @@ def test_the_study_of_retinopathy_runs_from_its_file(cli: Cli, store: Path, monk
     assert Counter(rows["model"]) == {"resnet18": 2, "resnet50": 2}
 
 
+@pytest.mark.thorough
 def test_the_twenty_run_from_their_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
     write_digits(store / "images", 8, size=40)

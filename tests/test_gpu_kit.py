@@ -24,6 +24,7 @@ def run(python: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.thorough
 def test_it_runs_without_mlflow_and_optuna_and_without_the_other_tests_settings(tmp_path: Path) -> None:
     # Of its two dozen tests those that pass soonest: all of them belong on a GPU.
     some = "-k 'clipping or exported'"

@@ -45,6 +45,7 @@ def stamps(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.thorough
 def test_imagenets_weights_beat_random_ones_on_a_frozen_backbone(cli: Cli, folder: Path, stamps: Path, imagenet: Path) -> None:
     file = folder / "stamps.yaml"
     data = f'{{source: "folder:{stamps}", image_size: 96, batch_size: 16, val_fraction: 0.4, test_fraction: 0.1}}'

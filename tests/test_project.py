@@ -121,6 +121,7 @@ def test_ctrl_c_ends_study_and_trial_killed(elsewhere: Path) -> None:
     assert [run.data.tags[names.STATE] for run in stopped] == ["interrupted", "interrupted"]
 
 
+@pytest.mark.thorough
 def test_a_study_is_continued_under_mlflow_run_with_one_parent(elsewhere: Path) -> None:
     file = elsewhere / "study.yaml"
     study = yaml.safe_load((PROJECT / "experiments" / "smoke.yaml").read_text())
@@ -166,6 +167,7 @@ def test_wrong_input_ends_the_launched_run_with_the_reason(elsewhere: Path) -> N
     assert "unknown model.name 'resnet19'" in run.data.tags[names.REASON]
 
 
+@pytest.mark.thorough
 def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     process = launch(elsewhere, "-e", "train", "-P", "training.epochs=200", "-P", "model.name=small_cnn")
     wait_for(process, "epoch 2/200")

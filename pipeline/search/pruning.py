@@ -18,6 +18,8 @@ from pipeline.training.callback import Callback
 
 STARTUP_TRIALS = 5
 """Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
+JUDGED_AFTER = 4
+"""Hyperband judges a training after this part of its epochs: after the first one, many of the best are behind."""
 
 
 def build_sampler(study: Study, seed: int) -> BaseSampler:
@@ -38,7 +40,7 @@ def build_pruner(study: Study, epochs: int) -> BasePruner:
     """Build the pruner that ``study.pruner`` names, for trainings of that many epochs."""
     match study.pruner:
         case "hyperband":
-            return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+            return HyperbandPruner(min_resource=max(1, epochs // JUDGED_AFTER), max_resource=epochs, reduction_factor=3)
         case "median":
             return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
         case "none":

@@ -316,12 +316,12 @@ def all_settings() -> list[Setting]:
     samplers |= {f"tpe {startup}": tpe(startup) for startup in (0, 5, 10)}
     samplers |= {f"tpe {startup} beside the list": tpe(startup, of_search=True) for startup in (2, 5)}
     pruners: dict[str, Callable[[], BasePruner]] = {"none": NopPruner}
-    pruners |= {f"hyperband {factor}, from {least}": hyperband(factor, least) for factor in (2, 3, 4) for least in (1, 2)}
+    pruners |= {f"hyperband {factor}, from {least}": hyperband(factor, least) for factor in (2, 3, 4) for least in (1, 2, 3)}
     pruners |= {f"halving {factor}, from {least}": halving(factor, least) for factor in (2, 3, 4) for least in (1, 2, 3)}
     pruners |= {f"median {startup}, from {warmup}": median(startup, warmup) for startup in (0, 5, 10) for warmup in (1, 2, 3)}
     found = [Setting(f"tpe 5 | {name}", tpe(5), pruner) for name, pruner in pruners.items()]
     found += [Setting(f"{name} | none", sampler, NopPruner) for name, sampler in samplers.items()]
-    found += [Setting(f"{name} | hyperband 3, from 1", sampler, hyperband(3, 1)) for name, sampler in samplers.items()]
+    found += [Setting(f"{name} | hyperband 3, from 2", sampler, hyperband(3, 2)) for name, sampler in samplers.items()]
     found += [Setting(f"{name} | median 5, from 1", sampler, median(5, 1)) for name, sampler in samplers.items()]
     found += [Setting(f"random | all for one epoch, then {count}", at_random, NopPruner, count) for count in (1, 2, 3, 5)]
     return list({setting.name: setting for setting in found}.values())

@@ -37,6 +37,7 @@ def curve(workspace: Workspace, run: Any, metric: str) -> list[tuple[int, float]
     return [(entry.step, entry.value) for entry in workspace.client.get_metric_history(run.info.run_id, metric)]
 
 
+@pytest.mark.thorough
 def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspace: Workspace) -> None:
     raw = yaml.safe_load(quick.read_text())
     # 65 training images: batches of 32, 32 and 1, which leaves one process nothing of the last.
@@ -94,6 +95,7 @@ def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, wo
         assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in curve(workspace, alone, metric)]
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_is_told_and_its_run_ended(quick: Path, workspace: Workspace) -> None:
     options = ["--config", str(quick), "--training.epochs", "400", "--experiment", "two", *TWO]
     process = start([sys.executable, "-m", "pipeline", "train", *options], quick.parent)

@@ -151,6 +151,7 @@ def test_who_reached_the_target_is_told_by_the_epochs_that_count(cli: Cli, quick
     assert f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2." in compare(workspace).notes
 
 
+@pytest.mark.thorough
 def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Path, workspace: Workspace) -> None:
     raw = yaml.safe_load(quick.read_text())
     study = quick.with_name("study.yaml")
@@ -200,6 +201,7 @@ def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
     assert run.info.end_time - last < 5000 < 1000 * (time.monotonic() - started) + 5000
 
 
+@pytest.mark.thorough
 def test_a_reader_that_goes_away_ends_the_run(cli: Cli, quick: Path, workspace: Workspace) -> None:
     command = f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 3"
     told = start(["sh", "-c", command], quick.parent, OMP_NUM_THREADS="1").communicate()[0]

@@ -19,6 +19,7 @@ from pipeline.tracking import names, transfer
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
+from tests.conftest import thorough_of
 from tests.networks.published import FAMILIES, entry_of, published
 from tests.networks.test_heads import starts_normally
 
@@ -77,7 +78,7 @@ def assert_same(answers: Sequence[Tensor], expected: Tensor) -> None:
         torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", thorough_of(FAMILIES, [*SMALL, "resnet18"]))
 def test_a_new_head_starts_normally_and_weights_out_of_a_run_and_in_again_give_the_same_logits(
     workspace: Workspace, cache: Path, tmp_path: Path, name: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pipeline.tracking import names
@@ -46,6 +47,7 @@ def test_a_lost_study_database_keeps_parent_and_trainings(cli: Cli, quick: Path)
     assert (len(runs("tune")), len(runs("train"))) == (1, 2)
 
 
+@pytest.mark.thorough
 def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(cli: Cli, quick: Path) -> None:
     raw = yaml.safe_load(quick.read_text())["base"]
     base = {**raw, "data": {**raw["data"], "image_size": 64}, "training": {"epochs": 1, "precision": "fp32", "memory_format": "contiguous"}}

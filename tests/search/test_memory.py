@@ -46,6 +46,7 @@ PRUNED = 11
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is given back where glibc manages it")
+@pytest.mark.thorough
 def test_after_ten_pruned_trials_there_is_as_much_memory_as_after_one_and_no_process(quick: Path) -> None:
     quick.with_name("net.py").write_text(NETWORK)
     raw = yaml.safe_load(quick.read_text())

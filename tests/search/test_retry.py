@@ -172,6 +172,7 @@ def test_a_disk_that_was_full(cli: Cli, quick: Path, workspace: Workspace) -> No
     assert list(states(workspace).values()) == ["complete"] * 2 and failed.info.run_id in states(workspace)
 
 
+@pytest.mark.thorough
 def test_a_server_that_did_not_take_artifacts(
     cli: Cli, quick: Path, tracking_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

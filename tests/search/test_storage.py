@@ -108,6 +108,7 @@ def test_the_lock_of_a_study_is_beside_the_database_and_not_of_the_folder(tmp_pa
             pass
 
 
+@pytest.mark.thorough
 def test_a_locked_database_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = optuna.create_study(storage=Database("", tmp_path).storage)
     locked = lock_for(tmp_path / "optuna.db", 8.0)
@@ -160,6 +161,7 @@ def at_epoch(epoch: int, training: str, do: object) -> pytest.MonkeyPatch:
     return patched
 
 
+@pytest.mark.thorough
 def test_a_study_outlasts_a_lock_of_its_database(cli: Cli, quick: Path) -> None:
     locks: list[threading.Thread] = []
     patched = at_epoch(1, "00", lambda: locks.append(lock_for(quick.parent / "optuna.db", 9.0)))
@@ -195,6 +197,7 @@ def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(cli: Cl
     assert runs("tune")[0].info.status == "FINISHED"
 
 
+@pytest.mark.thorough
 def test_a_study_outlasts_a_restart_of_its_server(cli: Cli, quick: Path, postgres: PostgreSQL) -> None:
     def restart() -> None:
         postgres.stop()

@@ -28,7 +28,7 @@ from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import Cli, interrupt, place_store, start, wait_for
+from tests.conftest import Cli, interrupt, place_store, start, thorough_of, wait_for
 from tests.search.test_lists import contents
 from tests.search.test_study import LIST, SPACE, runs, study_file
 from tests.servers import MLflowServer
@@ -36,7 +36,7 @@ from tests.servers import MLflowServer
 STUDY = {"trials": 2, "pruner": "none"}
 
 
-@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("storage", thorough_of(["sqlite", "postgresql"], ["sqlite"]))
 def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
     cli: Cli, quick: Path, empty_store: Path, request: pytest.FixtureRequest, storage: str
 ) -> None:
@@ -224,6 +224,7 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     assert len(find.study_parents(workspace, study)) == 1 and len(find.trainings(workspace)) == 2
 
 
+@pytest.mark.thorough
 def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server: MLflowServer) -> None:
     folders, command = folders_on(tracking_server, quick, 30)
     processes = [start(command, folder, MLFLOW_TRACKING_URI=tracking_server.uri, OMP_NUM_THREADS="1") for folder in folders]

@@ -50,6 +50,7 @@ def test_a_list_is_trained_under_one_parent(cli: Cli, quick: Path) -> None:
     assert [run.info.run_id for run in trained if run.outputs and run.outputs.model_outputs] == [best.info.run_id]
 
 
+@pytest.mark.thorough
 def test_list_and_search_together_make_the_number_of_trials(cli: Cli, quick: Path) -> None:
     done = cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 6, "pruner": "median"}))
     assert done.code == 0, done.err

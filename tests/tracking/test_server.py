@@ -81,6 +81,7 @@ def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_ans
     assert [run.info.status for run in runs_of(server.uri, "silent")] == ["KILLED"] * 2
 
 
+@pytest.mark.thorough
 def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_gone(quick: Path, short_lived: MLflowServer) -> None:
     study = training(quick, short_lived.uri, "gone")
     short_lived.send_signal(signal.SIGKILL)
@@ -106,6 +107,7 @@ def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(quick: 
         server.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.thorough
 def test_with_the_server_there_a_signal_leaves_nothing_to_reconcile(quick: Path, server: MLflowServer) -> None:
     study = training(quick, server.uri, "there")
     study.send_signal(signal.SIGTERM)

@@ -185,6 +185,7 @@ else:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux's account of a process's memory")
+@pytest.mark.thorough
 def test_writing_and_reading_a_checkpoint_take_little_memory_beside_the_training(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
 

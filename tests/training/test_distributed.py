@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.training.build import seed_of
 from tests.conftest import PROJECT
 
@@ -42,6 +44,7 @@ group.close()
 """
 
 
+@pytest.mark.thorough
 def test_a_state_is_the_same_in_every_process(tmp_path: Path) -> None:
     first, second = in_two_processes(STATE, tmp_path)
     assert first == second
@@ -91,6 +94,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_each_process_draws_a_dropout_mask_of_its_own_and_the_same_one_again(tmp_path: Path) -> None:
     first, second = (json.loads(text) for text in in_two_processes(MASKS, tmp_path, "5"))
     for one, again in (first, second):

@@ -76,7 +76,14 @@ def on_features(setting: Setting, prepared: Prepared, folder: Path, views: int =
 
 @pytest.mark.parametrize(
     ("name", "dropout"),
-    [("small_cnn", 0.3), ("resnet18", 0.0), ("densenet121", 0.3), ("mobilenet_v3_small", 0.0), ("regnet_y_400mf", 0.3), ("swin_t", 0.0)],
+    [
+        ("small_cnn", 0.3),
+        ("resnet18", 0.0),
+        ("densenet121", 0.3),
+        ("mobilenet_v3_small", 0.0),
+        ("regnet_y_400mf", 0.3),
+        pytest.param("swin_t", 0.0, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_head_on_features_learns_what_the_plain_loop_does(name: str, dropout: float, digits: Prepared, tmp_path: Path) -> None:
     configuration = frozen(model={"name": name, "dropout": dropout}, training={"epochs": 2})

@@ -421,6 +421,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     arguments = [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)]
@@ -491,6 +492,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_out_of_memory_in_the_midst_of_the_first_update_is_told(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     arguments = [sys.executable, "-c", HALF_A_STATE, str(tmp_path)]

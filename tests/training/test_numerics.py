@@ -147,6 +147,7 @@ def test_each_form_trains_and_is_recorded(cli: Cli, quick: Path, workspace: Work
     assert run.data.tags[names.NUMERICS_USED] == str(form)
 
 
+@pytest.mark.thorough
 def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
 ) -> None:

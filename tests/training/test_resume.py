@@ -207,6 +207,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(digits: Prepared, tmp_path: Path) -> None:
     trained(digits, tmp_path / "whole", {"training": {"epochs": 12}}, resume=False)
     rng = random.Random(0)
@@ -216,12 +217,12 @@ def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(digits:
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
             assert process.stdout is not None and process.stdout.readline() == "starts\n"
-            if kills < 3:
+            if kills < 2:
                 time.sleep(rng.uniform(0.05, 0.4))
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             elif process.wait() == 0:
                 break
-    assert kills == 3
+    assert kills == 2
     for name in ("best.safetensors", "last.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

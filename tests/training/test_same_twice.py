@@ -13,6 +13,7 @@ from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
 from pipeline.training.fit import fit
 from pipeline.training.setting import Fitted
+from tests.conftest import thorough_of
 from tests.training.test_fit import TIMES, setting_of
 
 SIZES = {"inception_v3": 96, "vit_b_16": 32, "swin_t": 32, "small_cnn": 16}
@@ -57,7 +58,7 @@ def trained(configuration: Configuration, folder: Path) -> tuple[list[dict[str, 
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", thorough_of(FAMILIES, ["resnet18", "small_cnn", "shufflenet_v2_x0_5", "squeezenet1_1"]))
 def test_each_family_of_networks_trains_to_the_same_bits_twice(name: str, tmp_path: Path) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="needs the extra timm")
