@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,8 @@ from pipeline.tracking.store import Workspace
 
 _WHERE = ("data.source", "data.root", "data.labels", "data.bad", "data.duplicates", "data.near_distance")
 """Where images are, and what is done about bad ones, may change; their digest, compared before they are used, tells what they are."""
+_RANKS = "training.best_metric"
+"""Ranks single trainings, which belong to no study."""
 _MOST_LISTED = 10
 
 
@@ -46,7 +48,7 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
     configuration the latest study is taken, unless options were given that none has.
 
     Raises:
-        UserError: No study has that name, or these options; those that there are, are listed.
+        UserError: No study has that name, or these options; those that there are, are listed. Or there is none that options could find.
     """
     if experiment.study.name:
         name = experiment.study.name
@@ -56,19 +58,49 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
         named = find.study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
     studies = find.studies(workspace)
+    finding = _finding(experiment.overrides)
     if not studies:
+        idle = [name for name in finding if name != _RANKS]
+        if idle and find.trainings(workspace):
+            raise UserError(
+                f"experiment {workspace.experiment!r} has no study that {_as_options(idle)} could find, only single trainings; "
+                "leave that out, or name one to evaluate or register by --run_id"
+            )
         return Chosen("", "")
     found = [study for study in studies if _is_of(workspace, experiment, study) and _has_images_as_given(workspace, experiment, study)]
     if found:
         first = next((study for study in found if study.source == experiment.base.data.source), found[0])
         return Chosen(first.name, _described(first))
-    given = [name for name, _ in flatten(experiment.overrides) if identifies_study(name)]
-    if any(name not in _WHERE for name in given):
-        options = ", ".join(f"--{name}" for name in given)
+    if finding:
+        options = _as_options([name for name, _ in flatten(experiment.overrides) if identifies_study(name)])
         more = [f"and {len(studies) - _MOST_LISTED} more"] if len(studies) > _MOST_LISTED else []
         listed = [*map(_described, studies[:_MOST_LISTED]), *more]
         raise UserError(f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:", listed)
     return Chosen(studies[0].name, f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}")
+
+
+def need_no_other_options(run_id: str, overrides: Raw) -> None:
+    """Check that with a run no options are given that would find a study: they would be passed over in silence.
+
+    Args:
+        run_id: The run.
+        overrides: Options on sections, nested.
+
+    Raises:
+        UserError: There are some.
+    """
+    named = ["study.name"] if "name" in overrides.get("study", {}) else []
+    if finding := [*_finding(overrides), *named]:
+        raise UserError(f"run_id: run {run_id} is named, and {_as_options(finding)} would find a study; leave one of them out")
+
+
+def _finding(overrides: Raw) -> list[str]:
+    """Return the options, by dotted name, that were given to find a study."""
+    return [name for name, _ in flatten(overrides) if identifies_study(name) and name not in _WHERE]
+
+
+def _as_options(fields: Sequence[str]) -> str:
+    return ", ".join(f"--{name}" for name in fields)
 
 
 def _described(study: Study) -> str:

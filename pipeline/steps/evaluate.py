@@ -29,6 +29,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.summarise import compare_of, leaders
+    from pipeline.jobs.which_study import need_no_other_options
     from pipeline.report.console import say, show_table
     from pipeline.report.tables import percent, scores_table
     from pipeline.tracking.run import launched
@@ -36,6 +37,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):
+        if own.run_id:
+            need_no_other_options(own.run_id, overrides)
         for run_id in [own.run_id] if own.run_id else leaders(compare_of(workspace, experiment)):
             values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
             show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])

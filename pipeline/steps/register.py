@@ -31,6 +31,7 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     from pipeline.experiment import named
     from pipeline.jobs.promote import best_evaluated, promote
     from pipeline.jobs.summarise import compare_of
+    from pipeline.jobs.which_study import need_no_other_options
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
@@ -39,7 +40,9 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     with launched(workspace, "register"):
         run_id = own.run_id
-        if not run_id:
+        if run_id:
+            need_no_other_options(run_id, overrides)
+        else:
             run_id, passed_over = best_evaluated(compare_of(workspace, experiment))
             if passed_over:
                 say(f"note: {passed_over} runs rank higher by validation but are not evaluated yet")

@@ -116,6 +116,21 @@ def test_options_that_no_study_has_are_refused_with_those_there_are(cli: Cli, tw
         assert lr_of_evaluated(workspace) == set()
 
 
+def test_options_that_find_a_study_are_refused_where_there_is_none_or_a_run_is_named(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    ok(cli, "train", "--config", quick, "--training.epochs", "1")
+    for step in ("evaluate", "summary", "register"):
+        refused = cli(step, "--config", quick, "--model.name", "resnet50", "--data.source", f"folder:{quick.parent / 'digits'}")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "experiment 'quick' has no study that --model.name could find, only single trainings" in refused.err
+    (row,) = find.trainings(workspace)
+    for step in ("evaluate", "register"):
+        refused = cli(step, "--config", quick, "--run_id", row["run_id"], "--model.name", "resnet50", "--study.name", "mine")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert f"run_id: run {row['run_id']} is named, and --model.name, --study.name would find a study" in refused.err
+    assert find.trainings(workspace)[0]["test_accuracy"] is None
+    ok(cli, "evaluate", "--config", quick, "--run_id", row["run_id"], "--data.source", f"folder:{quick.parent / 'digits'}")
+
+
 def test_options_on_images_that_the_study_has_are_no_hindrance(cli: Cli, quick: Path, workspace: Workspace) -> None:
     file = write(quick, "f.yaml")
     ok(cli, "tune", "--config", file, "--data.seed", "3")
