@@ -74,6 +74,7 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
     assert metrics.score(labels, logits)["loss"] == pytest.approx(trained.data.metrics["best/val_loss"], abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
     options = ["--config", str(quick), "--training.epochs", "20", "--training.checkpoint_seconds", "0", "--optimizer.lr", "3e-4"]
     process = start([sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO], quick.parent)

@@ -23,6 +23,8 @@ import tarfile
 from contextlib import closing
 from pathlib import Path
 
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
 ARCHIVE = Path(__file__).with_name("release_0_1_0.tar.xz")
 _PLACEHOLDER = "@FOLDER@"
 _DATABASES = ("mlflow.db", "optuna.db")
@@ -31,6 +33,8 @@ _TEXTS = {".yaml", ".json", ".txt", ".csv", ".md", ".html", ""}
 
 def unpack(folder: Path) -> None:
     """Make the recorded store anew in an empty folder, as if it had been made there."""
+    # By their ids MLflow knows where runs keep artifacts, for as long as a process lives: there may be another store with these.
+    _artifact_repos_cache.clear()
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     for file in [path for path in folder.rglob("*") if path.is_file() and path.suffix in {*_TEXTS, ".sql"}]:

@@ -22,6 +22,7 @@ def test_an_edited_entry_is_trained(cli: Cli, quick: Path) -> None:
     assert lrs() == [1e-3, 3e-3, 5e-3]
 
 
+@pytest.mark.thorough
 def test_another_seed_trains_the_list_again(cli: Cli, quick: Path) -> None:
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0

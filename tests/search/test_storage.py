@@ -173,6 +173,7 @@ def test_a_study_outlasts_a_lock_of_its_database(cli: Cli, quick: Path) -> None:
     assert [run.data.tags[names.STATE] for run in runs("train")] == ["complete"] * 3
 
 
+@pytest.mark.thorough
 def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE", 2.0)
     file = study_file(quick, configs=LIST)

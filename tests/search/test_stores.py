@@ -71,6 +71,7 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
     assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(runs("train")) == 2
 
 
+@pytest.mark.thorough
 def test_a_third_store_has_a_third_study(cli: Cli, quick: Path, empty_store: Path) -> None:
     url = f"sqlite:///{quick.parent / 'shared.db'}"
     stores = [place_store(empty_store, quick.parent / store) for store in "abc"]

@@ -182,6 +182,7 @@ def test_a_class_of_validation_images_only_can_be_scored(tmp_path: Path) -> None
     assert np.isfinite([fitted.history[0]["train/loss"], fitted.history[0]["val/loss"]]).all()
 
 
+@pytest.mark.thorough
 def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_class(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
