@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -100,13 +101,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
+def let_a_checkpoint_be_written() -> None:
+    """Wait, so that the next step has another one to go on from: none is taken while one is written, and steps of tests are short."""
+    time.sleep(0.3)
+
+
 def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> None:
     """Run a step in this process, and stop it after an epoch of a training, or of the first one, as a signal would."""
     shown = TrainingProgress.on_epoch
 
     def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
         shown(progress, number, values, is_best)
-        if number == epoch and progress._title.startswith(training):
+        if number < epoch:
+            let_a_checkpoint_be_written()
+        elif number == epoch and progress._title.startswith(training):
             raise Interrupted("stopped by SIGTERM")
 
     with pytest.MonkeyPatch.context() as patched:

@@ -41,10 +41,11 @@ def trainings(workspace: Workspace) -> list[Any]:
 
 
 def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> int:
-    """Start a step, send it a signal when that epoch is over and a checkpoint written, and return its exit code."""
+    """Start a step, send it a signal when that epoch is over and a checkpoint of the second one written, and return its exit code."""
     process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
     wait_for(process, f"epoch {epoch}/")
-    while process.poll() is None and not any(cwd.glob("checkpoints/*/*/resume-*.pt")):
+    # An epoch has three steps.
+    while process.poll() is None and not any(int(file.stem[7:]) > 3 for file in cwd.glob("checkpoints/*/*/resume-*.pt")):
         time.sleep(0.001)
     process.send_signal(with_signal)
     process.communicate()

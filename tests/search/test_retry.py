@@ -15,7 +15,7 @@ from pipeline.errors import InUse, LossNotFinite, OutOfMemory, PipelineError, St
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, open_workspace
-from tests.conftest import PROJECT, Cli
+from tests.conftest import PROJECT, Cli, let_a_checkpoint_be_written
 from tests.recorded.store import unpack
 from tests.search.test_study import LIST, SPACE, runs, study_file
 from tests.servers import MLflowServer
@@ -23,6 +23,7 @@ from tests.servers import MLflowServer
 CHECKPOINTS = ("--training.checkpoint_seconds", "0")
 
 TRAPPED = """
+import time
 from pathlib import Path
 from pipeline.models import SmallCNN
 
@@ -32,6 +33,9 @@ class Trapped(SmallCNN):
     def forward(self, images):
         if self.training and Path("TRAP").exists():
             self.steps += 1
+            if self.steps == 4:
+                # In the second epoch; so that a checkpoint of it can be taken, none being written any more.
+                time.sleep(0.3)
             if (self.steps >= 5 or Path("TRAP").read_text()) and len(images) > 4:
                 # In a further life at once.
                 Path("TRAP").write_text("sprung")
@@ -183,6 +187,8 @@ def test_a_server_that_did_not_take_artifacts(
 
     def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
         shown(progress, number, values, is_best)
+        if number == 1:
+            let_a_checkpoint_be_written()
         if number == 2 and not aside.exists():
             # What is there is no folder: the server answers 500.
             tracking_server.artifacts.rename(aside)
