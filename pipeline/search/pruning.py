@@ -19,7 +19,7 @@ from pipeline.training.callback import Callback
 STARTUP_TRIALS = 5
 """Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
 JUDGED_AFTER = 4
-"""Hyperband judges a training after this part of its epochs: after the first one, many of the best are behind."""
+"""Hyperband first judges a training after a quarter of its epochs: after the first one many of the best are still behind."""
 
 
 def build_sampler(study: Study, seed: int) -> BaseSampler:
