@@ -24,6 +24,7 @@ Raw = dict[str, Any]
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
 FORBIDDEN_IN_NAMES = r"""[/\\:,%'"`\x00-\x1f]"""
+Fit = Literal["crop", "pad", "stretch"]
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
 
 
@@ -105,6 +106,15 @@ Fold = Annotated[int | Literal["all"], _number_or("all")]
 Workers = Annotated[int | Literal["auto"], _number_or("auto")]
 
 
+def _is_white(given: Any) -> Any:
+    if given in ("type", "auto") or (str(given).isdecimal() and 1 <= int(given) < 2**32):
+        return given
+    raise ValueError("must be type, auto, or a grey level from 1 to 4294967295")
+
+
+White = Annotated[int | Literal["type", "auto"], BeforeValidator(_is_white)]
+
+
 class Section(BaseModel):
     """One part of a configuration; unknown fields, NaN and infinity are refused."""
 
@@ -127,7 +137,10 @@ class Data(Section):
         [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order.", label="augment"
     )
     store_size: int = more(
-        0, "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size, or image_size itself below 128.", ge=0, le=4096
+        0,
+        "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size; image_size below 128, or with another fit than crop.",
+        ge=0,
+        le=4096,
     )
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more("bilinear", "How images are resized to store_size.")
     val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1, **_OF_IMAGES)
@@ -183,7 +196,21 @@ class Data(Section):
         shared="all trainings of a study read images in the same way",
     )
     max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1, **_OF_IMAGES)
-    background: str = more("white", "Colour below transparent pixels: a name, or #rrggbb.", shared=_SAME_IMAGES)
+    background: str = more("white", "Colour below transparent pixels, and beside padded pictures: a name, or #rrggbb.", shared=_SAME_IMAGES)
+    fit: Fit = more(
+        "crop",
+        "What becomes of pictures that are not square: crop (the middle is seen), pad (all of it, beside it data.background) or stretch "
+        "(all of it, out of shape).",
+        later=True,
+        label="fit",
+    )
+    white: White = more(
+        "type",
+        "Which grey level of more than 8 bits is white: type (of 16 bits 65535; of 32 bits the least of 1, 255 and 65535 that the picture "
+        "stays below), auto (the least 2^k - 1 that no training image exceeds), or a number.",
+        later=True,
+        shared=_SAME_IMAGES,
+    )
     root: str = more(
         "",
         "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.",
@@ -221,10 +248,10 @@ class Data(Section):
 
     @property
     def stored_size(self) -> int:
-        """`store_size` with 0 resolved, in pixels. Tiny images are framed already: nothing to crop."""
+        """`store_size` with 0 resolved, in pixels. Tiny images are framed already, and what is kept whole is not cropped."""
         if self.store_size:
             return self.store_size
-        return self.image_size if self.image_size < 128 else round(self.image_size * 256 / 224)
+        return self.image_size if self.image_size < 128 or self.fit != "crop" else round(self.image_size * 256 / 224)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -86,6 +86,17 @@ class Experiment:
         """How many trainings the study makes in all."""
         wanted = self.study.trials or max(20 if self.space else 0, len(self.entries))
         return wanted if self.space else min(wanted, len(self.entries))
+
+    def with_white(self, white: int | str) -> Experiment:
+        """Return the same with ``data.white auto`` replaced by the level that it has become on the study's images."""
+        if self.base.data.white != "auto":
+            return self
+
+        def put(configuration: Configuration) -> Configuration:
+            return configuration.model_copy(update={"data": configuration.data.model_copy(update={"white": white})})
+
+        overrides = merge(self.overrides, {"data": {"white": white}})
+        return replace(self, base=put(self.base), entries=[put(entry) for entry in self.entries], overrides=overrides)
 
     def sampled(self, values: Mapping[str, Any]) -> Configuration:
         """Return base with `values` (dotted field to value) put in."""

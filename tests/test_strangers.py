@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import yaml
 from mlflow.entities import Param
-from PIL import Image
 
 from pipeline import models, trust
 from pipeline.config import Model
@@ -420,7 +420,7 @@ def test_what_a_strangers_model_says_of_itself_is_checked(tmp_path: Path, name: 
     save_exported(models.build(Model(name="small_cnn"), 3, 16).module, 16, tmp_path / "network.pt2")
     (tmp_path / "classes.json").write_text(json.dumps(["a", "b", "c"]))
     (tmp_path / "preprocessing.json").write_text(json.dumps(good))
-    picture = [Image.new("RGB", (20, 20))]
+    picture = [np.zeros((3, 16, 16), np.uint8)]
     assert Classifier(tmp_path).classify(picture).shape == (1, 3)
     (tmp_path / name).write_text(json.dumps({**good, **wrong[content]}) if content in wrong else content)
     with pytest.raises(UserError, match=message):
@@ -433,7 +433,7 @@ def test_a_model_of_another_size_than_it_says_is_one_line(tmp_path: Path) -> Non
     raw = {"image_size": 16, "stored_size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
     (tmp_path / "preprocessing.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="cannot take images of 16 pixels"):
-        Classifier(tmp_path).classify([Image.new("RGB", (20, 20))])
+        Classifier(tmp_path).classify([np.zeros((3, 16, 16), np.uint8)])
 
 
 def test_a_run_without_a_data_digest_chooses_no_folder(cli: Cli, quick: Path, workspace: Workspace, precious: Path) -> None:

@@ -19,8 +19,8 @@ CATALOGUE = "catalogue.sqlite"
 _WAIT = 60.0
 """Seconds to wait for another process that writes."""
 
-_VERSION = 1
-"""Of the tables; those of another are dropped, since all that they hold can be found again."""
+_VERSION, _FIRST_VERSION = 2, 1
+"""Of the tables; those of an unknown one are dropped, since all that they hold can be found again."""
 
 _SCHEMA = (
     "DROP TABLE IF EXISTS files",
@@ -31,10 +31,29 @@ _SCHEMA = (
         shard TEXT, offset INTEGER, stored_height INTEGER, stored_width INTEGER,
         PRIMARY KEY (recipe, content)
     ) WITHOUT ROWID""",
-    f"PRAGMA user_version = {_VERSION}",
 )
+_ADDED = (
+    "ALTER TABLE images ADD COLUMN bits INTEGER NOT NULL DEFAULT 8",
+    "ALTER TABLE images ADD COLUMN brightest REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE images ADD COLUMN is_changed INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE images ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+)
+"""What release 0.1.0 did not keep; its images are of a recipe of their own."""
 
-_COLUMNS = "height, width, pixels, phash, shard, offset, stored_height, stored_width"
+_COLUMNS = "height, width, pixels, phash, shard, offset, stored_height, stored_width, bits, brightest, is_changed, note"
+_OF_RECIPE = "recipe IN (:plain, :grey) AND (bits = 8 OR recipe = :grey)"
+
+
+class Names(NamedTuple):
+    """What a recipe is called in the catalogue.
+
+    Attributes:
+        plain: For images of 8 bits.
+        grey: For those of more, whose pixels depend on which level is white.
+    """
+
+    plain: str
+    grey: str
 
 
 class Found(NamedTuple):
@@ -50,6 +69,10 @@ class Found(NamedTuple):
         offset: Where in it they begin, in bytes.
         stored_height: Of the resized image.
         stored_width: Of the resized image.
+        bits: Of its grey levels, where they had more than 8 and the file does not say which is white; else 8.
+        brightest: The highest of them; 0 for 8 bits.
+        is_changed: Whether release 0.1.0 made other pixels of it.
+        note: What was passed over when it was decoded.
     """
 
     content: bytes
@@ -61,6 +84,10 @@ class Found(NamedTuple):
     offset: int
     stored_height: int
     stored_width: int
+    bits: int = 8
+    brightest: float = 0.0
+    is_changed: bool = False
+    note: str = ""
 
 
 class Catalogue:
@@ -78,8 +105,14 @@ class Catalogue:
                 self._connection.execute("BEGIN IMMEDIATE")
                 with self._connection:
                     # Unless another process was first.
-                    for statement in _SCHEMA if self._version() != _VERSION else ():
+                    for statement in self._missing():
                         self._connection.execute(statement)
+
+    def _missing(self) -> Sequence[str]:
+        version = self._version()
+        if version == _VERSION:
+            return ()
+        return (*(() if version == _FIRST_VERSION else _SCHEMA), *_ADDED, f"PRAGMA user_version = {_VERSION}")
 
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -88,45 +121,48 @@ class Catalogue:
         """Close the file."""
         self._connection.close()
 
-    def of_file(self, source: str, path: str, fingerprint: str, recipe: str) -> Found | None:
+    def of_file(self, source: str, path: str, fingerprint: str, recipe: Names) -> Found | None:
         """Return what was found in a file, unless it has changed since."""
         with _told():
             row = self._connection.execute(
-                f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) WHERE key = ? AND fingerprint = ? AND recipe = ?",
-                (_key(source, path), fingerprint, recipe),
+                f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) "
+                f"WHERE key = :key AND fingerprint = :as_then AND {_OF_RECIPE}",
+                {"key": _key(source, path), "as_then": fingerprint, **recipe._asdict()},
             ).fetchone()
         return _found(row) if row else None
 
-    def of_content(self, content: bytes, recipe: str) -> Found | None:
+    def of_content(self, content: bytes, recipe: Names) -> Found | None:
         """Return what was found in an image of that content, whatever its name was."""
         with _told():
             row = self._connection.execute(
-                f"SELECT content, {_COLUMNS} FROM images WHERE recipe = ? AND content = ?", (recipe, content)
+                f"SELECT content, {_COLUMNS} FROM images WHERE content = :content AND {_OF_RECIPE}",
+                {"content": content, **recipe._asdict()},
             ).fetchone()
         return _found(row) if row else None
 
-    def add(self, source: str, recipe: str, rows: Iterable[tuple[str, str, Found]]) -> None:
+    def add(self, source: str, recipe: Names, rows: Iterable[tuple[str, str, Found]]) -> None:
         """Keep what was found, all of it or nothing; rows are (path, fingerprint, found)."""
         listed = list(rows)
         with _told(), self._connection:
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * 10)})",
-                [(recipe, found.content, *_signed(found)[1:]) for _, _, found in listed],
+                f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * (len(Found._fields) + 1))})",
+                [(recipe.plain if found.bits == 8 else recipe.grey, found.content, *_signed(found)[1:]) for _, _, found in listed],
             )
             self._connection.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
                 [(_key(source, path), fingerprint, found.content) for path, fingerprint, found in listed],
             )
 
-    def shards(self, recipe: str) -> set[str]:
-        """Return the names of the shards that hold pixels of known images."""
+    def shards(self, recipe: Names) -> set[str]:
+        """Return the names of the shards that hold pixels of known images, whichever level is white in them."""
+        of_all_whites = "SELECT DISTINCT shard FROM images WHERE recipe = ? OR recipe BETWEEN ? || '-white' AND ? || '-white~'"
         with _told():
-            return {shard for (shard,) in self._connection.execute("SELECT DISTINCT shard FROM images WHERE recipe = ?", (recipe,))}
+            return {shard for (shard,) in self._connection.execute(of_all_whites, (recipe.plain,) * 3)}
 
-    def forget_shards(self, recipe: str, shards: Sequence[str]) -> None:
+    def forget_shards(self, recipe: Names, shards: Sequence[str]) -> None:
         """Drop what was found in images whose stored pixels are lost."""
         with _told(), self._connection:
-            self._connection.executemany("DELETE FROM images WHERE recipe = ? AND shard = ?", [(recipe, shard) for shard in shards])
+            self._connection.executemany("DELETE FROM images WHERE recipe IN (?, ?) AND shard = ?", [(*recipe, shard) for shard in shards])
 
 
 @contextmanager
@@ -150,4 +186,4 @@ def _signed(found: Found) -> Found:
 
 def _found(row: tuple[object, ...]) -> Found:
     found = Found(*row)  # type: ignore[arg-type]
-    return found._replace(phash=None if found.phash is None else found.phash + (1 << 63))
+    return found._replace(phash=None if found.phash is None else found.phash + (1 << 63), is_changed=bool(found.is_changed))

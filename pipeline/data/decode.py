@@ -1,26 +1,40 @@
-"""One way to decode a picture, shared by prepare, predict and the served model.
+"""One way from a picture's file to the pixels that are stored and shown to a network, shared by prepare, predict and the served model.
 
-Nothing of the rest of this package is imported here but `pipeline.errors`: the served model carries it along.
+Nothing of the rest of this package is imported here but this folder's modules on colours, grey levels, shapes and metadata, and
+`pipeline.errors`: the served model carries them along.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
+import io
+import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, assert_never
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageOps, _imaging
+from PIL import Image, ImageChops, ImageColor, ImageOps, _imaging
 
+from pipeline.data.colour import in_srgb
+from pipeline.data.fit import padded, shorter_side, stretched
+from pipeline.data.grey import Levels, eight_bits
+from pipeline.data.metadata import without_metadata
 from pipeline.errors import first_line
 
-DECODING = 1
-"""Raised with each change of what `decode`, `resize` or `pipeline.data.worker.perceptual_hash` makes of a file: pixels stored
-by another version are not taken for those of this one."""
+if TYPE_CHECKING:
+    from pipeline.config import Data, Fit
+
+VERSION = 2
+"""Raised with each change of what a file's pixels become; pixels of another version are not taken for those of this one.
+
+1: colour profiles are passed over, and damaged metadata makes a picture unreadable (release 0.1.0). 2: colours are converted to sRGB,
+damaged metadata is passed over. Each stays callable, so that a network is shown the pixels that it was trained on.
+"""
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -38,60 +52,192 @@ MAX_PIXELS = 64_000_000
 # picture is good.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Without a handler, what Pillow logs of a damaged TIFF would be printed.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # libtiff writes what it stumbles over to the standard error output, past Python; Pillow raises it too. Where Pillow carries libtiff
 # within itself, as on Windows, it cannot be asked not to.
 with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
-_WHITES = (1.0, 255.0, 65535.0)
-_OVERSHOOT = 0.25
-"""Part of white by which resampling with bicubic or Lanczos may leave the range of grey levels; only floats can."""
-_PART = 1 << 20
-"""Grey levels that are scaled at a time."""
-
-WIDEST = 3.0
-"""Longer over shorter side beyond which the ends are cut: a strip of 1 by 5,000 pixels would not fit in memory resized."""
-
-_INTERPOLATION = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
+"""By the EXIF orientation, what brings a picture upright."""
+
+DAMAGED_EXIF = "damaged EXIF data: not turned"
+DAMAGED_METADATA = "damaged metadata: neither turned nor its colours converted"
 
 
-def decode(file: Path | str | BinaryIO, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the first frame of a picture to RGB, as a person would see it.
+class Decoded(NamedTuple):
+    """A picture as a person would see it.
 
-    EXIF orientation is applied, transparency composed on a background, CMYK converted, grey levels of 16 and 32 bits scaled to 8.
-
-    Args:
-        file: Encoded image.
-        background: Colour below transparent pixels, a name or #rrggbb.
-        max_pixels: An image of more is refused by its header, before it is decoded.
-
-    Raises:
-        OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
+    Attributes:
+        image: RGB.
+        levels: Its grey levels before, where they had more than 8 bits and the file does not say which is white.
+        is_changed: Whether version 1 makes other pixels of it.
+        note: What was passed over; empty: nothing.
     """
-    # Pillow makes room for a GIF's pixels when it is opened, unless they are more than twice as many. Never less than the default,
-    # since the setting holds for every picture that this process opens.
-    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)
-    try:
-        with Image.open(file, formats=FORMATS) as opened:
-            if problem := too_large(*opened.size, max_pixels):
-                raise OSError(problem)
-            opened.load()
+
+    image: Image.Image
+    levels: Levels | None = None
+    is_changed: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """All that the pixels depend on beside the file.
+
+    Attributes:
+        size: In pixels: of the shorter side with `fit` crop, of both sides else.
+        interpolation: Of the resizing.
+        background: Colour below transparent pixels and beside a padded picture, a name or #rrggbb.
+        white: Of grey levels of more than 8 bits, which is white: ``type``, as the number format says; a number; or ``auto``, of each
+            picture's own brightest, for a first look at it.
+        fit: ``crop``: a picture that is not square keeps its shape, to be cropped later; ``pad`` and ``stretch`` keep all of it.
+        max_pixels: Larger images are refused.
+        version: Of the rules; see `VERSION`.
+    """
+
+    size: int = 0
+    interpolation: str = "bilinear"
+    background: str = "white"
+    white: str | int = "type"
+    fit: Fit = "crop"
+    max_pixels: int = MAX_PIXELS
+    version: int = VERSION
+
+    @classmethod
+    def of(cls, data: Data, version: int = VERSION) -> Decoding:
+        """Return what a configuration says."""
+        return cls(data.stored_size, data.interpolation, data.background, data.white, data.fit, data.max_pixels, version)
+
+    @property
+    def key(self) -> str:
+        """Of all that changes pixels, for the names of what is kept of them; two of equal keys make equal pixels of images of 8 bits."""
+        fit = "" if self.fit == "crop" else f"-{self.fit}"
+        return f"{self.size}-{self.interpolation}{fit}-{self.colours_key}"
+
+    @property
+    def colours_key(self) -> str:
+        """The same before images are resized."""
+        return f"{self.background.lstrip('#')}-{self.version}-pillow{PIL.__version__.partition('.')[0]}"
+
+    @property
+    def grey_key(self) -> str:
+        """What `key` lacks for images of more than 8 bits."""
+        return "" if self.white == "type" else f"-white{self.white}"
+
+    def decode(self, file: Path | str | BinaryIO | bytes) -> Decoded:
+        """Decode the first frame of a picture to RGB, as a person would see it.
+
+        EXIF orientation is applied, transparency composed on a background, colours converted to sRGB where there is a profile, grey
+        levels of 16 and 32 bits scaled to 8. Damaged metadata changes nothing.
+
+        Args:
+            file: Encoded image.
+
+        Raises:
+            OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
+        """
+        opened = io.BytesIO(file) if isinstance(file, bytes) else file
+        try:
+            return self._decode(opened)
+        except OSError as error:
+            bare = without_metadata(_content(opened)) if self.version > 1 else b""
+            if not bare:
+                raise
+            try:
+                return self._decode(io.BytesIO(bare))._replace(note=DAMAGED_METADATA)
+            except OSError:
+                raise error from None
+
+    def _decode(self, file: Path | str | BinaryIO) -> Decoded:
+        # Pillow makes room for a GIF's pixels when it is opened, unless they are more than twice as many. Never less than the default,
+        # since the setting holds for every picture that this process opens.
+        Image.MAX_IMAGE_PIXELS = max(self.max_pixels, MAX_PIXELS)
+        try:
+            with Image.open(file, formats=FORMATS) as opened:
+                if problem := too_large(*opened.size, self.max_pixels):
+                    raise OSError(problem)
+                opened.load()
+                image, note = self._upright(opened)
+                return self._rgb(image)._replace(note=note)
+        except (OSError, MemoryError):
+            raise
+        except Image.DecompressionBombError as error:
+            raise OSError(f"more pixels than data.max_pixels ({self.max_pixels})") from error
+        except Exception as error:
+            # Pillow's readers raise whatever a damaged file makes them stumble over: SyntaxError, struct.error, KeyError and more.
+            raise OSError(first_line(error)) from error
+
+    def _upright(self, image: Image.Image) -> tuple[Image.Image, str]:
+        if self.version == 1:
             # In place, since the other form copies what it need not turn.
-            ImageOps.exif_transpose(opened, in_place=True)
-            return _rgb(opened, background)
-    except (OSError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise OSError(f"more pixels than data.max_pixels ({max_pixels})") from error
-    except Exception as error:
-        # Pillow's readers raise whatever a damaged file makes them stumble over: SyntaxError, struct.error, KeyError and more.
-        raise OSError(first_line(error)) from error
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, ""
+        try:
+            exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+            if exif and not exif.startswith((b"II", b"MM")):
+                return image, DAMAGED_EXIF
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            turn = _TURNS.get(orientation)
+        except Exception:
+            # As Pillow's readers, it raises whatever it stumbles over.
+            return image, DAMAGED_EXIF
+        if turn is None:
+            return image, "" if orientation in (0, 1) else DAMAGED_EXIF
+        turned = image.transpose(turn)
+        # What it was opened from says more than the pixels do.
+        turned.info, turned.format = image.info, image.format
+        return turned, ""
+
+    def _rgb(self, image: Image.Image) -> Decoded:
+        profile = image.info.get("icc_profile") if self.version > 1 else None
+        levels = None
+        if image.mode[0] in "IF":
+            image, levels = eight_bits(image, self.white)
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        alpha = None
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            # Where there is nothing to convert, it would copy.
+            image = image if image.mode == "RGBA" else image.convert("RGBA")
+            alpha = image.getchannel("A") if profile else None
+        plain = self._composed(image)
+        if not isinstance(profile, bytes):
+            return Decoded(plain, levels)
+        converted = in_srgb(image if image.mode == "CMYK" else image.convert("L" if is_grey else "RGB"), profile)
+        if converted is None:
+            return Decoded(plain, levels)
+        if alpha is not None:
+            converted.putalpha(alpha)
+        converted = self._composed(converted)
+        return Decoded(converted, levels, is_changed=ImageChops.difference(converted, plain).getbbox() is not None)
+
+    def _composed(self, image: Image.Image) -> Image.Image:
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, ImageColor.getrgb(self.background)), image)
+        return image.convert("RGB")
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the pixels that are stored, of shape (3, height, width)."""
+        match self.fit:
+            case "crop":
+                return shorter_side(image, self.size, self.interpolation)
+            case "pad":
+                return padded(image, self.size, self.interpolation, self.background)
+            case "stretch":
+                return stretched(image, self.size, self.interpolation)
+            case _:
+                assert_never(self.fit)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
@@ -107,70 +253,11 @@ def reason(error: BaseException) -> str:
     return "not an image" if "cannot identify image file" in text else text
 
 
-def _rgb(image: Image.Image, background: str) -> Image.Image:
-    if image.mode[0] in "IF":
-        image = _eight_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        # Where there is nothing to convert, it would copy.
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, ImageColor.getrgb(background)), image)
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey levels to 8 bits, as L; as LA where one of the levels means transparent."""
-    levels = np.asarray(image)
-    white = _white(image, levels)
-    flat, grey = levels.reshape(-1), np.empty(levels.size, np.uint8)
-    # In parts: all of them as floats would take several times the memory of the picture.
-    for start in range(0, levels.size, _PART):
-        part = flat[start : start + _PART].astype(np.float32)
-        grey[start : start + _PART] = part.clip(0, white) * (255 / white) + 0.5
-    scaled = Image.fromarray(grey.reshape(levels.shape))
-    transparent = image.info.get("transparency")
-    if not isinstance(transparent, int):
-        return scaled
-    return Image.merge("LA", (scaled, Image.fromarray((levels != transparent) * np.uint8(255))))
-
-
-def _white(image: Image.Image, levels: NDArray[Any]) -> float:
-    """Return the grey level that is white.
-
-    Of 16 bits it is 65535, also in a PGM, whose levels Pillow has scaled to that. Of 32 bits no format tells it: it is the
-    least of 1, 255 and 65535 that the picture's levels stay below. Other levels (Hounsfield units, heights, counts) are refused, as any
-    white chosen for them would differ from picture to picture.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return 65535.0
-    lowest, highest = float(levels.min()), float(levels.max())
-    if not math.isfinite(lowest + highest):
-        raise OSError("holds values that are not finite")
-    overshoot = _OVERSHOOT if image.mode == "F" else 0.0
-    white = next((white for white in _WHITES if highest <= white * (1 + overshoot)), 0.0)
-    if not white or lowest < -white * overshoot:
-        raise OSError(f"grey levels from {lowest:g} to {highest:g}, expected 0 to 1, 255 or 65535")
-    return white
-
-
-def resize(image: Image.Image, shorter_side: int, interpolation: str) -> NDArray[np.uint8]:
-    """Resize with antialiasing, aspect ratio kept up to 3 to 1.
-
-    Returns:
-        Array of shape (3, height, width), whose smaller side is `shorter_side` pixels.
-    """
-    width, height = image.size
-    longest = round(min(width, height) * WIDEST)
-    if max(width, height) > longest:
-        image = ImageOps.fit(image, (min(width, longest), min(height, longest)), Image.Resampling.NEAREST)
-        width, height = image.size
-    scale = shorter_side / min(width, height)
-    size = (max(shorter_side, round(width * scale)), max(shorter_side, round(height * scale)))
-    if size != image.size:
-        image = image.resize(size, _INTERPOLATION[interpolation])
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def center_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Cut the middle `size` by `size` pixels out of an array of shape (3, height, width)."""
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+def _content(file: Path | str | BinaryIO) -> bytes:
+    """Return what a picture's file holds; nothing where it is no file."""
+    if isinstance(file, Path | str):
+        with contextlib.suppress(OSError):
+            return Path(file).read_bytes()
+        return b""
+    file.seek(0)
+    return file.read()

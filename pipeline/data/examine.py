@@ -45,8 +45,13 @@ class Examined:
         phash: Perceptual hash, shape (images,).
         has_phash: Whether there is one.
         index: Place in the store: rows (number of the shard, offset, height, width), shape (images, 4).
+        sizes: Height and width of the decoded images in pixels, shape (images, 2).
+        bits: Of the grey levels, 8 where white is known; shape (images,).
+        brightest: The highest of them where they have more than 8 bits, shape (images,).
+        is_changed: Whether release 0.1.0 made other pixels of an image, shape (images,).
         shards: Names by number.
         unreadable: Reasons by number of the item.
+        notes: What was passed over in an image that can be used, by number of the item.
     """
 
     content: NDArray[np.uint8]
@@ -54,8 +59,13 @@ class Examined:
     phash: NDArray[np.uint64]
     has_phash: NDArray[np.bool_]
     index: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    bits: NDArray[np.uint8]
+    brightest: NDArray[np.float64]
+    is_changed: NDArray[np.bool_]
     shards: list[str] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, count: int) -> Examined:
@@ -66,6 +76,10 @@ class Examined:
             np.zeros(count, np.uint64),
             np.zeros(count, np.bool_),
             np.zeros((count, 4), np.int64),
+            np.zeros((count, 2), np.int32),
+            np.full(count, 8, np.uint8),
+            np.zeros(count, np.float64),
+            np.zeros(count, np.bool_),
         )
 
     def put(self, number: int, found: Found, shard_numbers: dict[str, int]) -> None:
@@ -74,6 +88,10 @@ class Examined:
         self.pixels[number] = np.frombuffer(found.pixels, np.uint8)
         self.has_phash[number] = found.phash is not None
         self.phash[number] = found.phash or 0
+        self.sizes[number] = (found.height, found.width)
+        self.bits[number], self.brightest[number], self.is_changed[number] = found.bits, found.brightest, found.is_changed
+        if found.note:
+            self.notes[number] = found.note
         if found.shard and found.shard not in shard_numbers:
             shard_numbers[found.shard] = len(self.shards)
             self.shards.append(found.shard)
@@ -111,22 +129,22 @@ class _Examination:
 
     def run(self) -> Examined:
         missing = self._known(range(len(self._items)))
-        if self._recipe.size and self._examined.shards:
+        if self._recipe.stores and self._examined.shards:
             lost = lost_shards(self._recipe.folder, self._examined.shards, self._examined.index)
             if lost:
-                self._catalogue.forget_shards(self._recipe.name, lost)
+                self._catalogue.forget_shards(self._recipe.names, lost)
                 self._examined, self._shard_numbers = Examined.empty(len(self._items)), {}
                 missing = self._known(range(len(self._items)))
         if missing:
             with self._alone() as waited:
-                if self._recipe.size:
-                    remove_unnamed(self._recipe.folder, self._catalogue.shards(self._recipe.name))
+                if self._recipe.stores:
+                    remove_unnamed(self._recipe.folder, self._catalogue.shards(self._recipe.names))
                 self._work(self._known(missing) if waited else missing)
         return self._examined
 
     def _put(self, number: int, found: Found) -> None:
         # Here, as an image may have been stored under a higher limit, or come from an array that has no header to look at.
-        if problem := too_large(found.width, found.height, self._recipe.max_pixels):
+        if problem := too_large(found.width, found.height, self._recipe.decoding.max_pixels):
             self._examined.unreadable[number] = problem
         else:
             self._examined.put(number, found, self._shard_numbers)
@@ -159,7 +177,7 @@ class _Examination:
             except OSError as error:
                 self._examined.unreadable[number] = reason(error)
                 continue
-            found = self._catalogue.of_file(self._source.description, path, fingerprint, self._recipe.name)
+            found = self._catalogue.of_file(self._source.description, path, fingerprint, self._recipe.names)
             if found is None:
                 self._fingerprints[number] = fingerprint
                 missing.append(number)
@@ -187,7 +205,7 @@ class _Examination:
         for shard in {found.shard for _, found in self._pending if found.shard}:
             sync(self._recipe.folder, shard)
         rows = [(self._items[number].path, self._fingerprints.pop(number), found) for number, found in self._pending]
-        self._catalogue.add(self._source.description, self._recipe.name, rows)
+        self._catalogue.add(self._source.description, self._recipe.names, rows)
         for number, found in self._pending:
             self._put(number, found)
         self._pending.clear()

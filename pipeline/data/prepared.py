@@ -22,8 +22,11 @@ from PIL import Image, ImageColor
 
 from pipeline.config import Data
 from pipeline.data import findings, gate
-from pipeline.data.decode import DECODING, center_crop
+from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine import Examined, Progress, examine
+from pipeline.data.fit import center_crop
+from pipeline.data.grey import next_white
+from pipeline.data.pictures import picture_warnings
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits, fold_name, sample
 from pipeline.data.store import Store, Undecoded
@@ -54,7 +57,8 @@ class Prepared:
         classes: Class names; an image's label is an index into them.
         manifest: One row per image that is used: path, label, split, sha256. With folds a split is ``fold 0`` … or ``test``.
         images: The decoded pixels, in the manifest's order.
-        data: What they were prepared from.
+        data: What they were prepared from; `white` is no longer ``auto``.
+        version: Of the decoding.
         fold: The one that validates; without meaning where there are no folds.
     """
 
@@ -65,7 +69,17 @@ class Prepared:
     manifest: pd.DataFrame
     images: Store | Undecoded
     data: Data
+    version: int = VERSION
     fold: int = 0
+
+    @property
+    def decoding(self) -> Decoding:
+        """What was made of a file."""
+        return Decoding.of(self.data, self.version)
+
+    def first_digest(self) -> str:
+        """Return the digest that these images have as release 0.1.0 decoded them, if it could use all of them."""
+        return data_digest(zip(self.manifest["sha256"], self.manifest["label"], self.manifest["split"], strict=True))
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in `images`."""
@@ -97,8 +111,8 @@ class Prepared:
         """Return mean and standard deviation per channel of the training images, 0 to 1; computed when first asked for."""
         data = self.data
         fold = f"-fold-{self.fold}" if data.folds else ""
-        recipe = f"{data.stored_size}-{data.image_size}-{data.interpolation}-{data.background.lstrip('#')}-{DECODING}"
-        file = self.folder / f"normalisation-{recipe}{fold}.json"
+        decoding = self.decoding
+        file = self.folder / f"normalisation-{data.image_size}-{decoding.key}{decoding.grey_key}{fold}.json"
         if not file.is_file():
             mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
             # Kept only so that it is not computed again; where the folder cannot be written to, it is.
@@ -109,7 +123,9 @@ class Prepared:
         return statistics["mean"], statistics["std"]
 
 
-def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_report: OnReport | None = None) -> Prepared:
+def prepare(
+    data: Data, root: Path, progress: Progress = lambda *_: None, on_report: OnReport | None = None, version: int = VERSION
+) -> Prepared:
     """Read, check, split and decode the images; what is there already is used again.
 
     Args:
@@ -117,6 +133,7 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
         root: Folder that holds all prepared data.
         progress: Told how many images are done.
         on_report: Given the report on the images, also where they are refused.
+        version: Of the decoding.
 
     Raises:
         UserError: Unknown source, wrong lists, too few images, or what a policy refuses (all are listed).
@@ -126,14 +143,11 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     source = open_source(data)
     items = sample(source.items, data)
     source.items = items
-    recipe = Recipe.of(data, root)
-    try:
-        examined = examine(source, items, recipe, progress)
-    except OSError as error:
-        raise UserError(f"images cannot be stored in {root}: {error.strerror or error}") from error
+    recipe = Recipe.of(data, root, version)
+    examined = _examined(source, items, recipe, progress)
     inspection = gate.inspect(items, examined, data)
     inspection.warnings += source.warnings
-    thumbnails = _thumbnails(_images(source, items, examined, recipe, data), items, examined.unreadable)
+    thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
     try:
         findings.refuse(inspection, examined, data, source.description, source.ignored)
         splits = _assigned(inspection, data, source)
@@ -141,16 +155,23 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
         if on_report:
             on_report(refused.report, thumbnails)
         raise
+    if data.white == "auto":
+        data = data.model_copy(update={"white": _white(inspection, examined, splits)})
+        recipe = Recipe.of(data, root, version)
+        _store_grey(source, inspection, examined, recipe, progress)
+        thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
+    inspection.warnings += picture_warnings(items, inspection.kept, examined, data)
     numbers, manifest = _manifest(inspection, examined, splits)
-    digest = data_digest(zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True))
+    digest = data_digest(zip(_contents(manifest, examined.is_changed[numbers]), manifest["label"], manifest["split"], strict=True))
     prepared = Prepared(
         root / f"{data.name}-{digest[:8]}",
         source.description,
         digest,
         sorted(set(manifest["label"])),
         manifest,
-        _images(source, [items[number] for number in numbers], examined, recipe, data, numbers),
+        _images(source, [items[number] for number in numbers], examined, recipe, numbers),
         data,
+        version,
         0 if data.fold == "all" else data.fold,
     )
     try:
@@ -160,6 +181,45 @@ def prepare(data: Data, root: Path, progress: Progress = lambda *_: None, on_rep
     if on_report:
         on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared
+
+
+def _examined(source: Source, items: Sequence[Item], recipe: Recipe, progress: Progress) -> Examined:
+    try:
+        return examine(source, items, recipe, progress)
+    except OSError as error:
+        raise UserError(f"images cannot be stored in {recipe.root}: {error.strerror or error}") from error
+
+
+def _white(inspection: gate.Inspection, examined: Examined, splits: Sequence[str]) -> int | str:
+    """Return what ``data.white auto`` stands for: the least 2^k - 1 that no training image exceeds.
+
+    With folds that of all images but the test split's: pixels are stored once for all folds.
+    """
+    levels = [
+        float(examined.brightest[number])
+        for number, split in zip(inspection.kept, splits, strict=True)
+        if split not in ("val", "test") and examined.bits[number] > 8
+    ]
+    # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
+    return next_white(max(levels)) if levels else "type"
+
+
+def _store_grey(source: Source, inspection: gate.Inspection, examined: Examined, recipe: Recipe, progress: Progress) -> None:
+    """Store the images of more than 8 bits, now that it is known which level is white; all others are stored already."""
+    numbers = [number for number in inspection.kept if examined.bits[number] > 8]
+    stored = _examined(source, [inspection.items[number] for number in numbers], recipe, progress)
+    if stored.unreadable:
+        changed = [f"{inspection.items[numbers[place]].path}: {why}" for place, why in sorted(stored.unreadable.items())]
+        raise UserError(f"{len(changed)} images in {source.description} have changed while they were read", changed)
+    stored.index[:, 0] += len(examined.shards)
+    examined.index[numbers] = stored.index
+    examined.shards += stored.shards
+
+
+def _contents(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> list[str]:
+    """Return what stands for each image in the digest: of other pixels than release 0.1.0 made of it, something else than there."""
+    # Of the version that makes them; it stays when versions follow that leave these images as they are.
+    return [f"{content}-2" if changed else content for content, changed in zip(manifest["sha256"], is_changed, strict=True)]
 
 
 def _manifest(inspection: gate.Inspection, examined: Examined, splits: Sequence[str]) -> tuple[NDArray[np.int64], pd.DataFrame]:
@@ -188,12 +248,12 @@ def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[s
 
 
 def _images(
-    source: Source, items: Sequence[Item], examined: Examined, recipe: Recipe, data: Data, numbers: NDArray[np.int64] | None = None
+    source: Source, items: Sequence[Item], examined: Examined, recipe: Recipe, numbers: NDArray[np.int64] | None = None
 ) -> Store | Undecoded:
-    if recipe.size:
+    # Before it is known which level is white, images of more than 8 bits are not stored.
+    if recipe.stores and recipe.decoding.white != "auto":
         return Store(recipe.folder, examined.shards, examined.index if numbers is None else examined.index[numbers])
-    paths = [item.path for item in items]
-    return Undecoded(source.reader, paths, data.stored_size, data.interpolation, data.background, data.max_pixels)
+    return Undecoded(source.reader, [item.path for item in items], recipe.decoding)
 
 
 def _thumbnails(images: Store | Undecoded, items: Sequence[Item], unreadable: Container[int]) -> Thumbnails:

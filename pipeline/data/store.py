@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import resize
+from pipeline.data.decode import Decoding
 from pipeline.data.sources.source import Reader
 
 _DAY = 24 * 60 * 60
@@ -63,23 +63,19 @@ class Undecoded:
     Args:
         reader: Of the source.
         paths: One per image.
-        size: Shorter side in pixels.
-        interpolation: Of the resizing.
-        background: Colour below transparent pixels.
-        max_pixels: Larger images are refused.
+        decoding: What is made of a file.
     """
 
-    def __init__(self, reader: Reader, paths: list[str], size: int, interpolation: str, background: str, max_pixels: int) -> None:
-        self._reader, self._paths = reader, paths
-        self._size, self._interpolation, self._background, self._max_pixels = size, interpolation, background, max_pixels
+    def __init__(self, reader: Reader, paths: list[str], decoding: Decoding) -> None:
+        self._reader, self._paths, self._decoding = reader, paths, decoding
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, position: int) -> NDArray[np.uint8]:
         """Return one image, of shape (3, height, width)."""
-        image = self._reader.image(self._reader.read(self._paths[position]), self._background, self._max_pixels)
-        return resize(image, self._size, self._interpolation)
+        decoded = self._reader.image(self._reader.read(self._paths[position]), self._decoding)
+        return self._decoding.resize(decoded.image)
 
 
 class ShardWriter:

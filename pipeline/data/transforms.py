@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from pipeline.config import Data, parse
-from pipeline.data.decode import MAX_PIXELS, center_crop, decode, resize
+from pipeline.config import Data, Fit, parse
+from pipeline.data.decode import MAX_PIXELS, VERSION, Decoding
+from pipeline.data.fit import center_crop
 from pipeline.errors import UserError, first_line, unknown_name
 
 _NOT_FOR_ONE_IMAGE = {
@@ -43,12 +43,15 @@ class Preprocessing:
 
     Attributes:
         image_size: Side of the square input, in pixels.
-        stored_size: Shorter side the image is resized to before the middle is cut out, in pixels.
+        stored_size: Shorter side the image is resized to before the middle is cut out, in pixels; both sides unless `fit` is crop.
         interpolation: Of that resizing.
         mean: Per channel, of pixels from 0 to 1.
         std: Per channel.
         background: Colour below transparent pixels.
         max_pixels: Larger images are refused.
+        white: Of grey levels of more than 8 bits; see `pipeline.data.decode.Decoding`.
+        fit: What becomes of pictures that are not square.
+        decoding: Version of the rules by which files were decoded.
     """
 
     image_size: int
@@ -58,12 +61,26 @@ class Preprocessing:
     std: tuple[float, float, float]
     background: str = "white"
     max_pixels: int = MAX_PIXELS
+    white: str | int = "type"
+    fit: Fit = "crop"
+    decoding: int = VERSION
 
     @classmethod
-    def of(cls, data: Data, normalisation: tuple[Sequence[float], Sequence[float]]) -> Preprocessing:
-        """Combine the sizes of `data` with a mean and a standard deviation per channel."""
+    def of(cls, data: Data, normalisation: tuple[Sequence[float], Sequence[float]], decoding: int = VERSION) -> Preprocessing:
+        """Combine what `data` says of images, and the version of their decoding, with a mean and a standard deviation per channel."""
         mean, std = (tuple(float(value) for value in values) for values in normalisation)
-        return cls(data.image_size, data.stored_size, data.interpolation, mean, std, data.background, data.max_pixels)  # type: ignore[arg-type]
+        return cls(
+            data.image_size,
+            data.stored_size,
+            data.interpolation,
+            mean,  # type: ignore[arg-type]
+            std,  # type: ignore[arg-type]
+            data.background,
+            data.max_pixels,
+            data.white,
+            data.fit,
+            decoding,
+        )
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
@@ -75,27 +92,37 @@ class Preprocessing:
         names = {field.name for field in fields(cls)}
         if not isinstance(raw, dict) or not {"image_size", "stored_size", "interpolation", "mean", "std"} <= set(raw) <= names:
             raise UserError(f"preprocessing: {str(raw)[:200]} given; {', '.join(sorted(names))} are needed")
-        sizes = {"store_size" if name == "stored_size" else name: value for name, value in raw.items() if name not in ("mean", "std")}
-        data = parse(Data, sizes, "preprocessing")
+        # Release 0.1.0 did not say: it had one version.
+        version = raw.get("decoding", 1)
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise UserError(f"preprocessing: decoding {str(version)[:200]} given; 1 to {VERSION} are known to this release")
+        others = {name: value for name, value in raw.items() if name not in ("mean", "std", "decoding")}
+        data = parse(Data, {"store_size" if name == "stored_size" else name: value for name, value in others.items()}, "preprocessing")
         for name in ("mean", "std"):
             values = raw[name]
             are_numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) and isfinite(value) for value in values)
             if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
                 needed = "three numbers above 0" if name == "std" else "three numbers"
                 raise UserError(f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed")
-        return cls.of(data, (raw["mean"], raw["std"]))
+        return cls.of(data, (raw["mean"], raw["std"]), version)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
 
-    def decode(self, file: Path | str | BinaryIO) -> Image.Image:
-        """Decode a picture to RGB as the training images were; raises as `pipeline.data.decode.decode`."""
-        return decode(file, self.background, self.max_pixels)
+    @property
+    def specification(self) -> Decoding:
+        """What is made of a file, as of the training images."""
+        return Decoding(self.stored_size, self.interpolation, self.background, self.white, self.fit, self.max_pixels, self.decoding)
 
-    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop one RGB image to shape (3, image_size, image_size)."""
-        return center_crop(resize(image, self.stored_size, self.interpolation), self.image_size)
+    def pixels(self, file: Path | str | BinaryIO | bytes) -> NDArray[np.uint8]:
+        """Return what a picture's file shows the network before it is normalised, of shape (3, image_size, image_size).
+
+        Raises:
+            Any of `pipeline.data.decode.UNREADABLE`: It is no picture, a damaged one, or too large.
+        """
+        decoding = self.specification
+        return center_crop(decoding.resize(decoding.decode(file).image), self.image_size)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images (batch, 3, size, size), uint8 or float from 0 to 1, into the network's input."""

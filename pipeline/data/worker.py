@@ -15,13 +15,12 @@ from typing import NamedTuple, cast
 
 import imagehash
 import numpy as np
-import PIL
 import xxhash
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data.catalogue import Catalogue, Found
-from pipeline.data.decode import DECODING, UNREADABLE, reason, resize
+from pipeline.data.catalogue import Catalogue, Found, Names
+from pipeline.data.decode import UNREADABLE, VERSION, Decoding, reason
 from pipeline.data.sources.source import Reader
 from pipeline.data.store import ShardWriter, shard_size
 
@@ -30,8 +29,6 @@ SMALLEST_HASHED = 64
 FLAT = 4
 """Grey levels of 256 below which what is left of a picture for its perceptual hash is noise: pages of one colour all hash alike."""
 
-_VERSION = f"{DECODING}-pillow{PIL.__version__.partition('.')[0]}"
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -39,34 +36,37 @@ class Recipe:
 
     Attributes:
         root: The ``prepared`` folder.
-        size: Shorter side in pixels; 0 where nothing is stored.
-        interpolation: Of the resizing.
-        background: Colour below transparent pixels.
-        max_pixels: Larger images are refused.
+        decoding: What is made of a file.
+        stores: Whether pixels are stored.
     """
 
     root: Path
-    size: int
-    interpolation: str
-    background: str
-    max_pixels: int
+    decoding: Decoding
+    stores: bool = True
 
     @classmethod
-    def of(cls, data: Data, root: Path) -> Recipe:
+    def of(cls, data: Data, root: Path, version: int = VERSION) -> Recipe:
         """Return the recipe of a configuration."""
-        stored = data.store == "disk"
-        return cls(root, data.stored_size if stored else 0, data.interpolation if stored else "", data.background, data.max_pixels)
+        return cls(root, Decoding.of(data, version), data.store == "disk")
 
     @property
     def name(self) -> str:
-        """Of the folder of the shards, and in the catalogue; another with each version of the decoding."""
-        stored = f"{self.size}-{self.interpolation}" if self.size else "none"
-        return f"{stored}-{self.background.lstrip('#')}-{_VERSION}"
+        """Of the folder of the shards, and in the catalogue of images of 8 bits; another with each version of the decoding."""
+        return self.decoding.key if self.stores else f"none-{self.decoding.colours_key}"
+
+    @property
+    def names(self) -> Names:
+        """In the catalogue."""
+        return Names(self.name, self.name + self.decoding.grey_key)
 
     @property
     def folder(self) -> Path:
         """Of the shards."""
         return self.root / f"images-{self.name}"
+
+    def stores_of(self, bits: int) -> bool:
+        """Whether pixels of an image of so many bits are stored: of more than 8 only when it is known which level is white."""
+        return self.stores and (bits == 8 or self.decoding.white != "auto")
 
 
 class Unreadable(NamedTuple):
@@ -99,24 +99,41 @@ class Worker:
         except UNREADABLE as error:
             return Unreadable(reason(error))
         digest = hashlib.sha256(content).digest()
-        known = self._catalogue.of_content(digest, self._recipe.name)
+        known = self._catalogue.of_content(digest, self._recipe.names)
         if known is not None and self._is_stored(known):
             return known
         if not content:
             return Unreadable("empty file")
         try:
-            image = self._reader.image(content, self._recipe.background, self._recipe.max_pixels)
+            image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
         except UNREADABLE as error:
             return Unreadable(reason(error))
+        bits, brightest = levels or (8, 0.0)
         shard, offset, height, width = "", 0, 0, 0
-        if self._recipe.size:
-            pixels = resize(image, self._recipe.size, self._recipe.interpolation)
+        if self._recipe.stores_of(bits):
+            pixels = self._recipe.decoding.resize(image)
             shard, offset = self._shard.name, self._shard.append(pixels)
             height, width = pixels.shape[1:]
-        return Found(digest, image.height, image.width, hash_of_pixels(image), perceptual_hash(image), shard, offset, height, width)
+        # Scaled by its own brightest level, a picture looks like a darker one.
+        scale = brightest if self._recipe.decoding.white == "auto" else 0.0
+        return Found(
+            digest,
+            image.height,
+            image.width,
+            hash_of_pixels(image, scale),
+            perceptual_hash(image),
+            shard,
+            offset,
+            height,
+            width,
+            bits,
+            brightest,
+            is_changed,
+            note,
+        )
 
     def _is_stored(self, found: Found) -> bool:
-        if not self._recipe.size:
+        if not self._recipe.stores_of(found.bits):
             return True
         end = found.offset + 3 * found.stored_height * found.stored_width
         if self._sizes.get(found.shard, 0) < end:
@@ -125,10 +142,10 @@ class Worker:
         return self._sizes[found.shard] >= end
 
 
-def hash_of_pixels(image: Image.Image) -> bytes:
-    """Return 16 bytes that are equal for equal pictures."""
+def hash_of_pixels(image: Image.Image, scale: float = 0.0) -> bytes:
+    """Return 16 bytes that are equal for equal pictures of one scale."""
     # Of a photograph's 36 MB, SHA-256 would take a quarter of the time of decoding it.
-    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width)
+    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width + (round(scale) % 2**32 << 32))
 
 
 def perceptual_hash(image: Image.Image) -> int | None:

@@ -16,7 +16,7 @@ from pipeline.config import Data, parse
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.jobs.prepare import need_known_images, prepare_images
+from pipeline.jobs.prepare import need_known_images, prepare_as_recorded
 from pipeline.jobs.restore import Restored, restore
 from pipeline.jobs.summarise import Comparison
 from pipeline.jobs.training_log import log_confusion
@@ -50,7 +50,7 @@ def evaluate(
     workspace.need_writable(*workspace.artifacts)
     restored = restore(workspace, run_id)
     data = _located(workspace, restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
-    prepared = prepare_images(workspace, data)
+    prepared = prepare_as_recorded(workspace, data, restored.data_digest, restored.preprocessing.decoding)
     if restored.data_digest and prepared.digest != restored.data_digest:
         raise UserError(
             f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import xxhash
 
 from pipeline import models
-from pipeline.data.decode import DECODING
 from pipeline.data.loader import Images
 from pipeline.errors import GivenUp, OutOfMemory
 from pipeline.jobs.setting import Job
@@ -59,7 +58,7 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
         "name": job.origin["name"],
         "weights": weights_hash(setting.network.module, setting.network.head),
         "preprocessing": asdict(setting.preprocessing),
-        "decoding": DECODING,
+        "decoding": prepared.decoding.key,
         "numerics": f"{setting.numerics}, {setting.device.type}",
         "code": models.code_version(configuration.model, len(prepared.classes), data.image_size),
     }

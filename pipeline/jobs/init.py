@@ -15,7 +15,8 @@ import torch
 
 from pipeline import models
 from pipeline.config import Data, Model, facts_of
-from pipeline.data.decode import UNREADABLE
+from pipeline.data.decode import UNREADABLE, Decoding
+from pipeline.data.pictures import LONG, MANY
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import Unwritable, UserError
@@ -46,6 +47,7 @@ class Plan:
     name: str
     source: str
     changed: dict[str, Any]
+    is_long: bool
     counts: dict[str, int]
     train_images: int
     val_images: int
@@ -95,8 +97,12 @@ def _look(
     data: Data, source: Source, items: Sequence[Item], splits: Mapping[str, int], device_name: str, progress: Callable[[str], None]
 ) -> Plan:
     progress(f"{len(items)} images; looking at up to {SAMPLE} of them")
-    side = _median_side(data, source, items)
-    image_size = min(SIZES, key=lambda size: abs(np.log(size / max(side, 1))))
+    sizes = _sizes(data, source, items)
+    is_long = sum(max(size) > LONG * min(size) for size in sizes) > MANY * len(sizes)
+    side = int(np.median([min(size) for size in sizes]))
+    # Kept whole, a picture is as long as the square.
+    seen = int(np.median([max(size) for size in sizes])) if is_long else side
+    image_size = min(SIZES, key=lambda size: abs(np.log(size / max(seen, 1))))
     device = resolve_device(device_name)
     batch_size = (16 if splits["train"] < 1000 else 32) if device.type == "cpu" and image_size > 64 else 64
     weights, comment = _weights()
@@ -126,6 +132,7 @@ def _look(
         data.name,
         data.source,
         changed,
+        is_long,
         counts,
         splits["train"],
         splits["val"],
@@ -141,17 +148,18 @@ def _look(
     )
 
 
-def _median_side(data: Data, source: Source, items: Sequence[Item]) -> int:
+def _sizes(data: Data, source: Source, items: Sequence[Item]) -> list[tuple[int, int]]:
     chosen = [items[int(i)] for i in np.linspace(0, len(items) - 1, min(len(items), SAMPLE))]
-    sides, unreadable = [], []
+    sizes, unreadable = [], []
+    decoding = Decoding.of(data)
     for item in chosen:
         try:
-            sides.append(min(source.reader.image(source.reader.read(item.path), data.background, data.max_pixels).size))
+            sizes.append(source.reader.image(source.reader.read(item.path), decoding).image.size)
         except UNREADABLE:
             unreadable.append(item.path)
-    if not sides:
+    if not sizes:
         raise UserError(f"{len(unreadable)} of {len(chosen)} images looked at cannot be read", unreadable)
-    return int(np.median(sides))
+    return sizes
 
 
 def _weights() -> tuple[str, str]:
@@ -193,6 +201,7 @@ def _text(plan: Plan, out: Path) -> str:
         "  data:",
         f"    source: {_quoted(plan.source)}",
         *(f"    {name}: {_quoted(value) if isinstance(value, str) else value}" for name, value in plan.changed.items()),
+        *(["    fit: pad      # over a tenth are more than twice as long as wide: crop cuts their ends"] if plan.is_long else []),
         f"    image_size: {plan.image_size}      # pixels; larger shows more and takes longer",
         f"    batch_size: {plan.batch_size}       # halve it where memory runs out",
         "    augment: [RandomHorizontalFlip]   # remove it where left and right differ, as in letters; see torchvision v2 for more",

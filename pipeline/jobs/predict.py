@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from numpy.typing import NDArray
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
 from pipeline.data.transforms import Preprocessing
@@ -51,9 +51,9 @@ def predict(
     parts: list[np.ndarray] = []
     digest = hashlib.sha256()
     for start in range(0, len(paths), CHUNK):
-        decoded = _decode(paths[start : start + CHUNK], model.preprocessing, digest, unreadable)
+        pixels = _pixels(paths[start : start + CHUNK], model.preprocessing, digest, unreadable)
         if not unreadable:
-            parts.append(model.classify(decoded))
+            parts.append(model.classify(pixels))
         progress("classifying", min(start + CHUNK, len(paths)), len(paths))
     if unreadable:
         raise UserError(f"images: {len(unreadable)} of {len(paths)} cannot be read; nothing is written", unreadable)
@@ -106,16 +106,16 @@ def list_images(images: str) -> list[Path]:
     return [path for _, path in listed]
 
 
-def _decode(paths: Sequence[Path], preprocessing: Preprocessing, digest: hashlib._Hash, unreadable: list[str]) -> list[Image.Image]:
-    decoded = []
+def _pixels(paths: Sequence[Path], preprocessing: Preprocessing, digest: hashlib._Hash, unreadable: list[str]) -> list[NDArray[np.uint8]]:
+    pixels = []
     for path in paths:
         try:
             content = path.read_bytes()
             digest.update(hashlib.sha256(content).digest())
-            decoded.append(preprocessing.decode(path))
+            pixels.append(preprocessing.pixels(content))
         except UNREADABLE as error:
             unreadable.append(f"{path}: {reason(error)}")
-    return decoded
+    return pixels
 
 
 def _write(file: Path, text: str) -> None:

@@ -13,9 +13,11 @@ from weakref import WeakKeyDictionary
 from pipeline import models
 from pipeline.config import Configuration, Data
 from pipeline.data.catalogue import CATALOGUE
+from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
+from pipeline.data.worker import Recipe
 from pipeline.errors import Unreachable, UserError
 from pipeline.files import sha256_over, write_whole
 from pipeline.networks.own import is_own, own_file, sources
@@ -39,7 +41,7 @@ _prepared: WeakKeyDictionary[Workspace, dict[str, Prepared]] = WeakKeyDictionary
 """What was prepared before, by recipe, as long as the step lasts that has opened the store."""
 
 
-def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = None) -> Prepared:
+def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = None, version: int = VERSION) -> Prepared:
     """Read, check, split and decode the images with progress; what is there already is used again.
 
     What this step has prepared before is not looked at again, unless a report is asked for or nothing is stored: a study of 1,000
@@ -49,11 +51,16 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
         workspace: Where prepared data and outputs are.
         data: Which images.
         log_images: Write the report on the images, with pictures or without; None: no report.
+        version: Of the decoding.
+
+    Returns:
+        The images; `resolved` tells what ``data.white auto`` has become.
     """
     before = _prepared.setdefault(workspace, {})
-    recipe = data.model_dump_json(exclude=_NOT_PREPARED)
+    recipe = f"{version} {data.model_dump_json(exclude=_NOT_PREPARED)}"
     if log_images is None and recipe in before:
-        return replace(before[recipe], data=data, fold=0 if data.fold == "all" else data.fold)
+        there = before[recipe]
+        return replace(there, data=resolved(data, there), fold=0 if data.fold == "all" else data.fold)
 
     def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
         write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
@@ -64,8 +71,9 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
     if not (workspace.prepared / CATALOGUE).exists():
         # Otherwise all may be there already, and only read.
         workspace.need_writable(workspace.prepared)
+    _say_if_decoded_anew(workspace.prepared, data, version)
     with Counter() as counter:
-        prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report)
+        prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report, version)
     if data.store == "disk":
         before[recipe] = prepared
     counts = prepared.counts()
@@ -75,6 +83,41 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
         f"data {prepared.digest[:8]} in {prepared.folder}"
     )
     return prepared
+
+
+def resolved(data: Data, prepared: Prepared) -> Data:
+    """Return the same with ``white auto`` replaced by the level that it has become."""
+    return data.model_copy(update={"white": prepared.data.white}) if data.white == "auto" else data
+
+
+def with_white(configuration: Configuration, prepared: Prepared) -> Configuration:
+    """Return a configuration with ``data.white auto`` replaced by the level that it has become: that is hashed and recorded."""
+    return configuration.model_copy(update={"data": resolved(configuration.data, prepared)})
+
+
+def _say_if_decoded_anew(root: Path, data: Data, version: int) -> None:
+    """Say once that images which an earlier release has decoded are decoded again."""
+    folder, before = (Recipe.of(data, root, one).folder for one in (version, 1))
+    if version > 1 and data.store == "disk" and not folder.exists() and before.exists():
+        say(
+            f"this release decodes images otherwise (colour profiles are followed): they are decoded anew; {before} is only needed to "
+            "evaluate or go on with runs of release 0.1.0, and may be deleted"
+        )
+
+
+def prepare_as_recorded(workspace: Workspace, data: Data, digest: str, version: int) -> Prepared:
+    """Prepare the images of a run that has recorded their digest, by the rules that it has decoded them by.
+
+    Args:
+        workspace: Where prepared data is.
+        data: Which images.
+        digest: Of the run; empty: unknown.
+        version: Of its decoding. By the rules of now nothing need be decoded again where they make the same of all images.
+    """
+    prepared = prepare_images(workspace, data)
+    if version == VERSION or prepared.digest == digest:
+        return prepared
+    return prepare_images(workspace, data, version=version)
 
 
 def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
@@ -143,11 +186,10 @@ def _pair(leak: dict[str, str]) -> str:
 
 
 def images_for(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
-    """Return the images as `data` wants them; those of another size or interpolation are decoded first."""
-    fields = ("image_size", "stored_size", "interpolation", "background")
-    if all(getattr(data, name) == getattr(prepared.data, name) for name in fields):
+    """Return the images as `data` wants them; those of another size, shape or interpolation are decoded first."""
+    if data.image_size == prepared.data.image_size and Decoding.of(data, prepared.version) == prepared.decoding:
         return prepared
-    return prepare_images(workspace, data).with_fold(prepared.fold)
+    return prepare_images(workspace, data, version=prepared.version).with_fold(prepared.fold)
 
 
 def log_preparation(workspace: Workspace, data: Data, log_images: bool) -> Prepared:

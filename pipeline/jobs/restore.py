@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline import models, trust
 from pipeline.config import Configuration, Model, parse
+from pipeline.data.decode import VERSION
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.files import child
@@ -85,6 +86,15 @@ def recorded_preprocessing(workspace: Workspace, run_id: str, model: Model, fold
     recorded = Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder))
     mean, std = recorded_normalisation(model, (list(recorded.mean), list(recorded.std)))
     return Preprocessing.from_dict({**recorded.to_dict(), "mean": mean, "std": std})
+
+
+def recorded_decoding(workspace: Workspace, run_id: str, folder: Path) -> int:
+    """Return the version of the rules by which a run has decoded its images; of now where it ended before it has recorded any."""
+    try:
+        find.artifact(workspace, run_id, names.PREPROCESSING, folder)
+    except UserError:
+        return VERSION
+    return Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder)).decoding
 
 
 def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> Configuration:

@@ -12,8 +12,8 @@ from pipeline.config import Configuration
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
 from pipeline.identity import FIRST_RELEASE, config_hash
-from pipeline.jobs.prepare import check, need_known_images, prepare_images
-from pipeline.jobs.restore import recorded_configuration
+from pipeline.jobs.prepare import check, need_known_images, prepare_as_recorded
+from pipeline.jobs.restore import recorded_configuration, recorded_decoding
 from pipeline.jobs.setting import Job
 from pipeline.networks.own import is_own, own_file
 from pipeline.report.console import say
@@ -61,12 +61,13 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
         configuration = recorded_configuration(workspace, run_id, Path(folder))
+        version = recorded_decoding(workspace, run_id, Path(folder))
     _need_trust(run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
     if not before:
         raise UserError(f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew")
     need_known_images(workspace, configuration.data, run_id)
-    prepared = prepare_images(workspace, configuration.data)
+    prepared = prepare_as_recorded(workspace, configuration.data, before, version)
     if prepared.digest != before:
         raise UserError(
             f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "

@@ -29,6 +29,7 @@ def call_helpers(job: Job, numerics: Numerics) -> None:
         "preprocessing": job.preprocessing.to_dict() if job.preprocessing else None,
         "fold": job.prepared.fold,
         "digest": job.prepared.digest,
+        "decoding": job.prepared.version,
         "numerics": numerics.to_dict(),
     }
     joined().share(json.dumps(message).encode())
@@ -56,9 +57,10 @@ def _help_out(group: Group) -> None:
     while content := group.share(b""):
         message = json.loads(content)
         configuration = parse(Configuration, message["configuration"], "configuration")
-        data = configuration.data.model_dump_json(exclude={"fold"})
+        version = message["decoding"]
+        data = f"{version} {configuration.data.model_dump_json(exclude={'fold'})}"
         if data not in images:
-            images[data] = prepare(configuration.data, home() / "prepared")
+            images[data] = prepare(configuration.data, home() / "prepared", version=version)
         prepared = images[data].with_fold(message["fold"])
         if prepared.digest != message["digest"]:
             raise UserError(f"{prepared.source} has changed while the training began; start again")

@@ -115,13 +115,22 @@ def _is_of(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
 
 def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterator[str]:
     """Yield the names that a study of an experiment may have on another study's images: of this release and of the first one."""
-    for base in _bases(experiment):
+    for base in _bases(experiment.with_white(_white(workspace, experiment, study))):
         model = transfer.with_file(base.model)
         # Which files a network of one's own is made of, building it tells.
         num_classes = _num_classes(workspace, study.parent) if is_own(model.name) else 0
         origin = models.origin(model, num_classes, base.data.image_size)
         for release in ("", FIRST_RELEASE):
             yield study_name(experiment.name, base, origin, experiment.space, study.data_digest, release)
+
+
+def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | str:
+    """Return what ``data.white auto`` has become in a study, as its trainings have recorded it."""
+    if experiment.base.data.white != "auto":
+        return ""
+    recorded = [row["params"]["data.white"] for row in find.trainings(workspace, study.name) if "data.white" in row["params"]]
+    first = recorded[0] if recorded else "auto"
+    return int(first) if first.isdecimal() else first
 
 
 def _num_classes(workspace: Workspace, parent: str) -> int:

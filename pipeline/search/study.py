@@ -21,7 +21,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, names_beside, study_name
-from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights
+from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights, with_white
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
 from pipeline.jobs.setting import Job
@@ -73,11 +73,12 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     if experiment.fast:
         base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
         experiment = replace(experiment, base=base, entries=entries)
-    prepared = prepare_images(workspace, experiment.base.data, experiment.base.tracking.log_images)
+    database = Database(experiment.study.storage, workspace.home)
+    prepared = _images(workspace, experiment, database.storage)
+    experiment = experiment.with_white(prepared.data.white)
     jobs = _checked(workspace, experiment, prepared)
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
     identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
-    database = Database(experiment.study.storage, workspace.home)
     name, found = _own(workspace, database.storage, experiment.study.name or identity)
     recorded = found.user_attrs if found else {}
     if recorded.get(IDENTITY, identity) != identity:
@@ -99,6 +100,28 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
         compared = _conclude(workspace, study, name, run)
         then(name)
     return Tuned(name, run.id, compared)
+
+
+def _images(workspace: Workspace, experiment: Experiment, storage: BaseStorage) -> Prepared:
+    """Prepare the images of a study; one of release 0.1.0 that is named goes on with them as it decoded them."""
+    data = experiment.base.data
+    prepared = prepare_images(workspace, data, experiment.base.tracking.log_images)
+    if prepared.digest == prepared.first_digest():
+        return prepared
+    base = with_white(experiment.base, prepared)
+    origin = check(base, prepared, f"{experiment.path}: base")
+    before = {
+        study_name(experiment.name, base, origin, experiment.space, prepared.first_digest(), release) for release in ("", FIRST_RELEASE)
+    }
+    for study in storage.get_all_studies():
+        if study.user_attrs.get(IDENTITY) in before:
+            if study.study_name == experiment.study.name:
+                return prepare_images(workspace, data, experiment.base.tracking.log_images, version=1)
+            say(
+                f"study {study.study_name} was begun on the same images as release {FIRST_RELEASE} decoded them, and is another one; "
+                f"--study.name {study.study_name} goes on with it"
+            )
+    return prepared
 
 
 def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -> list[Job]:

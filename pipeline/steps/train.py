@@ -36,7 +36,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.launch import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights
+    from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights, with_white
     from pipeline.jobs.setting import Job
     from pipeline.jobs.train import Placement, reusable, train
     from pipeline.report.console import say
@@ -54,6 +54,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     if experiment.fast:
         configuration = with_reachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
+    configuration = with_white(configuration, prepared)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
     write_views(workspace, configuration.training.best_metric)
     same = reusable(workspace, job)

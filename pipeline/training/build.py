@@ -86,7 +86,7 @@ def _build(
     needs_two_each = group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module)
     return Setting(
         network,
-        preprocessing or Preprocessing.of(data, network.normalisation or prepared.normalisation()),
+        preprocessing or Preprocessing.of(data, network.normalisation or prepared.normalisation(), prepared.version),
         Loader(
             train_images,
             data.batch_size,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.export.passes
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.data.transforms import Preprocessing
@@ -104,15 +103,15 @@ class Classifier:
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"a file is no JSON: {first_line(error)}") from error
 
-    def classify(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """Return probabilities of shape (images, classes) for decoded RGB images.
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        """Return probabilities of shape (images, classes) for what `Preprocessing.pixels` has made of images.
 
         Raises:
             UserError: The network does not give as many scores as there are classes.
         """
         parts = [np.zeros((0, len(self.classes)))]
         for start in range(0, len(images), BATCH_SIZE):
-            pixels = np.stack([self.preprocessing.pixels(image) for image in images[start : start + BATCH_SIZE]])
+            pixels = np.stack(images[start : start + BATCH_SIZE])
             logits = self._logits(self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device)))
             if logits.shape != (len(pixels), len(self.classes)):
                 raise UserError(f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.catalogue import Catalogue, Found
+from pipeline.data.catalogue import Catalogue, Found, Names
 
+RECIPE, ANOTHER = Names("recipe", "recipe"), Names("another", "another")
 FOUND = Found(bytes(32), 5, 6, bytes(16), 7, "a.bin", 8, 9, 10)
 
 
@@ -20,24 +21,24 @@ def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
         Found(bytes([number]) * 32, 5, 6, bytes(16), phash, "a.bin", 2**40, 7, 8)
         for number, phash in enumerate([None, 0, 1, 2**63, 2**64 - 1])
     ]
-    catalogue.add("source", "recipe", [(f"{number}.png", "1-2-3", found) for number, found in enumerate(rows)])
-    assert [catalogue.of_file("source", f"{number}.png", "1-2-3", "recipe") for number in range(5)] == rows
-    assert [catalogue.of_content(found.content, "recipe") for found in rows] == rows
-    assert catalogue.of_file("source", "0.png", "1-2-4", "recipe") is None
-    assert catalogue.of_file("another", "0.png", "1-2-3", "recipe") is None
-    assert catalogue.of_content(rows[0].content, "another") is None
-    assert catalogue.shards("recipe") == {"a.bin"}
-    assert catalogue.shards("another") == set()
-    catalogue.forget_shards("recipe", ["a.bin"])
-    assert catalogue.of_content(rows[0].content, "recipe") is None
+    catalogue.add("source", RECIPE, [(f"{number}.png", "1-2-3", found) for number, found in enumerate(rows)])
+    assert [catalogue.of_file("source", f"{number}.png", "1-2-3", RECIPE) for number in range(5)] == rows
+    assert [catalogue.of_content(found.content, RECIPE) for found in rows] == rows
+    assert catalogue.of_file("source", "0.png", "1-2-4", RECIPE) is None
+    assert catalogue.of_file("another", "0.png", "1-2-3", RECIPE) is None
+    assert catalogue.of_content(rows[0].content, ANOTHER) is None
+    assert catalogue.shards(RECIPE) == {"a.bin"}
+    assert catalogue.shards(ANOTHER) == set()
+    catalogue.forget_shards(RECIPE, ["a.bin"])
+    assert catalogue.of_content(rows[0].content, RECIPE) is None
 
 
 METHODS: list[Callable[[Catalogue], object]] = [
-    lambda catalogue: catalogue.of_file("source", "a.png", "1", "recipe"),
-    lambda catalogue: catalogue.of_content(bytes(32), "recipe"),
-    lambda catalogue: catalogue.add("source", "recipe", [("a.png", "1", FOUND)]),
-    lambda catalogue: catalogue.shards("recipe"),
-    lambda catalogue: catalogue.forget_shards("recipe", ["a.bin"]),
+    lambda catalogue: catalogue.of_file("source", "a.png", "1", RECIPE),
+    lambda catalogue: catalogue.of_content(bytes(32), RECIPE),
+    lambda catalogue: catalogue.add("source", RECIPE, [("a.png", "1", FOUND)]),
+    lambda catalogue: catalogue.shards(RECIPE),
+    lambda catalogue: catalogue.forget_shards(RECIPE, ["a.bin"]),
 ]
 
 
@@ -70,7 +71,7 @@ def test_a_full_disk_is_told_when_the_file_is_made(tmp_path: Path) -> None:
             Catalogue(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    Catalogue(tmp_path).add("source", "recipe", [("a.png", "1", FOUND)])
+    Catalogue(tmp_path).add("source", RECIPE, [("a.png", "1", FOUND)])
 
 
 @pytest.mark.parametrize("statement", ["CREATE TABLE files (a)", "CREATE TABLE images (a)", "PRAGMA user_version = 99", ""])
@@ -80,6 +81,6 @@ def test_tables_of_another_version_are_made_anew(tmp_path: Path, statement: str)
     connection.commit()
     connection.close()
     catalogue = Catalogue(tmp_path)
-    catalogue.add("source", "recipe", [("a.png", "1", FOUND)])
+    catalogue.add("source", RECIPE, [("a.png", "1", FOUND)])
     # Nothing of this version is dropped.
-    assert Catalogue(tmp_path).of_file("source", "a.png", "1", "recipe") == FOUND
+    assert Catalogue(tmp_path).of_file("source", "a.png", "1", RECIPE) == FOUND

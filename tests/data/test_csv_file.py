@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Data
-from pipeline.data.decode import EXTENSIONS
+from pipeline.data.decode import EXTENSIONS, Decoding
 from pipeline.data.sources import Source, open_source
 from pipeline.data.sources.csv_file import open_csv
 from pipeline.data.sources.source import SPLIT_NAMES, Item
@@ -56,7 +56,7 @@ def test_the_reader_reads_the_files(photos: WriteImages) -> None:
     for item in source.items:
         content = source.reader.read(item.path)
         assert content == (root / item.path).read_bytes()
-        assert source.reader.image(content, "white", 1000).size == (12, 10)
+        assert source.reader.image(content, Decoding()).image.size == (12, 10)
         assert source.reader.fingerprint(item.path)
 
 

@@ -17,11 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.decode import EXTENSIONS, UNREADABLE, center_crop, decode, reason, resize
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, Decoding, reason
+from pipeline.data.fit import center_crop
 from tests.conftest import PROJECT
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
 INTERPOLATIONS = ["bilinear", "bicubic", "nearest", "lanczos"]
+
+
+def decode(file: Path | io.BytesIO, background: str = "white", max_pixels: int = 64_000_000) -> Image.Image:
+    return Decoding(background=background, max_pixels=max_pixels).decode(file).image
+
+
+def resize(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
+    return Decoding(size, interpolation).resize(image)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:
@@ -121,10 +130,10 @@ def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(levels: np.nd
         (np.array([0, 0.5, np.nan], np.float32), "holds values that are not finite"),
         (np.array([0, 0.5, np.inf], np.float32), "holds values that are not finite"),
         (np.array([-np.inf, 0.5, np.inf], np.float32), "holds values that are not finite"),
-        (np.array([0, 1e6], np.float32), "grey levels from 0 to 1e+06, expected 0 to 1, 255 or 65535"),
-        (np.array([-1, 1], np.float32), "grey levels from -1 to 1, expected 0 to 1, 255 or 65535"),
-        (np.array([0, 2**31 - 1], np.int32), "grey levels from 0 to 2.14748e+09, expected 0 to 1, 255 or 65535"),
-        (np.array([-1024, 3071], np.int32), "grey levels from -1024 to 3071, expected 0 to 1, 255 or 65535"),
+        (np.array([0, 1e6], np.float32), "grey levels from 0 to 1e+06, expected 0 to 1, 255 or 65535, or data.white"),
+        (np.array([-1, 1], np.float32), "grey levels from -1 to 1, expected 0 to 1, 255 or 65535, or data.white"),
+        (np.array([0, 2**31 - 1], np.int32), "grey levels from 0 to 2.14748e+09, expected 0 to 1, 255 or 65535, or data.white"),
+        (np.array([-1024, 3071], np.int32), "grey levels from -1024 to 3071, expected 0 to 1, 255 or 65535, or data.white"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -152,7 +161,7 @@ MEMORY = """
 import io, sys
 from pathlib import Path
 from PIL import Image
-from pipeline.data.decode import decode
+from pipeline.data.decode import Decoding
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
@@ -160,7 +169,7 @@ def peak():
 buffer = io.BytesIO()
 Image.new("I;16", (4000, 4000), 25700).save(buffer, "PNG")
 before = peak()
-assert decode(buffer).getpixel((0, 0)) == (100, 100, 100)
+assert Decoding().decode(buffer).image.getpixel((0, 0)) == (100, 100, 100)
 print(peak() - before)
 """
 
@@ -347,8 +356,8 @@ def test_what_libraries_say_of_damaged_files_stays_off_the_console(tmp_path: Pat
         content[40:3000:7] = bytes(len(content[40:3000:7]))
         (tmp_path / f"{kind}.tif").write_bytes(content)
     script = (
-        "import sys; from pathlib import Path; from pipeline.data.decode import decode\n"
-        "for name in sys.argv[1:]:\n    try: print(decode(Path(name)).size)\n    except OSError: print('refused')"
+        "import sys; from pathlib import Path; from pipeline.data.decode import Decoding\n"
+        "for name in sys.argv[1:]:\n    try: print(Decoding().decode(Path(name)).image.size)\n    except OSError: print('refused')"
     )
     files = [str(file) for file in sorted(tmp_path.iterdir())]
     done = subprocess.run([sys.executable, "-c", script, *files], cwd=PROJECT, capture_output=True, text=True, check=True)

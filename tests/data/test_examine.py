@@ -15,11 +15,9 @@ import PIL
 import pytest
 
 from pipeline.config import Data
-from pipeline.data import decode as decode_module
 from pipeline.data import examine as module
-from pipeline.data import worker as worker_module
 from pipeline.data.catalogue import Catalogue
-from pipeline.data.decode import decode, resize
+from pipeline.data.decode import VERSION
 from pipeline.data.examine import Examined, examine
 from pipeline.data.sources import open_source
 from pipeline.data.store import Store
@@ -40,11 +38,12 @@ def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[in
 
 
 def check(examined: Examined, root: Path, prepared: Path) -> None:
+    decoding = recipe(root, prepared).decoding
     store = Store(recipe(root, prepared).folder, examined.shards, examined.index)
     files = [item.path for item in open_source(Data(source=f"folder:{root}")).items]
     assert len(files) == len(store)
     for number, path in enumerate(files):
-        assert np.array_equal(store[number], resize(decode(root / path), 8, "bilinear")), path
+        assert np.array_equal(store[number], decoding.resize(decoding.decode(root / path).image)), path
 
 
 @pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
@@ -140,13 +139,21 @@ def test_pixels_that_a_deleted_catalogue_named_are_removed_a_day_later(photos: W
 def test_another_version_of_the_decoding_has_another_store(photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, prepared = photos({"cat": 3, "dog": 3}), tmp_path / "prepared"
     run(root, prepared)
-    assert f"-{decode_module.DECODING}-pillow{PIL.__version__.split('.')[0]}" in recipe(root, prepared).name
-    monkeypatch.setattr(worker_module, "_VERSION", "another")
+    pillow = PIL.__version__.split(".")[0]
+    data = Data(source=f"folder:{root}", image_size=8)
+    assert recipe(root, prepared).name == f"8-bilinear-white-{VERSION}-pillow{pillow}"
+    assert Recipe.of(data.model_copy(update={"store": "none"}), prepared).name == f"none-white-{VERSION}-pillow{pillow}"
+    source = open_source(data)
+    decoded: list[int] = []
+    examine(source, source.items, Recipe.of(data, prepared, 1), lambda what, done, total: decoded.append(done))
+    assert len(decoded) == 6
+    assert {folder.name for folder in prepared.glob("images-*")} == {
+        f"images-8-bilinear-white-{one}-pillow{pillow}" for one in (1, VERSION)
+    }
+    monkeypatch.setattr(PIL, "__version__", "99.0.0")
     examined, decoded = run(root, prepared)
-    assert len(decoded) == 6 and len(list(prepared.glob("images-*"))) == 2
+    assert len(decoded) == 6 and len(list(prepared.glob("images-*"))) == 3
     check(examined, root, prepared)
-    unstored = Recipe.of(Data(source=f"folder:{root}", store="none"), prepared)
-    assert unstored.name == "none-white-another"
 
 
 def test_arrays_of_too_many_pixels_are_refused_the_first_time_too(tmp_path: Path) -> None:
@@ -247,7 +254,7 @@ def _num_known(root: Path, prepared: Path) -> int:
     catalogue = Catalogue(prepared)
     source = open_source(Data(source=f"folder:{root}"))
     fingerprints = {item.path: source.reader.fingerprint(item.path) for item in source.items}
-    name = recipe(root, prepared).name
+    name = recipe(root, prepared).names
     known = [catalogue.of_file(source.description, path, text, name) for path, text in fingerprints.items()]
     catalogue.close()
     return sum(found is not None for found in known)

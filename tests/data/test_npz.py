@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import Data
+from pipeline.data.decode import Decoding
 from pipeline.data.sources import Source, open_source
 from pipeline.data.sources.npz import open_npz
 from pipeline.data.sources.source import Arrays, Item
@@ -52,7 +53,7 @@ def refused(file: Path) -> str:
 
 
 def pixels(source: Source, item: Item) -> NDArray[np.uint8]:
-    return np.asarray(source.reader.image(source.reader.read(item.path), "white", 10**9))
+    return np.asarray(source.reader.image(source.reader.read(item.path), Decoding()).image)
 
 
 def unpacked(source: Source) -> list[str]:

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data.decode import decode, resize
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.sources import SPLITS
 from pipeline.errors import UserError
@@ -30,7 +29,7 @@ def check_pixels(prepared: Prepared, data: Data, root: Path) -> None:
     store = prepared.images
     assert len(store) == len(prepared.manifest)
     for position, path in enumerate(prepared.manifest["path"]):
-        assert np.array_equal(store[position], resize(decode(root / path), data.stored_size, data.interpolation)), path
+        assert np.array_equal(store[position], prepared.decoding.resize(prepared.decoding.decode(root / path).image)), path
 
 
 @pytest.fixture(scope="module")

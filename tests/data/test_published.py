@@ -27,6 +27,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from pipeline.config import Data
+from pipeline.data.decode import Decoding
 from pipeline.data.sources import Source, open_source, published
 from pipeline.data.sources.published import open_published
 from pipeline.data.sources.source import Item
@@ -143,7 +144,7 @@ def files(root: Path) -> list[Path]:
 
 
 def pixels(source: Source, item: Item) -> NDArray[np.uint8]:
-    return np.asarray(source.reader.image(source.reader.read(item.path), "white", 10**6))
+    return np.asarray(source.reader.image(source.reader.read(item.path), Decoding()).image)
 
 
 def summary(source: Source) -> list[tuple[str, str]]:

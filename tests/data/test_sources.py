@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline.config import Data
-from pipeline.data.decode import EXTENSIONS
+from pipeline.data.decode import EXTENSIONS, Decoding
 from pipeline.data.sources import Item, Source
 from pipeline.data.sources import open_source as open_source_of
 from pipeline.data.sources.source import SPLIT_NAMES
@@ -36,7 +36,7 @@ def test_digits_are_1797_images_of_ten_classes() -> None:
 def test_digits_are_scikit_learns_pixels() -> None:
     source, digits = open_source("digits"), load_digits()
     for number in (0, 1000, 1796):
-        image = source.reader.image(source.reader.read(source.items[number].path), "white", 64)
+        image = source.reader.image(source.reader.read(source.items[number].path), Decoding()).image
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image)[:, :, 0], np.round(digits.images[number] * 255 / 16))
         assert source.items[number].label == str(digits.target[number])

@@ -194,7 +194,7 @@ def test_one_image_is_resized_and_cropped_as_the_stored_ones(tmp_path: Path) -> 
             Image.fromarray(picture(40, 90).transpose(1, 2, 0) // (number + 1)).save(file)
     data = Data(source=f"folder:{tmp_path / 'photos'}", duplicates="ignore", image_size=24, store_size=32)
     prepared = prepare(data, tmp_path / "prepared")
-    pixels = Preprocessing.of(data, prepared.normalisation()).pixels(Image.open(tmp_path / "photos" / prepared.manifest["path"][1]))
+    pixels = Preprocessing.of(data, prepared.normalisation()).pixels(tmp_path / "photos" / prepared.manifest["path"][1])
     assert pixels.shape == (3, 24, 24)
     stored = prepared.images[1]
     left = (stored.shape[2] - 24) // 2

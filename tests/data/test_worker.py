@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.decode import Decoding
 from pipeline.data.sources.source import Files
 from pipeline.data.worker import Recipe, examine_chunk, start_worker
 from tests.data.conftest import WriteImages
@@ -15,7 +16,7 @@ from tests.data.conftest import WriteImages
 
 def test_a_worker_process_tells_why_it_cannot_start(photos: WriteImages, tmp_path: Path) -> None:
     (tmp_path / "catalogue.sqlite").mkdir()
-    reader, recipe = Files(photos({"cat": 2})), Recipe(tmp_path, 8, "bilinear", "white", 1000)
+    reader, recipe = Files(photos({"cat": 2})), Recipe(tmp_path, Decoding(8, max_pixels=1000))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_worker, (reader, recipe)) as pool:
         for _ in range(2):
             with pytest.raises(OSError, match=r"^catalogue\.sqlite: unable to open database file$"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import Decoded, Decoding
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -66,8 +65,8 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def image(self, content: bytes, background: str, max_pixels: int) -> Image.Image:
-        """Return the RGB image that `read` has brought; one of more than `max_pixels` is refused where it would take decoding.
+    def image(self, content: bytes, decoding: Decoding) -> Decoded:
+        """Return the image that `read` has brought; one of more than `max_pixels` is refused where it would take decoding.
 
         Raises:
             Any of `pipeline.data.decode.UNREADABLE`: It is no image, or a damaged one.
@@ -89,8 +88,8 @@ class Files(Reader):
         with open(f"{self.root}{os.sep}{path}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
             return file.read()
 
-    def image(self, content: bytes, background: str, max_pixels: int) -> Image.Image:
-        return decode(io.BytesIO(content), background, max_pixels)
+    def image(self, content: bytes, decoding: Decoding) -> Decoded:
+        return decoding.decode(content)
 
 
 class Pixels(Protocol):
@@ -144,10 +143,10 @@ class Arrays(Reader):
         shape = np.array(pixels.shape[:2] + (1,) * (pixels.ndim == 2) + pixels.shape[2:], dtype="<u4")
         return shape.tobytes() + pixels.tobytes()
 
-    def image(self, content: bytes, background: str, max_pixels: int) -> Image.Image:
+    def image(self, content: bytes, decoding: Decoding) -> Decoded:
         height, width, channels = np.frombuffer(content, dtype="<u4", count=3)
         pixels = np.frombuffer(content, dtype=np.uint8, offset=12).reshape(height, width, channels)
-        return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).convert("RGB")
+        return Decoded(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).convert("RGB"))
 
     @staticmethod
     def path(name: str, number: int) -> str:

@@ -1,0 +1,68 @@
+"""Colours as the picture's colour profile means them, in sRGB."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+from PIL import Image, ImageCms
+
+ALIKE = 4
+"""Levels of 256 by which a profile may differ from sRGB and still be taken for it: its many variants differ by rounding."""
+
+_SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Modes of pictures by the colour space that a profile is for."""
+_STEPS = 17
+"""Levels of each channel that are tried to tell whether a profile is sRGB."""
+
+
+def in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Convert a picture from its profile's colours.
+
+    Args:
+        image: RGB, L or CMYK; what its profile is not for stays as it is.
+        profile: An ICC profile as the file holds it, perhaps damaged.
+
+    Returns:
+        The picture as RGB; None where nothing is to be converted: the profile is sRGB, damaged, or of another kind of colours.
+    """
+    converted = _converter(profile, image.mode)
+    return converted(image) if converted else None
+
+
+@lru_cache(maxsize=16)
+def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if _SPACES.get(opened.profile.xcolor_space) != mode:
+            return None
+        # LittleCMS interpolates between few levels, which of dark greys shows.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
+        tried = _palette(mode)
+        found = np.asarray(ImageCms.applyTransform(tried, transform))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode != "CMYK" and np.abs(found.astype(np.int16) - np.asarray(tried.convert("RGB"))).max() <= ALIKE:
+        return None
+    if mode == "L":
+        return lambda image: Image.fromarray(found[0][np.asarray(image)])
+    return partial(_applied, transform)
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    # None where it converts in place.
+    assert converted is not None
+    return converted
+
+
+def _palette(mode: str) -> Image.Image:
+    """Return a picture of colours that are spread over all that a mode has."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    levels = np.linspace(0, 255, _STEPS).round().astype(np.uint8)
+    channels = np.stack(np.meshgrid(*[levels] * 3), -1).reshape(1, -1, 3)
+    return Image.fromarray(channels).convert(mode)
