@@ -185,12 +185,10 @@ def _enter_callers_folder() -> None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     try:
-        launcher = Path(f"/proc/{os.getppid()}/cwd").resolve(strict=True)
+        os.chdir(Path(f"/proc/{os.getppid()}/cwd").resolve(strict=True))
     except OSError:
-        launcher = Path.cwd()
-    if launcher == Path.cwd() and uri.startswith("sqlite:////"):
-        launcher = Path(unquote(uri.removeprefix("sqlite:///"))).parent
-    os.chdir(launcher)
+        if uri.startswith("sqlite:////"):
+            os.chdir(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
 
 
 def _watch_parent(parent: int) -> None:

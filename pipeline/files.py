@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,26 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
     """Write a file whole or not at all, text as UTF-8; see `whole`."""
     with whole(file, durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_regular(file: Path | str, most_bytes: int) -> bytes:
+    """Return what a file holds, links followed.
+
+    Raises:
+        OSError: It cannot be read, is none that ends (a pipe, a device), or is too large.
+    """
+    # Opening a pipe waits for who writes to it, unless it is said not to.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size > most_bytes:
+            raise OSError(f"{status.st_size} bytes, more than {most_bytes}")
+        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as opened:
+            return opened.read()
+    finally:
+        os.close(descriptor)
 
 
 def unwritable(folder: Path) -> str:

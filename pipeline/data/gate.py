@@ -5,6 +5,7 @@ Nothing in the source folder is touched: what cannot be used is quarantined, tha
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -96,13 +97,20 @@ def _unite_groups(sets: Sets, items: Sequence[Item]) -> None:
 def _alike_names(items: Sequence[Item]) -> list[str]:
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in sorted({item.label for item in items}):
-        # Composed and decomposed accents look the same, too.
-        alike["".join(unicodedata.normalize("NFKC", label).split()).casefold()].append(label)
+        alike[_spelling(label)].append(label)
     return [
-        f"classes {' and '.join(map(repr, labels))} differ only by case or blanks: one class written in {len(labels)} ways?"
+        f"classes {' and '.join(map(repr, labels))} differ only in how they are written: one class in {len(labels)} spellings?"
         for labels in alike.values()
         if len(labels) > 1
     ]
+
+
+def _spelling(label: str) -> str:
+    """Return what is equal for labels that mean the same but for case, blanks, hyphens, the form of accents, or how a number is written."""
+    # Composed and decomposed accents look the same.
+    text = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", label)).casefold()
+    number = unicodedata.normalize("NFKC", label).strip()
+    return str(float(number.replace(",", "."))) if re.fullmatch(r"[+-]?[0-9]{1,15}([.,][0-9]+)?", number) else text or label
 
 
 def _too_much_alike(inspection: Inspection, data: Data) -> list[str]:

@@ -195,7 +195,7 @@ def _text(plan: Plan, out: Path) -> str:
         f"# Measured on this machine ({plan.device}), {plan.epochs} epochs:",
         *times,
         f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it",
-        f"# at most {duration(searched)}, less where trials are given up.",
+        f"# about {duration(searched)}.",
         f"experiment: {_quoted(plan.name)}   # names runs, folders and the registered model",
         "base:",
         "  data:",

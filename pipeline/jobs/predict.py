@@ -13,9 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
+from pipeline.data.sources.listing import Listing, unread_warnings
+from pipeline.data.sources.source import MOST_BYTES
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Unwritable, UserError, nearest
-from pipeline.files import unwritable, write_whole
+from pipeline.files import read_regular, unwritable, write_whole
+from pipeline.report.console import say
 from pipeline.tracking.registry import load_model
 
 IDENTIFIERS: dict[str, Callable[[Path], str]] = {"name": lambda path: path.name, "stem": lambda path: path.stem, "path": str}
@@ -84,10 +87,15 @@ def list_images(images: str) -> list[Path]:
     """
     place = Path(images).expanduser()
     if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.name.startswith("."))
+        listing = Listing(place)
+        files = listing.below("")
+        unread = unread_warnings(("", file) for file in files)
+        found = listing.only_images(files)
         if not found:
-            raise UserError(f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})")
-        return found
+            raise UserError(f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})", unread)
+        for line in [*unread, *listing.warnings]:
+            say(f"warning: {line}")
+        return [place / path for path in found]
     if not place.is_file():
         siblings = [str(other) for other in place.parent.glob("*")] if place.parent.is_dir() else []
         raise UserError(f"images: {images!r} is neither a folder nor a file{nearest(images, siblings)}")
@@ -110,7 +118,7 @@ def _pixels(paths: Sequence[Path], preprocessing: Preprocessing, digest: hashlib
     pixels = []
     for path in paths:
         try:
-            content = path.read_bytes()
+            content = read_regular(path, MOST_BYTES)
             digest.update(hashlib.sha256(content).digest())
             pixels.append(preprocessing.pixels(content))
         except UNREADABLE as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
 from pipeline.files import whole
-from pipeline.jobs.which_study import which_study
+from pipeline.jobs.which_study import digests_of, is_source_given, which_study
 from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
 from pipeline.report.console import say, show_table
@@ -31,6 +32,7 @@ class Comparison:
         metric: What the runs are ranked by.
         rows: Ranked by `pipeline.ranking.rank`; what cannot be ranked comes last.
         notes: What a reader of the table should know.
+        data_digest: Of the images of those that are ranked.
     """
 
     study: str
@@ -38,6 +40,7 @@ class Comparison:
     metric: str
     rows: Sequence[find.Row]
     notes: list[str]
+    data_digest: str
 
     def ranked(self, evaluated: bool = False) -> list[find.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
@@ -45,7 +48,7 @@ class Comparison:
 
     def read_again(self, workspace: Workspace) -> Comparison:
         """Return the comparison of the same runs as they are now."""
-        return compare(workspace, self.study, self.metric)
+        return compare(workspace, self.study, self.metric, lambda row: bool(row["data_digest"] == self.data_digest))
 
     @property
     def majority_rate(self) -> float | None:
@@ -58,13 +61,14 @@ class Comparison:
         return f"Comparison of {self.study or 'all trainings'}"
 
 
-def compare(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
+def compare(workspace: Workspace, study: str = "", metric: str = "", images: Callable[[find.Row], bool] = lambda row: True) -> Comparison:
     """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
 
     Args:
         workspace: The open store.
         study: Its name, or empty.
         metric: What ranks where there is no study: runs of another metric, as those on other data, stand below; empty: the latest run's.
+        images: Without a study, which runs are of the images that are asked for; where none is, the latest run tells them.
 
     Raises:
         UserError: No such study, or nothing has been trained.
@@ -73,17 +77,18 @@ def compare(workspace: Workspace, study: str = "", metric: str = "") -> Comparis
     name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
     rows = find.trainings(workspace, name)
     if not rows:
-        known = find.known_experiments(workspace)
-        there = f"{nearest(workspace.experiment, known)}; there are: {', '.join(known) or 'none'}"
+        known = [one for one in find.known_experiments(workspace) if one != workspace.experiment]
+        there = f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
         raise UserError(f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}")
     given = metric if not name else ""
-    latest = max((row for row in rows if row["metric"] == given), key=_start, default=None) or max(rows, key=_start)
+    asked = rows if name else [row for row in rows if images(row)] or rows
+    latest = max((row for row in asked if row["metric"] == given), key=_start, default=None) or max(asked, key=_start)
     metric, digest = given or latest["metric"], latest["data_digest"]
     marked: list[find.Row] = [{**row, "apart": _apart(row, digest, metric)} for row in rows]
     marked = [{**row, "comparable": not row["apart"]} for row in marked]
     ranked = [dict(row) for kind in _APART for row in rank([row for row in marked if row["apart"] == kind])]
     notes = _notes(ranked, digest, metric) + _target_notes(workspace, parent, [row for row in ranked if not row["apart"]])
-    return Comparison(name, parent, metric, ranked, notes)
+    return Comparison(name, parent, metric, ranked, notes, digest)
 
 
 _APART = ("", "other metric", "other data")
@@ -129,7 +134,9 @@ def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _notes(rows: Sequence[find.Row], digest: str, metric: str) -> list[str]:
     complete = sum(can_be_ranked(row) for row in rows)
-    notes = [f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}; only settings that differ are shown."]
+    repeated = Counter(row["config_hash"] for row in rows if can_be_ranked(row) and not row["apart"] and row["config_hash"])
+    mean = ", the mean of its repeats for each configuration" * (max(repeated.values(), default=1) > 1)
+    notes = [f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."]
     if (majority_rate := _majority_rate(rows)) is not None:
         notes.append(f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images.")
     folds: dict[str, set[str]] = {}
@@ -164,17 +171,39 @@ def leaders(compared: Comparison) -> list[str]:
     return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
 
 
-def compare_of(workspace: Workspace, experiment: Experiment) -> Comparison:
+def compare_of(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Comparison:
     """Compare the runs of the study that an experiment file and options identify (see `which_study`), and say which it is.
 
+    Without a study they are the experiment's trainings; those on the images that file and options name are ranked.
+
     Raises:
-        UserError: As `which_study` and `compare`.
+        UserError: As `which_study` and `compare`; or none of the trainings is on the images that an option names.
     """
-    chosen = which_study(workspace, experiment)
-    compared = compare(workspace, chosen.name, experiment.base.training.best_metric)
+    chosen = which_study(workspace, experiment, reads_images)
     if chosen.name:
-        say(f"{chosen.described}: {len(compared.rows)} run{'s' * (len(compared.rows) != 1)}")
+        compared = compare(workspace, chosen.name, experiment.base.training.best_metric)
+        say(f"{chosen.described}: {_runs(len(compared.rows))}")
+        return compared
+    source, metric = experiment.base.data.source, experiment.base.training.best_metric
+    digests: tuple[str, ...] = ()
+
+    def is_asked(row: find.Row) -> bool:
+        return bool(row["params"].get("data.source") == source or row["data_digest"] in digests)
+
+    compared = compare(workspace, "", metric, is_asked)
+    if is_source_given(experiment) and not any(map(is_asked, compared.rows)):
+        digests = digests_of(workspace, experiment) if reads_images else ()
+        if not any(map(is_asked, compared.rows)):
+            there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
+            raise UserError(f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:", there)
+        compared = compare(workspace, "", metric, is_asked)
+    where = next((row["params"].get("data.source") for row in compared.rows if row["data_digest"] == compared.data_digest), source)
+    say(f"trainings on data {compared.data_digest[:8] or 'unknown'} from {where}: {_runs(len(compared.ranked()))}")
     return compared
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:

@@ -15,14 +15,16 @@ from pipeline.config import Configuration, Raw, facts_of, field_info, flatten, i
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
-from pipeline.jobs.prepare import REPORT
+from pipeline.jobs.prepare import REPORT, prepare_images
 from pipeline.networks.own import is_own
 from pipeline.tracking import find, names, transfer
 from pipeline.tracking.find import Study
 from pipeline.tracking.store import Workspace
 
-_WHERE = ("data.source", "data.root", "data.labels", "data.bad", "data.duplicates", "data.near_distance")
-"""Where images are, and what is done about bad ones, may change; their digest, compared before they are used, tells what they are."""
+_COLUMNS = tuple(f"data.{name}_column" for name in ("image", "label", "split", "group"))
+_WHERE = ("data.source", "data.root", "data.labels", *_COLUMNS, "data.bad", "data.duplicates", "data.near_distance")
+"""Where images are, what a list of them calls its columns, and what is done about bad ones may change; their digest, compared before
+they are used, tells what they are."""
 _RANKS = "training.best_metric"
 """Ranks single trainings, which belong to no study."""
 _MOST_LISTED = 10
@@ -40,18 +42,25 @@ class Chosen(NamedTuple):
     described: str
 
 
-def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
+def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Chosen:
     """Return the study that a step follows.
 
     It is the one named by ``study.name``; else the one whose name follows from base, space and the study's own data digest, so that no
-    image is read; of several (on several sets of images) the one of the same source, then the latest. Where none has that
-    configuration the latest study is taken, unless options were given that none has.
+    image is read; before those of the same base and space that were given a name. Of several, on several sets of images, it is the one of
+    the same source, then the latest. Where none has that configuration the latest study is taken, unless options were given that none has.
+
+    Args:
+        workspace: The open store.
+        experiment: File and options.
+        reads_images: The step reads images: those that ``data.source`` of the options names are looked at where no study names them.
 
     Raises:
         UserError: No study has that name, or these options; those that there are, are listed. Or there is none that options could find.
     """
     if experiment.study.name:
         name = experiment.study.name
+        if others := _finding(experiment.overrides):
+            raise UserError(f"study.name: study {name!r} is named, and {_as_options(others)} would find another; leave one of them out")
         # Where that name was another store's, the study stands beside it; the latest does.
         beside = [one.name for one in find.studies(workspace) if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)]
         is_there = any(one.name == name for one in find.studies(workspace))
@@ -69,7 +78,9 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
         return Chosen("", "")
     found = [study for study in studies if _is_of(workspace, experiment, study) and _has_images_as_given(workspace, experiment, study)]
     if found:
-        first = next((study for study in found if study.source == experiment.base.data.source), found[0])
+        # First those that `tune` would go on with.
+        found.sort(key=lambda study: bool(study.identity) and re.sub(r"~\d+$", "", study.name) != study.identity)
+        first = _on_images(workspace, experiment, found, reads_images)
         return Chosen(first.name, _described(first))
     if finding:
         options = _as_options([name for name, _ in flatten(experiment.overrides) if identifies_study(name)])
@@ -77,6 +88,53 @@ def which_study(workspace: Workspace, experiment: Experiment) -> Chosen:
         listed = [*map(_described, studies[:_MOST_LISTED]), *more]
         raise UserError(f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:", listed)
     return Chosen(studies[0].name, f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}")
+
+
+def _on_images(workspace: Workspace, experiment: Experiment, found: Sequence[Study], reads_images: bool) -> Study:
+    """Return the first of some studies that is of the images as file and options name them."""
+    source = experiment.base.data.source
+    of_source = [study for study in found if study.source == source]
+    if of_source or not is_source_given(experiment):
+        return (of_source or found)[0]
+    if reads_images:
+        digests = digests_of(workspace, experiment)
+        if of_digest := [study for study in found if study.data_digest in digests]:
+            return of_digest[0]
+    if reads_images or len({study.data_digest for study in found}) > 1:
+        listed = [_described(study) for study in found[:_MOST_LISTED]]
+        raise UserError(f"data.source: no study of experiment {workspace.experiment!r} is of the images {source!r}; there are:", listed)
+    return found[0]
+
+
+def is_source_given(experiment: Experiment) -> bool:
+    """Whether an option, and not only the file, says where the images are."""
+    return "source" in experiment.overrides.get("data", {})
+
+
+def digests_of(workspace: Workspace, experiment: Experiment) -> tuple[str, str]:
+    """Return the digests of an experiment's images, as they are decoded now and by release 0.1.0; prepares them."""
+    prepared = prepare_images(workspace, experiment.base.data)
+    return prepared.digest, prepared.first_digest()
+
+
+def need_own_experiment(workspace: Workspace, run_id: str, options: Sequence[str]) -> str:
+    """Return the experiment that a run is of, an empty text where it does not say.
+
+    Args:
+        workspace: Of the experiment that file and options name.
+        run_id: The run.
+        options: That were given and name an experiment.
+
+    Raises:
+        UserError: They name another one.
+    """
+    experiment = find.get_run(workspace, run_id).data.tags.get(names.EXPERIMENT, "")
+    if options and experiment and experiment != workspace.experiment:
+        raise UserError(
+            f"run_id: run {run_id} is of experiment {experiment!r}, and {', '.join(f'--{name}' for name in options)} of "
+            f"{workspace.experiment!r}; leave one of them out"
+        )
+    return experiment
 
 
 def need_no_other_options(run_id: str, overrides: Raw) -> None:

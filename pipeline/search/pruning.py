@@ -19,7 +19,7 @@ from pipeline.training.callback import Callback
 STARTUP_TRIALS = 5
 """Finished trials before TPE and the median pruner judge: Optuna's 10 would leave little of a study of 20."""
 JUDGED_AFTER = 4
-"""Hyperband first judges a training after a quarter of its epochs: after the first one many of the best are still behind."""
+"""Hyperband first judges a training after a quarter of its epochs, from 8 epochs on: after the first one many of the best are behind."""
 
 
 def build_sampler(study: Study, seed: int) -> BaseSampler:
@@ -36,13 +36,24 @@ def build_sampler(study: Study, seed: int) -> BaseSampler:
             assert_never(study.sampler)
 
 
-def build_pruner(study: Study, epochs: int) -> BasePruner:
-    """Build the pruner that ``study.pruner`` names, for trainings of that many epochs."""
+def first_rung(epochs: int) -> int:
+    """Return the epoch after which hyperband first judges trainings of so many epochs, in studies that begin now."""
+    return max(1, epochs // JUDGED_AFTER)
+
+
+def build_pruner(study: Study, epochs: int, first: int = 0) -> BasePruner:
+    """Build the pruner that ``study.pruner`` names.
+
+    Args:
+        study: Names it.
+        epochs: Of each training.
+        first: The epoch of hyperband's first rung, of a study that has begun with one; 0: as in studies that begin now.
+    """
     match study.pruner:
         case "hyperband":
-            return HyperbandPruner(min_resource=max(1, epochs // JUDGED_AFTER), max_resource=epochs, reduction_factor=3)
+            return HyperbandPruner(min_resource=first or first_rung(epochs), max_resource=epochs, reduction_factor=3)
         case "median":
-            return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
+            return MedianPruner(n_startup_trials=STARTUP_TRIALS)
         case "none":
             return NopPruner()
         case _:

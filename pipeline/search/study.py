@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
@@ -16,7 +17,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import TrialState
 
 from pipeline import ranking
-from pipeline.config import Configuration
+from pipeline.config import Configuration, Study
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
@@ -29,7 +30,7 @@ from pipeline.jobs.summarise import Comparison, summarise
 from pipeline.report import tables
 from pipeline.report.console import say
 from pipeline.search.figures import write_figures
-from pipeline.search.pruning import build_pruner, build_sampler
+from pipeline.search.pruning import build_pruner, build_sampler, first_rung
 from pipeline.search.space import holds_lists
 from pipeline.search.storage import STUDIES, Database
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
@@ -41,6 +42,8 @@ from pipeline.tracking.store import Workspace
 
 PARENT = "parent_run_id"
 IDENTITY = "identity"
+FIRST_RUNG = "first_rung"
+"""User attributes of an Optuna study: the run of its parent, its identity, and where hyperband first judges in it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
     refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
     parent = recorded.get(PARENT) or find.study_parent(workspace, name)
+    experiment = _as_begun(workspace, experiment, name, parent)
     with database.alone_on(name, in_use), parent_run(workspace, step, name, parent) as run:
         study = _open(database.storage, experiment, name, is_new=found is None)
         study.set_user_attr(PARENT, run.id)
@@ -197,8 +201,25 @@ def _open(storage: BaseStorage, experiment: Experiment, name: str, is_new: bool)
     study = optuna.load_study(storage=storage, study_name=name)
     # Seeded by what is done, so that a study taken up again does not draw the same points.
     study.sampler = build_sampler(experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False)))
-    study.pruner = build_pruner(experiment.study, experiment.base.training.epochs)
+    epochs = experiment.base.training.epochs
+    if is_new:
+        study.set_user_attr(FIRST_RUNG, first_rung(epochs))
+    # Scores at the rungs of another rule would be compared with those of other epochs. Release 0.1.0 judged after the first one.
+    study.pruner = build_pruner(experiment.study, epochs, study.user_attrs.get(FIRST_RUNG, 1))
     return study
+
+
+def _as_begun(workspace: Workspace, experiment: Experiment, name: str, parent: str) -> Experiment:
+    """Return the experiment with the pruner that its study was begun with, unless another one is asked for; either is said."""
+    begun = find.get_run(workspace, parent).data.params.get("study.pruner", "") if parent else ""
+    now = experiment.study.pruner
+    if begun == now or begun not in get_args(Study.model_fields["pruner"].annotation):
+        return experiment
+    if "pruner" in experiment.study.model_fields_set:
+        say(f"study {name} was begun with study.pruner {begun}, and goes on with {now}")
+        return experiment
+    say(f"study {name} goes on with study.pruner {begun}, with which it was begun; --study.pruner {now} changes that")
+    return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
 
 
 def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared, identity: str) -> None:

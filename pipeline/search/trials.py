@@ -9,7 +9,7 @@ with the same values, once each time the study starts.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -73,7 +73,19 @@ def put_back(study: optuna.Study, trial_id: int) -> None:
     study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration], there_are: Collection[str]) -> int:
+class Again(NamedTuple):
+    """How many trainings are done once more.
+
+    Attributes:
+        failed: For a reason that may have passed.
+        deleted: Their runs were deleted.
+    """
+
+    failed: int
+    deleted: int
+
+
+def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration], there_are: Collection[str]) -> Again:
     """Enqueue what is still to do of the list, of interrupted and of failed trials; entries no longer in the list are given up.
 
     Args:
@@ -83,7 +95,7 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
         there_are: Ids of the study's runs: what was trained in others, which were deleted since, is trained again.
 
     Returns:
-        How many trainings that failed, or whose runs were deleted, are tried again.
+        How many trainings are tried again.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         runs = trial.state == TrialState.RUNNING
@@ -106,7 +118,7 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
         kept = places.get(key)
         study.enqueue_trial(point or {}, {PLACE: place if kept is None else kept, KEY: key, ENTRY: entry.model_dump(mode="json")})
         place += kept is None
-    return len(again)
+    return Again(sum(map(may_succeed, again)), sum(not may_succeed(trial) for trial in again))
 
 
 def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:

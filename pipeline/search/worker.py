@@ -34,6 +34,7 @@ from pipeline.search.trials import (
     MAY_PASS,
     REASON,
     RUN_ID,
+    Again,
     counted,
     is_point,
     place_of,
@@ -47,11 +48,13 @@ from pipeline.tracking.store import STORE_ERRORS, Workspace
 from pipeline.training.distributed import joined
 
 
-def _progress(done: Sequence[FrozenTrial], total: int, again: int) -> str:
-    """Say how many trainings are there, and of those that failed, how many are tried again."""
+def _progress(done: Sequence[FrozenTrial], total: int, again: Again) -> str:
+    """Say how many trainings are there, and how many are done once more."""
     failed = sum(trial.state == TrialState.FAIL for trial in done)
     listed = f"{sum(KEY in trial.user_attrs for trial in done)} of the list" + f", {failed} failed for good" * (failed > 0)
-    return f"{len(done)} of {total} trainings are there ({listed})" + f"; {again} that failed {_is(again)} tried again" * (again > 0)
+    tried = f"; {again.failed} that failed {_is(again.failed)} tried again" * (again.failed > 0)
+    anew = f"; {again.deleted} whose {'run was' if again.deleted == 1 else 'runs were'} deleted {_is(again.deleted)} trained again"
+    return f"{len(done)} of {total} trainings are there ({listed}){tried}" + anew * (again.deleted > 0)
 
 
 def _is(number: int) -> str:
@@ -81,12 +84,14 @@ class Worker:
     def work(self) -> None:
         """Train until the study has its number of trials."""
         total = self.experiment.trials
+        if not self.experiment.space and self.experiment.study.trials > total:
+            say(f"study.trials {self.experiment.study.trials}: there is no space to search, so that the {total} of the list are all")
         if len(self.jobs) > total:
             say(f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}")
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
         there_are = {row["run_id"] for row in find.trainings(self.workspace, self.study.study_name)}
         again = plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()}, there_are)
-        if (done := counted(self.study, self._by_key)) or again:
+        if (done := counted(self.study, self._by_key)) or any(again):
             say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
         while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
             self._try(self.study.ask())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Raw, essential, identifies_study
-from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.steps.options import TrustOptions, given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -29,7 +29,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
     from pipeline.jobs.summarise import compare_of, leaders
-    from pipeline.jobs.which_study import need_no_other_options
+    from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say, show_table
     from pipeline.report.tables import percent, scores_table
     from pipeline.tracking.run import launched
@@ -39,7 +39,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     with launched(workspace, "evaluate"):
         if own.run_id:
             need_no_other_options(own.run_id, overrides)
-        for run_id in [own.run_id] if own.run_id else leaders(compare_of(workspace, experiment)):
+            need_own_experiment(workspace, own.run_id, given(own, "experiment", "fast"))
+        for run_id in [own.run_id] if own.run_id else leaders(compare_of(workspace, experiment, reads_images=True)):
             values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
             show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
             interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"

@@ -79,6 +79,11 @@ class TrustOptions(FastOptions):
     trust: str = essential("", "SHA-256 of Python code that a run keeps and that may be executed, as the refusal names it.")
 
 
+def given(own: ExperimentOptions, *fields: str) -> list[str]:
+    """Return those of a step's own fields that have another value than their default."""
+    return [name for name in fields if getattr(own, name) != type(own).model_fields[name].default]
+
+
 class PredictSection(BaseModel):
     """How predict writes its CSV."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Name, Raw, essential, identifies_study
-from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.steps.options import TrustOptions, given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -11,7 +11,7 @@ class RegisterOptions(TrustOptions):
     """Options of register."""
 
     run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
-    name: Name = essential("", "Registered model; empty: the experiment's name. With -fast behind it where fast is true.")
+    name: Name = essential("", "Registered model; empty: the experiment's name, or that of run_id. With fast, -fast stands behind it.")
     summary = "Register a trained network under a name, with alias champion."
     example = "python -m pipeline register --name digits"
 
@@ -31,7 +31,7 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     from pipeline.experiment import named
     from pipeline.jobs.promote import best_evaluated, promote
     from pipeline.jobs.summarise import compare_of
-    from pipeline.jobs.which_study import need_no_other_options
+    from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
     from pipeline.tracking.store import open_workspace
@@ -42,6 +42,9 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
         run_id = own.run_id
         if run_id:
             need_no_other_options(run_id, overrides)
+            if not own.name:
+                # The run's own, which the default of config says nothing about.
+                name = need_own_experiment(workspace, run_id, given(own, "config", "experiment", "fast")) or name
         else:
             run_id, passed_over = best_evaluated(compare_of(workspace, experiment))
             if passed_over:

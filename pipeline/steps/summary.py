@@ -42,7 +42,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
         show(compare_of(open_workspace(experiment.name, reads_only=True), experiment))
         raise Unwritable(f"nothing is written: {refused}") from None
     with launched(workspace, "summary"):
-        compared = compare_of(workspace, experiment)
+        compared = compare_of(workspace, experiment, reads_images=own.evaluate == "all")
         if own.evaluate == "all" and evaluate_all(workspace, compared, experiment.base.training.device, overrides.get("data", {})):
             compared = compared.read_again(workspace)
         write_comparison(workspace, compared)

@@ -6,7 +6,7 @@ import shlex
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
-from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.steps.options import TrustOptions, given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -70,8 +70,8 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 
 def _resume(own: TrainOptions, overrides: Raw) -> None:
     """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
-    given = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
-    given += [name for name in ("config", "experiment", "fast") if getattr(own, name) != TrainOptions.model_fields[name].default]
+    named = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
+    named += given(own, "config", "experiment", "fast")
     from contextlib import ExitStack
 
     from pipeline.jobs.resume import exclusively, interrupted_job, refuse_ended
@@ -85,11 +85,11 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
 
     run = find.get_run(open_workspace(""), own.run_id)
     tags = run.data.tags
-    if given:
+    if named:
         values = {f"{section}.{name}": value for section, fields in overrides.items() for name, value in fields.items()}
         options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
         refuse_ended(own.run_id, str(run.info.run_name), find.row(run)["state"], options)
-        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(given)}")
+        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}")
     if not tags.get(names.EXPERIMENT):
         raise UserError(f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}")
     workspace = open_workspace(tags[names.EXPERIMENT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,6 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
         (b"image,label\n\n\n", "has no rows below its column names"),
         (b"image,label\na.png,cat\nb.png,caf\xe9\n", "line 3: not UTF-8"),
         (b"\xef\xbb\xbfimage,label\na.png,caf\xe9\n", "line 2: not UTF-8"),
-        ("image,label\na.png,cat\n".encode("utf-16"), "line 1: not UTF-8"),
         (b"image,label\na.png,cat\nb\0.png,dog\n", "line 3: a zero byte; this is no text"),
         (b'image,label\na.png,cat\n"b.png,dog\nc.png,dog\n', "line 3: unexpected end of data; is a quotation mark missing?"),
         (b'image,label\n"b.png,dog\n' + b"c.png,dog\n" * 20000, "line 2: field larger than field limit"),
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_table(tmp_path: Path, content: bytes, expected: str) 
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
-    assert refused(tmp_path).message == f"data.source: '{tmp_path}' cannot be read: Is a directory"
+    assert refused(tmp_path).message == f"data.source: '{tmp_path}' cannot be read: is a folder"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
         ("images,label", {}, "has no column 'image' (data.image_column); nearest: images; columns: images, label"),
         ("image,Label", {}, "has no column 'label' (data.label_column); nearest: Label; columns: image, Label"),
         ("image,x", {}, "has no column 'label' (data.label_column); columns: image, x"),
-        ("image;label", {}, "columns: image;label"),
+        ("images;label", {}, "has no column 'image' (data.image_column); nearest: images; columns: images, label"),
         ("image,label", {"image_column": "file"}, "has no column 'file' (data.image_column); columns: image, label"),
         ("image,label,splits", {"split_column": "spilt"}, "has no column 'spilt' (data.split_column); nearest: splits;"),
         (
@@ -215,7 +215,9 @@ def test_columns_are_named_with_the_nearest(tmp_path: Path, header: str, fields:
         ("..,cat,", "'..' is not a path below ROOT"),
         ("/b.png,cat,", "'/b.png' is not a path below ROOT"),
         ("//b.png,cat,", "'//b.png' is not a path below ROOT"),
-        ("ROOT/a.png,cat,", "'ROOT/a.png' is not a path below ROOT"),
+        ("ROOT/a.png,cat,", "'a.png' is in line 2 already"),
+        ("ROOT/../a.png,cat,", "'ROOT/../a.png' is not a path below ROOT"),
+        (r"..\b.png,cat,", r"'../b.png' is not a path below ROOT"),
         ("a.png,cat,", "'a.png' is in line 2 already"),
         ("./a.png,cat,", "'a.png' is in line 2 already"),
         ("a,cat,", "'a.png' is in line 2 already"),
@@ -284,6 +286,70 @@ def test_a_linked_file_that_leads_outside_is_refused(tmp_path: Path, outside: Pa
     (root / "dangling.png").symlink_to(outside / "missing.png")
     (root / "table.csv").write_text(f"image,label\n{name},cat\n")
     assert f"line 2: '{name}' leads out of {root} by a symbolic link" in refused(root / "table.csv").message
+
+
+TABLE = [("image", "label"), ("a/1.png", "cat"), ("2.png", "dog")]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("first", ["", "sep=DELIMITER\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, delimiter: str, encoding: str, first: str, end: str) -> None:
+    text = first.replace("DELIMITER", delimiter) + "".join(delimiter.join(row) + end for row in TABLE)
+    (tmp_path / "table.csv").write_bytes(text.encode(encoding))
+    assert opened(tmp_path / "table.csv").items == [Item("a/1.png", "cat"), Item("2.png", "dog")]
+    (tmp_path / "table.csv").write_bytes((text + delimiter.join(("3.png", "")) + end).encode(encoding))
+    assert f"line {4 + bool(first)}: empty label" in refused(tmp_path / "table.csv").message
+
+
+def test_the_delimiter_is_the_one_with_which_there_is_the_column(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("label;image;note, of whom\ncat;a.png;x\n")
+    assert opened(tmp_path / "table.csv").items == [Item("a.png", "cat")]
+    (tmp_path / "labels.csv").write_text("label;by\ndog;x\n")
+    assert opened(tmp_path / "table.csv", labels=str(tmp_path / "labels.csv")).items == [Item("a.png", "dog")]
+
+
+def test_names_as_windows_writes_them(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "a/b/2.png", "c\\3.png", "a/d.jpg")
+    (tmp_path / "table.csv").write_text("image,label\na\\1.png,cat\na\\b\\2,cat\nc\\3.png,dog\n.\\a\\d,dog\na\\none.png,dog\n")
+    # The name as it is written comes first, also where there is neither.
+    assert [item.path for item in opened(tmp_path / "table.csv").items] == ["a/1.png", "a/b/2.png", "c\\3.png", "a/d.jpg", "a\\none.png"]
+
+
+def test_absolute_names_below_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "images", "a.png", "sub/b.png", "c.png")
+    (tmp_path / "linked").symlink_to("images")
+    rows = [tmp_path / "images" / "a.png", tmp_path / "linked" / "sub" / "b", "c.png"]
+    (tmp_path / "table.csv").write_text("image,label\n" + "".join(f"{row},cat\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    for root in ("linked", str(tmp_path / "linked")):
+        assert [item.path for item in opened(tmp_path / "table.csv", root=root).items] == ["a.png", "sub/b.png", "c.png"]
+    assert "is not a path below" in refused(tmp_path / "table.csv", root="images").message
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_unicode_form_are_the_files(tmp_path: Path, form: str) -> None:
+    other = "NFD" if form == "NFC" else "NFC"
+
+    def as_(form: str, text: str) -> str:
+        return unicodedata.normalize(form, text)
+
+    touch(tmp_path, as_(form, "café/über.png"), as_(form, "née.jpg"))
+    named = as_(other, "image,label\ncafé/über.png,cat\ncafé\\über,dog\nnée,dog\n")
+    (tmp_path / "table.csv").write_text(named)
+    assert f"line 3: {as_(form, 'café/über.png')!r} is in line 2 already" in refused(tmp_path / "table.csv").message
+    (tmp_path / "table.csv").write_text(named.replace(as_(other, "café\\über,dog\n"), ""))
+    assert [item.path for item in opened(tmp_path / "table.csv").items] == [as_(form, "café/über.png"), as_(form, "née.jpg")]
+
+
+def test_two_files_that_differ_in_their_unicode_form_only(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    touch(tmp_path, *names)
+    (tmp_path / "table.csv").write_text(f"image,label\n{names[0]},cat\n{names[1]},dog\n")
+    assert [item.path for item in opened(tmp_path / "table.csv").items] == names
+    (tmp_path / "table.csv").write_text("image,label\n" + unicodedata.normalize("NFC", "é") + ",cat\n")
+    assert "; name the extension" in refused(tmp_path / "table.csv").message
 
 
 def test_a_root_of_like_name_is_outside(tmp_path: Path) -> None:

@@ -194,10 +194,34 @@ def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> Non
     assert len(reports[0]["quarantined"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("cat", "Cat", True), ("black cat", "black_cat", True), ("black cat", "black-cat", True), ("1", "01", True), ("1", "1.0", True),
+        ("1,5", "1.50", True), ("１", "1", True), ("caf\u00e9", "cafe\u0301", True), ("1", "-1", False), ("1", "2", False),
+        ("12", "1-2", False),
+        ("cat", "cats", False), ("1", "1a", False), ("-", "_", False), ("1e3", "1000", False),
+    ],
+)  # fmt: skip
+def test_labels_that_are_probably_one_class_are_warned_of(tmp_path: Path, one: str, other: str, alike: bool) -> None:
+    rows = [("image", "label")]
+    for number in range(24):
+        write_image(tmp_path / f"{number}.png")
+        rows.append((f"{number}.png", f'"{one if number % 2 else other}"'))
+    (tmp_path / "table.csv").write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    reports: list[dict[str, Any]] = []
+    prepare(
+        Data(source=f"csv:{tmp_path / 'table.csv'}", image_size=8),
+        tmp_path / "prepared",
+        on_report=lambda report, _: reports.append(report),
+    )
+    assert any("one class in 2 spellings?" in line for line in reports[0]["warnings"]) == alike
+
+
 def test_classes_are_warned_of(photos: WriteImages) -> None:
     root = photos({"train/Cat": 12, "train/cat ": 12, "train/dog": 3, "val/dog": 1, "test/dog": 2, "test/Cat": 2, "test/cat ": 2})
     warnings = gated(root)[1]["warnings"]
-    assert "classes 'Cat' and 'cat ' differ only by case or blanks: one class written in 2 ways?" in warnings
+    assert "classes 'Cat' and 'cat ' differ only in how they are written: one class in 2 spellings?" in warnings
     assert "class 'Cat' has no images in val" in warnings
     assert "class 'dog' has 3 training images" in warnings
 

@@ -72,8 +72,11 @@ def test_what_is_hidden_or_no_image_is_left_out(photos: WriteImages) -> None:
         (root / "cat" / name).write_text("no image")
     source = open_source(f"folder:{root}")
     assert [item.path for item in source.items] == ["cat/000.png", "dog/000.png"]
-    assert source.ignored == {".txt": 1, ".db": 1, ".csv": 1, "no extension": 1, ".png": 1}
-    assert source.warnings == ["1 image lies in no class folder, and cannot be used: 'outside.png'"]
+    assert source.ignored == {".txt": 1, ".db": 1, ".csv": 1, "no extension": 1, ".png": 1, "hidden": 3}
+    assert source.warnings == [
+        "1 file without extension is not read: 'cat' 50% of all; give them the extension of their format",
+        "1 image lies in no class folder, and cannot be used: 'outside.png'",
+    ]
 
 
 def test_a_fingerprint_changes_with_the_file_even_where_its_time_is_set_back(photos: WriteImages) -> None:
@@ -111,7 +114,7 @@ def test_images_beside_the_folders_of_splits_and_classes_are_counted(photos: Wri
         (root / name).write_bytes(b"taken by its name")
     (root / "val" / "bird").mkdir()
     source = open_source(f"folder:{root}")
-    assert source.ignored == {".png": 1, ".jpg": 1, ".jfif": 1}
+    assert source.ignored == {".png": 1, ".jpg": 1, ".jfif": 1, "hidden": 1}
     assert source.warnings == [
         "2 images lie in no class folder, and cannot be used: 'a.png' and others",
         "1 image lies in no class folder, and cannot be used: 'train/c.jfif'",

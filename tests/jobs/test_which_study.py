@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 
 from pipeline import models
 from pipeline.config import Model
 from pipeline.experiment import load
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.tracking import find, names
+from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import Cli, place_store, write_digits
 
@@ -270,3 +272,110 @@ def test_a_run_of_mlflow_run_is_read_by_its_recorded_configuration(cli: Cli, qui
     workspace.client.log_artifact(other.info.run_id, str(find.artifact(workspace, run.info.run_id, names.CONFIG, quick.parent)))
     workspace.client.set_terminated(other.info.run_id)
     assert [row["epochs"] for row in find.trainings(workspace)] == [2, 2]
+
+
+def champion(name: str) -> Any:
+    return MlflowClient().get_model_version_by_alias(name, "champion")
+
+
+@pytest.fixture
+def other(quick: Path) -> Path:
+    """Other images than the experiment's: digits of other classes, in another folder."""
+    return write_digits(quick.with_name("other"), 30, classes=(3, 4, 5))
+
+
+def test_a_study_that_was_given_a_name_is_not_taken_for_the_one_that_tune_goes_on_with(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml")
+    ok(cli, "tune", "--config", a, "--training.seed", "3")
+    ok(cli, "tune", "--config", a, "--training.seed", "3", "--study.name", "mine")
+    for step in ("summary", "evaluate", "register"):
+        assert "study mine" not in ok(cli, step, "--config", a)
+    assert champion("quick").tags[names.STUDY].split(",")[0] != "mine"
+    assert "study mine, " in ok(cli, "summary", "--config", a, "--study.name", "mine")
+
+
+def test_options_beside_a_studys_name_are_refused_unless_they_tell_of_its_images(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml")
+    ok(cli, "tune", "--config", a, "--study.name", "mine")
+    for step in ("summary", "evaluate", "register"):
+        refused = cli(step, "--config", a, "--study.name", "mine", "--model.name", "resnet18")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "study.name: study 'mine' is named, and --model.name would find another" in refused.err
+    (run,) = find.trainings(workspace)
+    listed = quick.with_name("images.csv")
+    files = sorted(quick.with_name("digits").rglob("*.png"))
+    listed.write_text("pic,klass\n" + "".join(f"{file.relative_to(quick.with_name('digits'))},{file.parent.name}\n" for file in files))
+    columns = ("--data.image_column", "pic", "--data.label_column", "klass")
+    where = ("--data.source", f"csv:{listed}", "--data.root", quick.with_name("digits"), *columns)
+    for which in (("--study.name", "mine"), ("--run_id", run["run_id"]), ()):
+        ok(cli, "evaluate", "--config", a, *which, *where)
+
+
+def test_the_study_is_the_one_of_the_images_that_an_option_names(cli: Cli, quick: Path, workspace: Workspace, other: Path) -> None:
+    a = write(quick, "a.yaml")
+    ok(cli, "tune", "--config", a)
+    ok(cli, "tune", "--config", a, "--data.source", f"folder:{other}")
+    ok(cli, "evaluate", "--config", a)
+    ok(cli, "register", "--config", a)
+    before = champion("quick")
+    for step in ("summary", "register"):
+        refused = cli(step, "--config", a, "--data.source", "folder:othre")
+        assert refused.code == 2 and "is of the images 'folder:othre'; there are:" in refused.err
+    assert champion("quick").run_id == before.run_id
+    moved = quick.with_name("moved")
+    quick.with_name("digits").rename(moved)
+    told = ok(cli, "evaluate", "--config", a, "--data.source", f"folder:{moved}")
+    assert f"from folder:{quick.with_name('digits')}" in told
+    refused = cli("evaluate", "--config", a, "--data.source", f"folder:{write_digits(quick.with_name('third'), 30, classes=(7, 8))}")
+    assert refused.code == 2 and "no study of experiment 'quick' is of the images" in refused.err
+
+
+def test_single_trainings_are_those_of_the_images_that_are_named(cli: Cli, quick: Path, workspace: Workspace, other: Path) -> None:
+    digits = f"folder:{quick.with_name('digits')}"
+    ok(cli, "train", "--config", quick, "--training.epochs", "1")
+    ok(cli, "train", "--config", quick, "--training.epochs", "1", "--data.source", f"folder:{other}")
+    of = {row["params"]["data.source"]: row["run_id"] for row in find.trainings(workspace)}
+    for options, source in (((), digits), (("--data.source", f"folder:{other}"), f"folder:{other}")):
+        assert f"from {source}: 1 run" in ok(cli, "summary", "--config", quick, *options)
+        ok(cli, "evaluate", "--config", quick, *options)
+        ok(cli, "register", "--config", quick, *options)
+        assert champion("quick").run_id == of[source]
+    for step in ("summary", "register", "evaluate"):
+        refused = cli(step, "--config", quick, "--data.source", "folder:nowhere")
+        assert refused.code == 2
+    moved = quick.with_name("moved")
+    other.rename(moved)
+    assert of[f"folder:{other}"] in ok(cli, "evaluate", "--config", quick, "--data.source", f"folder:{moved}")
+
+
+def test_a_run_becomes_the_champion_of_its_own_experiment(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    ok(cli, "train", "--config", quick, "--training.epochs", "1")
+    ok(cli, "train", "--config", quick, "--fast", "true")
+    (run,) = find.trainings(workspace)
+    (tried,) = find.trainings(open_workspace("quick-fast"))
+    assert "models:/quick@champion" in ok(cli, "register", "--run_id", run["run_id"])
+    assert "models:/quick-fast@champion" in ok(cli, "register", "--run_id", tried["run_id"])
+    for options in (("--config", quick), ("--experiment", "digits"), ("--experiment", "quick")):
+        refused = cli("register", "--run_id", tried["run_id"], *options)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert f"run {tried['run_id']} is of experiment 'quick-fast', and {options[0]} of " in refused.err
+    assert champion("quick").run_id == run["run_id"]
+    assert "models:/chosen@champion" in ok(cli, "register", "--run_id", tried["run_id"], "--name", "chosen")
+    for options in (("--experiment", "digits"), ("--fast", "true")):
+        refused = cli("evaluate", "--run_id", run["run_id"], "--config", quick, *options)
+        assert refused.code == 2 and f"run {run['run_id']} is of experiment 'quick', and {options[0]} of " in refused.err
+
+
+def test_an_experiment_without_trainings_is_not_its_own_suggestion(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml", optimizer={"lr": 1e-3})
+    assert cli("tune", "--config", a, "--model.name", f"file:{quick.with_name('none.py')}:build").code == 2
+    with TrackedRun(workspace, "tune", "tune"):
+        pass
+    refused = cli("evaluate", "--config", a)
+    assert refused.code == 2 and "experiment 'quick' has no trainings in " in refused.err and "nearest: quick" not in refused.err
+
+
+def test_what_trials_without_a_space_mean_is_said(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    a = write(quick, "a.yaml", optimizer={"lr": 1e-3})
+    told = ok(cli, "tune", "--config", a, "--study.trials", "5")
+    assert "study.trials 5: there is no space to search, so that the 1 of the list are all" in told

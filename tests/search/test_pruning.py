@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from mlflow import MlflowClient
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from pipeline.config import Study
-from pipeline.search.pruning import Report, build_pruner
+from pipeline.search.pruning import Report, build_pruner, first_rung
 from pipeline.search.trials import put_back
 from pipeline.tracking import names
 from pipeline.tracking.run import Pruned
@@ -107,3 +111,48 @@ def test_an_interrupted_searched_training_goes_on_as_the_same_trial(cli: Cli, qu
     assert first.user_attrs["run_id"] == trained[0].info.run_id
     for name, score in rungs(study)[0].items():
         assert score in (first.intermediate_values[2], first.intermediate_values[6]), name
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 8, 9, 20])
+def test_hyperband_judges_trainings_of_any_length(epochs: int) -> None:
+    study = optuna.create_study(study_name="21", direction="maximize", pruner=build_pruner(Study(pruner="hyperband"), epochs))
+    for score in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
+        assert reported(study.ask(), [score] * epochs) <= epochs
+    first = min((trial.last_step for trial in study.trials if any("rung" in name for name in trial.system_attrs)), default=0)
+    assert first_rung(epochs) == {1: 1, 2: 1, 3: 1, 4: 1, 7: 1, 8: 2, 9: 2, 20: 5}[epochs]
+    assert first >= first_rung(epochs) or epochs == 1
+
+
+def test_median_judges_from_the_first_epoch_on() -> None:
+    study = study_with("median")
+    for _ in range(5):
+        trial = study.ask()
+        assert reported(trial, GOOD) == 0
+        study.tell(trial, GOOD[-1])
+    assert reported(study.ask(), BAD) == 1
+
+
+def test_nothing_is_given_up_unless_a_pruner_is_named() -> None:
+    assert isinstance(build_pruner(Study(), 9), NopPruner)
+
+
+def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(cli: Cli, quick: Path) -> None:
+    file = study_file(quick, space={"optimizer.lr": {"low": 1e-3, "high": 4e-3}})
+    tune = ("tune", "--config", file, "--training.epochs", "9", "--study.trials")
+    assert cli(*tune, "1", "--study.pruner", "hyperband").code == 0
+    (name,) = [study.study_name for study in optuna.get_all_study_summaries(f"sqlite:///{quick.parent / 'optuna.db'}")]
+    with closing(sqlite3.connect(quick.parent / "optuna.db")) as database, database:
+        # Release 0.1.0 did not note it.
+        assert database.execute("DELETE FROM study_user_attributes WHERE key = 'first_rung'").rowcount == 1
+    done = cli(*tune, "3")
+    assert done.code == 0, done.err
+    assert f"study {name} goes on with study.pruner hyperband, with which it was begun; --study.pruner none changes that" in done.out
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{quick.parent / 'optuna.db'}")
+    client = MlflowClient()
+    for trial in study.trials[1:]:
+        scores = {one.step: one.value for one in client.get_metric_history(trial.user_attrs["run_id"], METRIC)}
+        # Brackets of 1, 3 and 9 epochs; now the first would be 2.
+        assert trial.system_attrs["completed_rung_0"] in (scores[1], scores.get(3))
+    done = cli(*tune, "4", "--study.pruner", "none")
+    assert f"study {name} was begun with study.pruner hyperband, and goes on with none" in done.out
+    assert [trial for trial in study.trials[3:] if any("rung" in key for key in trial.system_attrs)] == []

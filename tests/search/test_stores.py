@@ -253,6 +253,7 @@ def test_what_was_trained_in_a_deleted_run_is_trained_again(cli: Cli, quick: Pat
         assert done.code == 0, done.err
         there = {row["run_id"] for row in find.trainings(workspace)}
         assert len(there) == 2 and not there & set(deleted)
+        assert "1 whose run was deleted is trained again" in done.out
 
 
 def test_a_run_that_was_removed_for_good_ends_no_study(cli: Cli, quick: Path, workspace: Workspace) -> None:

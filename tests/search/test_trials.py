@@ -147,7 +147,7 @@ def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_v
     of = experiment(tmp_path, {"schedule.name": ["none", "exponential"]}, configs=[{"schedule": {"name": "exponential"}}])
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), seed))
     study.enqueue_trial({}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")})
-    assert plan(study, of, {"0": of.entries[0]}, set()) == 0
+    assert plan(study, of, {"0": of.entries[0]}, set()) == (0, 0)
     trial = study.ask()
     assert not is_point(trial)
     study.tell(trial, 1.0)

@@ -16,7 +16,7 @@ from pipeline.training.setting import Fitted
 from tests.conftest import thorough_of
 from tests.training.test_fit import TIMES, setting_of
 
-SIZES = {"inception_v3": 96, "vit_b_16": 32, "swin_t": 32, "small_cnn": 16}
+SIZES = {"maxvit_t": 224, "inception_v3": 96, "vit_b_16": 32, "swin_t": 32, "small_cnn": 16}
 FAMILIES = [
     "alexnet",
     "convnext_tiny",
@@ -24,6 +24,7 @@ FAMILIES = [
     "efficientnet_b0",
     "googlenet",
     "inception_v3",
+    "maxvit_t",
     "mnasnet0_5",
     "mobilenet_v3_small",
     "regnet_y_400mf",
@@ -33,6 +34,7 @@ FAMILIES = [
     "squeezenet1_1",
     "swin_t",
     "timm/efficientnet_lite0",
+    "vgg11_bn",
     "vit_b_16",
 ]
 

@@ -6,17 +6,22 @@ import codecs
 import csv
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pipeline.config import Data
 from pipeline.data.sources.below import Images, WrongRow
-from pipeline.data.sources.source import SPLIT_NAMES, SPLITS, Files, Item, Source
+from pipeline.data.sources.source import MOST_BYTES, SPLIT_NAMES, SPLITS, Files, Item, Source
 from pipeline.errors import UserError, first_line, nearest
+from pipeline.files import read_regular
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """What would tear apart a line of a table or a message."""
+_DELIMITERS = (",", ";", "\t")
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+"""What spreadsheets write above the first row, for one another."""
 
 
 def open_csv(path: str, data: Data) -> Source:
@@ -29,8 +34,8 @@ def open_csv(path: str, data: Data) -> Source:
     Raises:
         UserError: A file or a column is missing, or rows are wrong: all of them are listed.
     """
-    table = _read("data.source", path)
-    rows = _Rows(table, data, Images(_root(table.file, data)))
+    table = _read("data.source", path, data.image_column)
+    rows = _Rows(table, data, _images(table.file, data))
     if not table.rows:
         raise UserError(f"data.source: {path!r} has no rows below its column names")
     labels = _second_labels(table, data, rows.images) if data.labels else None
@@ -82,28 +87,43 @@ class _Table:
             raise WrongRow(f"{given}, expected {len(self.columns)}" if fields else "empty line")
 
 
-def _read(setting: str, path: str) -> _Table:
+def _delimiter(text: str, column: str) -> str:
+    """Return the delimiter with which the first row has a column of that name; where it has none, the one with which it has most."""
+    columns = {}
+    for delimiter in _DELIMITERS:
+        with suppress(csv.Error, StopIteration):
+            columns[delimiter] = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))]
+    named = [delimiter for delimiter, names in columns.items() if column in names]
+    return named[0] if named else max(columns, key=lambda one: len(columns[one]), default=",")
+
+
+def _read(setting: str, path: str, column: str) -> _Table:
+    """Read a table whose first row has a column of that name, as far as it is known by one."""
     file = Path(path).expanduser()
     try:
-        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-        text = content.decode()
+        content = read_regular(file, MOST_BYTES).removeprefix(codecs.BOM_UTF8)
+        # As a spreadsheet's "Unicode text" is written.
+        text = content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         siblings = [str(other) for other in file.parent.glob("*.csv")] if file.parent.is_dir() else []
         raise UserError(f"{setting}: file {path!r} does not exist{nearest(str(file), siblings)}") from error
     except OSError as error:
-        raise UserError(f"{setting}: {path!r} cannot be read: {error.strerror}") from error
+        raise UserError(f"{setting}: {path!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{setting}: {path!r}, line {line}: not UTF-8; save the file in that encoding") from error
     if "\0" in text:
         raise UserError(f"{setting}: {path!r}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a zero byte; this is no text")
+    said = _SEPARATOR_LINE.match(text)
+    text, skipped = text[said.end() if said else 0 :], 1 if said else 0
+    delimiter = said[1] if said else _delimiter(text, column)
     # Strict: a quotation mark that is never closed would swallow the rows below it as one field.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows, lines = [], [1]
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    rows, lines = [], [1 + skipped]
     try:
         for fields in reader:
             rows.append(fields)
-            lines.append(reader.line_num + 1)
+            lines.append(reader.line_num + 1 + skipped)
     except csv.Error as error:
         raise UserError(f"{setting}: {path!r}, line {lines[-1]}: {first_line(error)}; is a quotation mark missing?") from error
     while rows and not "".join(rows[-1]).strip() and len(rows[-1]) < 2:
@@ -120,17 +140,17 @@ def _refuse(table: _Table, findings: list[str]) -> None:
         raise UserError(f"{table.setting}: {table.path!r} has {len(findings)} wrong rows", findings)
 
 
-def _root(file: Path, data: Data) -> Path:
+def _images(file: Path, data: Data) -> Images:
     root = Path(data.root).expanduser() if data.root else file.parent
     if not root.is_dir():
         siblings = [str(other) for other in root.parent.glob("*") if other.is_dir()] if root.parent.is_dir() else []
         raise UserError(f"data.root: folder {data.root!r} does not exist{nearest(str(root), siblings)}")
-    return root.resolve()
+    return Images(root.resolve(), root.absolute())
 
 
 def _second_labels(images: _Table, data: Data, files: Images) -> list[str]:
     """Return the labels of `data.labels`, one for each row of the first CSV."""
-    table = _read("data.labels", data.labels)
+    table = _read("data.labels", data.labels, data.label_column)
     if len(table.rows) != len(images.rows):
         raise UserError(
             f"data.labels: {data.labels!r} has {len(table.rows)} and {images.path!r} has {len(images.rows)} rows below the column names; "

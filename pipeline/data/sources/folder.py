@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from pipeline.data.decode import EXTENSIONS
+from pipeline.data.sources.listing import Listing, extension_of, unread_warnings
 from pipeline.data.sources.source import SPLIT_NAMES, Files, Item, Source
 from pipeline.errors import UserError, nearest
 
@@ -30,56 +28,57 @@ def _open(path: str, root: Path) -> Source:
     if not root.is_dir():
         siblings = [str(other) for other in root.parent.glob("*") if other.is_dir()] if root.parent.is_dir() else []
         raise UserError(f"data.source: folder {path!r} does not exist{nearest(str(root), siblings)}")
-    folders = _subfolders(root)
+    listing = Listing(root)
+    found = _Found(listing)
+    folders = listing.folders("")
     split_folders = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
-    listing = _Listing(root)
-    if any(SPLIT_NAMES[folder.lower()] == "train" and _subfolders(root / folder) for folder in split_folders):
+    if any(SPLIT_NAMES[folder.lower()] == "train" and listing.folders(folder) for folder in split_folders):
         others = [folder for folder in folders if folder not in split_folders]
         if others:
             raise UserError(f"data.source: {path!r} has class folders beside its train folder; move them into it, or rename train", others)
-        listing.pass_over_strays("")
+        found.pass_over_strays("")
         for folder in split_folders:
-            listing.add_classes(folder, SPLIT_NAMES[folder.lower()])
+            found.add_classes(folder, SPLIT_NAMES[folder.lower()])
     else:
-        listing.add_classes("", "")
-    unnameable = [repr(item.path) for item in listing.items if not _is_utf8(item.path)]
+        found.add_classes("", "")
+    unnameable = [repr(item.path) for item in found.items if not _is_utf8(item.path)]
     if unnameable:
         raise UserError(f"data.source: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
-    if not listing.items:
+    unread = unread_warnings(found.labelled)
+    if not found.items:
         raise UserError(
             f"data.source: folder {path!r} has no images in class folders; "
-            f"expected {path}/CLASS/IMAGE with one of {', '.join(sorted(EXTENSIONS))}"
+            f"expected {path}/CLASS/IMAGE with one of {', '.join(sorted(EXTENSIONS))}",
+            unread,
         )
-    return Source(str(root.resolve()), Files(root.resolve()), listing.items, dict(listing.ignored), listing.warnings)
+    warnings = [*unread, *found.warnings, *listing.warnings]
+    return Source(str(root.resolve()), Files(root.resolve()), found.items, dict(listing.ignored), warnings)
 
 
 @dataclass
-class _Listing:
-    """What has been found below a root."""
+class _Found:
+    """What has been found below a root; `labelled` are all files of class folders, images or not."""
 
-    root: Path
+    listing: Listing
     items: list[Item] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
+    labelled: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def add_classes(self, folder: str, split: str) -> None:
-        for label in _subfolders(self.root / folder):
-            before = len(self.items)
-            for path in sorted(_files(self.root / folder / label, str(Path(folder, label)))):
-                extension = PurePath(path).suffix.lower()
-                if extension in EXTENSIONS:
-                    self.items.append(Item(path, label, split))
-                else:
-                    self.ignored[extension or "no extension"] += 1
-            if len(self.items) == before:
-                self.warnings.append(f"class folder {str(Path(folder, label))!r} has no images")
+        for label in self.listing.folders(folder):
+            name = str(Path(folder, label))
+            files = self.listing.below(name)
+            images = self.listing.only_images(files)
+            self.labelled += [(label, path) for path in files]
+            self.items += [Item(path, label, split) for path in images]
+            if not images:
+                self.warnings.append(f"class folder {name!r} has no images")
         self.pass_over_strays(folder)
 
     def pass_over_strays(self, folder: str) -> None:
         """Count the pictures that lie beside the class folders; other files there (a README, a list) are nobody's loss."""
-        names = sorted(child.name for child in (self.root / folder).iterdir() if not child.name.startswith(".") and not child.is_dir())
-        strays = [name for name in names if PurePath(name).suffix.lower() in EXTENSIONS]
-        self.ignored.update(PurePath(name).suffix.lower() for name in strays)
+        strays = [name for name in self.listing.files(folder) if extension_of(name) in EXTENSIONS]
+        self.listing.ignored.update(map(extension_of, strays))
         if strays:
             first = str(Path(folder, strays[0]))
             lie = "image lies" if len(strays) == 1 else "images lie"
@@ -88,28 +87,9 @@ class _Listing:
             )
 
 
-def _files(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield files below a folder as paths that begin with `prefix`; much faster than ``rglob``, which counts for large sets."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{prefix}{os.sep}{entry.name}"
-            if entry.is_dir():
-                if not entry.is_symlink():
-                    yield from _files(folder / entry.name, path)
-            elif entry.is_file() or entry.is_symlink():
-                # A link that leads nowhere is one of the images that cannot be read.
-                yield path
-
-
 def _is_utf8(path: str) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.decode import Decoded, Decoding
+from pipeline.files import read_regular
+
+MOST_BYTES = 1 << 30
+"""Of an image's file or a list: far more than any has, and what memory takes."""
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -85,8 +89,7 @@ class Files(Reader):
         return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
     def read(self, path: str) -> bytes:
-        with open(f"{self.root}{os.sep}{path}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
-            return file.read()
+        return read_regular(f"{self.root}{os.sep}{path}", MOST_BYTES)
 
     def image(self, content: bytes, decoding: Decoding) -> Decoded:
         return decoding.decode(content)
