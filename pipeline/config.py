@@ -23,7 +23,7 @@ from pipeline.errors import UserError, nearest
 Raw = dict[str, Any]
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
-FORBIDDEN_IN_NAMES = r"""[/\\:,%'"`\x00-\x1f]"""
+FORBIDDEN_IN_NAMES = r"""[/\\:,%?'"`\x00-\x1f]"""
 Fit = Literal["crop", "pad", "stretch"]
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
 
@@ -86,7 +86,7 @@ def valid_name(text: str) -> str:
     """
     wrong = re.search(FORBIDDEN_IN_NAMES, text)
     if wrong or text in (".", "..") or len(text) > 120:
-        raise ValueError("a name has at most 120 characters, none of them / \\ : , % quotes or control characters, and is not . or ..")
+        raise ValueError("a name has at most 120 characters, none of them / \\ : , % ? quotes or control characters, and is not . or ..")
     return text
 
 

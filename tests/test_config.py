@@ -49,6 +49,8 @@ ANOTHER: dict[str, Any] = {
     "data.store": "none",
     "data.max_pixels": 1000,
     "data.background": "black",
+    "data.fit": "pad",
+    "data.white": 4095,
     "data.root": "images",
     "data.labels": "labels.csv",
     "data.image_column": "file",

@@ -35,7 +35,7 @@ def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(step: str) ->
         )
 
 
-CHOSEN_BY_INIT = {f"data.{name}" for name in ("image_size", "batch_size", "augment", "store_size", "interpolation", "workers")}
+CHOSEN_BY_INIT = {f"data.{name}" for name in ("image_size", "batch_size", "augment", "store_size", "interpolation", "fit", "workers")}
 OF_NO_INFLUENCE = {
     "data.workers",
     "data.store",

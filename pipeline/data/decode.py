@@ -76,6 +76,10 @@ DAMAGED_EXIF = "damaged EXIF data: not turned"
 DAMAGED_METADATA = "damaged metadata: neither turned nor its colours converted"
 
 
+class TooLarge(OSError):
+    """A picture has more pixels than are allowed."""
+
+
 class Decoded(NamedTuple):
     """A picture as a person would see it.
 
@@ -151,6 +155,8 @@ class Decoding:
         opened = io.BytesIO(file) if isinstance(file, bytes) else file
         try:
             return self._decode(opened)
+        except TooLarge:
+            raise
         except OSError as error:
             bare = without_metadata(_content(opened)) if self.version > 1 else b""
             if not bare:
@@ -167,14 +173,14 @@ class Decoding:
         try:
             with Image.open(file, formats=FORMATS) as opened:
                 if problem := too_large(*opened.size, self.max_pixels):
-                    raise OSError(problem)
+                    raise TooLarge(problem)
                 opened.load()
                 image, note = self._upright(opened)
                 return self._rgb(image)._replace(note=note)
         except (OSError, MemoryError):
             raise
         except Image.DecompressionBombError as error:
-            raise OSError(f"more pixels than data.max_pixels ({self.max_pixels})") from error
+            raise TooLarge(f"more pixels than data.max_pixels ({self.max_pixels})") from error
         except Exception as error:
             # Pillow's readers raise whatever a damaged file makes them stumble over: SyntaxError, struct.error, KeyError and more.
             raise OSError(first_line(error)) from error

@@ -13,6 +13,7 @@ from pipeline.data.leaks import divided_groups, leaks
 from pipeline.data.sources.source import SPLITS
 from pipeline.data.splits import fold_name
 from pipeline.errors import UserError
+from pipeline.natural import natural
 
 MOST_LISTED = 1000
 """Sets of duplicates, or leaking pairs, that the report lists; it counts all."""
@@ -35,7 +36,7 @@ class Refused(UserError):
 def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
     """Return what is thin in the classes' counts per split."""
     warnings = []
-    for label, count in counts.items():
+    for label, count in sorted(counts.items(), key=lambda item: natural(item[0])):
         missing = [split for split, number in count.items() if not number]
         if missing:
             warnings.append(f"class {label!r} has no images in {' and '.join(missing)}")

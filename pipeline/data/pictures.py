@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.config import Data
 from pipeline.data.examine import Examined
 from pipeline.data.sources.source import Item
+from pipeline.natural import natural
 
 LONG = 2.0
 """Longer over shorter side beyond which a crop to a square sees less than half of a picture."""
@@ -46,7 +47,7 @@ def _cut(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: D
     long = sizes.max(axis=1) > LONG * sizes.min(axis=1)
     all_of = Counter(items[number].label for number in kept)
     long_of = Counter(items[number].label for number, is_long in zip(kept, long, strict=True) if is_long)
-    shares = [f"{label!r} {count / all_of[label]:.0%}" for label, count in sorted(long_of.items()) if count > MANY * all_of[label]]
+    shares = [f"{label!r} {count / all_of[label]:.0%}" for label, count in _in_order(long_of) if count > MANY * all_of[label]]
     if not shares:
         return []
     listed = ", ".join(shares[:10]) + f" and {len(shares) - 10} more classes" * (len(shares) > 10)
@@ -71,6 +72,10 @@ def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data:
             "dark, and few of their greys are told apart; data.white auto uses all"
         )
     return warnings
+
+
+def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: natural(item[0]))
 
 
 def _images(paths: Sequence[str]) -> str:

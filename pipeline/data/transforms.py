@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -121,8 +122,11 @@ class Preprocessing:
         Raises:
             Any of `pipeline.data.decode.UNREADABLE`: It is no picture, a damaged one, or too large.
         """
-        decoding = self.specification
-        return center_crop(decoding.resize(decoding.decode(file).image), self.image_size)
+        return self.reduced(self.specification.decode(file).image)
+
+    def reduced(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the same of a decoded picture."""
+        return center_crop(self.specification.resize(image), self.image_size)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images (batch, 3, size, size), uint8 or float from 0 to 1, into the network's input."""

@@ -20,12 +20,15 @@ from pipeline.jobs.prepare import need_known_images, prepare_as_recorded
 from pipeline.jobs.restore import Restored, restore
 from pipeline.jobs.summarise import Comparison
 from pipeline.jobs.training_log import log_confusion
+from pipeline.natural import natural_order
 from pipeline.report.console import say
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits
 
+MOST_AS_CSV = 100
+"""Classes up to which the predictions are kept as CSV too: with a column for each it becomes large."""
 _WHERE = ("source", "root", "labels", "image_column", "label_column", "split_column", "group_column")
 """Fields of data that say where images are, and where in their list; a user may know better than the run."""
 
@@ -64,7 +67,7 @@ def evaluate(
     values |= {"test/accuracy_low": low, "test/accuracy_high": high, "test/ece": metrics.calibration_error(labels, logits)}
     train_labels = prepared.labels()[prepared.positions("train")]
     values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, len(restored.classes))
-    table = metrics.per_class(labels, logits, restored.classes)
+    table = metrics.per_class(labels, logits, restored.classes).iloc[natural_order(restored.classes)]
     run = RunLog(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
@@ -73,7 +76,10 @@ def evaluate(
         test = Path(temporary) / "test"
         test.mkdir()
         table.to_csv(test / "per_class.csv", index=False)
-        _predictions(prepared, restored.classes, labels, logits).to_csv(test / "predictions.csv", index=False)
+        predictions = _predictions(prepared, restored.classes, labels, logits)
+        predictions.to_parquet(test / "predictions.parquet", index=False)
+        if len(restored.classes) <= MOST_AS_CSV:
+            predictions.to_csv(test / "predictions.csv", index=False)
         run.files(test, "test")
     # Last, so that a run with test metrics has the files too.
     run.metrics(values)

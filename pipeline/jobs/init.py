@@ -22,6 +22,7 @@ from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import Unwritable, UserError
 from pipeline.experiment import load
 from pipeline.files import unwritable, whole
+from pipeline.natural import natural
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
@@ -124,7 +125,7 @@ def _look(
             seconds[name] = measured
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
-    counts = dict(sorted(Counter(item.label for item in items).items()))
+    counts = dict(sorted(Counter(item.label for item in items).items(), key=lambda item: natural(item[0])))
     changed = {
         name: value for name, value in data.model_dump(include=_SHARED).items() if name != "source" and value != getattr(Data(), name)
     }

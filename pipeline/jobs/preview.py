@@ -14,6 +14,7 @@ from pipeline.config import Configuration
 from pipeline.data.loader import Images, preview_views
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
+from pipeline.natural import natural
 from pipeline.report import figures
 from pipeline.tracking.run import RunLog
 
@@ -39,7 +40,8 @@ def _log_preview(run: RunLog, prepared: Prepared, configuration: Configuration, 
     augmentation = build_augmentation(data)
     labels, positions = prepared.labels(), prepared.positions("train")
     images = Images(prepared.images, positions, labels, data.image_size, augmentation, configuration.training.seed)
-    numbers = one_of_each_class(labels[positions], MOST_IMAGES)
+    shown = one_of_each_class(labels[positions], MOST_IMAGES)
+    numbers = sorted(shown, key=lambda number: natural(prepared.classes[labels[positions[number]]]))
     originals = [prepared.images[int(positions[number])] for number in numbers]
     names = [prepared.classes[labels[positions[number]]] for number in numbers]
     with tempfile.TemporaryDirectory() as folder:

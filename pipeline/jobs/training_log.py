@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import metrics
 from pipeline.data.prepared import Prepared
+from pipeline.natural import natural_order
 from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import ridgeline
@@ -127,7 +128,8 @@ def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metri
     if len(classes) <= metrics.MOST_IN_MATRIX:
         counts = metrics.confusion(labels, logits)
         draw = partial(figures.confusion_matrix, counts=counts, classes=classes, title=title)
-        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
+        order = natural_order(classes)
+        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[order, order]
     else:
         cells = metrics.confused(labels, logits)
         draw = partial(figures.most_confused, cells=cells, classes=classes, title=title)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.natural import natural
+
 NUM_CLASSES, NUM_GROUPS, NUM_IMAGES, NUM_LEFT_OUT, NUM_WARNINGS = 30, 60, 12, 500, 40
 """How much of each list is shown: groups of duplicates and as many leaks, images of one group."""
 
@@ -109,9 +111,9 @@ def _section(name: str, heading: str, *parts: str) -> str:
 
 
 def _totals(report: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many images each class has, the largest first."""
+    """Return how many images each class has, the largest first, equally large ones as people look for them."""
     totals = {name: sum(report["counts"][name].values()) for name in report["classes"]}
-    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], natural(item[0]))))
 
 
 def _sampled(report: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from pipeline import metrics, ranking
+from pipeline.natural import natural_order
 from pipeline.report.fonts import cover, drawable, families, is_drawable
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"
@@ -67,6 +68,8 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
         classes: Names on both axes.
         title: Above both panels.
     """
+    order = natural_order(classes)
+    counts, classes = counts[np.ix_(order, order)], [classes[place] for place in order]
     # Of more classes some are named, or the names would stand on top of each other.
     named = range(0, len(classes), math.ceil(len(classes) / _MOST_NAMED))
     _matrix(file, counts, counts.sum(axis=1), dict(zip(named, _names(classes, named), strict=True)), title)

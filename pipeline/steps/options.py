@@ -88,7 +88,10 @@ class PredictSection(BaseModel):
     """How predict writes its CSV."""
 
     id: Literal["name", "stem", "path"] = essential(
-        "name", "What the id column holds: the file's name, its name without ending, or its path."
+        "name", "What the id column holds: the file's name (the path, where names repeat), its name without ending, or its path."
+    )
+    bad: Literal["row", "error"] = essential(
+        "row", "An image that cannot be read is a row with the reason in a column error, or an error: nothing is written then."
     )
     probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
 

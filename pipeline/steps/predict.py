@@ -36,5 +36,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     workspace = open_workspace("predict", reads_only=True)
     out = Path(own.out).expanduser()
     with launched(workspace, "predict"), Counter() as counter:
-        table = predict(own.model_uri, own.images, out, own.predict.id, own.predict.probabilities, counter)
-    say(f"{len(table)} predictions in {out}; what made them in {out}.json")
+        identifier = own.predict.id if "id" in own.predict.model_fields_set else None
+        done = predict(own.model_uri, own.images, out, identifier, own.predict.probabilities, own.predict.bad, counter)
+    without = f", {done.bad} of them without a label since the image cannot be read" * (done.bad > 0)
+    say(f"{done.rows} predictions in {out}{without}; what made them in {out}.json")

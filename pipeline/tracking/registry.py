@@ -81,9 +81,14 @@ def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Se
                 code_paths=[str(package)],
                 signature=_SIGNATURE,
                 input_example=_example(size),
-                pip_requirements=[f"{package_name}=={version(package_name)}" for package_name in _REQUIREMENTS],
+                pip_requirements=list(map(requirement, _REQUIREMENTS)),
             )
     return str(info.model_id)
+
+
+def requirement(package_name: str) -> str:
+    """Return what installs a package as it is here: without the local part of its version (``+cu128``), which registries do not have."""
+    return f"{package_name}=={version(package_name).partition('+')[0]}"
 
 
 @contextmanager

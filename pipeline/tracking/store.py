@@ -32,6 +32,8 @@ STORE_ERRORS = (MlflowException, requests.RequestException)
 
 _SQLITE = "sqlite:///"
 
+_MEANS_ELSE = re.compile(r"\?|%[0-9a-fA-F]{2}")
+"""What SQLAlchemy and MLflow do not take literally in the address of a file."""
 _ELSEWHERE = "start in another folder, or choose another store, such as MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db"
 
 _EXPERIMENT_TAGS = {
@@ -179,6 +181,9 @@ def _initialised(uri: str, reads_only: bool) -> MlflowClient:
         with _few_retries():
             client.search_experiments(max_results=1)
         return client
+    if found := _MEANS_ELSE.search(str(database)):
+        # MLflow would put one part of what it keeps here, and another there.
+        raise UserError(f"{database}: MLflow takes {found[0]!r} in the name of its database or folder for something else; {_ELSEWHERE}")
     _need_database(database, reads_only)
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
     database.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -254,16 +255,63 @@ def test_predict_equals_evaluation_on_the_same_images(cli: Cli, in_smoke: Worksp
     assert pd.read_csv(out)[columns].to_numpy() == pytest.approx(kept[columns].to_numpy(), abs=1e-5)
 
 
-def test_predict_lists_all_unreadable_images_and_writes_nothing(cli: Cli, in_smoke: Workspace, pictures: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def with_bad_ones(pictures: Path) -> Path:
+    """The pictures, and two files that are none."""
     (pictures / "a.png").write_bytes(b"")
     (pictures / "b.jpg").write_text("no picture")
+    return pictures
+
+
+def test_predict_names_what_it_cannot_read_in_its_row(cli: Cli, in_smoke: Workspace, with_bad_ones: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.csv"
+    options = ("--images", with_bad_ones, "--out", out, "--predict.probabilities", "true")
+    done = cli("predict", "--model_uri", "models:/smoke@champion", *options)
+    assert done.code == 0, done.err
+    assert f"22 predictions in {out}, 2 of them without a label since the image cannot be read" in done.out
+    assert "cannot be read: a.png: not an image" in done.out and "cannot be read: b.jpg: not an image" in done.out
+    table = pd.read_csv(out, dtype={"label": str})
+    assert list(table.columns) == ["id", "label", *(f"p_{digit}" for digit in range(10)), "error"]
+    assert list(table["id"][table["error"].notna()]) == ["a.png", "b.jpg"]
+    assert list(table["label"].isna()) == list(table["p_3"].isna()) == list(table["error"].notna())
+    assert json.loads((tmp_path / "labels.csv.json").read_text())["num_unreadable"] == 2
+    for file in ("a.png", "b.jpg"):
+        (with_bad_ones / file).unlink()
+    assert cli("predict", "--model_uri", "models:/smoke@champion", *options).code == 0
+    alone = pd.read_csv(out, dtype={"label": str})
+    # Where all can be read there is no such column, and the others are the same.
+    assert list(alone.columns) == list(table.columns)[:-1]
+    assert table[table["error"].isna()].iloc[:, :-1].reset_index(drop=True).equals(alone)
+
+
+def test_predict_writes_nothing_where_bad_images_are_errors(cli: Cli, in_smoke: Workspace, with_bad_ones: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.csv"
+    done = cli("predict", "--model_uri", "models:/smoke@champion", "--images", with_bad_ones, "--out", out, "--predict.bad", "error")
+    assert done.code == 2
+    assert "2 of 22 cannot be read" in done.err and "a.png" in done.err and "b.jpg" in done.err
+    assert list(tmp_path.glob("*labels*")) == []
+
+
+def test_names_that_repeat_become_paths_unless_they_are_asked_for(cli: Cli, in_smoke: Workspace, pictures: Path, tmp_path: Path) -> None:
+    files = sorted(pictures.rglob("*.png"))
+    for folder in ("x", "y"):
+        (pictures / folder).mkdir()
+        shutil.copy(files[0], pictures / folder / "same.png")
     out = tmp_path / "labels.csv"
     done = cli("predict", "--model_uri", "models:/smoke@champion", "--images", pictures, "--out", out)
-    assert done.code == 2
-    assert "2 of 22 cannot be read" in done.err
-    assert "a.png" in done.err
-    assert "b.jpg" in done.err
-    assert list(tmp_path.glob("*labels*")) == []
+    assert done.code == 0, done.err
+    assert "'same.png' stands for x/same.png and y/same.png: the column id has paths" in done.out
+    table = pd.read_csv(out)
+    assert list(table["id"]) == sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.png"))
+    assert json.loads((tmp_path / "labels.csv.json").read_text())["id"] == "relative path"
+    before = out.read_bytes()
+    for identifier in ("name", "stem"):
+        refused = cli("predict", "--model_uri", "models:/smoke@champion", "--images", pictures, "--out", out, "--predict.id", identifier)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert f"predict.id: {identifier} given, and 'same" in refused.err
+    assert out.read_bytes() == before
+    assert cli("predict", "--model_uri", "models:/smoke@champion", "--images", pictures, "--out", out, "--predict.id", "path").code == 0
+    assert list(pd.read_csv(out)["id"]) == [str(pictures / path) for path in table["id"]]
 
 
 @pytest.mark.parametrize(

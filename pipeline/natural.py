@@ -1,0 +1,17 @@
+"""The order in which people look for names: 2 before 10."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Return what names are sorted by, so that numbers in them count as numbers, and case only where they are equal else."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), "") if place % 2 else (1, 0, part.casefold()) for place, part in enumerate(parts) if part], name
+
+
+def natural_order(names: Sequence[str]) -> list[int]:
+    """Return the places of names in the order in which people look for them."""
+    return sorted(range(len(names)), key=lambda place: natural(names[place]))
