@@ -23,6 +23,7 @@ from PIL import Image, ImageChops, ImageColor, ImageOps, _imaging
 from pipeline.data.colour import in_srgb
 from pipeline.data.fit import padded, shorter_side, stretched
 from pipeline.data.grey import Levels, eight_bits
+from pipeline.data.limits import TooSlow, refusal, too_large_tiles
 from pipeline.data.metadata import without_metadata
 from pipeline.errors import first_line
 
@@ -77,7 +78,7 @@ DAMAGED_METADATA = "damaged metadata: neither turned nor its colours converted"
 
 
 class TooLarge(OSError):
-    """A picture has more pixels than are allowed."""
+    """A picture has more pixels than are allowed, or takes more time or memory than pictures do."""
 
 
 class Decoded(NamedTuple):
@@ -152,13 +153,15 @@ class Decoding:
         Raises:
             OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
         """
-        opened = io.BytesIO(file) if isinstance(file, bytes) else file
+        content = _content(file)
+        if problem := refusal(content):
+            raise TooLarge(problem)
         try:
-            return self._decode(opened)
+            return self._decode(io.BytesIO(content))
         except TooLarge:
             raise
         except OSError as error:
-            bare = without_metadata(_content(opened)) if self.version > 1 else b""
+            bare = without_metadata(content) if self.version > 1 else b""
             if not bare:
                 raise
             try:
@@ -166,18 +169,18 @@ class Decoding:
             except OSError:
                 raise error from None
 
-    def _decode(self, file: Path | str | BinaryIO) -> Decoded:
+    def _decode(self, file: BinaryIO) -> Decoded:
         # Pillow makes room for a GIF's pixels when it is opened, unless they are more than twice as many. Never less than the default,
         # since the setting holds for every picture that this process opens.
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, MAX_PIXELS)
         try:
             with Image.open(file, formats=FORMATS) as opened:
-                if problem := too_large(*opened.size, self.max_pixels):
+                if problem := too_large(*opened.size, self.max_pixels) or too_large_tiles(opened, self.max_pixels):
                     raise TooLarge(problem)
                 opened.load()
                 image, note = self._upright(opened)
                 return self._rgb(image)._replace(note=note)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, TooSlow):
             raise
         except Image.DecompressionBombError as error:
             raise TooLarge(f"more pixels than data.max_pixels ({self.max_pixels})") from error
@@ -259,11 +262,10 @@ def reason(error: BaseException) -> str:
     return "not an image" if "cannot identify image file" in text else text
 
 
-def _content(file: Path | str | BinaryIO) -> bytes:
-    """Return what a picture's file holds; nothing where it is no file."""
+def _content(file: Path | str | BinaryIO | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file
     if isinstance(file, Path | str):
-        with contextlib.suppress(OSError):
-            return Path(file).read_bytes()
-        return b""
+        return Path(file).read_bytes()
     file.seek(0)
     return file.read()

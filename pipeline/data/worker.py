@@ -21,8 +21,10 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found, Names
 from pipeline.data.decode import UNREADABLE, VERSION, Decoding, reason
+from pipeline.data.limits import TooSlow, stopwatch
 from pipeline.data.sources.source import Reader
 from pipeline.data.store import ShardWriter, shard_size
+from pipeline.errors import UserError
 
 SMALLEST_HASHED = 64
 """Shorter side in pixels below which unlike pictures have like perceptual hashes."""
@@ -105,9 +107,15 @@ class Worker:
         if not content:
             return Unreadable("empty file")
         try:
-            image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
+            with stopwatch():
+                image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
         except UNREADABLE as error:
             return Unreadable(reason(error))
+        except TooSlow as error:
+            # Not passed over: on a faster machine it would be one of the images.
+            raise UserError(f"{path}: {error}; remove it, or convert it") from None
+        except MemoryError:
+            raise UserError(f"{path}: memory does not suffice to decode it; a lower data.max_pixels refuses it") from None
         bits, brightest = levels or (8, 0.0)
         shard, offset, height, width = "", 0, 0, 0
         if self._recipe.stores_of(bits):

@@ -9,6 +9,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -267,6 +268,7 @@ def test_what_a_killed_process_has_unpacked_is_removed_by_the_next(tmp_path: Pat
 
 MEMORY = """
 import sys
+import time
 from pathlib import Path
 from pipeline.data.sources.npz import open_npz
 
@@ -490,3 +492,60 @@ def test_a_damaged_header_is_one_line(tmp_path: Path, name: str, damage: Callabl
             archive.writestr(f"{other}.npy", damage(npy(array)) if other == name else npy(array))
     message = refused(tmp_path / "set.npz")
     assert "cannot be read as an .npz file" in message or f"{name} is " in message
+
+
+def packed(file: Path, method: int, arrays: dict[str, np.ndarray]) -> Path:
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    return file
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_methods_of_packing_are_refused_before_anything_is_unpacked(tmp_path: Path, method: int) -> None:
+    arrays = {"train_images": np.zeros((40, 1000, 1000), np.uint8), "train_labels": np.arange(40) % 2}
+    file = packed(tmp_path / "bomb.npz", method, arrays)
+    assert file.stat().st_size < 60_000
+    started = time.process_time()
+    with pytest.raises(UserError, match="train_images.npy is packed by another method than deflate"):
+        open_npz(str(file))
+    assert time.process_time() - started < 0.5
+    assert len(open_npz(str(packed(tmp_path / "good.npz", zipfile.ZIP_DEFLATED, arrays))).items) == 40
+
+
+def test_images_of_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
+    file = packed(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, {"train_images": np.zeros((2, 30, 40), np.uint8), "train_labels": np.arange(2)})
+    with pytest.raises(UserError, match=r"40 × 30 pixels, more than data.max_pixels \(1199\)"):
+        open_npz(str(file), 1199)
+    assert len(open_npz(str(file), 1200).items) == 2
+
+
+def header(shape: str, length: int | None = None) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x02\0" + (len(text) if length is None else length).to_bytes(4, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (header("(2, 8, 8)", 4_000_000_000), "a header of 4000000000 bytes, more than 10000"),
+        (header("(2000000000, 8, 8)"), "bytes where its header says"),
+        (header("(-2, 8, 8)"), "the shape"),
+        (header("(2, 60000, 60000)"), "more than data.max_pixels"),
+        (header("(2, 8, 8)") + bytes(127), "bytes where its header says"),
+    ],
+)
+def test_what_a_header_claims_is_checked_first(tmp_path: Path, content: bytes, why: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_images.npy", content)
+        archive.writestr("train_labels.npy", header("(2,)") + b"\0\1")
+    with pytest.raises(UserError, match=why):
+        open_npz(str(tmp_path / "x.npz"))
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(UserError, match="not a regular file"):
+        open_npz(str(tmp_path / "pipe.npz"))

@@ -46,7 +46,7 @@ def open_source(data: Data) -> Source:
     elif kind == "torchvision" and path:
         source = open_published(path, data.root)
     elif kind == "npz" and path:
-        source = open_npz(path)
+        source = open_npz(path, data.max_pixels)
     elif colon == "" and Path(data.source).expanduser().is_dir():
         raise UserError(f"unknown data.source {data.source!r}; nearest: folder:{data.source}")
     else:
