@@ -9,10 +9,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKi
 from pipeline.files import out_of_room
 from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
+from pipeline.visible import without_password
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -65,6 +67,7 @@ def _start(step: str, arguments: Sequence[str]) -> None:
     """Parse the options of a step and run it, or show its help."""
     if step not in STEPS:
         raise unknown_name("step", step, STEPS)
+    _isolate_children()
     if not _is_helper():
         launcher.take(step)
     if launcher.taken() or _is_in_group():
@@ -178,6 +181,17 @@ def _end_launched_run(reason: str, interrupted: bool = False) -> None:
         launcher.restore_killed_later()
 
 
+def _isolate_children() -> None:
+    """Have every process that is started from this one import this package, and nothing that lies in the current folder.
+
+    Python would look there first, and multiprocessing's processes start so.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    project = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([project, *(path for path in paths if path not in ("", project))])
+
+
 def _enter_callers_folder() -> None:
     """Make relative paths those of the caller: ``mlflow run`` starts us in the project, or in a temporary copy of it.
 
@@ -198,7 +212,13 @@ def _watch_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _tell_of_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nobody expected, without passwords of addresses."""
+    print(without_password("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 if __name__ == "__main__":
+    sys.excepthook = _tell_of_bug
     # Imports make a million objects that stay; looking through them again and again takes a second.
     gc.set_threshold(10_000)
     limit_endings()

@@ -21,9 +21,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from pipeline.visible import visible, without_password
+
+
+def _shown(text: str) -> str:
+    return visible(without_password(text))
+
 
 class PipelineError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose; as text they hold no password, and nothing that a terminal would act on."""
+
+    def __str__(self) -> str:
+        return _shown(super().__str__())
 
 
 class UserError(PipelineError):
@@ -40,7 +49,7 @@ class UserError(PipelineError):
         self.findings = list(findings)
 
     def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {finding}" for finding in self.findings)])
+        return "\n".join([_shown(self.message), *(f"  {_shown(finding)}" for finding in self.findings)])
 
 
 class Unreachable(UserError):

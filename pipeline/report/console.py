@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from pipeline import ranking
 from pipeline.errors import Interrupted
 from pipeline.report.tables import duration, percent
 from pipeline.training.callback import Callback
+from pipeline.visible import visible, without_password
 
 
 class _Output(Console):
@@ -42,7 +44,8 @@ _NUMBER = re.compile(r"[-+(\[]?\.?\d[\w.+%-]*[,)\]]*")
 
 def say(line: str = "") -> None:
     """Print one line; where the terminal is narrower it goes on at a space, and an address or a path stays whole."""
-    console.print(_at_spaces(line, console.width) if console.is_terminal else line, markup=False, soft_wrap=True)
+    shown = visible(without_password(line))
+    console.print(_at_spaces(shown, console.width) if console.is_terminal else shown, markup=False, soft_wrap=True)
 
 
 def _at_spaces(line: str, width: int) -> str:
@@ -65,8 +68,8 @@ def show_table(table: pd.DataFrame, title: str, texts: Sequence[str] = ("run", "
         texts: Columns that may be broken at spaces. The second and further ones stand below the first where there is no room beside it.
         expendable: Columns that may be left out, the first to go first; those that were are named below the table.
     """
-    shown = _fitting(table, [name for name in texts if name in table.columns], expendable, console.width)
-    printed = Table(title=title, title_justify="left")
+    shown = _fitting(table.astype(str).map(visible), [name for name in texts if name in table.columns], expendable, console.width)
+    printed = Table(title=Text(visible(title)), title_justify="left")
     for name, width in shown.widths.items():
         printed.add_column(name, justify="left" if name in shown.texts else "right", width=width, overflow="fold")
     for row in shown.cells.to_dict("records"):
@@ -173,7 +176,7 @@ class Counter:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Tell that `done` of `total` images are done."""
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
+            self._tasks[what] = self._progress.add_task(escape(visible(what)), total=total)
         self._progress.update(self._tasks[what], completed=done)
         if not console.is_terminal and time.monotonic() - self._last > 10:
             self._last = time.monotonic()
@@ -200,7 +203,7 @@ class TrainingProgress(Callback):
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs, self._steps, self._started = epochs, steps_per_epoch, time.monotonic()
         self._progress.start()
-        self._task = self._progress.add_task(self._title, total=epochs * steps_per_epoch, shown="")
+        self._task = self._progress.add_task(escape(visible(self._title)), total=epochs * steps_per_epoch, shown="")
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         if epoch:

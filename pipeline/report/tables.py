@@ -13,6 +13,7 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
+from pipeline.visible import in_markdown
 
 COLUMNS = [
     "run_id",
@@ -251,8 +252,9 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """Return a table of text as a Markdown document."""
-    lines = [f"# {title}", "", *(f"{note}\n" for note in notes), "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in table.itertuples(index=False)]
+    lines = [f"# {in_markdown(title)}", "", *(f"{in_markdown(note)}\n" for note in notes)]
+    lines += ["| " + " | ".join(map(in_markdown, table.columns)) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(in_markdown(str(value)) for value in row) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines) + "\n"
 
 

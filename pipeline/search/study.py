@@ -39,6 +39,7 @@ from pipeline.tracking import find, names
 from pipeline.tracking.parents import parent_run, refuse_if_tuned
 from pipeline.tracking.run import TrackedRun, end_abandoned
 from pipeline.tracking.store import Workspace
+from pipeline.visible import in_markdown, without_password
 
 PARENT = "parent_run_id"
 IDENTITY = "identity"
@@ -233,7 +234,8 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared, ident
     run.tag({names.DATA_DIGEST: prepared.digest, names.TARGET: str(experiment.study.target), names.IDENTITY: identity})
     run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
     if experiment.path.is_file():
-        run.file(experiment.path)
+        # Without the password that study.storage may hold.
+        run.text(experiment.path.name, without_password(experiment.path.read_text(encoding="utf-8")))
     log_report(run, prepared)
     run.metrics({"majority_rate": majority_rate(prepared)})
     log_previews(run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)])
@@ -273,7 +275,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     with tempfile.TemporaryDirectory() as folder:
         run.text("best_config.yaml", find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
     experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
-    link = f"[{best['run_name']}](#/experiments/{experiment_id}/runs/{best['run_id']})"
+    link = f"[{in_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
     run.tag(
         {
             names.BEST_RUN: best["run_id"],

@@ -29,6 +29,7 @@ from pipeline.tracking import find, launcher, names
 from pipeline.tracking.find import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
 from pipeline.tracking.store import Workspace, database_file, is_away
+from pipeline.visible import in_markdown, visible, without_password
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
@@ -78,7 +79,9 @@ class RunLog:
         self._write(lambda: self._tag(tags))
 
     def _tag(self, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)[:_TAG_LENGTH]) for key, value in tags.items()])
+        # Every user of a server reads them.
+        shown = {key: without_password(str(value))[:_TAG_LENGTH] for key, value in tags.items()}
+        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in shown.items()])
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log params; those the run has already (the launcher's) stay as they are."""
@@ -90,7 +93,7 @@ class RunLog:
 
     def _params(self, values: Mapping[str, Any]) -> None:
         present = self.client.get_run(self.id).data.params
-        new = [Param(key, as_param(value)[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
+        new = [Param(key, without_password(as_param(value))[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
         for start in range(0, len(new), _PARAMS_PER_BATCH):
             self.client.log_batch(self.id, params=new[start : start + _PARAMS_PER_BATCH])
 
@@ -305,7 +308,7 @@ class TrackedRun(RunLog):
                 if self._step == "train":
                     self._tag({names.RETRY: str(may_pass(error)).lower()})
                 if not isinstance(error, UserError):
-                    self._text("traceback.txt", "".join(traceback.format_exception(error)))
+                    self._text("traceback.txt", without_password("".join(traceback.format_exception(error))))
             finally:
                 # What has failed the run, such as a full disk, may fail the traceback too.
                 self.end(names.FAILED, str(error).strip() or type(error).__name__)
@@ -313,7 +316,7 @@ class TrackedRun(RunLog):
     def end(self, state: str, reason: str = "") -> None:
         """Write state and reason, and end the run with the status that belongs to the state."""
         tags = {names.STATE: state} | (
-            {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {reason}"[:_TAG_LENGTH]} if reason else {}
+            {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {in_markdown(reason)}"[:_TAG_LENGTH]} if reason else {}
         )
         with signals.held():
             self._tag(tags)
@@ -322,7 +325,8 @@ class TrackedRun(RunLog):
 
 def say_unended(run_id: str, reason: str) -> None:
     """Say that a run still says RUNNING, though its process ends."""
-    print(f"run {run_id} could not be ended ({reason}); `python -m pipeline reconcile` does it later", file=sys.stderr)
+    shown = visible(without_password(reason))
+    print(f"run {run_id} could not be ended ({shown}); `python -m pipeline reconcile` does it later", file=sys.stderr)
 
 
 @contextmanager

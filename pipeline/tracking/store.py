@@ -26,6 +26,7 @@ from pipeline.files import child, locked, unwritable, unwritable_file
 from pipeline.report.console import say
 from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher
+from pipeline.visible import without_password
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
 """What any call raises when the store cannot be reached or refuses; see `told`."""
@@ -168,7 +169,7 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
         explained = told(error)
         if isinstance(explained, UserError | StoreAway):
             raise explained from error
-        raise UserError(f"the MLflow store {_without_password(uri)} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the MLflow store {without_password(uri)} cannot be used: {first_line(error)}") from error
     return Workspace(client, uri, home(), experiment, launcher.taken())
 
 
@@ -204,13 +205,9 @@ def _say_if_away(uri: str) -> None:
     try:
         create_engine(uri).connect().close()
     except ImportError as error:
-        raise UserError(f"the MLflow store {_without_password(uri)} needs the package {error.name}, which is not installed") from None
+        raise UserError(f"the MLflow store {without_password(uri)} needs the package {error.name}, which is not installed") from None
     except OperationalError as error:
-        say(f"{_without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}")
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+        say(f"{without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}")
 
 
 def _need_database(file: Path, reads_only: bool) -> None:
@@ -265,7 +262,7 @@ def _status(error: BaseException) -> int | None:
 
 def told(error: BaseException) -> PipelineError:
     """Return what an error of the store means to a person, in one line."""
-    uri, text, status = _without_password(tracking_uri()), first_line(error), _status(error)
+    uri, text, status = without_password(tracking_uri()), first_line(error), _status(error)
     if is_away(error):
         return StoreAway(f"the {'tracking server' if uri.startswith('http') else 'database'} {uri} does not answer: {_cause(text)}")
     if status in (401, 403):
