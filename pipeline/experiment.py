@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse
-from pipeline.errors import UserError, nearest, unknown_name
+from pipeline.errors import UserError, first_line, nearest, unknown_name
 from pipeline.trust import name_images, name_network
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
@@ -207,7 +207,7 @@ def _read(file: Path) -> Raw:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{file}, line {line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
+        raise UserError(f"{file}: not valid YAML: {first_line(error)}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):

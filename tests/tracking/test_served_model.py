@@ -27,7 +27,7 @@ from pipeline.__main__ import main
 from pipeline.tracking import find
 from pipeline.tracking.registry import requirement
 from pipeline.tracking.store import open_workspace
-from tests.conftest import PROJECT, QUICK, start, use_folder, write_digits
+from tests.conftest import PROJECT, QUICK, use_folder, write_digits
 
 Answers = list[dict[str, Any]]
 LIMITS = {"PIPELINE_MAX_ROWS": "30", "PIPELINE_MAX_IMAGE_BYTES": "100000", "PIPELINE_MAX_REQUEST_PIXELS": "70000000"}
@@ -78,11 +78,15 @@ class Server:
     Attributes:
         process: MLflow's.
         url: Where it takes requests.
+        log: What it has printed.
     """
 
     def __init__(self, model: Path, port: int) -> None:
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port), "--env-manager", "local"]
-        self.process = start(command, model.parent, OMP_NUM_THREADS="1", **LIMITS)
+        # Not to a pipe: full of lines that nobody reads, it would stop the server.
+        self.log = model.parent / "server.log"
+        variables = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **LIMITS}
+        self.process = subprocess.Popen(command, cwd=model.parent, env=variables, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
         self.url = f"http://127.0.0.1:{port}"
 
     def ask(self, *images: Any) -> Answers:
@@ -120,11 +124,11 @@ def server(model: Path) -> Iterator[Server]:
             urllib.request.urlopen(f"{served.url}/ping", timeout=5).read()
             break
         except OSError:
-            assert served.process.poll() is None, served.process.communicate()[0]
+            assert served.process.poll() is None, served.log.read_text()
             time.sleep(0.3)
     yield served
     os.kill(served.process.pid, signal.SIGTERM)
-    served.process.communicate(timeout=30)
+    served.process.wait(timeout=30)
 
 
 def test_good_images_are_answered(server: Server) -> None:
