@@ -121,6 +121,12 @@ class Catalogue:
         """Close the file."""
         self._connection.close()
 
+    def is_new(self, recipe: Names) -> bool:
+        """Return whether nothing is known of any image by a recipe."""
+        with _told():
+            found = self._connection.execute("SELECT 1 FROM images WHERE recipe IN (:plain, :grey) LIMIT 1", recipe._asdict())
+            return found.fetchone() is None
+
     def of_file(self, source: str, path: str, fingerprint: str, recipe: Names) -> Found | None:
         """Return what was found in a file, unless it has changed since."""
         with _told():

@@ -169,7 +169,7 @@ class _Examination:
 
     def _known(self, numbers: Sequence[int]) -> list[int]:
         """Take over what the catalogue knows; return the numbers of the rest."""
-        missing = []
+        missing, is_first = [], self._catalogue.is_new(self._recipe.names)
         for number in numbers:
             path = self._items[number].path
             try:
@@ -177,7 +177,8 @@ class _Examination:
             except OSError as error:
                 self._examined.unreadable[number] = reason(error)
                 continue
-            found = self._catalogue.of_file(self._source.description, path, fingerprint, self._recipe.names)
+            names = self._recipe.names
+            found = None if is_first else self._catalogue.of_file(self._source.description, path, fingerprint, names)
             if found is None:
                 self._fingerprints[number] = fingerprint
                 missing.append(number)

@@ -83,6 +83,8 @@ class Worker:
     def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
         self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
         self._shard = ShardWriter(recipe.folder)
+        # Then there is nothing to look up, which for each image takes a moment.
+        self._is_first = catalogue.is_new(recipe.names)
         self._sizes: dict[str, int] = {}
 
     def examine(self, paths: Sequence[str]) -> list[Found | Unreadable]:
@@ -101,7 +103,7 @@ class Worker:
         except UNREADABLE as error:
             return Unreadable(reason(error))
         digest = hashlib.sha256(content).digest()
-        known = self._catalogue.of_content(digest, self._recipe.names)
+        known = None if self._is_first else self._catalogue.of_content(digest, self._recipe.names)
         if known is not None and self._is_stored(known):
             return known
         if not content:

@@ -28,7 +28,7 @@ def used(root: Path) -> list[str]:
 
 
 def predicted(root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in list_images(str(root))]
+    return list_images(str(root)).paths
 
 
 @pytest.mark.parametrize("name", sorted({*LEFTOVERS, "__MACOSX", "@eaDir", ".hidden", "$RECYCLE.BIN", "Lost+Found"}))

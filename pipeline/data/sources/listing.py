@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.decode import EXTENSIONS
@@ -54,7 +54,8 @@ UNREAD = (
 
 def extension_of(path: str) -> str:
     """Return a file's extension in lower case with its dot, or ``no extension``."""
-    return PurePath(path).suffix.lower() or NO_EXTENSION
+    # As text: as a path it takes ten times as long, for every file.
+    return os.path.splitext(path)[1].lower() or NO_EXTENSION  # noqa: PTH122
 
 
 class Listing:
