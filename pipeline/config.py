@@ -25,6 +25,7 @@ SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
 FORBIDDEN_IN_NAMES = r"""[/\\:,%?'"`\x00-\x1f]"""
 Fit = Literal["crop", "pad", "stretch"]
+MOST_WHITE = 2**32 - 1
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
 
 
@@ -107,9 +108,9 @@ Workers = Annotated[int | Literal["auto"], _number_or("auto")]
 
 
 def _is_white(given: Any) -> Any:
-    if given in ("type", "auto") or (str(given).isdecimal() and 1 <= int(given) < 2**32):
+    if given in ("type", "auto") or (str(given).isdecimal() and 1 <= int(given) <= MOST_WHITE):
         return given
-    raise ValueError("must be type, auto, or a grey level from 1 to 4294967295")
+    raise ValueError(f"must be type, auto, or a grey level from 1 to {MOST_WHITE}")
 
 
 White = Annotated[int | Literal["type", "auto"], BeforeValidator(_is_white)]

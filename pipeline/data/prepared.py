@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from pipeline.config import Data
+from pipeline.config import MOST_WHITE, Data
 from pipeline.data import findings, gate
 from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine import Examined, Progress, examine
@@ -200,8 +200,14 @@ def _white(inspection: gate.Inspection, examined: Examined, splits: Sequence[str
         for number, split in zip(inspection.kept, splits, strict=True)
         if split not in ("val", "test") and examined.bits[number] > 8
     ]
-    # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
-    return next_white(max(levels)) if levels else "type"
+    if not levels:
+        # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
+        return "type"
+    white = next_white(max(levels))
+    if white > MOST_WHITE:
+        brightest = f"the brightest training image has the level {max(levels):g}"
+        raise UserError(f"data.white auto: {brightest}; give the level that is white, at most {MOST_WHITE}")
+    return white
 
 
 def _store_grey(source: Source, inspection: gate.Inspection, examined: Examined, recipe: Recipe, progress: Progress) -> None:

@@ -78,8 +78,8 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
         return Chosen("", "")
     found = [study for study in studies if _is_of(workspace, experiment, study) and _has_images_as_given(workspace, experiment, study)]
     if found:
-        # First those that `tune` would go on with.
-        found.sort(key=lambda study: bool(study.identity) and re.sub(r"~\d+$", "", study.name) != study.identity)
+        # First those that `tune` would go on with: not under a name of their own, and of those that ``data.white auto`` may mean, a number.
+        found.sort(key=lambda study: (_has_own_name(study), _white(workspace, experiment, study) == "type"))
         first = _on_images(workspace, experiment, found, reads_images)
         return Chosen(first.name, _described(first))
     if finding:
@@ -88,6 +88,10 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
         listed = [*map(_described, studies[:_MOST_LISTED]), *more]
         raise UserError(f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:", listed)
     return Chosen(studies[0].name, f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}")
+
+
+def _has_own_name(study: Study) -> bool:
+    return bool(study.identity) and re.sub(r"~\d+$", "", study.name) != study.identity
 
 
 def _on_images(workspace: Workspace, experiment: Experiment, found: Sequence[Study], reads_images: bool) -> Study:

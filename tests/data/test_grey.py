@@ -17,6 +17,7 @@ from pipeline.data.examine import Examined, examine
 from pipeline.data.grey import next_white
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.store import Store
+from pipeline.errors import UserError
 
 TWELVE_BITS = np.linspace(0, 4095, 48 * 56).round().astype(np.uint16).reshape(48, 56)
 
@@ -176,3 +177,14 @@ def test_it_is_warned_of_where_thirty_two_bits_do_not_say_which_is_white(tmp_pat
         reports: list[dict[str, Any]] = []
         prepare(with_white(data, white), tmp_path / "prepared", on_report=lambda report, _, reports=reports: reports.append(report))
         assert sum("do not say which is white" in line for line in reports[0]["warnings"]) == count
+
+
+def test_levels_without_bounds_need_a_given_white(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        folder = tmp_path / "scans" / label
+        folder.mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(np.random.default_rng(number).random((16, 16), np.float32) * np.float32(1e20)).save(folder / f"{number}.tif")
+    data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore", white="auto")
+    with pytest.raises(UserError, match=r"^data.white auto: the brightest training image has the level .*e\+1"):
+        prepare(data, tmp_path / "prepared")
