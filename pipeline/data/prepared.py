@@ -20,16 +20,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from pipeline.config import MOST_WHITE, Data
+from pipeline.config import Data
 from pipeline.data import findings, gate
 from pipeline.data.decode import VERSION, Decoding
-from pipeline.data.examine import Examined, Progress, examine
+from pipeline.data.examine import Examined, Progress
 from pipeline.data.fit import center_crop
-from pipeline.data.grey import next_white
 from pipeline.data.pictures import picture_warnings
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits, fold_name, sample
 from pipeline.data.store import Store, Undecoded
+from pipeline.data.white import examined_or_told, store_grey, with_white
 from pipeline.data.worker import Recipe
 from pipeline.errors import UserError, unknown_name
 from pipeline.files import write_whole
@@ -144,7 +144,7 @@ def prepare(
     items = sample(source.items, data)
     source.items = items
     recipe = Recipe.of(data, root, version)
-    examined = _examined(source, items, recipe, progress)
+    examined = examined_or_told(source, items, recipe, progress)
     inspection = gate.inspect(items, examined, data)
     inspection.warnings += source.warnings
     thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
@@ -156,9 +156,9 @@ def prepare(
             on_report(refused.report, thumbnails)
         raise
     if data.white == "auto":
-        data = data.model_copy(update={"white": _white(inspection, examined, splits)})
+        data = with_white(data, inspection, examined, splits)
         recipe = Recipe.of(data, root, version)
-        _store_grey(source, inspection, examined, recipe, progress)
+        store_grey(source, inspection, examined, recipe, progress)
         thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
     inspection.warnings += picture_warnings(items, inspection.kept, examined, data)
     numbers, manifest = _manifest(inspection, examined, splits)
@@ -181,45 +181,6 @@ def prepare(
     if on_report:
         on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared
-
-
-def _examined(source: Source, items: Sequence[Item], recipe: Recipe, progress: Progress) -> Examined:
-    try:
-        return examine(source, items, recipe, progress)
-    except OSError as error:
-        raise UserError(f"images cannot be stored in {recipe.root}: {error.strerror or error}") from error
-
-
-def _white(inspection: gate.Inspection, examined: Examined, splits: Sequence[str]) -> int | str:
-    """Return what ``data.white auto`` stands for: the least 2^k - 1 that no training image exceeds.
-
-    With folds that of all images but the test split's: pixels are stored once for all folds.
-    """
-    levels = [
-        float(examined.brightest[number])
-        for number, split in zip(inspection.kept, splits, strict=True)
-        if split not in ("val", "test") and examined.bits[number] > 8
-    ]
-    if not levels:
-        # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
-        return "type"
-    white = next_white(max(levels))
-    if white > MOST_WHITE:
-        brightest = f"the brightest training image has the level {max(levels):g}"
-        raise UserError(f"data.white auto: {brightest}; give the level that is white, at most {MOST_WHITE}")
-    return white
-
-
-def _store_grey(source: Source, inspection: gate.Inspection, examined: Examined, recipe: Recipe, progress: Progress) -> None:
-    """Store the images of more than 8 bits, now that it is known which level is white; all others are stored already."""
-    numbers = [number for number in inspection.kept if examined.bits[number] > 8]
-    stored = _examined(source, [inspection.items[number] for number in numbers], recipe, progress)
-    if stored.unreadable:
-        changed = [f"{inspection.items[numbers[place]].path}: {why}" for place, why in sorted(stored.unreadable.items())]
-        raise UserError(f"{len(changed)} images in {source.description} have changed while they were read", changed)
-    stored.index[:, 0] += len(examined.shards)
-    examined.index[numbers] = stored.index
-    examined.shards += stored.shards
 
 
 def _contents(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> list[str]:

@@ -75,12 +75,7 @@ def predict(
     """
     found = list_images(images)
     ids = _ids(found, identifier)
-    if out.is_dir():
-        raise UserError(f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed")
-    if not out.parent.is_dir():
-        raise UserError(f"out: folder {str(out.parent)!r} does not exist")
-    if problem := unwritable(out.parent):
-        raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
+    _need_writable(out)
     model, came_from = load_model(model_uri)
     digest = hashlib.sha256()
     try:
@@ -110,6 +105,15 @@ def predict(
     if len(unreadable) > MOST_LISTED:
         say(f"and {len(unreadable) - MOST_LISTED} more; all stand in {out}, column error")
     return Predicted(len(ids), len(unreadable))
+
+
+def _need_writable(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed")
+    if not out.parent.is_dir():
+        raise UserError(f"out: folder {str(out.parent)!r} does not exist")
+    if problem := unwritable(out.parent):
+        raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
 
 
 def list_images(images: str) -> Images:

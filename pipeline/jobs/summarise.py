@@ -191,7 +191,8 @@ def compare_of(workspace: Workspace, experiment: Experiment, reads_images: bool 
         return bool(row["params"].get("data.source") == source or row["data_digest"] in digests)
 
     compared = compare(workspace, "", metric, is_asked)
-    if is_source_given(experiment) and not any(map(is_asked, compared.rows)):
+    several = len({row["data_digest"] for row in compared.rows}) > 1
+    if is_source_given(experiment) and several and not any(map(is_asked, compared.rows)):
         digests = digests_of(workspace, experiment) if reads_images else ()
         if not any(map(is_asked, compared.rows)):
             there = sorted({str(row["params"].get("data.source")) for row in compared.rows})

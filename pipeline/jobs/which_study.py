@@ -100,14 +100,14 @@ def _on_images(workspace: Workspace, experiment: Experiment, found: Sequence[Stu
     of_source = [study for study in found if study.source == source]
     if of_source or not is_source_given(experiment):
         return (of_source or found)[0]
-    if reads_images:
-        digests = digests_of(workspace, experiment)
-        if of_digest := [study for study in found if study.data_digest in digests]:
-            return of_digest[0]
-    if reads_images or len({study.data_digest for study in found}) > 1:
-        listed = [_described(study) for study in found[:_MOST_LISTED]]
-        raise UserError(f"data.source: no study of experiment {workspace.experiment!r} is of the images {source!r}; there are:", listed)
-    return found[0]
+    if len({study.data_digest for study in found}) == 1:
+        # Whoever uses the images finds out whether they are the ones.
+        return found[0]
+    digests = digests_of(workspace, experiment) if reads_images else ()
+    if of_digest := [study for study in found if study.data_digest in digests]:
+        return of_digest[0]
+    listed = [_described(study) for study in found[:_MOST_LISTED]]
+    raise UserError(f"data.source: no study of experiment {workspace.experiment!r} is of the images {source!r}; there are:", listed)
 
 
 def is_source_given(experiment: Experiment) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data import prepared as module
+from pipeline.data import white as module
 from pipeline.data.decode import UNREADABLE, Decoding
 from pipeline.data.examine import Examined, examine
 from pipeline.data.grey import next_white

@@ -348,6 +348,15 @@ def test_single_trainings_are_those_of_the_images_that_are_named(cli: Cli, quick
     assert of[f"folder:{other}"] in ok(cli, "evaluate", "--config", quick, "--data.source", f"folder:{moved}")
 
 
+def test_moved_images_of_the_only_trainings_are_found_whatever_else_they_were_given(cli: Cli, quick: Path, workspace: Workspace) -> None:
+    ok(cli, "train", "--config", quick, "--training.epochs", "1", "--data.seed", "5")
+    moved = quick.with_name("moved")
+    quick.with_name("digits").rename(moved)
+    ok(cli, "evaluate", "--config", quick, "--data.source", f"folder:{moved}")
+    (row,) = find.trainings(workspace)
+    assert row["test_accuracy"] is not None
+
+
 def test_a_run_becomes_the_champion_of_its_own_experiment(cli: Cli, quick: Path, workspace: Workspace) -> None:
     ok(cli, "train", "--config", quick, "--training.epochs", "1")
     ok(cli, "train", "--config", quick, "--fast", "true")

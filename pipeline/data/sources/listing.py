@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 
 _MAGICK = "convert them with ImageMagick: magick mogrify -format png *{}"
 NO_EXTENSION = "no extension"
+_NIFTI_PACKED = ".nii.gz"
 UNREAD = (
     Kind("HEIF", (".heic", ".heif", ".hif"), _MAGICK),
     Kind("DICOM", (".dcm", ".dicom", ".ima"), "convert them with DCMTK: dcm2img --write-png FILE{} FILE.png"),
@@ -44,7 +45,7 @@ UNREAD = (
     Kind("SVG", (".svg", ".svgz"), _MAGICK),
     Kind("Targa", (".tga",), _MAGICK),
     Kind("OpenEXR", (".exr",), _MAGICK),
-    Kind("NIfTI", (".nii", ".gz"), "write their slices as PNG files"),
+    Kind("NIfTI", (".nii", _NIFTI_PACKED), "write their slices as PNG files"),
     Kind("FITS", (".fits", ".fit", ".fts"), "write them as TIFF files"),
     Kind("NumPy", (".npy",), "write them as PNG files, or all of them as one .npz"),
     Kind("nameless", (NO_EXTENSION,), "give them the extension of their format"),
@@ -55,7 +56,8 @@ UNREAD = (
 def extension_of(path: str) -> str:
     """Return a file's extension in lower case with its dot, or ``no extension``."""
     # As text: as a path it takes ten times as long, for every file.
-    return os.path.splitext(path)[1].lower() or NO_EXTENSION  # noqa: PTH122
+    extension = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    return _NIFTI_PACKED if extension == ".gz" and path.lower().endswith(_NIFTI_PACKED) else extension or NO_EXTENSION
 
 
 class Listing:
