@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.timeout(4000)]
 
 
 def one_line(error: UserError) -> None:
-    assert "\n" not in error.message and len(error.message) < 5000, error.message
+    shown = str(UserError(error.message))
+    assert len(shown.splitlines()) == 1 and len(shown) < 5000, shown
 
 
 def encoded(kind: str, image: Image.Image, **options: object) -> bytes:

@@ -197,6 +197,7 @@ def hostile() -> Iterator[Callable[[Server], object]]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of processes is read as Linux tells it")
 @pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_hostile_requests_leave_no_memory(server: Server) -> None:
     requests = list(hostile())
 
