@@ -21,10 +21,10 @@ def in_markdown(text: str) -> str:
 
 def without_password(text: str) -> str:
     """Return a text in which every password of an address is ``***``: in ``scheme://USER:PASSWORD@HOST`` and in ``?password=…``."""
-    hidden = _IN_ADDRESS.sub(r"\1***\2", text)
+    hidden = _IN_ADDRESS.sub(r"\1***\2", text) if "://" in text else text
     return _IN_QUERY.sub(r"\1***", hidden)
 
 
 # Up to the last @ before the path: a password may hold one that is not escaped.
-_IN_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s@:]*:)[^/?#\s]*(@)")
+_IN_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,40}://[^/?#\s@:]*:)[^/?#\s]*(@)")
 _IN_QUERY = re.compile(r"([?&](?:password|passwd|pwd|token|sslpassword)=)[^&#\s]*", re.IGNORECASE)

@@ -35,6 +35,7 @@ def run(cli: Cli, name: str, *options: str) -> pd.DataFrame:
     return pd.read_csv(open_workspace(f"{name}-fast").outputs / "comparison.csv")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", thorough_of(FOLDER, ["resnet_scratch"]))
 def test_a_study_of_a_folder_runs_from_its_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
@@ -45,6 +46,7 @@ def test_a_study_of_a_folder_runs_from_its_file(cli: Cli, store: Path, monkeypat
     assert set(rows["weights"]) == {"none"}
 
 
+@pytest.mark.thorough
 def test_the_study_of_retinopathy_runs_from_its_file(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(store / "no weights"))
     rows = run(cli, "retinopathy", *write_csv(store), "--data.limit", "40")

@@ -214,6 +214,7 @@ def test_fast_scales_the_same_experiment_down_as_one_of_its_own(cli: Cli, quick:
     assert (run.data.params["training.epochs"], run.data.params["data.image_size"]) == ("2", "64")
 
 
+@pytest.mark.thorough
 def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) -> None:
     write_digits(folder / "my digits", 12, size=40)
     done = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")

@@ -144,6 +144,7 @@ def test_a_study_is_continued_under_mlflow_run_with_one_parent(elsewhere: Path) 
     assert all(Path(run.info.artifact_uri).is_relative_to(elsewhere) for run in runs)
 
 
+@pytest.mark.thorough
 def test_from_a_git_url_relative_paths_are_those_of_the_caller(elsewhere: Path) -> None:
     write_digits(elsewhere / "mine", 10)
     # As one finds it who begins.

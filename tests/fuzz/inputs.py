@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 FINDS = Path(__file__).parent / "finds"
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 MOST_SECONDS = 20.0
 """Of one input, by the clock: these are small, and a busy machine is slow."""

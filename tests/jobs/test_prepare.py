@@ -93,6 +93,7 @@ def test_with_pictures_the_parent_has_the_augmentation_preview(cli: Cli, quick: 
     assert {"augmentation.png", "report.html"} <= artifacts(workspace, parent.info.run_id, "prepare")
 
 
+@pytest.mark.thorough
 def test_every_configuration_is_trained_on_every_fold_and_merged_as_repeats(cli: Cli, quick: Path, workspace: Workspace) -> None:
     configs = [{"optimizer": {"lr": 3e-3}}, {"optimizer": {"lr": 1e-3}}]
     study = write_study(

@@ -113,6 +113,7 @@ def test_a_process_that_is_killed_is_told_and_its_run_ended(quick: Path, workspa
     assert (run.info.status, run.data.tags[names.STATE]) == ("KILLED", "interrupted")
 
 
+@pytest.mark.thorough
 def test_what_torchrun_has_trained_goes_on_in_as_many_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline", "train"]
     options = ["--config", str(quick), "--training.epochs", "30", "--training.checkpoint_seconds", "0", "--experiment", "two"]

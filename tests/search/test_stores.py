@@ -200,6 +200,7 @@ def folders_on(server: MLflowServer, quick: Path, epochs: int) -> tuple[list[Pat
     return folders, [*tune, "--experiment", f"folders{epochs}"]
 
 
+@pytest.mark.thorough
 def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     quick: Path, tracking_server: MLflowServer, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_list_and_search_together_make_the_number_of_trials(cli: Cli, quick: Pat
     assert all(1e-4 <= lr <= 1e-2 for lr in searched)
 
 
+@pytest.mark.thorough
 def test_a_hopeless_searched_trial_is_pruned_and_a_listed_one_never(cli: Cli, quick: Path) -> None:
     # The list learns; what is searched cannot, at a learning rate of 1e-9.
     base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 9, "precision": "fp32", "memory_format": "contiguous"}}

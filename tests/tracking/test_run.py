@@ -68,7 +68,8 @@ def test_many_and_long_values_fit(workspace: Workspace) -> None:
         run.tag({"long": "y" * 9000})
     data = workspace.client.get_run(run.id).data
     assert len(data.params) == 150
-    assert len(data.metrics) == 1200
+    # Beside what the machine did meanwhile, where it took some seconds.
+    assert len([name for name in data.metrics if name.startswith("m")]) == 1200
     assert len(data.tags["long"]) == 8000
 
 
