@@ -60,7 +60,10 @@ def mlflow_server(database: Path) -> Iterator[MLflowServer]:
                 urllib.request.urlopen(f"{server.uri}/health", timeout=2)
                 break
             except OSError:
+                assert process.poll() is None, database.with_name("server.log").read_text()
                 time.sleep(0.2)
+        else:
+            raise AssertionError(f"{server.uri} does not answer: " + database.with_name("server.log").read_text())
         yield server
     finally:
         # A gentle end waits for connections that clients keep open; one that is stopped hears of none.

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.__main__ import STEPS
 from pipeline.config import field_names
+from pipeline.experiment import load
 from pipeline.tracking.store import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
@@ -212,6 +214,19 @@ def test_fast_scales_the_same_experiment_down_as_one_of_its_own(cli: Cli, quick:
     (run,) = workspace.client.search_runs([open_workspace("quick-fast").experiment_id])
     assert run.data.tags["pipeline.experiment"] == "quick-fast"
     assert (run.data.params["training.epochs"], run.data.params["data.image_size"]) == ("2", "64")
+
+
+@pytest.mark.thorough
+def test_init_keeps_long_pictures_whole(cli: Cli, folder: Path) -> None:
+    for label in ("cat", "dog"):
+        (folder / "strips" / label).mkdir(parents=True)
+        for number in range(12):
+            Image.effect_noise((20, 60), 40 + number).save(folder / "strips" / label / f"{number}.png")
+    done = cli("init", "--data.source", "folder:strips", "--out", "strips.yaml")
+    assert done.code == 0, done.err
+    data = load("strips.yaml", {}).base.data
+    # As large as the longer side, not as the shorter.
+    assert (data.fit, data.image_size, data.stored_size) == ("pad", 64, 64)
 
 
 @pytest.mark.thorough

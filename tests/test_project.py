@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,3 +181,32 @@ def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     assert run.data.params["model.name"] == "small_cnn"
     assert run.info.status == "KILLED"
     assert run.info.end_time / 1000 - killed < 5
+
+
+def test_in_the_project_itself_paths_are_those_of_the_project_wherever_the_database_is(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "conda.yaml", "pyproject.toml", "experiments"):
+        source = PROJECT / name
+        shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
+    write_digits(project / "images", 24, classes=(0, 1))
+    # Beside the database lies another folder of that name.
+    write_digits(tmp_path / "elsewhere" / "images", 24, classes=(2, 3))
+    uri = f"sqlite:///{tmp_path / 'elsewhere' / 'mlflow.db'}"
+    arguments = [
+        MLFLOW,
+        "run",
+        ".",
+        "--env-manager",
+        "local",
+        "-e",
+        "prepare",
+        "-P",
+        "data.source=folder:images",
+        "-P",
+        "data.image_size=16",
+    ]
+    process = start(arguments, project, MLFLOW_TRACKING_URI=uri, PYTHONPATH="")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert f"from {project / 'images'}:" in output

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.__main__ import _tell_of_bug
 from pipeline.errors import PipelineError, UserError
-from pipeline.tracking import find
+from pipeline.tracking import find, names
+from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.visible import in_markdown, visible, without_password
 from tests.conftest import PROJECT, Cli, write_digits
@@ -88,6 +90,27 @@ def test_a_password_of_the_studys_database_is_kept_nowhere(cli: Cli, quick: Path
         (study,) = find.studies(workspace)
         kept = find.artifact(workspace, study.parent, "study.yaml", quick.parent / "down").read_text()
         assert "password=***" in kept
+
+
+def test_tags_params_and_tracebacks_of_a_run_have_no_password(workspace: Workspace) -> None:
+    address = f"postgresql://me:{SECRET}@host/db"
+    with pytest.raises(RuntimeError), TrackedRun(workspace, "train", "r") as run:
+        run.tag({"where": address})
+        run.params({"from": address})
+        raise RuntimeError(f"{address} does not answer")
+    ended = workspace.client.get_run(run.id)
+    assert ended.data.tags["where"] == ended.data.params["from"] == "postgresql://me:***@host/db"
+    assert ended.data.tags[names.REASON] == "postgresql://me:***@host/db does not answer"
+    assert SECRET.encode() not in everything(workspace.home)
+
+
+def test_the_traceback_of_a_bug_has_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError(f"http://me:{SECRET}@host")
+    except RuntimeError as error:
+        _tell_of_bug(type(error), error, error.__traceback__)
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback") and "RuntimeError: http://me:***@host" in told and SECRET not in told
 
 
 def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path: Path) -> None:

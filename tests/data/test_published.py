@@ -11,7 +11,6 @@ import socket
 import struct
 import tarfile
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -286,18 +285,6 @@ ADDRESSES = {
     "Flowers102": "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
     "OxfordIIITPet": "https://www.robots.ox.ac.uk/~vgg/data/pets/data/",
 }
-
-
-@pytest.fixture
-def no_network(monkeypatch: Patch) -> None:
-    """Send what would be downloaded to a port at which nobody listens, as if there were no network."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        for scheme in ("http_proxy", "https_proxy"):
-            monkeypatch.setenv(scheme, f"http://127.0.0.1:{unused.getsockname()[1]}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    # It keeps the proxies of its first request.
-    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 @pytest.mark.usefixtures("no_network")

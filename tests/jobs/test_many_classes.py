@@ -38,6 +38,16 @@ def test_up_to_a_thousand_classes_the_csv_is_a_matrix(workspace: Workspace, tmp_
     assert table.set_index("true").loc["class 0", ["class 0", "class 999"]].tolist() == [1, 1]
 
 
+def test_classes_stand_in_natural_order_in_the_matrix(workspace: Workspace, tmp_path: Path) -> None:
+    classes = sorted(str(number) for number in range(1, 13))
+    assert classes[1] == "10"
+    table = logged(workspace, tmp_path, classes, [0, 1, 1], [0, 1, 4])
+    ordered = [str(number) for number in range(1, 13)]
+    assert list(table) == ["true", *ordered] and [str(name) for name in table["true"]] == ordered
+    matrix = table.set_index("true")
+    assert (matrix.loc[1, "1"], matrix.loc[10, "10"], matrix.loc[10, classes[4]], matrix.to_numpy().sum()) == (1, 1, 1, 3)
+
+
 def test_beyond_a_thousand_classes_the_csv_lists_what_occurs(workspace: Workspace, tmp_path: Path) -> None:
     classes = [f'class "{number}", 猫' for number in range(20_000)]
     table = logged(workspace, tmp_path, classes, [5, 5, 5, 19_999, 7], [5, 19_999, 19_999, 5, 7])
@@ -101,3 +111,25 @@ def test_a_thousand_classes_are_trained_evaluated_and_registered(cli: Cli, many:
     assert cli("register", "--config", many, "--run_id", run.info.run_id).code == 0
     version = workspace.client.get_model_version_by_alias("quick", "champion")
     assert json.loads(version.tags["classes"]) == per_class["class"].tolist()
+
+
+@pytest.mark.parametrize(("count", "as_csv"), [(100, True), (101, False)])
+def test_predictions_are_kept_as_csv_for_up_to_a_hundred_classes(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, count: int, as_csv: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    root = quick.with_name("many")
+    for number in range(count):
+        (root / str(number)).mkdir(parents=True)
+        for copy in range(4):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / str(number) / f"{copy}.png")
+    options = ("--data.source", f"folder:{root}", "--data.duplicates", "ignore")
+    assert cli("train", "--config", quick, "--training.epochs", "1", "--model.name", "small_cnn", *options).code == 0
+    (row,) = find.trainings(workspace)
+    done = cli("evaluate", "--run_id", row["run_id"])
+    assert done.code == 0, done.err
+    assert find.has_artifact(workspace, row["run_id"], "test/predictions.csv") == as_csv
+    kept = pd.read_parquet(find.artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path))
+    assert len(kept) > 0 and len(kept.columns) == 3 + count
+    per_class = pd.read_csv(find.artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path))
+    assert list(per_class["class"]) == list(range(count))

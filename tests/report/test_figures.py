@@ -57,6 +57,16 @@ def test_of_more_than_a_hundred_classes_some_are_named(tmp_path: Path) -> None:
     assert pictures[0].shape != pictures[2].shape or (pictures[0] != pictures[2]).any()
 
 
+def test_a_matrix_is_drawn_in_natural_order(tmp_path: Path) -> None:
+    counts = np.arange(9).reshape(3, 3)
+    as_sorted, natural = [0, 1, 2], [0, 2, 1]
+    pictures = []
+    for names, order in ((["1", "10", "2"], as_sorted), (["1", "2", "10"], natural)):
+        figures.confusion_matrix(tmp_path / "matrix.png", counts[np.ix_(order, order)], names, "validation")
+        pictures.append(pixels_of(tmp_path / "matrix.png"))
+    assert (pictures[0] == pictures[1]).all()
+
+
 def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
     for name, counts in (("some.png", matrix(4)), ("none.png", matrix(4, wrong=False))):
         figures.confusion_matrix(tmp_path / name, counts, list("abcd"), "validation")

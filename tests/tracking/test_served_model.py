@@ -126,6 +126,8 @@ def server(model: Path) -> Iterator[Server]:
         except OSError:
             assert served.process.poll() is None, served.log.read_text()
             time.sleep(0.3)
+    else:
+        raise AssertionError(f"{served.url} does not answer: {served.log.read_text()}")
     yield served
     os.kill(served.process.pid, signal.SIGTERM)
     served.process.wait(timeout=30)

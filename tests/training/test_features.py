@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from torch import nn
@@ -225,3 +226,18 @@ def test_augmented_images_pass_the_backbone_anew_unless_views_are_asked_for(cli:
     assert run.data.tags[names.FEATURES].startswith("2 per image, ")
     shapes = {np.load(file).shape[1] for file in workspace.prepared.glob("features-*/*.npy") if not file.name.endswith(".ids.npy")}
     assert shapes == {1, 2}
+
+
+def test_features_of_another_pillow_are_others(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ("train", "--config", quick, "--model.freeze", "backbone", "--training.epochs", "1", "--training.seed")
+
+    def folders() -> int:
+        return len(list(workspace.prepared.glob("features-*")))
+
+    assert cli(*train, "1").code == 0
+    before = folders()
+    assert before > 0 and cli(*train, "1", "--optimizer.lr", "2e-3").code == 0
+    assert folders() == before
+    monkeypatch.setattr(PIL, "__version__", "99.0.0")
+    assert cli(*train, "1", "--optimizer.lr", "4e-3").code == 0
+    assert folders() == 2 * before
