@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -127,15 +127,17 @@ class Catalogue:
             found = self._connection.execute("SELECT 1 FROM images WHERE recipe IN (:plain, :grey) LIMIT 1", recipe._asdict())
             return found.fetchone() is None
 
-    def of_file(self, source: str, path: str, fingerprint: str, recipe: Names) -> Found | None:
-        """Return what was found in a file, unless it has changed since."""
+    def of_files(self, source: str, fingerprints: Mapping[str, str], recipe: Names) -> dict[str, Found]:
+        """Return what was found in those files, some thousands at most, that have not changed since; by path."""
+        paths = {_key(source, path): path for path in fingerprints}
         with _told():
-            row = self._connection.execute(
-                f"SELECT content, {_COLUMNS} FROM files JOIN images USING (content) "
-                f"WHERE key = :key AND fingerprint = :as_then AND {_OF_RECIPE}",
-                {"key": _key(source, path), "as_then": fingerprint, **recipe._asdict()},
-            ).fetchone()
-        return _found(row) if row else None
+            # Asked for one by one, they take twice as long.
+            rows = self._connection.execute(
+                f"SELECT key, fingerprint, content, {_COLUMNS} FROM files JOIN images USING (content) "
+                f"WHERE key IN ({', '.join('?' * len(paths))}) AND recipe IN (?, ?) AND (bits = 8 OR recipe = ?)",
+                (*paths, recipe.plain, recipe.grey, recipe.grey),
+            )
+            return {paths[key]: _found(found) for key, as_then, *found in rows if fingerprints[paths[key]] == as_then}
 
     def of_content(self, content: bytes, recipe: Names) -> Found | None:
         """Return what was found in an image of that content, whatever its name was."""
@@ -190,6 +192,6 @@ def _signed(found: Found) -> Found:
     return found._replace(phash=None if found.phash is None else found.phash - (1 << 63))
 
 
-def _found(row: tuple[object, ...]) -> Found:
+def _found(row: Sequence[object]) -> Found:
     found = Found(*row)  # type: ignore[arg-type]
     return found._replace(phash=None if found.phash is None else found.phash + (1 << 63), is_changed=bool(found.is_changed))

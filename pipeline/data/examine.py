@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
+from multiprocessing.context import BaseContext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from pipeline.data.decode import reason, too_large
 from pipeline.data.sources.source import Item, Source
 from pipeline.data.store import lost_shards, remove_unnamed, sync
 from pipeline.data.worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
-from pipeline.errors import InUse, PipelineError
+from pipeline.errors import InUse, UserError
 from pipeline.files import locked
 
 Progress = Callable[[str, int, int], None]
@@ -29,8 +30,12 @@ Progress = Callable[[str, int, int], None]
 
 _ALONE_SECONDS = 0.3
 """Work of less is not worth starting worker processes, which takes about a second."""
+_MANY = 2000
+"""Images that take longer than that, however small they are."""
 _CHUNK = 32
 """Images handed to a worker process at a time."""
+_ASKED = 500
+"""Images that the catalogue is asked for at a time."""
 _COMMIT_SECONDS = 2.0
 """At most about so much work is lost when the process is killed."""
 
@@ -109,7 +114,7 @@ def examine(source: Source, items: Sequence[Item], recipe: Recipe, progress: Pro
 
     Raises:
         OSError: The store or the catalogue cannot be used; what was there before is intact.
-        PipelineError: A worker process died.
+        UserError: Decoding an image takes more memory or time than there is.
     """
     catalogue = Catalogue(recipe.root)
     try:
@@ -169,38 +174,37 @@ class _Examination:
 
     def _known(self, numbers: Sequence[int]) -> list[int]:
         """Take over what the catalogue knows; return the numbers of the rest."""
-        missing, is_first = [], self._catalogue.is_new(self._recipe.names)
-        for number in numbers:
-            path = self._items[number].path
-            try:
-                fingerprint = self._source.reader.fingerprint(path)
-            except OSError as error:
-                self._examined.unreadable[number] = reason(error)
-                continue
-            names = self._recipe.names
-            found = None if is_first else self._catalogue.of_file(self._source.description, path, fingerprint, names)
-            if found is None:
-                self._fingerprints[number] = fingerprint
-                missing.append(number)
-            else:
-                self._put(number, found)
+        names, missing = self._recipe.names, []
+        is_first = self._catalogue.is_new(names)
+        for start in range(0, len(numbers), _ASKED):
+            fingerprints = {}
+            for number in numbers[start : start + _ASKED]:
+                try:
+                    fingerprints[number] = self._source.reader.fingerprint(self._items[number].path)
+                except OSError as error:
+                    self._examined.unreadable[number] = reason(error)
+            by_path = {self._items[number].path: fingerprint for number, fingerprint in fingerprints.items()}
+            known = {} if is_first else self._catalogue.of_files(self._source.description, by_path, names)
+            for number, fingerprint in fingerprints.items():
+                if (found := known.get(self._items[number].path)) is None:
+                    self._fingerprints[number] = fingerprint
+                    missing.append(number)
+                else:
+                    self._put(number, found)
         return missing
 
     def _work(self, numbers: list[int]) -> None:
         done = len(self._items) - len(numbers)
-        try:
-            for number, result in self._results(numbers):
-                done += 1
-                if isinstance(result, Unreadable):
-                    self._examined.unreadable[number] = result.reason
-                else:
-                    self._pending.append((number, result))
-                if time.monotonic() - self._committed > _COMMIT_SECONDS:
-                    self._commit()
-                self._progress("decoding", done, len(self._items))
-            self._commit()
-        except BrokenProcessPool as error:
-            raise PipelineError("a process that decodes images was killed; perhaps memory ran out") from error
+        for number, result in self._results(numbers):
+            done += 1
+            if isinstance(result, Unreadable):
+                self._examined.unreadable[number] = result.reason
+            else:
+                self._pending.append((number, result))
+            if time.monotonic() - self._committed > _COMMIT_SECONDS:
+                self._commit()
+            self._progress("decoding", done, len(self._items))
+        self._commit()
 
     def _commit(self) -> None:
         for shard in {found.shard for _, found in self._pending if found.shard}:
@@ -215,8 +219,8 @@ class _Examination:
     def _results(self, numbers: list[int]) -> Iterator[tuple[int, Found | Unreadable]]:
         chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
         alone = Worker(self._source.reader, self._recipe, self._catalogue)
-        started = time.monotonic()
-        while time.monotonic() - started < _ALONE_SECONDS and (chunk := next(chunks, None)) is not None:
+        until = time.monotonic() + (_ALONE_SECONDS if len(numbers) < _MANY else 0)
+        while time.monotonic() < until and (chunk := next(chunks, None)) is not None:
             yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
         if (first := next(chunks, None)) is not None:
             yield from self._in_processes(chain([first], chunks), alone)
@@ -231,12 +235,15 @@ class _Examination:
         context = multiprocessing.get_context(method)
         # Imported once, by the process that the workers are forked from.
         context.set_forkserver_preload([Worker.__module__])
-        with ProcessPoolExecutor(count, context, start_worker, (self._source.reader, self._recipe)) as pool:
+        # Chunks whose results are not here yet.
+        begun: list[list[int]] = []
+        with self._pool(count, context) as pool:
             pending: dict[Future[list[Found | Unreadable]], list[int]] = {}
             working = False
             try:
                 while True:
                     while len(pending) < 3 * count and (chunk := next(chunks, None)) is not None:
+                        begun.append(chunk)
                         pending[pool.submit(examine_chunk, self._paths(chunk))] = chunk
                     # While the processes start.
                     while not any(future.done() for future in pending) and not working and (chunk := next(chunks, None)) is not None:
@@ -245,6 +252,33 @@ class _Examination:
                     if not pending:
                         return
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                        yield from zip(pending.pop(future), future.result(), strict=True)
+                        results, chunk = future.result(), pending.pop(future)
+                        begun.remove(chunk)
+                        yield from zip(chunk, results, strict=True)
+            except BrokenProcessPool:
+                pass
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+        yield from self._one_by_one([number for chunk in begun for number in chunk], context)
+        yield from self._in_processes(chunks, alone)
+
+    def _one_by_one(self, numbers: list[int], context: BaseContext) -> Iterator[tuple[int, Found | Unreadable]]:
+        """Examine images that a process was killed over, one at a time, so that it is known at which.
+
+        Raises:
+            UserError: A process was killed again.
+        """
+        with self._pool(1, context) as pool:
+            for number in numbers:
+                path = self._items[number].path
+                try:
+                    (result,) = pool.submit(examine_chunk, [path]).result()
+                except BrokenProcessPool:
+                    raise UserError(
+                        f"{path}: the process that decodes it is killed; perhaps memory does not suffice, or it takes too long; remove it, "
+                        "or convert it; a lower data.max_pixels refuses it"
+                    ) from None
+                yield number, result
+
+    def _pool(self, count: int, context: BaseContext) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(count, context, start_worker, (self._source.reader, self._recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ def _rle_pixels(content: bytes) -> int:
 def stopwatch(seconds: float = PROCESSOR_SECONDS) -> Iterator[None]:
     """End the block when it has used so many seconds of the processor, where the system can, in the main thread.
 
+    Between two steps of Python; at twice as many seconds a process of a pool is ended wherever it is.
+
     Raises:
         TooSlow: It has.
     """
@@ -81,13 +84,22 @@ def stopwatch(seconds: float = PROCESSOR_SECONDS) -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlow(f"takes more than {seconds:g} seconds of the processor to decode")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    if signal.getsignal(signal.SIGVTALRM) is not _stop:
+        # Once, since it takes longer than the rest of this, for every image; nobody else here uses the signal.
+        signal.signal(signal.SIGVTALRM, _stop)
+    # Again and again: what reads metadata may pass over any exception.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1)
+    if multiprocessing.parent_process() is not None:
+        # Of a single call of compiled code, the end of which no exception comes before, the system ends a worker process.
+        signal.setitimer(signal.ITIMER_PROF, 2 * seconds)
     try:
         yield
+    except TooSlow:
+        raise TooSlow(f"takes more than {seconds:g} seconds of the processor to decode") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise TooSlow

@@ -21,11 +21,14 @@ def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
         Found(bytes([number]) * 32, 5, 6, bytes(16), phash, "a.bin", 2**40, 7, 8)
         for number, phash in enumerate([None, 0, 1, 2**63, 2**64 - 1])
     ]
-    catalogue.add("source", RECIPE, [(f"{number}.png", "1-2-3", found) for number, found in enumerate(rows)])
-    assert [catalogue.of_file("source", f"{number}.png", "1-2-3", RECIPE) for number in range(5)] == rows
+    by_path = {f"{number}.png": found for number, found in enumerate(rows)}
+    catalogue.add("source", RECIPE, [(path, "1-2-3", found) for path, found in by_path.items()])
+    assert catalogue.of_files("source", {f"{number}.png": "1-2-3" for number in range(5)}, RECIPE) == by_path
     assert [catalogue.of_content(found.content, RECIPE) for found in rows] == rows
-    assert catalogue.of_file("source", "0.png", "1-2-4", RECIPE) is None
-    assert catalogue.of_file("another", "0.png", "1-2-3", RECIPE) is None
+    changed = {**dict.fromkeys(by_path, "1-2-3"), "0.png": "1-2-4", "none.png": "1-2-3"}
+    del by_path["0.png"]
+    assert catalogue.of_files("source", changed, RECIPE) == by_path
+    assert catalogue.of_files("source", {}, RECIPE) == catalogue.of_files("another", {"0.png": "1-2-3"}, RECIPE) == {}
     assert catalogue.of_content(rows[0].content, ANOTHER) is None
     assert catalogue.shards(RECIPE) == {"a.bin"}
     assert catalogue.shards(ANOTHER) == set()
@@ -34,7 +37,7 @@ def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
 
 
 METHODS: list[Callable[[Catalogue], object]] = [
-    lambda catalogue: catalogue.of_file("source", "a.png", "1", RECIPE),
+    lambda catalogue: catalogue.of_files("source", {"a.png": "1"}, RECIPE),
     lambda catalogue: catalogue.of_content(bytes(32), RECIPE),
     lambda catalogue: catalogue.add("source", RECIPE, [("a.png", "1", FOUND)]),
     lambda catalogue: catalogue.shards(RECIPE),
@@ -83,4 +86,4 @@ def test_tables_of_another_version_are_made_anew(tmp_path: Path, statement: str)
     catalogue = Catalogue(tmp_path)
     catalogue.add("source", RECIPE, [("a.png", "1", FOUND)])
     # Nothing of this version is dropped.
-    assert Catalogue(tmp_path).of_file("source", "a.png", "1", RECIPE) == FOUND
+    assert Catalogue(tmp_path).of_files("source", {"a.png": "1"}, RECIPE) == {"a.png": FOUND}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,6 +95,13 @@ def test_small_images_have_no_perceptual_hash(side: int, hashed: bool) -> None:
 def test_small_images_that_are_equal_are_found() -> None:
     images = [drawing(seed).resize((16, 16)) for seed in (0, 1, 0)]
     assert found(images, 4) == [[0, 2]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_perceptual_hashes_are_those_of_imagehash(seed: int) -> None:
+    small = drawing(seed).convert("L").resize((64, 64), Image.Resampling.BOX)
+    expected = imagehash.phash(small.reduce(2)).hash
+    assert perceptual_hash(small.convert("RGB")) == int("".join("01"[bit] for bit in expected.ravel().astype(int)), 2)
 
 
 @pytest.mark.parametrize("noise", [0, 1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ import pytest
 from pipeline.config import Data
 from pipeline.data import examine as module
 from pipeline.data.catalogue import Catalogue
-from pipeline.data.decode import VERSION
+from pipeline.data.decode import VERSION, Decoded, Decoding
 from pipeline.data.examine import Examined, examine
 from pipeline.data.sources import open_source
+from pipeline.data.sources.source import Files
 from pipeline.data.store import Store
 from pipeline.data.worker import Recipe
+from pipeline.errors import UserError
 from tests.data.conftest import WriteImages, write_image
 
 
@@ -209,7 +213,9 @@ from pathlib import Path
 from pipeline.config import Data
 from pipeline.data import examine as module
 from pipeline.data.sources import open_source
+from pipeline.data.sources.source import Files
 from pipeline.data.worker import Recipe
+from pipeline.errors import UserError
 if __name__ == "__main__":
     module._ALONE_SECONDS = float(sys.argv[3])
     module._COMMIT_SECONDS = 0.05
@@ -250,14 +256,47 @@ def test_killed_at_any_moment_the_next_goes_on_from_what_is_done(photos: WriteIm
     check(examined, root, tmp_path / "prepared")
 
 
+@dataclass(frozen=True)
+class Deadly(Files):
+    """Files of which one takes its process along, always or the first time."""
+
+    only_once: bool
+
+    def image(self, content: bytes, decoding: Decoding) -> Decoded:
+        decoded = super().image(content, decoding)
+        killed = self.root.parent / "killed"
+        if decoded.image.size == (41, 41) and multiprocessing.parent_process() and not (self.only_once and killed.exists()):
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decoded
+
+
+@pytest.mark.parametrize("only_once", [False, True])
+def test_an_image_that_a_process_is_killed_over_is_named_and_one_killed_by_chance_is_nothing(
+    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_once: bool
+) -> None:
+    monkeypatch.setattr(module, "_ALONE_SECONDS", 0.0)
+    root = photos({"cat": 200, "dog": 200})
+    write_image(root / "cat" / "003.png", (41, 41))
+    source = open_source(Data(source=f"folder:{root}"))
+    source.reader = Deadly(root, only_once)
+    kept = recipe(root, tmp_path / "prepared")
+    if not only_once:
+        with pytest.raises(UserError, match=r"^cat/003\.png: the process that decodes it is killed; perhaps memory does not suffice"):
+            examine(source, source.items, kept)
+        return
+    examined = examine(source, source.items, kept)
+    assert (root.parent / "killed").exists()
+    assert examined.unreadable == {} and (examined.sizes > 0).all() and len(examined.sizes) == 400
+
+
 def _num_known(root: Path, prepared: Path) -> int:
     catalogue = Catalogue(prepared)
     source = open_source(Data(source=f"folder:{root}"))
     fingerprints = {item.path: source.reader.fingerprint(item.path) for item in source.items}
-    name = recipe(root, prepared).names
-    known = [catalogue.of_file(source.description, path, text, name) for path, text in fingerprints.items()]
+    known = catalogue.of_files(source.description, fingerprints, recipe(root, prepared).names)
     catalogue.close()
-    return sum(found is not None for found in known)
+    return len(known)
 
 
 def test_worker_processes_die_with_their_parent(photos: WriteImages, tmp_path: Path) -> None:

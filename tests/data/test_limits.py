@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import multiprocessing
 import signal
 import struct
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,33 @@ def test_a_block_ends_when_its_seconds_are_used_up() -> None:
             np.zeros(10).sum()
     with stopwatch(0.2):
         time.sleep(0.4)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers of processor time")
+def test_a_block_that_passes_over_exceptions_ends_too() -> None:
+    def busy(seconds: float) -> None:
+        started = time.process_time()
+        while time.process_time() - started < seconds:
+            np.zeros(10).sum()
+
+    with pytest.raises(TooSlow), stopwatch(0.2):
+        with suppress(Exception):
+            busy(1)
+        busy(20)
+
+
+def call_without_end() -> None:
+    with stopwatch(0.2):
+        # Python acts upon signals when it is back.
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers of processor time")
+def test_a_call_without_end_ends_its_process() -> None:
+    process = multiprocessing.get_context("spawn").Process(target=call_without_end)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGPROF
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers of processor time")

@@ -28,6 +28,7 @@ from pipeline.steps.train import TrainOptions
 from pipeline.training.exported import load_exported, save_exported
 from tests.data import profiles
 from tests.fuzz.inputs import changed, fuzz
+from tests.serving import GOOD, ScoringServer, encoded, small_and_large, text
 
 pytestmark = [pytest.mark.timeout(4000)]
 
@@ -35,12 +36,6 @@ pytestmark = [pytest.mark.timeout(4000)]
 def one_line(error: UserError) -> None:
     shown = str(UserError(error.message))
     assert len(shown.splitlines()) == 1 and len(shown) < 5000, shown
-
-
-def encoded(kind: str, image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pictures() -> list[bytes]:
@@ -199,10 +194,7 @@ def test_options() -> None:
     assert fuzz("options", given, check) > 40
 
 
-def test_requests(server: object) -> None:
-    from tests.tracking.test_served_model import GOOD, Server, small_and_large, text
-
-    assert isinstance(server, Server)
+def test_requests(server: ScoringServer) -> None:
     good = json.dumps({"dataframe_records": [{"image": text(GOOD)}, {"image": "no image"}]}).encode()
     split = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text(small_and_large())]]}}).encode()
     inputs = json.dumps({"inputs": {"image": [text(GOOD), None, 3]}, "params": {"a": 1}}).encode()

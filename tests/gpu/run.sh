@@ -22,7 +22,7 @@ missing() {
     "$python" -c '
 from importlib.util import find_spec
 needed = {"pydantic": "pydantic", "pydantic_core": "pydantic-core", "annotated_types": "annotated-types",
-          "typing_inspection": "typing-inspection", "imagehash": "ImageHash", "xxhash": "xxhash", "safetensors": "safetensors",
+          "typing_inspection": "typing-inspection", "xxhash": "xxhash", "safetensors": "safetensors",
           "filelock": "filelock", "psutil": "psutil", "rich": "rich", "sklearn": "scikit-learn", "scipy": "scipy", "pandas": "pandas",
           "PIL": "pillow", "yaml": "PyYAML"}
 print(*(package for module, package in needed.items() if find_spec(module) is None))'
