@@ -23,9 +23,13 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.visible import visible, without_password
 
+_LONGEST, _END = 3000, 300
+"""Characters of a line that is shown, and of its end where the middle is left out: what is quoted in it may be of any length."""
+
 
 def _shown(text: str) -> str:
-    return visible(without_password(text))
+    shown = visible(without_password(text))
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - _END]} … {shown[-_END:]}"
 
 
 class PipelineError(Exception):

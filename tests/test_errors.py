@@ -17,6 +17,13 @@ def test_an_error_without_findings_is_one_line() -> None:
     assert str(UserError("no such file")) == "no such file"
 
 
+@pytest.mark.parametrize("kind", [UserError, PipelineError])
+def test_of_a_long_line_the_middle_is_left_out(kind: type[PipelineError]) -> None:
+    shown = str(kind(f"table.csv has no column 'image'; columns: {'x' * 100_000}, label"))
+    assert shown.startswith("table.csv has no column 'image'; columns: xxx") and shown.endswith("xxx, label") and len(shown) < 3010
+    assert str(UserError("wrong", ["y" * 100_000])).count("y") == 3000
+
+
 @pytest.mark.parametrize("kind", [UserError, TrainingFailed])
 def test_what_ends_a_step_is_a_pipeline_error(kind: type[BaseException]) -> None:
     assert issubclass(kind, PipelineError)

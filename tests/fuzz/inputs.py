@@ -1,8 +1,8 @@
 """How inputs are made: good ones, changed where it hurts; and how one is held to its limits.
 
 By default each target is fuzzed for some seconds beside the other tests, always with the same inputs. ``FUZZ_SECONDS=600 FUZZ_SEED=7
-python -m pytest -n 2 tests/fuzz`` takes ten minutes for each, with others. What fails is kept in ``tests/fuzz/finds/TARGET-HASH``, and
-tried first from then on.
+python -m pytest -n 2 -rP tests/fuzz`` takes ten minutes for each, with others, and prints how many they were. What fails is kept in
+``tests/fuzz/finds/TARGET-HASH``, and tried first from then on.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def fuzz(target: str, inputs: st.SearchStrategy[bytes], check: Check) -> int:
         one()
         if time.monotonic() > until:
             break
+    print(f"{target}: {count} inputs")
     return count
 
 
