@@ -237,6 +237,11 @@ class Data(Section):
             raise ValueError(f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}")
         if 0 < self.store_size < self.image_size:
             raise ValueError(f"store_size must be at least image_size ({self.image_size}), got {self.store_size}")
+        if self.fit != "crop" and self.store_size > self.image_size:
+            raise ValueError(
+                f"store_size must be 0 or image_size ({self.image_size}) with fit {self.fit}, got {self.store_size}: of a larger picture "
+                "the middle is shown, and not all"
+            )
         if self.folds == 1:
             raise ValueError("folds must be 0 (none) or at least 2, got 1")
         if self.fold != "all" and not 0 <= self.fold < max(self.folds, 1):

@@ -21,10 +21,15 @@ def in_markdown(text: str) -> str:
 
 def without_password(text: str) -> str:
     """Return a text in which every password of an address is ``***``: in ``scheme://USER:PASSWORD@HOST`` and in ``?password=…``."""
-    hidden = _IN_ADDRESS.sub(r"\1***\2", text) if "://" in text else text
+    hidden = _TOKEN.sub(r"\1***\2", _IN_ADDRESS.sub(r"\1\3***\2\4", text)) if "://" in text else text
     return _IN_QUERY.sub(r"\1***", hidden)
 
 
-# Up to the last @ before the path: a password may hold one that is not escaped.
-_IN_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,40}://[^/?#\s@:]*:)[^/?#\s]*(@)")
-_IN_QUERY = re.compile(r"([?&](?:password|passwd|pwd|token|sslpassword)=)[^&#\s]*", re.IGNORECASE)
+# Up to the last @: a password may hold one that is not escaped. Of a page on the web only before the path, of a database anywhere.
+_IN_ADDRESS = re.compile(
+    r"(https?://[^/?#\s@:]*:)[^/?#\s]{0,500}(@)|((?<![a-zA-Z0-9+.-])(?!https?:)[a-zA-Z][a-zA-Z0-9+.-]{0,40}://[^/?#\s@:]*:)\S{0,500}(@)",
+    re.IGNORECASE,
+)
+# Instead of user and password.
+_TOKEN = re.compile(r"(https?://)[^/?#\s@:]+(@)", re.IGNORECASE)
+_IN_QUERY = re.compile(r"((?:[?&](?:token|secret|key|odbc_connect|options)|\b(?:ssl)?pass(?:word|wd)|\bpwd)=)[^&#\s;]*", re.IGNORECASE)

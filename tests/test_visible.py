@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 from PIL import Image
 
 from pipeline.__main__ import _tell_of_bug
 from pipeline.errors import PipelineError, UserError
+from pipeline.search.storage import Database
 from pipeline.tracking import find, names
+from pipeline.tracking.address import check_address
 from pipeline.tracking.run import TrackedRun
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.store import Workspace, open_workspace
 from pipeline.visible import in_markdown, visible, without_password
 from tests.conftest import PROJECT, Cli, write_digits
 
@@ -40,6 +43,11 @@ def test_markdown_is_shown_as_it_is() -> None:
         ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
         ("'mysql://a:b@c' and 'http://d:e@f'", "'mysql://a:***@c' and 'http://d:***@f'"),
         ("http://host:5000/x@y", "http://host:5000/x@y"),
+        ("postgresql://me:s3/cr#et?x@host/db: away", "postgresql://me:***@host/db: away"),
+        ("http://t0ken@host/x", "http://***@host/x"),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Ds", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql:///db?options=-c%20password%3Ds&x=1", "postgresql:///db?options=***&x=1"),
+        ("host=a PWD=secret;x=1 password=b", "host=a PWD=***;x=1 password=***"),
         ("sqlite:////a/b:c@d/e.db", "sqlite:////a/b:c@d/e.db"),
         ("mail me@host: it is 5:30", "mail me@host: it is 5:30"),
     ],
@@ -47,6 +55,45 @@ def test_markdown_is_shown_as_it_is() -> None:
 def test_passwords_of_addresses_are_hidden(text: str, shown: str) -> None:
     assert without_password(text) == shown
     assert str(PipelineError(text)) == shown and str(UserError(text, [text])) == f"{shown}\n  {shown}"
+
+
+ADDRESSES = [
+    "postgresql://me:s3cr3t with@127.0.0.1:9/x",
+    "postgresql://me:p@s3cr3t@127.0.0.1:9/x",
+    "postgresql://me:a@b:s3cr3t@127.0.0.1:9",
+    "postgresql://me:a@s3cr3t:b@127.0.0.1:9/x",
+    "me:s3cr3t@127.0.0.1/x",
+    "host=127.0.0.1 password=s3cr3t",
+    "http://me:s3/cr3t@127.0.0.1:9",
+    "postgresql:/me:s3cr3t@127.0.0.1:9/x",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_whose_password_cannot_be_told_is_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: address)
+    with pytest.raises(UserError, match=r"^study\.storage: .*%40 stands for @") as storage:
+        Database(address, tmp_path)
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: .*%2F for /") as tracking:
+        open_workspace("quick")
+    assert not any(part in f"{storage.value}{tracking.value}" for part in ("s3", "cr3t"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "sqlite:////home/me@work/a:b@c.db",
+        "https://me:t0ken@host:5000/x",
+        "postgresql+psycopg://me:p%40s%2Fs@h:5/x?a=b",
+        "/a/b",
+        "databricks",
+    ],
+)
+def test_other_addresses_are_clear(address: str) -> None:
+    check_address("study.storage", address)
 
 
 def test_names_of_classes_and_files_do_not_reach_the_terminal_as_they_are(cli: Cli, folder: Path) -> None:

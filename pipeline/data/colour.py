@@ -12,6 +12,9 @@ from PIL import Image, ImageCms
 ALIKE = 4
 """Levels of 256 by which a profile may differ from sRGB and still be taken for it: its many variants differ by rounding."""
 
+LARGEST_KEPT = 4_000_000
+"""Bytes of a profile; those for printers have two million."""
+
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Modes of pictures by the colour space that a profile is for."""
 _STEPS = 17
@@ -28,7 +31,9 @@ def in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     Returns:
         The picture as RGB; None where nothing is to be converted: the profile is sRGB, damaged, or of another kind of colours.
     """
-    converted = _converter(profile, image.mode)
+    # A large one is not kept for the next picture: a stranger's may be of any size.
+    build = _converter if len(profile) <= LARGEST_KEPT else _converter.__wrapped__
+    converted = build(profile, image.mode)
     return converted(image) if converted else None
 
 

@@ -78,7 +78,11 @@ DAMAGED_METADATA = "damaged metadata: neither turned nor its colours converted"
 
 
 class TooLarge(OSError):
-    """A picture has more pixels than are allowed, or takes more time or memory than pictures do."""
+    """A picture has more pixels than are allowed."""
+
+
+class TooCostly(TooLarge):
+    """A picture takes far more time or memory than one of its pixels does."""
 
 
 class Decoded(NamedTuple):
@@ -155,14 +159,14 @@ class Decoding:
         """
         content = _content(file)
         if problem := refusal(content):
-            raise TooLarge(problem)
+            raise TooCostly(problem)
         try:
             return self._decode(io.BytesIO(content))
         except TooLarge:
             raise
         except OSError as error:
             bare = without_metadata(content) if self.version > 1 else b""
-            if not bare:
+            if len(bare) in (0, len(content)):
                 raise
             try:
                 return self._decode(io.BytesIO(bare))._replace(note=DAMAGED_METADATA)
@@ -175,8 +179,10 @@ class Decoding:
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, MAX_PIXELS)
         try:
             with Image.open(file, formats=FORMATS) as opened:
-                if problem := too_large(*opened.size, self.max_pixels) or too_large_tiles(opened, self.max_pixels):
+                if problem := too_large(*opened.size, self.max_pixels):
                     raise TooLarge(problem)
+                if problem := too_large_tiles(opened, self.max_pixels):
+                    raise TooCostly(problem)
                 opened.load()
                 image, note = self._upright(opened)
                 return self._rgb(image)._replace(note=note)
@@ -247,6 +253,17 @@ class Decoding:
                 return stretched(image, self.size, self.interpolation)
             case _:
                 assert_never(self.fit)
+
+
+def claimed_pixels(content: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """Return how many pixels a picture has by its header, before any is decoded; 0 where that cannot be told."""
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except Exception:
+        # As when it is decoded, which tells what is wrong.
+        return 0
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:

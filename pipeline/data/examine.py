@@ -22,7 +22,7 @@ from pipeline.data.decode import reason, too_large
 from pipeline.data.sources.source import Item, Source
 from pipeline.data.store import lost_shards, remove_unnamed, sync
 from pipeline.data.worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
-from pipeline.errors import InUse, UserError
+from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.files import locked
 
 Progress = Callable[[str, int, int], None]
@@ -115,6 +115,7 @@ def examine(source: Source, items: Sequence[Item], recipe: Recipe, progress: Pro
     Raises:
         OSError: The store or the catalogue cannot be used; what was there before is intact.
         UserError: Decoding an image takes more memory or time than there is.
+        PipelineError: Worker processes cannot be started.
     """
     catalogue = Catalogue(recipe.root)
     try:
@@ -267,8 +268,13 @@ class _Examination:
 
         Raises:
             UserError: A process was killed again.
+            PipelineError: No process begins at all.
         """
         with self._pool(1, context) as pool:
+            try:
+                pool.submit(examine_chunk, []).result()
+            except BrokenProcessPool:
+                raise PipelineError("processes that decode images end as soon as they begin; what they print tells why") from None
             for number in numbers:
                 path = self._items[number].path
                 try:

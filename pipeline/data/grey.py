@@ -44,7 +44,7 @@ def eight_bits(image: Image.Image, white: str | int) -> tuple[Image.Image, Level
         The picture as L, or as LA where one of the levels means transparent; and its levels, None where its file says which is white.
 
     Raises:
-        OSError: There are levels that are not finite, or for which no white is known.
+        OSError: There are levels that are not finite, below 0, or for which no white is known.
     """
     levels = np.asarray(image)
     # A PGM says what is white in it, and Pillow has scaled its levels to 65535.
@@ -72,15 +72,16 @@ def _limit(levels: NDArray[Any], found: Levels, white: str | int) -> float:
     """
     if found.bits == 32 and not math.isfinite(float(levels.min()) + found.brightest):
         raise OSError("holds values that are not finite")
-    if isinstance(white, int):
-        return float(white)
-    if white == "auto":
-        return float(next_white(found.brightest))
-    if found.bits == 16:
-        return 65535.0
     lowest = float(levels.min())
     overshoot = _OVERSHOOT if levels.dtype.kind == "f" else 0.0
-    limit = next((white for white in _WHITES if found.brightest <= white * (1 + overshoot)), 0.0)
-    if not limit or lowest < -limit * overshoot:
-        raise OSError(f"grey levels from {lowest:g} to {found.brightest:g}, expected 0 to 1, 255 or 65535, or data.white")
-    return limit
+    if white == "type":
+        whites = (65535.0,) if found.bits == 16 else _WHITES
+        limit = next((white for white in whites if found.brightest <= white * (1 + overshoot)), 0.0)
+        if not limit or lowest < -limit * overshoot:
+            raise OSError(f"grey levels from {lowest:g} to {found.brightest:g}, expected 0 to 1, 255 or 65535, or data.white")
+        return limit
+    # Of the picture's own levels, so that a number and `auto`, which stands for one, refuse the same pictures.
+    own = float(next_white(found.brightest))
+    if lowest < -own * overshoot:
+        raise OSError(f"grey levels from {lowest:g} to {found.brightest:g}; those below 0 would all be black")
+    return own if white == "auto" else float(white)

@@ -28,22 +28,21 @@ def examined_or_told(source: Source, items: Sequence[Item], recipe: Recipe, prog
 def with_white(data: Data, inspection: Inspection, examined: Examined, splits: Sequence[str]) -> Data:
     """Replace ``white auto`` by what it stands for: the least 2^k - 1 that no training image exceeds.
 
-    With folds that of all images but the test split's: pixels are stored once for all folds.
+    With folds that of all images but the test split's: pixels are stored once for all folds. Where only images to validate or test on
+    have more than 8 bits, theirs.
 
     Raises:
-        UserError: There is none, as of physical units.
+        UserError: It is more than `MOST_WHITE`.
     """
-    levels = [
-        float(examined.brightest[number])
-        for number, split in zip(inspection.kept, splits, strict=True)
-        if split not in ("val", "test") and examined.bits[number] > 8
-    ]
+    deep = [(number, split) for number, split in zip(inspection.kept, splits, strict=True) if examined.bits[number] > 8]
+    trained = [number for number, split in deep if split not in ("val", "test")]
+    levels = [float(examined.brightest[number]) for number in trained or [number for number, _ in deep]]
     if not levels:
         # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
         return data.model_copy(update={"white": "type"})
     white = next_white(max(levels))
     if white > MOST_WHITE:
-        brightest = f"the brightest training image has the level {max(levels):g}"
+        brightest = f"the brightest image has the level {max(levels):g}"
         raise UserError(f"data.white auto: {brightest}; give the level that is white, at most {MOST_WHITE}")
     return data.model_copy(update={"white": white})
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -21,6 +21,7 @@ from scipy import fft
 from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found, Names
 from pipeline.data.decode import UNREADABLE, VERSION, Decoding, reason
+from pipeline.data.grey import Levels, next_white
 from pipeline.data.limits import TooSlow, stopwatch
 from pipeline.data.sources.source import Reader
 from pipeline.data.store import ShardWriter, shard_size
@@ -111,6 +112,7 @@ class Worker:
         try:
             with stopwatch():
                 image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
+                compared, scale = self._compared(content, image, levels)
         except UNREADABLE as error:
             return Unreadable(reason(error))
         except TooSlow as error:
@@ -124,14 +126,12 @@ class Worker:
             pixels = self._recipe.decoding.resize(image)
             shard, offset = self._shard.name, self._shard.append(pixels)
             height, width = pixels.shape[1:]
-        # Scaled by its own brightest level, a picture looks like a darker one.
-        scale = brightest if self._recipe.decoding.white == "auto" else 0.0
         return Found(
             digest,
             image.height,
             image.width,
-            hash_of_pixels(image, scale),
-            perceptual_hash(image),
+            hash_of_pixels(compared, scale),
+            perceptual_hash(compared),
             shard,
             offset,
             height,
@@ -141,6 +141,18 @@ class Worker:
             is_changed,
             note,
         )
+
+    def _compared(self, content: bytes, image: Image.Image, levels: Levels | None) -> tuple[Image.Image, int]:
+        """Return the picture that tells copies, and the white that it is scaled by, 0 for one of 8 bits.
+
+        Of more bits it is scaled by its own brightest level, whichever level is white for all: else ``auto`` and the number that it stands
+        for would find other copies, and so make other splits.
+        """
+        decoding = self._recipe.decoding
+        if levels is None or decoding.white == "type":
+            return image, 0
+        scaled = image if decoding.white == "auto" else self._reader.image(content, replace(decoding, white="auto")).image
+        return scaled, next_white(levels.brightest)
 
     def _is_stored(self, found: Found) -> bool:
         if not self._recipe.stores_of(found.bits):
@@ -152,10 +164,10 @@ class Worker:
         return self._sizes[found.shard] >= end
 
 
-def hash_of_pixels(image: Image.Image, scale: float = 0.0) -> bytes:
+def hash_of_pixels(image: Image.Image, scale: int = 0) -> bytes:
     """Return 16 bytes that are equal for equal pictures of one scale."""
     # Of a photograph's 36 MB, SHA-256 would take a quarter of the time of decoding it.
-    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width + (round(scale) % 2**32 << 32))
+    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width + (scale % 2**32 << 32))
 
 
 def perceptual_hash(image: Image.Image) -> int | None:

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from pipeline.errors import StoreAway, UserError, first_line
 from pipeline.files import locked
 from pipeline.report.console import say
+from pipeline.tracking.address import check_address
 
 STUDIES = "optuna.db"
 PATIENCE = 60.0
@@ -47,6 +48,7 @@ class Database:
     """
 
     def __init__(self, url: str, home: Path) -> None:
+        check_address("study.storage", url)
         try:
             parsed = make_url(url) if url else URL.create("sqlite", database=str(home / STUDIES))
         except (exc.ArgumentError, ValueError) as error:

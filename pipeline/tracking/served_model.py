@@ -23,7 +23,7 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from pipeline.data.decode import UNREADABLE, TooLarge
+from pipeline.data.decode import UNREADABLE, TooCostly, TooLarge, claimed_pixels
 from pipeline.training.exported import Classifier
 
 MAX_ROWS = ("PIPELINE_MAX_ROWS", 1_000)
@@ -37,7 +37,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """A row that gets an error instead of an answer."""
+    """A row that gets an error instead of an answer.
+
+    Args:
+        reason: What is answered.
+        pixels: How many were decoded for it all the same.
+    """
+
+    def __init__(self, reason: str, pixels: int = 0) -> None:
+        super().__init__(reason)
+        self.pixels = pixels
 
 
 class ImageClassifier(PythonModel):
@@ -62,10 +71,10 @@ class ImageClassifier(PythonModel):
         most_rows = limit(MAX_ROWS)
         for number, text in enumerate(texts[:most_rows]):
             try:
-                pixels[number], seen = self._pixels(text, left)
-                left -= seen
+                pixels[number], used = self._pixels(_content(text), left)
             except Refused as error:
-                errors[number] = str(error)
+                errors[number], used = str(error), error.pixels
+            left -= used
         errors |= dict.fromkeys(range(most_rows, len(texts)), f"beyond the {most_rows} images of a request")
         shares: dict[int, NDArray[np.float64]] = {}
         try:
@@ -90,38 +99,51 @@ class ImageClassifier(PythonModel):
         # Of any other type pandas would make NaN of None, which JSON does not have.
         return pd.DataFrame(columns, dtype=object if errors else None)
 
-    def _pixels(self, text: object, left: int) -> tuple[NDArray[np.uint8], int]:
-        """Return what the network sees of an image, and how many pixels the image has, of which so many are left to the request.
+    def _pixels(self, content: bytes, left: int) -> tuple[NDArray[np.uint8], int]:
+        """Return what the network sees of an image, and how many pixels were decoded, of which so many are left to the request.
 
         Raises:
             Refused: It cannot be decoded, or is too large.
         """
-        most_bytes = limit(MAX_BYTES)
-        if not isinstance(text, str | bytes):
-            raise Refused("not a base64 image")
-        # Line breaks, as many programs write them, are a fortieth part at most.
-        if len(text) > most_bytes * 1.4 + 8:
-            raise Refused(f"more than {most_bytes} bytes")
-        try:
-            content = base64.b64decode("".join(text.split()) if isinstance(text, str) else b"".join(text.split()), validate=True)
-        except (ValueError, binascii.Error):
-            raise Refused("not a base64 image") from None
-        if len(content) > most_bytes:
-            raise Refused(f"more than {most_bytes} bytes")
         preprocessing = self._classifier.preprocessing
         most = min(preprocessing.max_pixels, left)
-        try:
-            # One at a time, and reduced at once: decoded, a small file may be large.
-            with self._decodes:
+        # One at a time, and reduced at once: decoded, a small file may be large.
+        with self._decodes:
+            claimed = claimed_pixels(content, preprocessing.max_pixels)
+            try:
                 image = replace(preprocessing.specification, max_pixels=most).decode(content).image
-                return preprocessing.reduced(image), image.width * image.height
-        except TooLarge:
-            of = f"{most} pixels" if most == preprocessing.max_pixels else f"the {limit(MAX_PIXELS)} pixels of a request"
-            raise Refused(f"more than {of}") from None
-        except MemoryError:
-            raise Refused("too large for the server") from None
-        except UNREADABLE:
-            raise Refused("not a base64 image") from None
+                return preprocessing.reduced(image), claimed
+            except TooCostly as error:
+                raise Refused(str(error)) from None
+            except TooLarge:
+                of = f"{most} pixels" if most == preprocessing.max_pixels else f"the {limit(MAX_PIXELS)} pixels of a request"
+                raise Refused(f"more than {of}") from None
+            except MemoryError:
+                raise Refused("too large for the server", claimed) from None
+            except UNREADABLE:
+                # Tried twice, where it has metadata.
+                raise Refused("not a base64 image", 2 * claimed) from None
+
+
+def _content(text: object) -> bytes:
+    """Return an image's file.
+
+    Raises:
+        Refused: It is none, or too large.
+    """
+    most_bytes = limit(MAX_BYTES)
+    if not isinstance(text, str | bytes):
+        raise Refused("not a base64 image")
+    # Line breaks, as many programs write them, are a fortieth part at most.
+    if len(text) > most_bytes * 1.4 + 8:
+        raise Refused(f"more than {most_bytes} bytes")
+    try:
+        content = base64.b64decode("".join(text.split()) if isinstance(text, str) else b"".join(text.split()), validate=True)
+    except (ValueError, binascii.Error):
+        raise Refused("not a base64 image") from None
+    if len(content) > most_bytes:
+        raise Refused(f"more than {most_bytes} bytes")
+    return content
 
 
 def _give_back() -> None:

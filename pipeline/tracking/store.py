@@ -26,6 +26,7 @@ from pipeline.files import child, locked, unwritable, unwritable_file
 from pipeline.report.console import say
 from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher
+from pipeline.tracking.address import check_address
 from pipeline.visible import without_password
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
@@ -160,6 +161,7 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
+    check_address("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     if database_file(uri) is None:
         at_first_signal(hurry)

@@ -67,9 +67,17 @@ def test_what_is_predicted_sees_what_was_trained_on(tmp_path: Path, fit: Any) ->
     assert has(seen, (255, 0, 0)) == has(seen, (0, 0, 255)) == (fit != "crop")
 
 
-@pytest.mark.parametrize(("fit", "store_size", "stored"), [("crop", 0, 256), ("pad", 0, 224), ("stretch", 0, 224), ("pad", 300, 300)])
+@pytest.mark.parametrize(
+    ("fit", "store_size", "stored"), [("crop", 0, 256), ("pad", 0, 224), ("stretch", 0, 224), ("pad", 224, 224), ("crop", 300, 300)]
+)
 def test_what_is_kept_whole_is_stored_as_it_is_seen(fit: Any, store_size: int, stored: int) -> None:
     assert Data(image_size=224, fit=fit, store_size=store_size).stored_size == stored
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_what_is_kept_whole_is_not_stored_larger_since_its_middle_would_be_shown(fit: Any) -> None:
+    with pytest.raises(ValueError, match=rf"store_size must be 0 or image_size \(224\) with fit {fit}, got 300"):
+        Data(image_size=224, fit=fit, store_size=300)
 
 
 def test_it_is_warned_of_long_pictures_that_the_crop_cuts(tmp_path: Path) -> None:

@@ -49,8 +49,16 @@ def test_a_grey_of_thirty_two_bits_is_the_same_beside_a_brighter_one_once_white_
     assert {decoded(levels, 511)[0, 0] for levels in (dim, bright)} == {100}
 
 
-def test_what_is_beyond_white_or_below_black_is_white_or_black() -> None:
-    assert decoded(np.array([[-1024, 0, 500, 1000, 3071]], np.int32), 1000).tolist() == [[0, 0, 128, 255, 255]]
+def test_what_is_beyond_white_is_white() -> None:
+    assert decoded(np.array([[0, 500, 1000, 3071]], np.int32), 1000).tolist() == [[0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize("white", ["auto", 1023, 4095])
+def test_levels_below_zero_are_refused_but_for_what_resampling_leaves(white: Any) -> None:
+    for levels in (np.array([[-1024, 0, 1000]], np.int32), np.array([[-300, 0, 1000]], np.float32)):
+        with pytest.raises(UNREADABLE, match=r"^grey levels from -\d+ to 1000; those below 0 would all be black"):
+            decoded(levels, white)
+    assert decoded(np.array([[-200, 0, 1000]], np.float32), white)[0, :2].tolist() == [0, 0]
 
 
 def test_levels_that_are_no_numbers_are_refused_whatever_is_white() -> None:
@@ -124,6 +132,46 @@ def test_only_images_of_more_than_eight_bits_are_read_twice(tmp_path: Path, monk
     assert len(list(root.glob("images-*"))) == 1
 
 
+@pytest.mark.parametrize("first", ["type", 1023, "auto"])
+def test_pixels_of_another_white_in_the_same_folder_are_not_taken(tmp_path: Path, first: Any) -> None:
+    data = write(tmp_path)
+    prepare(with_white(data, first), tmp_path / "prepared")
+    again = prepare(with_white(data, 4095), tmp_path / "prepared")
+    assert pixels_of(again) == pixels_of(prepare(with_white(data, 4095), tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("first", ["auto", 4095])
+def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(tmp_path: Path, first: Any) -> None:
+    for label, brightest in {"empty": 7, "bright": 4000}.items():
+        folder = tmp_path / "scans" / label
+        folder.mkdir(parents=True)
+        for number in range(20):
+            # Pairs that differ in one level of one pixel; of the empty ones eight bits under white keep nothing.
+            levels = np.random.default_rng(number // 2).integers(0, brightest, (70, 80), endpoint=True).astype(np.uint16)
+            levels[0, 0] = brightest + number % 2
+            Image.fromarray(levels).save(folder / f"{number:02d}.png")
+    data = with_white(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16), first)
+    prepared = prepare(data, tmp_path / "prepared")
+    assert prepared.data.white == 4095
+    other = prepare(with_white(data, 4095 if first == "auto" else "auto"), tmp_path / "other")
+    assert other.digest == prepared.digest and pixels_of(other) == pixels_of(prepared)
+    assert prepared.manifest["split"].tolist() == other.manifest["split"].tolist()
+
+
+@pytest.mark.parametrize("bad", ["drop", "warn"])
+def test_auto_where_only_images_to_validate_on_have_more_bits(tmp_path: Path, bad: Any) -> None:
+    rng = np.random.default_rng(0)
+    for split, kind, most in (("train", np.uint8, 255), ("val", np.float32, 3e5), ("test", np.int32, 3000)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "scans" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                levels = rng.integers(-1000 if (split, number) == ("test", 0) else 0, most, (20, 20)).astype(kind)
+                Image.fromarray(levels).save(folder / f"{number}.tif")
+    prepared = prepare(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, white="auto", bad=bad), tmp_path / "prepared")
+    assert prepared.data.white == 2**19 - 1 and prepared.counts()["cat"] == {"train": 4, "val": 4, "test": 3}
+
+
 def test_auto_without_a_store_shows_the_same_pixels(tmp_path: Path) -> None:
     data = with_white(write(tmp_path), "auto")
     stored = prepare(data, tmp_path / "prepared")
@@ -186,5 +234,5 @@ def test_levels_without_bounds_need_a_given_white(tmp_path: Path) -> None:
         for number in range(10):
             Image.fromarray(np.random.default_rng(number).random((16, 16), np.float32) * np.float32(1e20)).save(folder / f"{number}.tif")
     data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore", white="auto")
-    with pytest.raises(UserError, match=r"^data.white auto: the brightest training image has the level .*e\+1"):
+    with pytest.raises(UserError, match=r"^data.white auto: the brightest image has the level .*e\+1"):
         prepare(data, tmp_path / "prepared")

@@ -39,6 +39,18 @@ def jpeg_of_scans(count: int) -> bytes:
     return content[:end] + content[last:end] * missing + b"\xff\xd9"
 
 
+def jpeg_of_segments(count: int) -> bytes:
+    content = encoded("JPEG", Image.new("L", (64, 64)))
+    return content[:2] + (b"\xff\xe1\0\x08Exif\0\0") * count + content[2:]
+
+
+def photograph_with_film(count: int) -> bytes:
+    """Return a JPEG with so many scans' marks in its metadata and behind its end, where phones put a film."""
+    content = encoded("JPEG", Image.new("L", (64, 64)), progressive=True)
+    marks = b"\xff\xda\0\1" * count
+    return content[:2] + b"\xff\xe2" + (2 + len(marks[:60_000])).to_bytes(2, "big") + marks[:60_000] + content[2:] + marks
+
+
 def bmp_of_runs(side: int) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 0, 0, 0, 256, 0)
     # Each run skips 255 columns and 255 rows.
@@ -77,12 +89,17 @@ def tiff_of_one_tile(side: int) -> bytes:
     [
         (jpeg_of_scans(101), "a JPEG of 101 scans, more than 100"),
         (jpeg_of_scans(100_000), "a JPEG of 100000 scans, more than 100"),
+        (jpeg_of_segments(1100), "a JPEG of more than 1000 segments before its first scan"),
+        (b"\xff\xd8" + b"\xff" * 20_000_000, "a JPEG with more than 10000 bytes between two segments"),
+        (b"\xff\xd8" + bytes(20_000_000), "a JPEG with more than 10000 bytes between two segments"),
+        (b"P5 #" + b"x" * 30_000_000 + b"\n2 2 255 1234", "a header of more than 10000 bytes"),
+        (b"P6" + b" " * 30_000_000 + b"2 2 255 123456789012", "a header of more than 10000 bytes"),
         (bmp_of_runs(8000), "a BMP with run lengths of 64000000 pixels, more than 4000000"),
         (png_of_chunks(MOST_CHUNKS + 1), "a PNG of more than 100000 chunks"),
         (b"P2 1 1 255\n" + b"1 " * 33_000_000, "numbers as text in 66000011 bytes, more than 64000000"),
         (tiff_of_one_tile(16_000), "tiles of 16000 × 16000 pixels, more than data.max_pixels (64000000)"),
     ],
-    ids=["scans", "many scans", "runs", "chunks", "text", "tile"],
+    ids=["scans", "many scans", "segments", "fill", "junk", "comment", "blanks", "runs", "chunks", "text", "tile"],
 )
 def test_what_takes_too_long_is_refused_by_what_the_file_says(content: bytes, why: str) -> None:
     started = time.process_time()
@@ -95,8 +112,17 @@ def test_what_takes_too_long_is_refused_by_what_the_file_says(content: bytes, wh
 
 @pytest.mark.parametrize(
     "content",
-    [jpeg_of_scans(100), bmp_of_runs(1900), png_of_chunks(50_000), b"P2 2 2 255\n1 2 3 4\n", encoded("TIFF", Image.new("L", (64, 64)))],
-    ids=["scans", "runs", "chunks", "text", "strips"],
+    [
+        jpeg_of_scans(100),
+        photograph_with_film(20_000),
+        jpeg_of_segments(900),
+        bmp_of_runs(1900),
+        png_of_chunks(50_000),
+        b"P2 2 2 255\n1 2 3 4\n",
+        b"P5\n# by a program\n2 #w\n 2\n255\n" + b"#" * 20_000,
+        encoded("TIFF", Image.new("L", (64, 64))),
+    ],
+    ids=["scans", "film", "segments", "runs", "chunks", "text", "comments", "strips"],
 )
 def test_what_is_within_the_limits_is_not_refused(content: bytes) -> None:
     assert refusal(content) == ""
