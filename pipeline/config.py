@@ -15,10 +15,11 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
+import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first_line, nearest
 
 Raw = dict[str, Any]
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
@@ -77,6 +78,20 @@ def facts_of(field: FieldInfo) -> Facts:
     extra = field.json_schema_extra
     found = extra.get("facts") if isinstance(extra, dict) else None
     return found if isinstance(found, Facts) else Facts()
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: It is none, is nested too deeply, or holds a number or a date that there is not.
+    """
+    try:
+        return yaml.load(text, loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:
+        raise yaml.YAMLError(first_line(error)) from None
 
 
 def valid_name(text: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse
+from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse, parse_yaml
 from pipeline.errors import UserError, first_line, nearest, unknown_name
+from pipeline.files import read_regular
 from pipeline.trust import name_images, name_network
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
@@ -38,6 +39,10 @@ class Range(BaseModel):
 
 Space = dict[str, Range | list[Any]]
 Expected = TypeVar("Expected", bound=list[Any] | dict[str, Any])
+
+
+MOST_BYTES = 10_000_000
+"""Of an experiment file, which people write."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -195,14 +200,14 @@ def _allowed_keys() -> list[str]:
 
 def _read(file: Path) -> Raw:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MOST_BYTES).decode()
     except FileNotFoundError:
         siblings = sorted(str(other) for other in file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
         raise UserError(f"experiment file {str(file)!r} does not exist{nearest(str(file), siblings)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"experiment file {str(file)!r} cannot be read: {error}") from None
+        raise UserError(f"experiment file {str(file)!r} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     try:
-        raw = yaml.load(text, _UniqueKeys)
+        raw = parse_yaml(text, _UniqueKeys)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{file}, line {line}: not valid YAML: {error.problem or error.context}") from None

@@ -80,7 +80,11 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
         if status.st_size > most_bytes:
             raise OSError(f"{status.st_size} bytes, more than {most_bytes}")
         with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as opened:
-            return opened.read()
+            content = opened.read()
+            if content is None:
+                # As of the kernel's log, which waits for its next line.
+                raise OSError("not a file that ends")
+            return content
     finally:
         os.close(descriptor)
 

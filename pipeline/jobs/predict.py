@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
-from pipeline.data.sources.listing import Listing, unread_warnings
+from pipeline.data.sources.listing import Listing, is_utf8, unread_warnings
 from pipeline.data.sources.source import MOST_BYTES
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Unwritable, UserError, nearest
@@ -125,7 +125,12 @@ def list_images(images: str) -> Images:
     place = Path(images).expanduser()
     if place.is_dir():
         listing = Listing(place)
-        files = listing.below("")
+        try:
+            files = listing.below("")
+        except OSError as error:
+            raise UserError(f"images: {images!r} cannot be listed: {error.filename}: {error.strerror or error}") from None
+        if unnameable := [repr(file) for file in files if not is_utf8(file)]:
+            raise UserError(f"images: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
         unread = unread_warnings(("", file) for file in files)
         found = listing.only_images(files)
         if not found:
@@ -145,12 +150,19 @@ def list_images(images: str) -> Images:
     except UnicodeDecodeError:
         raise UserError(f"images: {images!r} is no text file of paths") from None
     listed = [(number, str(Path(line.strip()).expanduser())) for number, line in enumerate(lines, 1) if line.strip()]
+    listed = [(number, _named(place.parent, path)) for number, path in listed]
     missing = [f"line {number}: {path}" for number, path in listed if not (place.parent / path).is_file()]
     if missing or not listed:
         raise UserError(
             f"images: {len(missing)} files listed in {images!r} do not exist" if listed else f"images: {images!r} lists no images", missing
         )
     return Images(place.parent, [path for _, path in listed])
+
+
+def _named(folder: Path, path: str) -> str:
+    """Return a path as it is, or where there is no such file, with slashes for Windows' backslashes."""
+    turned = path.replace("\\", "/")
+    return turned if turned != path and not (folder / path).exists() and (folder / turned).exists() else path
 
 
 def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
@@ -170,7 +182,7 @@ def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
     first: dict[str, str] = {}
     repeated: dict[str, str] = {}
     for name, path in zip(ids, paths, strict=True):
-        if first.setdefault(name, path) is not path:
+        if first.setdefault(name, path) != path:
             repeated.setdefault(name, path)
     if not repeated:
         return ids

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from pipeline import models, trust
-from pipeline.config import Configuration, Model, parse
+from pipeline.config import Configuration, Model, parse, parse_yaml
 from pipeline.data.decode import VERSION
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
@@ -105,7 +105,7 @@ def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> C
     """
     file = find.artifact(workspace, run_id, names.CONFIG, folder)
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = parse_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"run {run_id}: {names.CONFIG} is no YAML: {first_line(error)}") from None
     if not isinstance(raw, dict):

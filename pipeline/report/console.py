@@ -33,7 +33,7 @@ class _Output(Console):
 
 
 # A log file has no width of its own; the comparison needs about this much.
-console = _Output(highlight=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
+console = _Output(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
 
 
 _LEAST_TEXT, _WHOLE_WORD = 20, 24

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.natural import natural
+from pipeline.visible import visible
 
 NUM_CLASSES, NUM_GROUPS, NUM_IMAGES, NUM_LEFT_OUT, NUM_WARNINGS = 30, 60, 12, 500, 40
 """How much of each list is shown: groups of duplicates and as many leaks, images of one group."""
@@ -90,7 +91,7 @@ def paths_shown(report: Mapping[str, Any]) -> set[str]:
 
 def _text(value: object) -> str:
     # A file name that is no UTF-8 holds lone surrogates, with which the page could not be written.
-    return html.escape(str(value).encode("utf-8", "replace").decode())
+    return html.escape(visible(str(value)))
 
 
 def _chip(value: object, colour: str = "") -> str:

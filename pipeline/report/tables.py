@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
-from pipeline.visible import in_markdown
+from pipeline.visible import in_markdown, visible
 
 COLUMNS = [
     "run_id",
@@ -285,8 +285,9 @@ def to_html(table: pd.DataFrame, title: str, notes: Sequence[str], figure: str =
     body = ""
     for row in table.itertuples(index=False):
         ranked = str(row[0]).isdigit()
-        body += f"<tr{'' if ranked else ' class=unranked'}>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>\n"
-    paragraphs = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
+        cells = "".join(f"<td>{html.escape(visible(str(value)))}</td>" for value in row)
+        body += f"<tr{'' if ranked else ' class=unranked'}>{cells}</tr>\n"
+    paragraphs = "".join(f"<p>{html.escape(visible(note))}</p>\n" for note in notes)
     picture = f'<img src="{html.escape(figure)}" alt="comparison of the runs">\n' if figure else ""
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>\n"

@@ -29,6 +29,7 @@ from pipeline.config import (
     field_names,
     merge,
     parse,
+    parse_yaml,
 )
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load
@@ -173,7 +174,7 @@ def _as_json(options: type[Options], name: str, value: str) -> str:
     if get_origin(dict(fields_of(options))[name].annotation) not in (list, tuple):
         return value
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise UserError(f"option --{name}: {value!r} is no list: {first_line(error)}") from None
     return json.dumps(parsed if isinstance(parsed, list) else [parsed])

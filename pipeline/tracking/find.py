@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline import models, ranking
-from pipeline.config import Configuration, field_info, nest, parse
+from pipeline.config import Configuration, field_info, nest, parse, parse_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.tracking import names
@@ -125,7 +125,7 @@ def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8")
-            configuration = parse(Configuration, yaml.safe_load(text), names.CONFIG)
+            configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
         except (UserError, yaml.YAMLError):
             # It was stopped before that, or is a stranger's.
             return params
@@ -188,11 +188,11 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
 
     Of files that params name nobody knows what they held, and a network's file would be run to find that out.
     """
-    known = {name: yaml.safe_load(value) if value.startswith(("[", "{")) else value for name, value in params.items() if field_info(name)}
-    known = {name: value for name, value in known.items() if value != "null"}
-    if not known or any(":" in str(known.get(name, "")) for name in ("model.name", "model.weights")):
-        return ""
     try:
+        known = {name: parse_yaml(value) if value.startswith(("[", "{")) else value for name, value in params.items() if field_info(name)}
+        known = {name: value for name, value in known.items() if value != "null"}
+        if not known or any(":" in str(known.get(name, "")) for name in ("model.name", "model.weights")):
+            return ""
         configuration = parse(Configuration, {section: fields for section, fields in nest(known).items() if section != "study"}, "params")
         return config_hash(configuration, models.origin(configuration.model), FIRST_RELEASE)
     except (UserError, yaml.YAMLError):

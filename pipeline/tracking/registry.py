@@ -27,6 +27,7 @@ from PIL import Image
 from torch import nn
 
 import pipeline
+from pipeline.config import parse_yaml
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
@@ -194,7 +195,7 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
                 raise
             raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
         try:
-            described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+            described = parse_yaml((folder / "MLmodel").read_text(encoding="utf-8"))
             model_id, run_id = (str(described.get(name) or "") for name in ("model_id", "run_id"))
             classifier = Classifier(folder / "artifacts")
         except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:

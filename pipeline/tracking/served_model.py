@@ -122,7 +122,7 @@ class ImageClassifier(PythonModel):
                 raise Refused("too large for the server", claimed) from None
             except UNREADABLE:
                 # Tried twice, where it has metadata.
-                raise Refused("not a base64 image", 2 * claimed) from None
+                raise Refused("not an image, or a damaged one", 2 * claimed) from None
 
 
 def _content(text: object) -> bytes:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import yaml
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Model
+from pipeline.config import Model, parse_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_whole
 from pipeline.tracking import find, names
@@ -137,8 +137,11 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
         checkpoint, preprocessing, configuration = (
             find.artifact(workspace, run_id, name, Path(temporary)) for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
         )
-        recorded = yaml.safe_load(configuration.read_text(encoding="utf-8"))["model"]
-        model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
+        try:
+            recorded = parse_yaml(configuration.read_text(encoding="utf-8"))["model"]
+            model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
+        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+            raise UserError(f"run {run_id}: {names.CONFIG} is no configuration") from None
         normalisation = recorded_normalisation(model, read_normalisation(preprocessing, checkpoint))
         folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
         folder.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.tracking.registry import requirement
 from tests.conftest import PROJECT
+from tests.data.test_limits import jpeg_of_scans
 from tests.serving import GOOD, ScoringServer, encoded, hostile, request, scoring_server, small_and_large, text, train_model
 
 LIMITS = {"PIPELINE_MAX_ROWS": "30", "PIPELINE_MAX_IMAGE_BYTES": "100000", "PIPELINE_MAX_REQUEST_PIXELS": "70000000"}
@@ -47,10 +48,11 @@ def test_base64_may_have_line_breaks(server: ScoringServer, width: int, end: str
 
 NOT_IMAGES: dict[str, tuple[Any, str]] = {
     "no base64": ("no base64!", "not a base64 image"),
-    "empty": ("", "not a base64 image"),
-    "text": (text(b"no picture"), "not a base64 image"),
+    "empty": ("", "not an image, or a damaged one"),
+    "text": (text(b"no picture"), "not an image, or a damaged one"),
     "a path": ("/etc/passwd", "not a base64 image"),
-    "cut off": (text(encoded("JPEG", Image.new("RGB", (64, 64)))[:300]), "not a base64 image"),
+    "cut off": (text(encoded("JPEG", Image.new("RGB", (64, 64)))[:300]), "not an image, or a damaged one"),
+    "many scans": (text(jpeg_of_scans(101)), "a JPEG of 101 scans, more than 100"),
     "a bomb": (text(small_and_large(40_000, 40_000)), "more than 64000000 pixels"),
     "many bytes": (text(os.urandom(120_000)), "more than 100000 bytes"),
     "far too many bytes": ("A" * 1_000_000, "more than 100000 bytes"),
@@ -77,6 +79,16 @@ def test_pixels_beyond_those_of_a_request_are_errors(server: ScoringServer) -> N
     large = text(encoded("PNG", Image.new("L", (6000, 6000))))
     answers = server.ask(large, text(GOOD), large, text(GOOD))
     assert [answer["error"] for answer in answers] == [None, None, "more than the 70000000 pixels of a request", None]
+
+
+def test_pixels_of_what_is_damaged_count_too(server: ScoringServer) -> None:
+    whole = encoded("PNG", Image.new("1", (6000, 6000)))
+    # As many bytes, with one in the middle of the pixels another.
+    damaged = whole[:-40] + bytes([whole[-40] ^ 255]) + whole[-39:]
+    answers = server.ask(text(damaged), text(whole), text(GOOD))
+    assert [answer["error"] for answer in answers] == [
+        "not an image, or a damaged one", "more than the 70000000 pixels of a request", "more than the 70000000 pixels of a request",
+    ]  # fmt: skip
 
 
 def test_no_answer_tells_of_this_machine(server: ScoringServer, model: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.decode import EXTENSIONS
-from pipeline.data.sources.listing import Listing, extension_of, unread_warnings
+from pipeline.data.sources.listing import Listing, extension_of, is_utf8, unread_warnings
 from pipeline.data.sources.source import SPLIT_NAMES, Files, Item, Source
 from pipeline.errors import UserError, nearest
 
@@ -41,7 +41,7 @@ def _open(path: str, root: Path) -> Source:
             found.add_classes(folder, SPLIT_NAMES[folder.lower()])
     else:
         found.add_classes("", "")
-    unnameable = [repr(item.path) for item in found.items if not _is_utf8(item.path)]
+    unnameable = [repr(item.path) for item in found.items if not is_utf8(item.path)]
     if unnameable:
         raise UserError(f"data.source: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
     unread = unread_warnings(found.labelled)
@@ -85,11 +85,3 @@ class _Found:
             self.warnings.append(
                 f"{len(strays)} {lie} in no class folder, and cannot be used: {first!r}{' and others' * (len(strays) > 1)}"
             )
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -60,6 +60,15 @@ def extension_of(path: str) -> str:
     return _NIFTI_PACKED if extension == ".gz" and path.lower().endswith(_NIFTI_PACKED) else extension or NO_EXTENSION
 
 
+def is_utf8(path: str) -> bool:
+    """Whether a name can be written into a text: Linux takes any bytes for one."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Listing:
     """Lists folders below a root, and keeps account of what is passed over.
 
@@ -122,15 +131,24 @@ class Listing:
                 elif is_new:
                     self.ignored["hidden" if is_hidden else f"folder {entry.name}"] += 1
 
-    def _walk(self, folder: str, way: Sequence[str]) -> Iterator[str]:
-        """Yield the files below a folder; `way` are the real paths of it and of the folders that lead to it, itself last."""
+    def _walk(self, folder: str, way: Sequence[str], is_linked: bool = False) -> Iterator[str]:
+        """Yield the files below a folder.
+
+        Args:
+            folder: Relative to the root.
+            way: The real paths of the folders that lead to it, itself last.
+            is_linked: Whether one of them was a link. Links in it are not followed: of a dozen folders that are linked with one another
+                there are more ways than anybody can wait for.
+        """
         for entry in self._entries(folder):
             path = _joined(folder, entry.name)
             if not entry.is_dir():
                 # Whatever else has the name of a file; reading it tells.
                 yield path
+            elif is_linked and entry.is_symlink():
+                self.ignored["link in a linked folder"] += 1
             elif real := self._next(path, entry, way):
-                yield from self._walk(path, [*way, real])
+                yield from self._walk(path, [*way, real], is_linked or entry.is_symlink())
 
     def _next(self, path: str, entry: os.DirEntry[str], way: Sequence[str]) -> str:
         """Return the real path of a folder; empty where it may not be listed: a link leads out of the root, or back to where it stands."""
@@ -138,7 +156,9 @@ class Listing:
             real = f"{way[-1].rstrip(os.sep)}{os.sep}{entry.name}"
             return "" if real in way else real
         real = self._real(path)
-        if not real.startswith(f"{self._real_root.rstrip(os.sep)}{os.sep}"):
+        if real == self._real_root:
+            self._warn(f"link {path!r} leads to {real} itself: it is not followed")
+        elif not real.startswith(f"{self._real_root.rstrip(os.sep)}{os.sep}"):
             self._warn(f"link {path!r} leads to {real}, which is not below {self._real_root}: it is not followed")
         elif any(_is_within(one, real) for one in way):
             self._warn(f"link {path!r} leads back to a folder that it stands in: it is not followed")
