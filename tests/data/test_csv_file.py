@@ -84,6 +84,18 @@ def test_quoted_fields_blanks_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert opened(tmp_path / "table.csv").items == [Item("a, b.png", 'black "cat"')]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_rows_of_nothing_but_delimiters_are_ignored(tmp_path: Path, delimiter: str) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    rows = [("image", "label", "split"), ("a.png", "cat", ""), ("", " ", ""), ("b.png", "dog", ""), ("", "", ""), ("", "", "")]
+    (tmp_path / "list.csv").write_text("\n".join(map(delimiter.join, rows)))
+    source = open_source(Data(source=f"csv:{tmp_path / 'list.csv'}"))
+    assert [(item.path, item.label) for item in source.items] == [("a.png", "cat"), ("b.png", "dog")]
+    (tmp_path / "list.csv").write_text("\n".join(map(delimiter.join, [*rows, ("c.png", "", "")])))
+    with pytest.raises(UserError, match="line 7: empty label"):
+        open_source(Data(source=f"csv:{tmp_path / 'list.csv'}"))
+
+
 @pytest.mark.parametrize("end", ["", "\n", "\n\n\n", "\n \n\t\n", "\r\n\r\n"])
 def test_blank_lines_at_the_end_are_ignored(tmp_path: Path, end: str) -> None:
     assert len(opened(write(tmp_path, f"image,label\na.png,cat\nb.png,dog{end}")).items) == 2
@@ -225,6 +237,7 @@ def test_columns_are_named_with_the_nearest(tmp_path: Path, header: str, fields:
         ("b.png", "1 field, expected 3"),
         ("b.png,cat,train,x", "4 fields, expected 3"),
         ("", "empty line"),
+        (f"{'y/' * 3000}z,cat,", f"{'y/' * 20!r}… has 6001 characters, and no path more than 4096"),
         ("b.png,cat,trian", "unknown split 'trian'; nearest: train; allowed: train, val, test, or empty"),
         ("b.png,cat,0", "unknown split '0'; allowed: train, val, test, or empty"),
     ],

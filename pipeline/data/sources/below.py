@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pipeline.data.decode import EXTENSIONS
 
+LONGEST = 4096
+"""Characters of a path, as Linux has it; one of thousands of folders would take long to be found missing."""
+
 
 class WrongRow(Exception):
     """What is wrong with a row of a table."""
@@ -35,6 +38,8 @@ class Images:
         Raises:
             WrongRow: It is no name of an image below the root.
         """
+        if len(name) > LONGEST:
+            raise WrongRow(f"{name[:40]!r}… has {len(name)} characters, and no path more than {LONGEST}")
         below = next((name.removeprefix(begin) for begin in self._begins if name.startswith(begin)), name)
         if "\\" not in below:
             return self._find(below, name)

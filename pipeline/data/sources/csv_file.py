@@ -130,7 +130,9 @@ def _read(setting: str, path: str, column: str) -> _Table:
         rows.pop()
     if not rows:
         raise UserError(f"{setting}: {path!r} is empty; its first line must name the columns")
-    return _Table(setting, path, [name.strip() for name in rows[0]], rows[1:], lines[1 : len(rows)])
+    # Of emptied cells spreadsheets write rows of nothing but delimiters.
+    below = [(fields, line) for fields, line in zip(rows[1:], lines[1:], strict=False) if len(fields) < 2 or "".join(fields).strip()]
+    return _Table(setting, path, [name.strip() for name in rows[0]], [fields for fields, _ in below], [line for _, line in below])
 
 
 def _refuse(table: _Table, findings: list[str]) -> None:
