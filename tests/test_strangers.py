@@ -6,11 +6,14 @@ import json
 import os
 import pickle
 import platform
+import sys
+import tempfile
 import zipfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import mlflow
 import numpy as np
@@ -103,8 +106,10 @@ def test_a_link_in_the_place_of_a_folder_of_checkpoints_is_not_removed_through(
     (kept / TENSORBOARD).rename(precious / TENSORBOARD)
     kept.rmdir()
     kept.symlink_to(precious)
-    cli("train", "--run_id", interrupted)
-    assert (precious / "file").read_text() == "kept"
+    before = {file: file.stat().st_mtime_ns for file in precious.rglob("*") if file.is_file()}
+    refused = cli("train", "--run_id", interrupted)
+    assert refused.code == 2 and "is a link" in refused.err
+    assert {file: file.stat().st_mtime_ns for file in precious.rglob("*") if file.is_file()} == before
 
 
 def test_a_run_that_does_not_say_what_it_was_trained_on_is_not_taken_up(
@@ -318,6 +323,54 @@ def test_a_run_names_no_folder_that_is_read(cli: Cli, quick: Path, workspace: Wo
     refused = cli("evaluate", "--run_id", run.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1) and "which nobody has prepared here" in refused.err
     assert not list(workspace.prepared.glob("private*"))
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def sparse(file: Path) -> None:
+    """Make a file of 40 GB that takes no room."""
+    with file.open("wb") as opened:
+        opened.truncate(40_000_000_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files of 40 GB that take no room")
+def test_a_version_chooses_no_folder_that_is_copied(cli: Cli, workspace: Workspace, folder: Path, temporary: Path) -> None:
+    images, private = write_digits(folder / "digits", 1), folder / "private"
+    (private / "artifacts").mkdir(parents=True)
+    (private / "thesis.txt").write_text("mine")
+    sparse(private / "film.mov")
+    workspace.client.create_registered_model("evil")
+    workspace.client.create_model_version("evil", str(private))
+    refused = cli("predict", "--model_uri", "models:/evil/1", "--images", images)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "cannot be loaded" in refused.err
+    for name in ("MLmodel", "artifacts/classes.json", "artifacts/preprocessing.json"):
+        (private / name).write_text("{}")
+    sparse(private / "artifacts" / "network.pt2")
+    refused = cli("predict", "--model_uri", "models:/evil/1", "--images", images)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "network.pt2 has 40000000000 bytes" in refused.err
+    workspace.client.create_model_version("evil", "http://127.0.0.1:1/x")
+    refused = cli("predict", "--model_uri", "models:/evil/2", "--images", images)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files of 40 GB that take no room")
+def test_an_artifact_larger_than_any_of_ours_is_not_copied(cli: Cli, smoke_run: tuple[Workspace, str], temporary: Path) -> None:
+    workspace, run_id = smoke_run
+    place = Path(unquote(urlparse(workspace.client.get_run(run_id).info.artifact_uri).path)) / names.CHECKPOINT
+    kept = place.read_bytes()
+    try:
+        sparse(place)
+        refused = cli("evaluate", "--run_id", run_id)
+        assert (refused.code, refused.err.count("\n")) == (2, 1) and "has 40000000000 bytes, and may have" in refused.err
+    finally:
+        place.write_bytes(kept)
 
 
 @pytest.mark.parametrize("beat", ["a b c d", "host 1 2 nan", "host 1 2 1e300", f"{platform.node()} -5 1 1", "host"])

@@ -153,6 +153,8 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
 def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     """Return the folder of what a training needs to go on, event files of an earlier life in it."""
     kept = child(workspace.checkpoints, run.uid)
+    if kept.is_symlink():
+        raise UserError(f"{kept} is a link; checkpoints are kept in a folder that stands there itself")
     kept.mkdir(parents=True, exist_ok=True)
     if placement.run_id and not (kept / TENSORBOARD).exists():
         # A training that begins anew, its checkpoints gone, writes over them.

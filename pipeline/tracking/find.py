@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,8 @@ from pipeline.tracking.store import Workspace, is_away
 
 Row = dict[str, Any]
 
+MOST_BYTES = 1 << 34
+"""Of an artifact that is downloaded: the largest networks there are have half of it."""
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 _LAUNCHED = "mlflow.project.entryPoint"
 """On runs that ``mlflow run`` has made."""
@@ -356,6 +359,9 @@ def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path
         UserError: The run has no such artifact.
     """
     try:
+        for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
+            if entry.path == name:
+                need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
         return Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri))
     except (MlflowException, OSError) as error:
         # A server that is away, or a disk that is full, says nothing about the run.
@@ -364,6 +370,17 @@ def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path
         raise UserError(
             f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
         ) from None
+
+
+def need_room(num_bytes: int, folder: Path, what: str) -> None:
+    """Refuse to download a file that is larger than any of ours, or than there is room for.
+
+    Raises:
+        UserError: It is.
+    """
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    if num_bytes > min(MOST_BYTES, free):
+        raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
 
 
 def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:

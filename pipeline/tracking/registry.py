@@ -18,7 +18,7 @@ import mlflow.pyfunc
 import pandas as pd
 import yaml
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
@@ -31,12 +31,14 @@ from pipeline.config import parse_yaml
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
+from pipeline.tracking.find import need_room
 from pipeline.tracking.store import Workspace, is_away
 from pipeline.training.exported import CLASSES, NETWORK, PREPROCESSING, Classifier, save_exported
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 """Characters that a tag of a version may have."""
+_DESCRIPTION, _FILES = "MLmodel", tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK))
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
 _SIGNATURE = ModelSignature(
     Schema([ColSpec(DataType.string, "image")]),
@@ -187,22 +189,31 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
     """
     if not uri.startswith(("models:/", "runs:/")):
         raise UserError(f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         try:
-            folder = Path(download_artifacts(artifact_uri=uri, dst_path=temporary))
-        except (MlflowException, OSError) as error:
+            # By name, since a model may say that it stands in any folder of this machine.
+            described_in, *files = (_download(uri, name, Path(temporary)) for name in (_DESCRIPTION, *_FILES))
+        except (MlflowException, OSError, ValueError) as error:
             if is_away(error):
                 raise
             raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
         try:
-            described = parse_yaml((folder / "MLmodel").read_text(encoding="utf-8"))
+            described = parse_yaml(described_in.read_text(encoding="utf-8"))
             model_id, run_id = (str(described.get(name) or "") for name in ("model_id", "run_id"))
-            classifier = Classifier(folder / "artifacts")
+            classifier = Classifier(files[0].parent)
         except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {first_line(error)}") from None
         except UserError as error:
             raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {error.message}") from None
     return classifier, {"model_uri": uri, "model_id": model_id, "run_id": run_id, "data_digest": _data_digest(run_id)}
+
+
+def _download(uri: str, name: str, folder: Path) -> Path:
+    place, _, _ = f"{uri}/{name}".rpartition("/")
+    for entry in list_artifacts(artifact_uri=place):
+        if entry.path.rpartition("/")[2] == name.rpartition("/")[2]:
+            need_room(entry.file_size or 0, folder, name)
+    return Path(download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(folder)))
 
 
 def _data_digest(run_id: str) -> str:
