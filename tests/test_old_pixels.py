@@ -127,6 +127,24 @@ def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     assert len(find.studies(workspace)) == 2
 
 
+def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
+    quick: Path, folder: Path, cli: Cli, workspace: Workspace, first_release: pytest.MonkeyPatch
+) -> None:
+    for file in sorted((folder / "digits").rglob("*.png"))[::9]:
+        content = file.read_bytes()
+        file.write_bytes(content[:33] + b"\0\0\0\4eXIfjunk\0\0\0\0" + content[33:])
+    quick.write_text(quick.read_text() + "configs: [{optimizer: {lr: 1.0e-3}}, {optimizer: {lr: 2.0e-3}}]\n")
+    interrupt(cli, "tune", "--config", str(quick), "--data.bad", "drop", training="01")
+    first_release.undo()
+    (before,) = find.studies(workspace)
+    done = cli("tune", "--config", str(quick), "--data.bad", "drop", "--study.name", before.name)
+    assert done.code == 0, done.err
+    rows: list[dict[str, Any]] = find.trainings(workspace, before.name)
+    assert [row["state"] for row in rows] == ["complete"] * 2 and {row["data_digest"] for row in rows} == {before.data_digest}
+    assert cli("tune", "--config", str(quick), "--data.bad", "drop").code == 0
+    assert len(find.studies(workspace)) == 2
+
+
 def test_a_picture_decodes_as_before_by_version_1() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), (90, 160, 120)).save(buffer, "PNG", icc_profile=ADOBE)

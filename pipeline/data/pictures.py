@@ -16,6 +16,8 @@ LONG = 2.0
 """Longer over shorter side beyond which a crop to a square sees less than half of a picture."""
 MANY = 0.1
 """Part of a class's pictures that are long, beyond which it is warned of."""
+DIM = 32.0
+"""White over a picture's own brightest level from which the picture is warned of: 8 of 256 greys are left."""
 DARK = 4.0
 """White over the brightest level of all pictures from which it is warned of: three quarters of the greys are not used."""
 
@@ -71,6 +73,12 @@ def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data:
             f"the brightest of {len(known)} images of more than 8 bits has the grey level {brightest:g}, and {white} is white: they are "
             "dark, and few of their greys are told apart; data.white auto uses all"
         )
+    elif len(dim := known[examined.brightest[known] * DIM <= white]):
+        paths = [items[number].path for number in dim]
+        warnings.append(f"{_images(paths)}: no grey level above a {DIM:.0f}th of {white}, which is white: nearly black")
+    if len(over := known[examined.brightest[known] > white]):
+        paths = [items[number].path for number in over]
+        warnings.append(f"{_images(paths)}: grey levels above {white}, which is white: all of these look the same")
     return warnings
 
 

@@ -80,7 +80,7 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
     sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits)
     _say_once(
         f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
-        f"data {prepared.digest[:8]} in {prepared.folder}"
+        f"data {prepared.digest[:8]} in {prepared.folder}" + f"; data.white auto is {prepared.data.white}" * (data.white == "auto")
     )
     return prepared
 

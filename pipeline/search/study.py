@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -109,22 +110,30 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
 
 def _images(workspace: Workspace, experiment: Experiment, storage: BaseStorage) -> Prepared:
     """Prepare the images of a study; one of release 0.1.0 that is named goes on with them as it decoded them."""
-    data = experiment.base.data
-    prepared = prepare_images(workspace, data, experiment.base.tracking.log_images)
-    if prepared.digest == prepared.first_digest():
+    data, log_images = experiment.base.data, experiment.base.tracking.log_images
+    prepared = prepare_images(workspace, data, log_images)
+    if not experiment.study.name and prepared.digest == prepared.first_digest():
         return prepared
+    studies = {study.study_name: study.user_attrs.get(IDENTITY) for study in storage.get_all_studies()}
     base = with_white(experiment.base, prepared)
     origin = check(base, prepared, f"{experiment.path}: base")
-    before = {
-        study_name(experiment.name, base, origin, experiment.space, prepared.first_digest(), release) for release in ("", FIRST_RELEASE)
-    }
-    for study in storage.get_all_studies():
-        if study.user_attrs.get(IDENTITY) in before:
-            if study.study_name == experiment.study.name:
-                return prepare_images(workspace, data, experiment.base.tracking.log_images, version=1)
+
+    def identities(digest: str) -> set[str]:
+        return {study_name(experiment.name, base, origin, experiment.space, digest, release) for release in ("", FIRST_RELEASE)}
+
+    now, before = identities(prepared.digest), identities(prepared.first_digest())
+    named = studies.get(experiment.study.name)
+    if named is not None and named not in now:
+        with suppress(UserError):
+            # That release left images out which this one can read: their metadata is damaged. All are decoded to find out which.
+            first = prepare_images(workspace, data, log_images, version=1)
+            if named in identities(first.digest):
+                return first
+    for name, identity in studies.items():
+        if identity in before - now:
             say(
-                f"study {study.study_name} was begun on the same images as release {FIRST_RELEASE} decoded them, and is another one; "
-                f"--study.name {study.study_name} goes on with it"
+                f"study {name} was begun on the same images as release {FIRST_RELEASE} decoded them, and is another one; "
+                f"--study.name {name} goes on with it"
             )
     return prepared
 

@@ -210,8 +210,30 @@ def test_with_folds_white_is_that_of_all_that_is_not_test(tmp_path: Path) -> Non
 def test_it_is_warned_of_where_white_is_far_above_all_levels(tmp_path: Path, white: Any, brightest: int, message: str) -> None:
     reports: list[dict[str, Any]] = []
     prepare(with_white(write(tmp_path, brightest), white), tmp_path / "prepared", on_report=lambda report, _: reports.append(report))
-    warnings = [line for line in reports[0]["warnings"] if "is white" in line]
+    warnings = [line for line in reports[0]["warnings"] if "is white: they are" in line]
     assert [message in line for line in warnings] == [True] * bool(message)
+
+
+@pytest.mark.parametrize(
+    ("white", "warnings"),
+    [
+        (4095, ["12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"]),
+        (511, ["12 images (low/00.tif and others): grey levels above 511, which is white: all of these look the same"]),
+        ("auto", ["12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"]),
+    ],
+)
+def test_it_is_warned_of_pictures_that_white_leaves_nothing_of(tmp_path: Path, white: Any, warnings: list[str]) -> None:
+    for label, top in (("high", 100), ("low", 4000)):
+        folder = tmp_path / "scans" / label
+        folder.mkdir(parents=True)
+        for number in range(12):
+            levels = np.random.default_rng(number).integers(0, top, (16, 16)).astype(np.int32)
+            levels[0, 0] = top
+            Image.fromarray(levels).save(folder / f"{number:02d}.tif")
+    data = with_white(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore"), white)
+    reports: list[dict[str, Any]] = []
+    prepare(data, tmp_path / "prepared", on_report=lambda report, _: reports.append(report))
+    assert [line for line in reports[0]["warnings"] if "which is white" in line] == warnings
 
 
 def test_it_is_warned_of_where_thirty_two_bits_do_not_say_which_is_white(tmp_path: Path) -> None:

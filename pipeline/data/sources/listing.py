@@ -195,7 +195,9 @@ def unread_warnings(labelled: Iterable[tuple[str, str]]) -> list[str]:
         read[label] += extension in EXTENSIONS
         if (kind := of_extension.get(extension)) is not None:
             unread.setdefault(kind, Counter())[label] += 1
-            extensions.setdefault(kind, Counter())[extension] += 1
+            # As it is written: a pattern that a person copies from the message tells .HEIC from .heic.
+            written = extension if extension in (NO_EXTENSION, _NIFTI_PACKED) else os.path.splitext(path)[1]  # noqa: PTH122
+            extensions.setdefault(kind, Counter())[written] += 1
     lines = []
     for kind, counts in unread.items():
         of_label = {label: count / (read[label] + sum(others[label] for others in unread.values())) for label, count in counts.items()}
