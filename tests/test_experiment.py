@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,36 @@ def test_a_tab_in_yaml_is_named_by_its_line(file: Path) -> None:
 
 def test_a_control_character_is_no_yaml(file: Path) -> None:
     assert "not valid YAML" in error_of(file, "base: \x00\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("{a: " * 5000, "nested too deeply"),
+        ("base: " + "[" * 500 + "]" * 500, "nested too deeply"),
+        ("base: {training: {epochs: " + "9" * 5000 + "}}", "Exceeds the limit"),
+        ("base: 2020-13-45", "month must be in 1..12"),
+    ],
+)
+def test_yaml_that_python_cannot_hold_is_one_line(file: Path, text: str, why: str) -> None:
+    error = error_of(file, text)
+    assert "not valid YAML" in error and why in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes, devices and files that take no room")
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_file_that_does_not_end_is_refused(file: Path, kind: str) -> None:
+    match kind:
+        case "pipe":
+            os.mkfifo(file)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case _:
+            with file.open("wb") as opened:
+                opened.truncate(40_000_000_000)
+    with pytest.raises(UserError, match=r"cannot be read: (not a regular file|40000000000 bytes, more than 10000000)$"):
+        load(str(file), {})
 
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:

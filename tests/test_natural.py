@@ -18,6 +18,7 @@ from pipeline.natural import natural, natural_order
         ["class 2", "class 10", "class 10b", "Class 11"],
         ["01", "1", "1.5", "1.10", "2"],
         ["apple", "Banana", "cherry"],
+        ["9", "1" * 5000, "2" * 5000],
         ["", "0", "a", "é"],
         ["a1", "a1b2", "a1b10", "ab"],
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -314,6 +316,25 @@ def test_names_that_repeat_become_paths_unless_they_are_asked_for(cli: Cli, in_s
     assert list(pd.read_csv(out)["id"]) == [str(pictures / path) for path in table["id"]]
 
 
+def test_a_list_may_have_backslashes_and_a_path_twice(cli: Cli, in_smoke: Workspace, pictures: Path, tmp_path: Path) -> None:
+    first, *others = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.png"))
+    lines = [first, first, *(other.replace("/", "\\") for other in others)]
+    (pictures / "list.txt").write_text("\n".join(lines))
+    for options in ((), ("--predict.id", "name")):
+        out = tmp_path / "labels.csv"
+        done = cli("predict", "--model_uri", "models:/smoke@champion", "--images", pictures / "list.txt", "--out", out, *options)
+        assert done.code == 0 and "stands for" not in done.out, done.err
+        assert list(pd.read_csv(out)["id"]) == [Path(path).name for path in (first, first, *others)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_no_text_is_refused_before_anything_is_predicted(cli: Cli, in_smoke: Workspace, pictures: Path) -> None:
+    sorted(pictures.glob("*.png"))[0].rename(os.fsdecode(os.fsencode(pictures / "a") + b"\xff.png"))
+    refused = cli("predict", "--model_uri", "models:/smoke@champion", "--images", pictures)
+    assert refused.code == 2 and "images: 1 file names are not UTF-8; rename them" in refused.err
+    assert "Traceback" not in refused.err and not Path("predictions.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -339,7 +360,7 @@ def test_the_served_model_takes_base64_and_names_what_it_cannot_read(in_smoke: W
     assert list(answer.columns) == ["label", "confidence", "probabilities", "error"]
     assert answer["label"][0] == file.stem[3]
     assert sum(answer["probabilities"][0]) == pytest.approx(1)
-    assert list(answer["error"][1:]) == ["not a base64 image"] * 3
+    assert list(answer["error"][1:]) == ["not a base64 image", "not an image, or a damaged one", "not a base64 image"]
     assert list(answer["label"].isna()) == [False, True, True, True]
 
 

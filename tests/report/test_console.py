@@ -32,6 +32,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return of_width
 
 
+def test_a_line_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("data from folder:phone: 1 run :smile: [red]x[/red] from folder:rose:")
+    assert capsys.readouterr().out == "data from folder:phone: 1 run :smile: [red]x[/red] from folder:rose:\n"
+
+
 def study(count: int = 20, metric: str = "val/accuracy") -> pd.DataFrame:
     """Return the table of runs that differ in many settings."""
     rows = []

@@ -327,6 +327,19 @@ def test_labels_may_hold_anything(tmp_path: Path) -> None:
     assert count(tmp_path / "comparison.png", BLUE) > 30
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_a_terminal_acts_on_is_written_out_and_reaches_it_by_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "a\x1b[2J\x07\u202eb"
+    figures.confusion_matrix(tmp_path / "matrix.png", matrix(3), [hostile, "b", "c"], hostile)
+    figures.comparison(tmp_path / "comparison.png", [run()], [hostile])
+    preview(tmp_path / "preview.png", 1, names=[hostile])
+    written = r"a\x1b[2J\x07\u202eb"
+    figures.confusion_matrix(tmp_path / "other.png", matrix(3), [written, "b", "c"], written)
+    assert np.array_equal(pixels_of(tmp_path / "matrix.png"), pixels_of(tmp_path / "other.png"))
+    printed = capsys.readouterr()
+    assert not set("\x1b\x07\u202e") & set(printed.out + printed.err)
+
+
 def preview(file: Path, rows: int, size: int = 16, epochs: int = 8, names: list[str] | None = None) -> Path:
     rng = np.random.default_rng(0)
     originals = [rng.integers(0, 256, (3, size + 4, size + 8 * row), dtype=np.uint8) for row in range(rows)]
