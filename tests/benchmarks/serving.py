@@ -41,7 +41,7 @@ def draw(megabytes: list[float], file: Path) -> None:
     axes = figure.subplots()
     axes.plot(megabytes, label="after each request", linewidth=1)
     axes.axhline(MOST * megabytes[10], linestyle="--", color="tab:red", label=f"{MOST} times that after the tenth")
-    axes.set(xlabel="hostile requests", ylabel="memory of the server in MB", ylim=(0, None))
+    axes.set(xlabel="hostile requests", ylabel="memory of the server in MB", ylim=(0, 1.2 * max(megabytes)))
     axes.set_title("Memory of a served model", loc="left")
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=100)
