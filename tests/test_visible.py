@@ -70,12 +70,10 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_whose_password_cannot_be_told_is_refused_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: address)
+def test_an_address_whose_password_cannot_be_told_is_refused_without_it(folder: Path, address: str) -> None:
+    mlflow.set_tracking_uri(address)
     with pytest.raises(UserError, match=r"^study\.storage: .*%40 stands for @") as storage:
-        Database(address, tmp_path)
+        Database(address, folder)
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: .*%2F for /") as tracking:
         open_workspace("quick")
     assert not any(part in f"{storage.value}{tracking.value}" for part in ("s3", "cr3t"))
@@ -90,6 +88,7 @@ def test_an_address_whose_password_cannot_be_told_is_refused_without_it(
         "postgresql+psycopg://me:p%40s%2Fs@h:5/x?a=b",
         "/a/b",
         "databricks",
+        "file:/a/me@b/c",
     ],
 )
 def test_other_addresses_are_clear(address: str) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import exc, make_url
 from pipeline.errors import UserError
 
 _HOW = "is no address; in a password %40 stands for @, %2F for /, %3A for :, %23 for #, %3F for ?, %20 for a blank"
-_BARE = re.compile(r"[^/@]*:[^@]*@|.*\b(password|pwd)=", re.IGNORECASE)
+_BARE = re.compile(r"(?!file:)[^/@]*:[^@]*@|.*\b(password|pwd)=", re.IGNORECASE)
 """What somebody gives who leaves the scheme out, or writes what other programs take."""
 
 
@@ -35,8 +35,9 @@ def check_address(setting: str, address: str) -> None:
 def _is_clear(scheme: str, address: str) -> bool:
     try:
         if scheme in ("http", "https"):
-            parts = urlsplit(address)
-            return parts.port is None or parts.port >= 0
+            # What stands before the first slash, up to which a password goes, is taken for a port.
+            _ = urlsplit(address).port
+            return True
         url = make_url(address)
     except (ValueError, exc.ArgumentError):
         return False
