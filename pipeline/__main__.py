@@ -17,7 +17,16 @@ from types import ModuleType, TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import Interrupted, ManyProcesses, PipelineError, ProcessKilled, StoreAway, Unwritable, UserError, unknown_name
+from pipeline.errors import (
+    Interrupted,
+    ManyProcesses,
+    PipelineError,
+    ProcessKilled,
+    StoreAway,
+    Unwritable,
+    UserError,
+    unknown_name,
+)
 from pipeline.files import out_of_room
 from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
@@ -54,7 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:
-        told = error if isinstance(error, PipelineError) else _told_of_disk(error) or _told_of_store(error)
+        told = (
+            error
+            if isinstance(error, PipelineError)
+            else _told_of_disk(error) or _told_of_store(error)
+        )
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -101,7 +114,11 @@ def _told_of_disk(error: Exception) -> PipelineError | None:
     if isinstance(error, PermissionError) and error.filename:
         return Unwritable(f"{error.filename}: {error.strerror}")
     reason = out_of_room(error)
-    return Unwritable(f"nothing can be written any more: {reason}; make room and start again") if reason else None
+    return (
+        Unwritable(f"nothing can be written any more: {reason}; make room and start again")
+        if reason
+        else None
+    )
 
 
 def _told_of_store(error: Exception) -> PipelineError | None:
@@ -165,7 +182,10 @@ def _is_helper() -> bool:
 def _overview() -> str:
     width = max(map(len, STEPS))
     lines = "\n".join(f"  {step:<{width}}  {text}" for step, text in STEPS.items())
-    usage, hint = "usage: python -m pipeline STEP [--name value ...]", "python -m pipeline STEP --help lists the options of a step."
+    usage, hint = (
+        "usage: python -m pipeline STEP [--name value ...]",
+        "python -m pipeline STEP --help lists the options of a step.",
+    )
     return f"{usage}\n\nsteps:\n{lines}\n\n{hint}"
 
 
@@ -189,7 +209,9 @@ def _isolate_children() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     project = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join([project, *(path for path in paths if path not in ("", project))])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [project, *(path for path in paths if path not in ("", project))]
+    )
 
 
 def _enter_callers_folder() -> None:
@@ -212,9 +234,15 @@ def _watch_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _tell_of_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _tell_of_bug(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Print the traceback of an error that nobody expected, without passwords of addresses."""
-    print(without_password("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    print(
+        without_password("".join(traceback.format_exception(kind, error, trace))),
+        end="",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

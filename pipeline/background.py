@@ -74,7 +74,9 @@ class Background:
             if replaces and self._tasks and self._tasks[-1][1] == replaces:
                 self._tasks[-1] = (task, replaces)
                 return
-            if not self._changed.wait_for(lambda: len(self._tasks) < self._most_waiting, timeout=patience):
+            if not self._changed.wait_for(
+                lambda: len(self._tasks) < self._most_waiting, timeout=patience
+            ):
                 return
             self._tasks.append((task, replaces))
             self._changed.notify_all()
@@ -147,7 +149,10 @@ class Background:
                 self._changed.wait_for(lambda: self._tasks or self._is_closed)
                 if self._tasks and self._tasks[0][1]:
                     seconds = max(resumes - time.monotonic(), 0)
-                    self._changed.wait_for(lambda: len(self._tasks) != 1 or self._is_awaited or self._is_closed, timeout=seconds)
+                    self._changed.wait_for(
+                        lambda: len(self._tasks) != 1 or self._is_awaited or self._is_closed,
+                        timeout=seconds,
+                    )
                 if not self._tasks:
                     if self._is_closed:
                         return

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, first_line, nearest
@@ -70,7 +79,9 @@ def more(default: Any, description: str, **facts_and_rules: Any) -> Any:
     """Declare a field that ``--help`` shows under "more"; see `Facts`, and pydantic's rules such as ``ge``."""
     known = Facts(**{name: value for name, value in facts_and_rules.items() if name in _FACTS})
     rules = {name: value for name, value in facts_and_rules.items() if name not in _FACTS}
-    return Field(default, description=description, json_schema_extra=cast(Any, {"facts": known}), **rules)
+    return Field(
+        default, description=description, json_schema_extra=cast(Any, {"facts": known}), **rules
+    )
 
 
 def facts_of(field: FieldInfo) -> Facts:
@@ -102,7 +113,9 @@ def valid_name(text: str) -> str:
     """
     wrong = re.search(FORBIDDEN_IN_NAMES, text)
     if wrong or text in (".", "..") or len(text) > 120:
-        raise ValueError("a name has at most 120 characters, none of them / \\ : , % ? quotes or control characters, and is not . or ..")
+        raise ValueError(
+            "a name has at most 120 characters, none of them / \\ : , % ? quotes or control characters, and is not . or .."
+        )
     return text
 
 
@@ -147,10 +160,14 @@ class Data(Section):
         min_length=1,
         **_OF_IMAGES,
     )
-    image_size: int = essential(224, "Side in pixels of the square image the network sees.", ge=8, le=2048, label="size")
+    image_size: int = essential(
+        224, "Side in pixels of the square image the network sees.", ge=8, le=2048, label="size"
+    )
     batch_size: int = essential(32, "Images per optimizer step.", ge=1, label="batch")
     augment: list[str | dict[str, Any]] = essential(
-        [], "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order.", label="augment"
+        [],
+        "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order.",
+        label="augment",
     )
     store_size: int = more(
         0,
@@ -158,8 +175,16 @@ class Data(Section):
         ge=0,
         le=4096,
     )
-    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more("bilinear", "How images are resized to store_size.")
-    val_fraction: float = more(0.15, "Part of the images that validates, where the source has no val folder.", gt=0, lt=1, **_OF_IMAGES)
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = more(
+        "bilinear", "How images are resized to store_size."
+    )
+    val_fraction: float = more(
+        0.15,
+        "Part of the images that validates, where the source has no val folder.",
+        gt=0,
+        lt=1,
+        **_OF_IMAGES,
+    )
     test_fraction: float = more(
         0.15,
         "Part of the images that is kept for the test, where the source has no test folder.",
@@ -198,7 +223,12 @@ class Data(Section):
         le=16,
         **_OF_IMAGES,
     )
-    folds: int = essential(0, "Cross-validate over this many folds of what is not test; 0: one validation split.", ge=0, **_OF_IMAGES)
+    folds: int = essential(
+        0,
+        "Cross-validate over this many folds of what is not test; 0: one validation split.",
+        ge=0,
+        **_OF_IMAGES,
+    )
     fold: Fold = essential(
         0,
         "The fold that validates, from 0; all, in a study: every configuration on every fold.",
@@ -211,8 +241,14 @@ class Data(Section):
         hashed=False,
         shared="all trainings of a study read images in the same way",
     )
-    max_pixels: int = more(64_000_000, "Images of more pixels are refused before they are decoded.", ge=1, **_OF_IMAGES)
-    background: str = more("white", "Colour below transparent pixels, and beside padded pictures: a name, or #rrggbb.", shared=_SAME_IMAGES)
+    max_pixels: int = more(
+        64_000_000, "Images of more pixels are refused before they are decoded.", ge=1, **_OF_IMAGES
+    )
+    background: str = more(
+        "white",
+        "Colour below transparent pixels, and beside padded pictures: a name, or #rrggbb.",
+        shared=_SAME_IMAGES,
+    )
     fit: Fit = more(
         "crop",
         "What becomes of pictures that are not square: crop (the middle is seen), pad (all of it, beside it data.background) or stretch "
@@ -232,11 +268,21 @@ class Data(Section):
         "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.",
         **_OF_IMAGES,
     )
-    labels: str = more("", "csv: a second CSV with the labels, row by row in the same order.", **_OF_IMAGES)
-    image_column: str = more("image", "csv: column of the image's path, with or without extension.", **_OF_IMAGES)
+    labels: str = more(
+        "", "csv: a second CSV with the labels, row by row in the same order.", **_OF_IMAGES
+    )
+    image_column: str = more(
+        "image", "csv: column of the image's path, with or without extension.", **_OF_IMAGES
+    )
     label_column: str = more("label", "csv: column of the class.", **_OF_IMAGES)
-    split_column: str = more("split", "csv: column of the split (train, val or test), where there is one.", **_OF_IMAGES)
-    group_column: str = more("group", "csv: column of what must stay on one side of a split (a patient), where there is one.", **_OF_IMAGES)
+    split_column: str = more(
+        "split", "csv: column of the split (train, val or test), where there is one.", **_OF_IMAGES
+    )
+    group_column: str = more(
+        "group",
+        "csv: column of what must stay on one side of a split (a patient), where there is one.",
+        **_OF_IMAGES,
+    )
 
     @field_validator("background")
     @classmethod
@@ -249,9 +295,13 @@ class Data(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Data:
         if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}")
+            raise ValueError(
+                f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}"
+            )
         if 0 < self.store_size < self.image_size:
-            raise ValueError(f"store_size must be at least image_size ({self.image_size}), got {self.store_size}")
+            raise ValueError(
+                f"store_size must be at least image_size ({self.image_size}), got {self.store_size}"
+            )
         if self.fit != "crop" and self.store_size > self.image_size:
             raise ValueError(
                 f"store_size must be 0 or image_size ({self.image_size}) with fit {self.fit}, got {self.store_size}: of a larger picture "
@@ -261,7 +311,9 @@ class Data(Section):
             raise ValueError("folds must be 0 (none) or at least 2, got 1")
         if self.fold != "all" and not 0 <= self.fold < max(self.folds, 1):
             raise ValueError(
-                f"fold must be all or below folds ({self.folds}), got {self.fold}" if self.folds else f"fold {self.fold} needs folds"
+                f"fold must be all or below folds ({self.folds}), got {self.fold}"
+                if self.folds
+                else f"fold {self.fold} needs folds"
             )
         if self.fold == "all" and not self.folds:
             raise ValueError("fold all needs folds, such as folds 5")
@@ -272,7 +324,11 @@ class Data(Section):
         """`store_size` with 0 resolved, in pixels. Tiny images are framed already, and what is kept whole is not cropped."""
         if self.store_size:
             return self.store_size
-        return self.image_size if self.image_size < 128 or self.fit != "crop" else round(self.image_size * 256 / 224)
+        return (
+            self.image_size
+            if self.image_size < 128 or self.fit != "crop"
+            else round(self.image_size * 256 / 224)
+        )
 
     @property
     def name(self) -> str:
@@ -298,19 +354,31 @@ class Model(Section):
         "one's own models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model. A head for another number of classes is replaced.",
         label="weights",
     )
-    freeze: Literal["none", "backbone"] = essential("none", "backbone trains the new head only, on fixed features.", label="freeze")
+    freeze: Literal["none", "backbone"] = essential(
+        "none", "backbone trains the new head only, on fixed features.", label="freeze"
+    )
     dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1, label="dropout")
 
 
 class Optimizer(Section):
     """How weights are updated."""
 
-    name: Literal["sgd", "adam", "adamw"] = essential("adamw", "sgd, adam or adamw.", label="optimizer")
-    lr: float = essential(1e-3, "Learning rate; with a schedule, its highest value.", gt=0, label="lr")
-    weight_decay: float = essential(1e-4, "Weight decay: L2 penalty for sgd and adam, decoupled for adamw.", ge=0, label="wd")
-    momentum: float = more(0.9, "Momentum of sgd.", ge=0, lt=1, label="momentum", applies={"optimizer.name": ("sgd",)})
+    name: Literal["sgd", "adam", "adamw"] = essential(
+        "adamw", "sgd, adam or adamw.", label="optimizer"
+    )
+    lr: float = essential(
+        1e-3, "Learning rate; with a schedule, its highest value.", gt=0, label="lr"
+    )
+    weight_decay: float = essential(
+        1e-4, "Weight decay: L2 penalty for sgd and adam, decoupled for adamw.", ge=0, label="wd"
+    )
+    momentum: float = more(
+        0.9, "Momentum of sgd.", ge=0, lt=1, label="momentum", applies={"optimizer.name": ("sgd",)}
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = more(
-        (0.9, 0.999), "Decay rates of the two moments of adam and adamw.", applies={"optimizer.name": ("adam", "adamw")}
+        (0.9, 0.999),
+        "Decay rates of the two moments of adam and adamw.",
+        applies={"optimizer.name": ("adam", "adamw")},
     )
 
 
@@ -318,7 +386,9 @@ class Schedule(Section):
     """How the learning rate changes over time."""
 
     name: Literal["none", "exponential", "step", "cosine", "plateau"] = essential(
-        "none", "Decay of the learning rate: none, exponential, step, cosine or plateau.", label="decay"
+        "none",
+        "Decay of the learning rate: none, exponential, step, cosine or plateau.",
+        label="decay",
     )
     gamma: float | None = more(
         None,
@@ -329,12 +399,28 @@ class Schedule(Section):
         applies={"schedule.name": ("exponential", "step", "plateau")},
     )
     min_lr: float = more(
-        0.0, "The learning rate never decays below this.", ge=0, applies={"schedule.name": ("exponential", "step", "cosine", "plateau")}
+        0.0,
+        "The learning rate never decays below this.",
+        ge=0,
+        applies={"schedule.name": ("exponential", "step", "cosine", "plateau")},
     )
-    warmup_epochs: float = more(0.0, "Epochs over which the learning rate rises linearly to optimizer.lr.", ge=0, label="warmup")
-    step_epochs: int = more(10, "Epochs between two steps of the step schedule.", ge=1, applies={"schedule.name": ("step",)})
+    warmup_epochs: float = more(
+        0.0,
+        "Epochs over which the learning rate rises linearly to optimizer.lr.",
+        ge=0,
+        label="warmup",
+    )
+    step_epochs: int = more(
+        10,
+        "Epochs between two steps of the step schedule.",
+        ge=1,
+        applies={"schedule.name": ("step",)},
+    )
     plateau_epochs: int = more(
-        3, "Epochs without a lower validation loss after which plateau decays.", ge=1, applies={"schedule.name": ("plateau",)}
+        3,
+        "Epochs without a lower validation loss after which plateau decays.",
+        ge=1,
+        applies={"schedule.name": ("plateau",)},
     )
 
     @model_validator(mode="before")
@@ -349,17 +435,33 @@ class Training(Section):
     """How long, where, and with which random numbers."""
 
     epochs: int = essential(10, "Passes over the training images.", ge=1, label="epochs")
-    seed: int = essential(0, "Seed of weights, order of images, dropout and augmentation.", ge=0, lt=2**31, hashed=False, label="seed")
-    patience: int = essential(0, "Stop after this many epochs without a training.best_metric at least as good as the best; 0: never.", ge=0)
+    seed: int = essential(
+        0,
+        "Seed of weights, order of images, dropout and augmentation.",
+        ge=0,
+        lt=2**31,
+        hashed=False,
+        label="seed",
+    )
+    patience: int = essential(
+        0,
+        "Stop after this many epochs without a training.best_metric at least as good as the best; 0: never.",
+        ge=0,
+    )
     class_weights: Literal["none", "balanced"] = essential(
-        "none", "balanced weighs each class in the training loss by the inverse of how frequent it is."
+        "none",
+        "balanced weighs each class in the training loss by the inverse of how frequent it is.",
     )
-    best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = more(
-        "val/accuracy",
-        "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest.",
-        shared="a study is ranked by one metric",
+    best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = (
+        more(
+            "val/accuracy",
+            "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest.",
+            shared="a study is ranked by one metric",
+        )
     )
-    label_smoothing: float = more(0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1)
+    label_smoothing: float = more(
+        0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1
+    )
     feature_views: int = more(
         0,
         "With model.freeze backbone and data.augment: fixed views of each image, whose features are computed once; 0 augments anew each "
@@ -367,23 +469,35 @@ class Training(Section):
         ge=0,
         applies={"model.freeze": ("backbone",), "data.augment": NOT_EMPTY},
     )
-    clip_norm: float = more(0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0)
+    clip_norm: float = more(
+        0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = essential(
-        "auto", "Number format: fp32, bf16 or fp16 (mixed), or auto: the fastest here, measured on a few steps, once per study and network."
+        "auto",
+        "Number format: fp32, bf16 or fp16 (mixed), or auto: the fastest here, measured on a few steps, once per study and network.",
     )
     memory_format: Literal["auto", "contiguous", "channels_last"] = more(
-        "auto", "Order of images and weights in memory; auto: the faster one, measured together with precision."
+        "auto",
+        "Order of images and weights in memory; auto: the faster one, measured together with precision.",
     )
     compile: bool = more(
         False,
         "Compile the network with torch.compile: takes a minute at first, needs a C++ compiler on a CPU; auto is measured without.",
     )
-    deterministic: bool = more(False, "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.", hashed=False)
+    deterministic: bool = more(
+        False,
+        "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.",
+        hashed=False,
+    )
     checkpoint_seconds: float = more(
-        60.0, "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.", ge=0, hashed=False
+        60.0,
+        "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.",
+        ge=0,
+        hashed=False,
     )
     sampler: Literal["shuffle", "balanced"] = more(
-        "shuffle", "shuffle shows every training image once an epoch; balanced draws as many, every class equally often."
+        "shuffle",
+        "shuffle shows every training image once an epoch; balanced draws as many, every class equally often.",
     )
     processes: int = more(
         1,
@@ -393,13 +507,18 @@ class Training(Section):
         shared="all of a study are trained by the same processes",
     )
     device: str = more(
-        "auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", hashed=False
+        "auto",
+        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        hashed=False,
     )
 
     @model_validator(mode="after")
     def _balanced_once(self) -> Training:
         if self.class_weights == self.sampler == "balanced":
-            raise ValueError("class_weights and sampler are both balanced, which would correct twice; balance one of them")
+            raise ValueError(
+                "class_weights and sampler are both balanced, which would correct twice; balance one of them"
+            )
         return self
 
 
@@ -417,17 +536,30 @@ class Tracking(Section):
 class Study(Section):
     """How many configurations are tried, and how."""
 
-    name: Name = more("", "Name of the study; empty: from the experiment, its configuration, space and data.")
-    trials: int = essential(0, "Trainings in all, list and search together; 0: the list's length, or 20 with a space.", ge=0)
-    repeats: int = more(1, "How often each entry of the list is trained, each time with the next seed.", ge=1)
+    name: Name = more(
+        "", "Name of the study; empty: from the experiment, its configuration, space and data."
+    )
+    trials: int = essential(
+        0,
+        "Trainings in all, list and search together; 0: the list's length, or 20 with a space.",
+        ge=0,
+    )
+    repeats: int = more(
+        1, "How often each entry of the list is trained, each time with the next seed.", ge=1
+    )
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
     pruner: Literal["hyperband", "median", "none"] = essential(
-        "none", "When a searched trial is given up early, which saves epochs and misses more of the best; entries of the list never are."
+        "none",
+        "When a searched trial is given up early, which saves epochs and misses more of the best; entries of the list never are.",
     )
     target: float = more(
-        0.0, "Score to reach (validation accuracy, or training.best_metric); the comparison says who did, and when; 0: none.", ge=0
+        0.0,
+        "Score to reach (validation accuracy, or training.best_metric); the comparison says who did, and when; 0: none.",
+        ge=0,
     )
-    storage: str = more("", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's.")
+    storage: str = more(
+        "", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's."
+    )
 
 
 class Configuration(Section):
@@ -487,18 +619,28 @@ def merge(*layers: Mapping[str, Any]) -> Raw:
 
 def nest(dotted: Mapping[str, Any]) -> Raw:
     """Return ``{"a.b": c}`` as ``{"a": {"b": c}}``."""
-    return merge(*({section: {field: value}} for name, value in dotted.items() for section, _, field in [name.partition(".")]))
+    return merge(
+        *(
+            {section: {field: value}}
+            for name, value in dotted.items()
+            for section, _, field in [name.partition(".")]
+        )
+    )
 
 
 def field_names() -> list[str]:
     """Return the dotted name of every configuration field."""
-    return [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+    return [
+        f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields
+    ]
 
 
 def declared(section_names: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo]]:
     """Yield ``(dotted name, definition)`` of every field of a configuration, of some sections or of all but the study's."""
     for section in section_names or [name for name in SECTIONS if name != "study"]:
-        yield from ((f"{section}.{name}", field) for name, field in SECTIONS[section].model_fields.items())
+        yield from (
+            (f"{section}.{name}", field) for name, field in SECTIONS[section].model_fields.items()
+        )
 
 
 def identifies_study(dotted: str) -> bool:
@@ -523,7 +665,8 @@ def applies(dotted: str, values: Mapping[str, Any]) -> bool:
     field = field_info(dotted)
     conditions = facts_of(field).applies if field else {}
     return all(
-        str(values.get(other)) in allowed if allowed else str(values.get(other)) not in _EMPTY for other, allowed in conditions.items()
+        str(values.get(other)) in allowed if allowed else str(values.get(other)) not in _EMPTY
+        for other, allowed in conditions.items()
     )
 
 
@@ -550,8 +693,12 @@ def parse(model: type[SomeModel], raw: Any, where: str) -> SomeModel:
 
 def _explain(detail: Raw, model: type[BaseModel]) -> str:
     # Of a union pydantic names the branch too: ("augment", 0, "str").
-    location = [part for part in detail["loc"] if part != "str" and not str(part).startswith("dict[")]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    location = [
+        part for part in detail["loc"] if part != "str" and not str(part).startswith("dict[")
+    ]
+    name = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
+    ).lstrip(".")
     if detail["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
         prefix = ".".join(map(str, location[:-1])) + "." if location[:-1] else ""
@@ -565,14 +712,20 @@ def _explain(detail: Raw, model: type[BaseModel]) -> str:
     if isinstance(given, Mapping | BaseModel):
         return f"{name}: {message}" if name else message
     close = ""
-    if detail["type"] == "literal_error" and (field := _model_at(model, location[:-1]).model_fields.get(str(location[-1]))) is not None:
+    if (
+        detail["type"] == "literal_error"
+        and (field := _model_at(model, location[:-1]).model_fields.get(str(location[-1])))
+        is not None
+    ):
         close = nearest(str(given), map(str, get_args(field.annotation)))
     return f"{name}: {given!r} given; {message}{close}"
 
 
 def _model_at(model: type[BaseModel], location: list[Any]) -> type[BaseModel]:
     for part in location:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        annotation = (
+            model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        )
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return model

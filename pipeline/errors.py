@@ -53,7 +53,9 @@ class UserError(PipelineError):
         self.findings = list(findings)
 
     def __str__(self) -> str:
-        return "\n".join([_shown(self.message), *(f"  {_shown(finding)}" for finding in self.findings)])
+        return "\n".join(
+            [_shown(self.message), *(f"  {_shown(finding)}" for finding in self.findings)]
+        )
 
 
 class Unreachable(UserError):
@@ -126,7 +128,9 @@ def may_pass(error: BaseException) -> bool:
     Not where the configuration is the reason: its loss is not finite, or it is wrong. A full disk, a busy GPU, a server's error or a
     missing download may be gone by then.
     """
-    return isinstance(error, Unreachable | InUse) or not isinstance(error, UserError | LossNotFinite)
+    return isinstance(error, Unreachable | InUse) or not isinstance(
+        error, UserError | LossNotFinite
+    )
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -145,5 +149,9 @@ def first_line(error: BaseException) -> str:
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not among the allowed ones."""
     names = list(allowed)
-    shown = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:12])}, … ({len(names)} in all)"
+    shown = (
+        ", ".join(names)
+        if len(names) <= 20
+        else f"{', '.join(names[:12])}, … ({len(names)} in all)"
+    )
     return UserError(f"unknown {kind} {given!r}{nearest(given, names)}; allowed: {shown}")

@@ -10,7 +10,20 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.config import SECTIONS, Configuration, Name, Raw, Study, declared, facts_of, field_info, merge, nest, parse, parse_yaml
+from pipeline.config import (
+    SECTIONS,
+    Configuration,
+    Name,
+    Raw,
+    Study,
+    declared,
+    facts_of,
+    field_info,
+    merge,
+    nest,
+    parse,
+    parse_yaml,
+)
 from pipeline.errors import UserError, first_line, nearest, unknown_name
 from pipeline.files import read_regular
 from pipeline.trust import name_images, name_network
@@ -53,9 +66,13 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a name is needed, got a list or a mapping", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a name is needed, got a list or a mapping", key_node.start_mark
+                )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -98,10 +115,17 @@ class Experiment:
             return self
 
         def put(configuration: Configuration) -> Configuration:
-            return configuration.model_copy(update={"data": configuration.data.model_copy(update={"white": white})})
+            return configuration.model_copy(
+                update={"data": configuration.data.model_copy(update={"white": white})}
+            )
 
         overrides = merge(self.overrides, {"data": {"white": white}})
-        return replace(self, base=put(self.base), entries=[put(entry) for entry in self.entries], overrides=overrides)
+        return replace(
+            self,
+            base=put(self.base),
+            entries=[put(entry) for entry in self.entries],
+            overrides=overrides,
+        )
 
     def sampled(self, values: Mapping[str, Any]) -> Configuration:
         """Return base with `values` (dotted field to value) put in."""
@@ -127,13 +151,22 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     unknown = [str(key) for key in raw if key not in _allowed_keys()]
     if unknown:
         raise UserError(f"{where}: {unknown_name('field', unknown[0], _allowed_keys())}")
-    raw_base = merge(_sections(where, "base", raw.get("base")), _sections(where, "", {key: raw[key] for key in SECTIONS if key in raw}))
-    study = parse(Study, {**raw_base.pop("study", {}), **overrides.get("study", {})}, f"{where}: study")
+    raw_base = merge(
+        _sections(where, "base", raw.get("base")),
+        _sections(where, "", {key: raw[key] for key in SECTIONS if key in raw}),
+    )
+    study = parse(
+        Study, {**raw_base.pop("study", {}), **overrides.get("study", {})}, f"{where}: study"
+    )
     fixed = {key: value for key, value in overrides.items() if key != "study"}
     base = _configuration(where, "base", raw_base, fixed)
     entries = [
         _configuration(
-            where, f"configs[{index}]", raw_base, _sections(where, f"configs[{index}]", "nothing" if entry is None else entry), fixed
+            where,
+            f"configs[{index}]",
+            raw_base,
+            _sections(where, f"configs[{index}]", "nothing" if entry is None else entry),
+            fixed,
         )
         for index, entry in enumerate(_expect(where, "configs", raw.get("configs"), list))
     ]
@@ -145,17 +178,27 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     space = _space(where, _expect(where, "space", raw.get("space"), dict), raw_base, fixed)
     if fast:
         # Scaled down, all trials have the same.
-        space = {name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST}
+        space = {
+            name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST
+        }
         base, entries = scaled_down(base), [scaled_down(entry) for entry in entries]
     choices = space.get("model.name", [])
-    for network in (base.model.name, *(entry.model.name for entry in entries), *(map(str, choices) if isinstance(choices, list) else ())):
+    for network in (
+        base.model.name,
+        *(entry.model.name for entry in entries),
+        *(map(str, choices) if isinstance(choices, list) else ()),
+    ):
         if network.startswith("file:"):
             name_network(network)
     for one in (base, *entries):
         name_images(one.data.source, one.data.root, one.data.labels)
-    given_name = parse(_Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment").name
+    given_name = parse(
+        _Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment"
+    ).name
     full_name = named(given_name or base.data.name, fast)
-    return Experiment(file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast)
+    return Experiment(
+        file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast
+    )
 
 
 def named(name: str, fast: bool) -> str:
@@ -191,7 +234,10 @@ def _sections(where: str, part: str, raw: Any) -> Raw:
     """Return sections by name, each a mapping; other keys are left for the validation to name."""
     sections = _expect(where, part, raw, dict)
     prefix = f"{part}." if part else ""
-    return {str(key): _expect(where, f"{prefix}{key}", value, dict) if key in SECTIONS else value for key, value in sections.items()}
+    return {
+        str(key): _expect(where, f"{prefix}{key}", value, dict) if key in SECTIONS else value
+        for key, value in sections.items()
+    }
 
 
 def _allowed_keys() -> list[str]:
@@ -202,21 +248,33 @@ def _read(file: Path) -> Raw:
     try:
         text = read_regular(file, MOST_BYTES).decode()
     except FileNotFoundError:
-        siblings = sorted(str(other) for other in file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
-        raise UserError(f"experiment file {str(file)!r} does not exist{nearest(str(file), siblings)}") from None
+        siblings = (
+            sorted(str(other) for other in file.parent.glob("*.y*ml"))
+            if file.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"experiment file {str(file)!r} does not exist{nearest(str(file), siblings)}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"experiment file {str(file)!r} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
+        raise UserError(
+            f"experiment file {str(file)!r} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from None
     try:
         raw = parse_yaml(text, _UniqueKeys)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{file}, line {line}: not valid YAML: {error.problem or error.context}") from None
+        raise UserError(
+            f"{file}, line {line}: not valid YAML: {error.problem or error.context}"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {first_line(error)}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise UserError(f"{file}: must hold fields such as base and configs, got a {type(raw).__name__}")
+        raise UserError(
+            f"{file}: must hold fields such as base and configs, got a {type(raw).__name__}"
+        )
     return raw
 
 
@@ -232,9 +290,13 @@ def scaled_down(configuration: Configuration) -> Configuration:
     epochs = min(training.epochs, FAST["epochs"])
     return configuration.model_copy(
         update={
-            "data": data.model_copy(update={**smaller, "limit": min(data.limit or FAST["limit"], FAST["limit"])}),
+            "data": data.model_copy(
+                update={**smaller, "limit": min(data.limit or FAST["limit"], FAST["limit"])}
+            ),
             "training": training.model_copy(update={"epochs": epochs}),
-            "schedule": schedule.model_copy(update={"warmup_epochs": min(schedule.warmup_epochs, epochs)}),
+            "schedule": schedule.model_copy(
+                update={"warmup_epochs": min(schedule.warmup_epochs, epochs)}
+            ),
         }
     )
 
@@ -249,7 +311,12 @@ def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
 
         def typed(given: Any, name: str = name, section: str = section, field: str = field) -> Any:
             # YAML 1.1 reads 1e-3 as text; what is searched must have the field's own type.
-            return getattr(getattr(_configuration(where, "space", raw_base, nest({name: given}), fixed), section), field)
+            return getattr(
+                getattr(
+                    _configuration(where, "space", raw_base, nest({name: given}), fixed), section
+                ),
+                field,
+            )
 
         if field in fixed.get(section, {}):
             continue
@@ -261,7 +328,9 @@ def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
                 typed(int(end) if is_integer(name) else end)
             space[name] = limits
         else:
-            raise UserError(f"{where}: space: {name} must be a list of choices or {{low: …, high: …}}, got {value!r}")
+            raise UserError(
+                f"{where}: space: {name} must be a list of choices or {{low: …, high: …}}, got {value!r}"
+            )
     return space
 
 

@@ -72,7 +72,9 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
         OSError: It cannot be read, is none that ends (a pipe, a device), or is too large.
     """
     # Opening a pipe waits for who writes to it, unless it is said not to.
-    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(
+        file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -109,7 +111,13 @@ def unwritable_file(file: Path) -> str:
     """Return why a file cannot be written to in its place; empty where it can, or can be made."""
     if file.exists():
         # Not opened: closing it would release the locks that SQLite holds on it in this process.
-        return "" if file.is_file() and os.access(file, os.W_OK) else "it is read-only" if file.is_file() else "it is no file"
+        return (
+            ""
+            if file.is_file() and os.access(file, os.W_OK)
+            else "it is read-only"
+            if file.is_file()
+            else "it is no file"
+        )
     return unwritable(file.parent)
 
 
@@ -118,7 +126,9 @@ def out_of_room(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
             return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_SQLITE_OUT_OF_ROOM):
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(
+            _SQLITE_OUT_OF_ROOM
+        ):
             return f"a local database: {error}"
         # As libraries written in Rust tell it, safetensors among them.
         if any(f"(os error {number})" in str(error) for number in _OUT_OF_ROOM):
@@ -146,7 +156,9 @@ def sha256_over(contents: Mapping[str, bytes]) -> str:
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
-    return hashlib.sha256("".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()
+    ).hexdigest()
 
 
 @contextmanager
@@ -184,8 +196,15 @@ def child(folder: Path, name: str) -> Path:
     Raises:
         UserError: The name leads elsewhere, or is none.
     """
-    if name in ("", ".", "..") or any(character in name for character in "/\\\0") or Path(name).is_absolute() or Path(name).drive:
-        raise UserError(f"{name!r} is no name of a file in {folder}; a name without / and \\ is needed")
+    if (
+        name in ("", ".", "..")
+        or any(character in name for character in "/\\\0")
+        or Path(name).is_absolute()
+        or Path(name).drive
+    ):
+        raise UserError(
+            f"{name!r} is no name of a file in {folder}; a name without / and \\ is needed"
+        )
     return folder / name
 
 
@@ -197,6 +216,8 @@ def remove_child(folder: Path, name: str) -> None:
     """
     path = child(folder, name)
     if path.is_symlink() or path.resolve().parent != folder.resolve():
-        raise UserError(f"{path} is a link; only a folder that stands in {folder} itself is removed")
+        raise UserError(
+            f"{path} is a link; only a folder that stands in {folder} itself is removed"
+        )
     if path.is_dir():
         shutil.rmtree(path)

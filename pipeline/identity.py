@@ -22,7 +22,9 @@ _LATER_ORIGINS = ("head", "normalisation")
 """What of a model's origin release 0.1.0 did not look at."""
 
 
-def hashed_fields(configuration: Configuration, origin: Mapping[str, str], release: str = "") -> dict[str, Any]:
+def hashed_fields(
+    configuration: Configuration, origin: Mapping[str, str], release: str = ""
+) -> dict[str, Any]:
     """Return the fields that change the result, by dotted name.
 
     Args:
@@ -35,7 +37,9 @@ def hashed_fields(configuration: Configuration, origin: Mapping[str, str], relea
     values = configuration.flat() | {"model.name": network, "model.weights": origin["weights"]}
     values["data.store_size"] = configuration.data.stored_size
     fields = {name: values[name] for name, field in declared() if _is_hashed(name, field, values)}
-    return fields | {f"model.{name}": origin[name] for name in _LATER_ORIGINS if name in origin and not is_first}
+    return fields | {
+        f"model.{name}": origin[name] for name in _LATER_ORIGINS if name in origin and not is_first
+    }
 
 
 def _is_hashed(name: str, field: FieldInfo, values: Mapping[str, Any]) -> bool:
@@ -51,10 +55,18 @@ def config_hash(configuration: Configuration, origin: Mapping[str, str], release
 
 
 def study_name(
-    experiment: str, base: Configuration, origin: Mapping[str, str], space: Mapping[str, Any], data_digest: str, release: str = ""
+    experiment: str,
+    base: Configuration,
+    origin: Mapping[str, str],
+    space: Mapping[str, Any],
+    data_digest: str,
+    release: str = "",
 ) -> str:
     """Return ``EXPERIMENT-`` and 8 hex digits over base's hashed fields, space and data digest, and over the fold where there are folds."""
-    plain = {name: value if isinstance(value, list) else value.model_dump() for name, value in space.items()}
+    plain = {
+        name: value if isinstance(value, list) else value.model_dump()
+        for name, value in space.items()
+    }
     fold = [base.data.fold] if base.data.folds else []
     return f"{experiment}-{_digits([hashed_fields(base, origin, release), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
 

@@ -42,7 +42,9 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
     """
     classes, answers = logits.shape[1], logits.argmax(axis=1)
     # Counted per class: a matrix of all pairs of classes, after every epoch, would be the largest thing in memory.
-    right, true, predicted = (np.bincount(of, minlength=classes) for of in (labels[labels == answers], labels, answers))
+    right, true, predicted = (
+        np.bincount(of, minlength=classes) for of in (labels[labels == answers], labels, answers)
+    )
     return {
         "accuracy": float(right.sum() / len(labels)),
         "loss": cross_entropy(labels, logits),
@@ -72,7 +74,10 @@ def calibration_error(labels: Labels, logits: Floats) -> float:
     confidence = predicted.max(axis=1)
     correct = predicted.argmax(axis=1) == labels
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    gaps = [
+        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    ]
     return float(np.sum(gaps))
 
 
@@ -91,7 +96,9 @@ def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> flo
 def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
     """Return counts of shape (classes, classes), at most `MOST_IN_MATRIX` of them: rows are true classes, columns predicted ones."""
     classes = logits.shape[1]
-    return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+    return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(
+        classes, classes
+    )
 
 
 def confused(labels: Labels, logits: Floats) -> pd.DataFrame:
@@ -99,7 +106,13 @@ def confused(labels: Labels, logits: Floats) -> pd.DataFrame:
     classes = logits.shape[1]
     cells, counts = np.unique(labels * classes + logits.argmax(axis=1), return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return pd.DataFrame({"true": cells[order] // classes, "predicted": cells[order] % classes, "count": counts[order]})
+    return pd.DataFrame(
+        {
+            "true": cells[order] // classes,
+            "predicted": cells[order] % classes,
+            "count": counts[order],
+        }
+    )
 
 
 def most_confused(cells: pd.DataFrame, most: int) -> Labels:
@@ -110,7 +123,9 @@ def most_confused(cells: pd.DataFrame, most: int) -> Labels:
         most: How many; where fewer are confused, those with the most images follow.
     """
     wrong = cells[cells["true"] != cells["predicted"]]
-    pairs, place = np.unique(np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), axis=0, return_inverse=True)
+    pairs, place = np.unique(
+        np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), axis=0, return_inverse=True
+    )
     frequent = pairs[np.argsort(-np.bincount(place.ravel(), wrong["count"]), kind="stable")]
     classes = np.concatenate([frequent.ravel(), cells["true"].to_numpy()])
     return np.asarray(pd.unique(classes)[:most], dtype=np.int64)
@@ -132,5 +147,15 @@ def matrix_of(cells: pd.DataFrame, classes: Labels) -> NDArray[np.int64]:
 
 def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.DataFrame:
     """Return one row per class: class, precision, recall, f1 (fractions) and images (true count)."""
-    values = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0)
-    return pd.DataFrame({"class": list(classes), "precision": values[0], "recall": values[1], "f1": values[2], "images": values[3]})
+    values = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
+    )
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "precision": values[0],
+            "recall": values[1],
+            "f1": values[2],
+            "images": values[3],
+        }
+    )

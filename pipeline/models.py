@@ -67,7 +67,9 @@ class SmallCNN(nn.Sequential):
 
 
 def _densenet264(num_classes: int) -> nn.Module:
-    network: nn.Module = DenseNet(growth_rate=32, block_config=(6, 12, 64, 48), num_init_features=64, num_classes=num_classes)
+    network: nn.Module = DenseNet(
+        growth_rate=32, block_config=(6, 12, 64, 48), num_init_features=64, num_classes=num_classes
+    )
     return network
 
 
@@ -104,9 +106,15 @@ def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str,
         if (normalisation := _normalisation(model)[0]) is not None:
             found["normalisation"] = json.dumps(normalisation)
     elif are_from_store(model.weights):
-        raise UserError(f"model.weights: {model.weights!r} is known once it is a file; give file:PATH here")
+        raise UserError(
+            f"model.weights: {model.weights!r} is known once it is a file; give file:PATH here"
+        )
     else:
-        named = timms.settings(model).tag if timms.is_timms(model.name) else torchvision_entry(model).name
+        named = (
+            timms.settings(model).tag
+            if timms.is_timms(model.name)
+            else torchvision_entry(model).name
+        )
         found["weights"] = named or model.weights
     return found | {"head": START}
 
@@ -114,8 +122,13 @@ def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str,
 def _origin_of_name(model: Model, num_classes: int, image_size: int) -> dict[str, str]:
     if is_own(model.name):
         path, function = own_file(model.name)
-        alone, whole = content_hash(path), sha256_over(sources(model.name, num_classes, image_size))[: len(content_hash(path))]
-        return {"name": f"file:{whole}:{function}"} | ({"file": f"file:{alone}:{function}"} if alone != whole else {})
+        alone, whole = (
+            content_hash(path),
+            sha256_over(sources(model.name, num_classes, image_size))[: len(content_hash(path))],
+        )
+        return {"name": f"file:{whole}:{function}"} | (
+            {"file": f"file:{alone}:{function}"} if alone != whole else {}
+        )
     if timms.is_timms(model.name):
         timms.settings(model)
     elif model.name not in names():
@@ -123,7 +136,9 @@ def _origin_of_name(model: Model, num_classes: int, image_size: int) -> dict[str
     return {"name": model.name}
 
 
-def source_files(model: Model, origin: Mapping[str, str], num_classes: int, image_size: int) -> Mapping[str, bytes]:
+def source_files(
+    model: Model, origin: Mapping[str, str], num_classes: int, image_size: int
+) -> Mapping[str, bytes]:
     """Return the files of one's own network, contents by path relative to its folder; none of a named network.
 
     Args:
@@ -138,7 +153,9 @@ def source_files(model: Model, origin: Mapping[str, str], num_classes: int, imag
     if not is_own(model.name):
         return {}
     if (now := _origin_of_name(model, num_classes, image_size)["name"]) != origin["name"]:
-        raise UserError(f"model.name: {model.name} was {origin['name']} when it was checked, and is {now} now; start again")
+        raise UserError(
+            f"model.name: {model.name} was {origin['name']} when it was checked, and is {now} now; start again"
+        )
     return sources(model.name, num_classes, image_size)
 
 
@@ -151,7 +168,9 @@ def code_version(model: Model, num_classes: int, image_size: int) -> list[str]:
     return versions + [sha256_over({name: files[name]})[:16] for name in sorted(files)]
 
 
-def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True) -> Network:
+def build(
+    model: Model, num_classes: int, image_size: int, device: str = "cpu", load: bool = True
+) -> Network:
     """Build a network with its head made for the classes, weights loaded and backbone frozen as asked.
 
     A new head on weights starts as `pipeline.networks.heads.start_head` says. Named weights always get a new one; the head of a file
@@ -171,11 +190,15 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
         origin(model)
     # RegNet's constructor computes with tensors, which the meta device has not.
     with torch.device("cpu" if model.name.startswith("regnet") else device):
-        module, head = _build_random_or_named(model, num_classes, image_size, load and device != "meta")
+        module, head = _build_random_or_named(
+            model, num_classes, image_size, load and device != "meta"
+        )
         if model.dropout or model.freeze == "backbone":
             _need_head(model, head)
         if model.dropout:
-            module.set_submodule(head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head)))
+            module.set_submodule(
+                head, nn.Sequential(nn.Dropout(model.dropout), module.get_submodule(head))
+            )
     normalisation, notes = _normalisation(model) if load else (None, [])
     if load and model.weights.startswith("file:"):
         loaded = load_state(module, weights_file(model), model.name, head, only_finite=True)
@@ -193,7 +216,9 @@ def build(model: Model, num_classes: int, image_size: int, device: str = "cpu", 
     return Network(module.to(device), head, normalisation, tuple(notes))
 
 
-def _build_random_or_named(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
+def _build_random_or_named(
+    model: Model, num_classes: int, image_size: int, load: bool
+) -> tuple[nn.Module, str]:
     """Build the network of any source, and load weights that have a name; return it with its head's name."""
     if is_own(model.name):
         module = build_own(model.name, num_classes)
@@ -210,7 +235,9 @@ def _need_head(model: Model, head: str) -> None:
     if not head and timms.is_timms(model.name):
         raise UserError(f"{field} needs a network with one head; {model.name} has several")
     if not head:
-        raise UserError(f"{field} needs a network with a head named one of {', '.join(HEADS)}; {model.name} has none")
+        raise UserError(
+            f"{field} needs a network with a head named one of {', '.join(HEADS)}; {model.name} has none"
+        )
 
 
 def _normalisation(model: Model) -> tuple[Normalisation | None, list[str]]:
@@ -219,9 +246,13 @@ def _normalisation(model: Model) -> tuple[Normalisation | None, list[str]]:
         return None, []
     found, why = _where_it_is_told(model)
     if found is None:
-        return None, [f"images are normalised by mean and standard deviation of the training images: {why}"]
+        return None, [
+            f"images are normalised by mean and standard deviation of the training images: {why}"
+        ]
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in found)
-    return found, [f"images are normalised by mean {mean} and standard deviation {std}, those {why}"]
+    return found, [
+        f"images are normalised by mean {mean} and standard deviation {std}, those {why}"
+    ]
 
 
 def _where_it_is_told(model: Model) -> tuple[Normalisation | None, str]:
@@ -246,7 +277,9 @@ def fetch(model: Model) -> None:
         fetch(model)
 
 
-def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool = False) -> tuple[str, ...]:
+def check(
+    model: Model, num_classes: int, image_size: int, trains_on_one: bool = False
+) -> tuple[str, ...]:
     """Find out, without training, whether a network can be built, loaded and fed with images of that size.
 
     Args:
@@ -265,7 +298,11 @@ def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool =
     fetch(model)
     # Shapes are enough, but one's own network may compute with numbers, and fail in any way.
     device = "cpu" if is_own(model.name) else "meta"
-    failures = (Exception,) if is_own(model.name) else (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+    failures = (
+        (Exception,)
+        if is_own(model.name)
+        else (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+    )
     network = build(model, num_classes, image_size, device)
     module = network.module.eval()
     try:
@@ -277,12 +314,18 @@ def check(model: Model, num_classes: int, image_size: int, trains_on_one: bool =
         ) from None
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed")
+        raise UserError(
+            f"model.name: {model.name} gives {shape} for two images; (2, {num_classes}) is needed"
+        )
     if trains_on_one and model.freeze == "none":
         try:
             module.train()(torch.zeros(1, 3, image_size, image_size, device=device))
         except failures as error:
-            why = "BatchNorm needs two" if "more than 1 value per channel" in str(error) else what_fails(module, error)
+            why = (
+                "BatchNorm needs two"
+                if "more than 1 value per channel" in str(error)
+                else what_fails(module, error)
+            )
             raise UserError(
                 f"data.batch_size: {model.name} cannot train on one image of data.image_size {image_size} at a time: {why}"
             ) from None

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Return what names are sorted by, so that numbers in them count as numbers, and case only where they are equal else."""
     parts = re.split(r"([0-9]+)", name)
-    return [_number(part) if place % 2 else (1, 0, part.casefold()) for place, part in enumerate(parts) if part], name
+    return [
+        _number(part) if place % 2 else (1, 0, part.casefold())
+        for place, part in enumerate(parts)
+        if part
+    ], name
 
 
 def _number(digits: str) -> tuple[int, int, str]:

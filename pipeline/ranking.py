@@ -10,7 +10,12 @@ import numpy as np
 
 DEFAULT = "val/accuracy"
 
-_NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+_NAMES = {
+    "accuracy": "accuracy",
+    "f1_macro": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "loss": "loss",
+}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -89,7 +94,9 @@ def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         runs: With the fields of `ranking_key`, and ``config_hash``, ``state``, ``fold``.
     """
     ranked = [run for run in runs if can_be_ranked(run)]
-    ordered = sorted(by_configuration(ranked), key=lambda group: (-len(_folds(group)), ranking_key(_mean(group))))
+    ordered = sorted(
+        by_configuration(ranked), key=lambda group: (-len(_folds(group)), ranking_key(_mean(group)))
+    )
     rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
     return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
 
@@ -98,7 +105,9 @@ def by_configuration(runs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str
     """Return the repeats of each configuration on the same images; a run whose configuration is not known stands alone."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault((run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []).append(run)
+        groups.setdefault(
+            (run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []
+        ).append(run)
     return list(groups.values())
 
 
@@ -110,8 +119,17 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     scores, losses, parameters, starts = zip(*(ranking_key(run) for run in group), strict=True)
     # Fractions, since the mean of equal floating-point numbers may differ from them in the last digit.
     score, loss = (_exact_mean(values) for values in (scores, losses))
-    return {"score": -score, "val_loss": loss, "parameters": min(parameters), "start_time": min(starts)}
+    return {
+        "score": -score,
+        "val_loss": loss,
+        "parameters": min(parameters),
+        "start_time": min(starts),
+    }
 
 
 def _exact_mean(values: Sequence[float]) -> float:
-    return float(sum(map(Fraction, values)) / len(values)) if np.isfinite(values).all() else float(np.mean(values))
+    return (
+        float(sum(map(Fraction, values)) / len(values))
+        if np.isfinite(values).all()
+        else float(np.mean(values))
+    )

@@ -39,7 +39,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     for task in _State.at_first:
         task()
     if _State.is_limited:
-        timer = threading.Timer(LONGEST_END + _ONE_MORE, _end_now, ["ended, though not all is written"])
+        timer = threading.Timer(
+            LONGEST_END + _ONE_MORE, _end_now, ["ended, though not all is written"]
+        )
         timer.daemon = True
         timer.start()
     if _State.held:

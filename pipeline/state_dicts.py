@@ -69,12 +69,16 @@ def read_state(file: Path) -> StateDict:
         content = _content(file)
     except Exception as error:
         # A damaged file makes the readers stumble over anything.
-        raise UserError(f"model.weights: {str(file)!r} is no state dict or safetensors file: {_why(error)}") from None
+        raise UserError(
+            f"model.weights: {str(file)!r} is no state dict or safetensors file: {_why(error)}"
+        ) from None
     notes: list[str] = []
     for _ in range(2):
         content = _inside(content, notes)
     if not isinstance(content, Mapping):
-        raise UserError(f"model.weights: {str(file)!r} holds no state dict, but a {type(content).__name__}")
+        raise UserError(
+            f"model.weights: {str(file)!r} holds no state dict, but a {type(content).__name__}"
+        )
     if not content:
         raise UserError(f"model.weights: {str(file)!r} holds no state dict: it is empty")
     for key, value in content.items():
@@ -120,7 +124,9 @@ def _inside(content: Any, notes: list[str]) -> Any:
 def _holds_tensors(value: Any, depth: int = 2) -> bool:
     if not isinstance(value, Mapping) or not depth:
         return False
-    return any(isinstance(inner, Tensor) or _holds_tensors(inner, depth - 1) for inner in value.values())
+    return any(
+        isinstance(inner, Tensor) or _holds_tensors(inner, depth - 1) for inner in value.values()
+    )
 
 
 def _wrong_with(key: Any, value: Any) -> str | None:
@@ -137,7 +143,9 @@ def _wrong_with(key: Any, value: Any) -> str | None:
     return None
 
 
-def load_state(module: nn.Module, file: Path, name: str, head: str = "", only_finite: bool = False) -> Loaded:
+def load_state(
+    module: nn.Module, file: Path, name: str, head: str = "", only_finite: bool = False
+) -> Loaded:
     """Load a state dict into a network of its names and shapes.
 
     Args:
@@ -153,7 +161,9 @@ def load_state(module: nn.Module, file: Path, name: str, head: str = "", only_fi
     own = module.state_dict()
     read = read_state(file)
     state, notes = _without_wrappers(own, read.tensors)
-    if name in _AUXILIARY and (auxiliary := [key for key in state if key not in own and key.startswith(_AUXILIARY[name])]):
+    if name in _AUXILIARY and (
+        auxiliary := [key for key in state if key not in own and key.startswith(_AUXILIARY[name])]
+    ):
         state = {key: value for key, value in state.items() if key not in auxiliary}
         notes.append("its auxiliary heads, which serve training from random weights, are left out")
     state = _under_names_of(own, state)
@@ -161,13 +171,29 @@ def load_state(module: nn.Module, file: Path, name: str, head: str = "", only_fi
     if note:
         state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
     # Older files have no count of BatchNorm's batches, which only averages without momentum need.
-    expected = [key for key in own if not (note and key.startswith(f"{head}.")) and not key.endswith("num_batches_tracked")]
-    differences = [f"missing: {key}" for key in expected if key not in state] + [f"not in {name}: {key}" for key in state if key not in own]
-    differences += [difference for key in own if key in state and (difference := _difference(key, state[key], own[key], name))]
+    expected = [
+        key
+        for key in own
+        if not (note and key.startswith(f"{head}.")) and not key.endswith("num_batches_tracked")
+    ]
+    differences = [f"missing: {key}" for key in expected if key not in state] + [
+        f"not in {name}: {key}" for key in state if key not in own
+    ]
+    differences += [
+        difference
+        for key in own
+        if key in state and (difference := _difference(key, state[key], own[key], name))
+    ]
     if differences:
-        shown = differences[:10] + ([f"and {len(differences) - 10} more"] if len(differences) > 10 else [])
-        differ = "1 tensor differs" if len(differences) == 1 else f"{len(differences)} tensors differ"
-        raise UserError(f"model.weights: {str(file)!r} is of another architecture than {name}: {differ}", shown)
+        shown = differences[:10] + (
+            [f"and {len(differences) - 10} more"] if len(differences) > 10 else []
+        )
+        differ = (
+            "1 tensor differs" if len(differences) == 1 else f"{len(differences)} tensors differ"
+        )
+        raise UserError(
+            f"model.weights: {str(file)!r} is of another architecture than {name}: {differ}", shown
+        )
     if only_finite:
         _need_finite(own, state, file)
     if not next(module.parameters()).is_meta:
@@ -180,7 +206,9 @@ def load_state(module: nn.Module, file: Path, name: str, head: str = "", only_fi
 def _difference(key: str, given: Tensor, own: Tensor, name: str) -> str:
     if given.shape != own.shape:
         return f"{key}: {tuple(given.shape)} in the file, {tuple(own.shape)} in {name}"
-    if given.is_complex() != own.is_complex() or (own.is_floating_point() and not given.is_floating_point()):
+    if given.is_complex() != own.is_complex() or (
+        own.is_floating_point() and not given.is_floating_point()
+    ):
         return f"{key}: {given.dtype} in the file, {own.dtype} in {name}"
     return ""
 
@@ -194,7 +222,9 @@ def _need_finite(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: P
             raise UserError(f"model.weights: {str(file)!r} cannot be used: {key} holds {what}")
 
 
-def _without_wrappers(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _without_wrappers(
+    own: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Leave out what has wrapped a network when it was saved: DataParallel, torch.compile, AveragedModel, Lightning and the like."""
     notes = []
     for within in _WRAPPERS_WITHIN:
@@ -211,7 +241,11 @@ def _without_wrappers(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> tu
 
 def _common_wrapper(state: Mapping[str, Tensor]) -> str:
     first = {key.partition(".")[0] for key in state if "." in key}
-    return f"{first.pop()}." if len(first) == 1 and first < set(_WRAPPERS) and all("." in key for key in state) else ""
+    return (
+        f"{first.pop()}."
+        if len(first) == 1 and first < set(_WRAPPERS) and all("." in key for key in state)
+        else ""
+    )
 
 
 def _differing_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head: str) -> str:
@@ -222,7 +256,9 @@ def _differing_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head
         return f"it has no head ({head}); a new random one is trained"
     differing = [key for key in present if state[key].shape != own[key].shape]
     # The number of classes is the first dimension of weight and bias; all others are the architecture's.
-    is_of_classes = all(state[key].dim() and state[key].shape[1:] == own[key].shape[1:] for key in differing)
+    is_of_classes = all(
+        state[key].dim() and state[key].shape[1:] == own[key].shape[1:] for key in differing
+    )
     if not differing or len(present) < len(keys) or not is_of_classes:
         return ""
     classes, wanted = state[differing[-1]].shape[0], own[differing[-1]].shape[0]
@@ -238,6 +274,11 @@ def _under_names_of(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict
     renamed = {}
     for key, value in state.items():
         stem, _, last = key.rpartition(".")
-        others = [key, f"{stem}.1.{last}", f"{stem.removesuffix('.1')}.{last}", re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key)]
+        others = [
+            key,
+            f"{stem}.1.{last}",
+            f"{stem.removesuffix('.1')}.{last}",
+            re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", key),
+        ]
         renamed[next((other for other in others if other in own), key)] = value
     return renamed

@@ -39,7 +39,10 @@ def remember(digest: str, what: str) -> None:
     _of_this_process.add(digest)
     whose = " ".join(what.split())
     with suppress(OSError, UnicodeDecodeError):
-        if any(line.split(maxsplit=2)[::2] == [digest, whose] for line in _file().read_text(encoding="utf-8").splitlines()):
+        if any(
+            line.split(maxsplit=2)[::2] == [digest, whose]
+            for line in _file().read_text(encoding="utf-8").splitlines()
+        ):
             return
     line = f"{digest}  {datetime.now(UTC):%Y-%m-%d}  {whose}\n"
     # A user without a home, as in many containers, trusts it in this process only.
@@ -56,7 +59,9 @@ def trust_here(digest: str) -> None:
         UserError: It is no SHA-256.
     """
     if digest and not _DIGEST.fullmatch(digest.lower()):
-        raise UserError(f"trust: {digest!r} given; the SHA-256 of the code is needed, 64 hex digits, as the refusal names it")
+        raise UserError(
+            f"trust: {digest!r} given; the SHA-256 of the code is needed, 64 hex digits, as the refusal names it"
+        )
     if digest:
         _given.add(digest.lower())
 
@@ -66,7 +71,10 @@ def is_trusted(digest: str) -> bool:
     if digest in _of_this_process | _given:
         return True
     with suppress(OSError, UnicodeDecodeError):
-        return any(line.split(maxsplit=1)[:1] == [digest] for line in _file().read_text(encoding="utf-8").splitlines())
+        return any(
+            line.split(maxsplit=1)[:1] == [digest]
+            for line in _file().read_text(encoding="utf-8").splitlines()
+        )
     return False
 
 
@@ -93,14 +101,26 @@ def named_networks() -> frozenset[str]:
 def is_users_own(file: Path) -> bool:
     """Whether a configuration of this user's has named that file, in this step or before."""
     own = " ".join(str(file.absolute()).split())
-    if any(Path(name.removeprefix("file:").rpartition(":")[0]).expanduser().absolute() == file.absolute() for name in _named):
+    if any(
+        Path(name.removeprefix("file:").rpartition(":")[0]).expanduser().absolute()
+        == file.absolute()
+        for name in _named
+    ):
         return True
     with suppress(OSError, UnicodeDecodeError):
-        return any(line.split(maxsplit=2)[2:] == [own] for line in _file().read_text(encoding="utf-8").splitlines())
+        return any(
+            line.split(maxsplit=2)[2:] == [own]
+            for line in _file().read_text(encoding="utf-8").splitlines()
+        )
     return False
 
 
-def need(source: Mapping[str, bytes], where: str, own: Iterable[Mapping[str, bytes]] = (), is_here: bool = False) -> None:
+def need(
+    source: Mapping[str, bytes],
+    where: str,
+    own: Iterable[Mapping[str, bytes]] = (),
+    is_here: bool = False,
+) -> None:
     """Check that code of a run may be executed: it is trusted, or is that of a network which this step's configuration names.
 
     Args:

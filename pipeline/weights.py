@@ -43,7 +43,11 @@ def existing_file(path: str, field: str) -> Path:
     """Return the file of `path`; a UserError names `field` and the nearest file where there is none."""
     file = Path(path).expanduser()
     if not file.is_file():
-        siblings = [str(other) for other in file.parent.glob("*") if other.is_file()] if file.parent.is_dir() else []
+        siblings = (
+            [str(other) for other in file.parent.glob("*") if other.is_file()]
+            if file.parent.is_dir()
+            else []
+        )
         raise UserError(f"{field}: file {path!r} does not exist{nearest(path, siblings)}")
     return file
 
@@ -61,10 +65,14 @@ def torchvision_entry(model: Model) -> Any:
         UserError: The network has no weights of that name.
     """
     if model.name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"model.weights: {model.name} has no pretrained weights; allowed: none, {BY_PLACE}; got {model.weights!r}")
+        raise UserError(
+            f"model.weights: {model.name} has no pretrained weights; allowed: none, {BY_PLACE}; got {model.weights!r}"
+        )
     available = torchvision.models.get_model_weights(model.name)
     # VGG16's IMAGENET1K_FEATURES has no classes: its classifier is NaN.
-    entries = {entry.name: entry for entry in available if entry.meta["categories"]} | {"DEFAULT": getattr(available, "DEFAULT", None)}
+    entries = {entry.name: entry for entry in available if entry.meta["categories"]} | {
+        "DEFAULT": getattr(available, "DEFAULT", None)
+    }
     if entries.get(model.weights) is None:
         raise UserError(
             f"unknown model.weights {model.weights!r} of {model.name}{nearest(model.weights, entries)}; "
@@ -135,7 +143,9 @@ def recorded_normalisation(model: Model, normalisation: Normalisation) -> Normal
         model: As the run has recorded it.
         normalisation: As the run has recorded it.
     """
-    if model.name in torchvision.models.list_models(module=torchvision.models) and are_named(model.weights):
+    if model.name in torchvision.models.list_models(module=torchvision.models) and are_named(
+        model.weights
+    ):
         entry = torchvision_entry(model)
         if type(entry).__name__ in _TRANSFORMED and normalisation == _as_published(entry):
             return _HALVES
@@ -175,18 +185,35 @@ def normalisation_of_file(file: Path) -> tuple[Normalisation | None, str]:
     """
     beside = _preprocessing_beside(file)
     if beside is not None:
-        return read_normalisation(beside, file), "of the preprocessing.json that stands with the weights"
+        return read_normalisation(
+            beside, file
+        ), "of the preprocessing.json that stands with the weights"
     entry, is_same = published_entry(file)
     if is_same:
         return entry_normalisation(entry), f"of torchvision's {entry}, which the file is"
-    changed = f"the content is not that of torchvision's {entry}, whose name the file has, and " if entry is not None else ""
+    changed = (
+        f"the content is not that of torchvision's {entry}, whose name the file has, and "
+        if entry is not None
+        else ""
+    )
     return None, f"{changed}no preprocessing.json stands with the weights"
 
 
 def _preprocessing_beside(file: Path) -> Path | None:
     """Return the ``preprocessing.json`` beside a file or, as among a run's artifacts, beside the folder ``checkpoint``."""
-    folders = [file.parent, file.parent.parent] if file.resolve().parent.name == "checkpoint" else [file.parent]
-    return next((folder / "preprocessing.json" for folder in folders if (folder / "preprocessing.json").is_file()), None)
+    folders = (
+        [file.parent, file.parent.parent]
+        if file.resolve().parent.name == "checkpoint"
+        else [file.parent]
+    )
+    return next(
+        (
+            folder / "preprocessing.json"
+            for folder in folders
+            if (folder / "preprocessing.json").is_file()
+        ),
+        None,
+    )
 
 
 def read_normalisation(beside: Path, file: Path) -> Normalisation:
@@ -201,12 +228,18 @@ def read_normalisation(beside: Path, file: Path) -> Normalisation:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         mean = std = []
     if not mean or not std or min(std) <= 0:
-        raise UserError(f"model.weights: {str(beside)!r} must hold mean and std, three numbers each, for {file.name}")
+        raise UserError(
+            f"model.weights: {str(beside)!r} must hold mean and std, three numbers each, for {file.name}"
+        )
     return mean, std
 
 
 def _three_numbers(values: Any) -> list[float]:
     """Return three finite numbers as floats, an empty list where it is something else."""
-    is_right = isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    is_right = (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(type(value) in (int, float) for value in values)
+    )
     numbers = [float(value) for value in values] if is_right else []
     return numbers if all(map(math.isfinite, numbers)) else []

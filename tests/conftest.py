@@ -32,7 +32,9 @@ from pipeline.tracking.store import Workspace, open_workspace
 
 def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
     """Return names to test, of which only the quick ones are no thorough tests."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.thorough) for name in names
+    ]
 
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -119,7 +121,9 @@ def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> 
     """Run a step in this process, and stop it after an epoch of a training, or of the first one, as a signal would."""
     shown = TrainingProgress.on_epoch
 
-    def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
+    def on_epoch(
+        progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool
+    ) -> None:
         shown(progress, number, values, is_best)
         if number < epoch:
             let_a_checkpoint_be_written()
@@ -134,21 +138,51 @@ def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> 
 def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """Start a real process of this environment's Python, its output in one pipe."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **environment}
-    return subprocess.Popen(arguments, cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    variables = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONUNBUFFERED": "1",
+        **environment,
+    }
+    return subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
-def run_unprivileged(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_unprivileged(
+    arguments: list[str], cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a process that permissions hold for, also where the tests run as root, and wait for its end."""
     prefix: list[str] = []
     if os.name != "posix":
         pytest.skip("permissions of this system are others")
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
-            pytest.skip("root may write everywhere, and there is no setpriv to take that from a process")
+            pytest.skip(
+                "root may write everywhere, and there is no setpriv to take that from a process"
+            )
         prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    variables = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    return subprocess.run([*prefix, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **environment,
+    }
+    return subprocess.run(
+        [*prefix, *arguments],
+        cwd=cwd,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
@@ -162,7 +196,9 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"the process ended without {text!r}:\n{seen}")
 
 
-def write_digits(root: Path, per_class: int, size: int = 16, classes: tuple[int, ...] = (0, 1, 2)) -> Path:
+def write_digits(
+    root: Path, per_class: int, size: int = 16, classes: tuple[int, ...] = (0, 1, 2)
+) -> Path:
     """Write real handwritten digits as PNG files, one folder per class."""
     digits = load_digits()
     for label in classes:
@@ -198,7 +234,9 @@ def place_store(empty_store: Path, folder: Path) -> str:
     file = folder / "mlflow.db"
     shutil.copy(empty_store, file)
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns" / "0")])
+        database.execute(
+            "UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns" / "0")]
+        )
     return f"sqlite:///{file}"
 
 
@@ -230,7 +268,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_folder(path, monkeypatch)
-        assert main(["main", "--config", str(PROJECT / "experiments" / "smoke.yaml"), "--data.limit", "900"]) == 0
+        assert (
+            main(
+                [
+                    "main",
+                    "--config",
+                    str(PROJECT / "experiments" / "smoke.yaml"),
+                    "--data.limit",
+                    "900",
+                ]
+            )
+            == 0
+        )
     yield path
 
 

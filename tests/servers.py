@@ -44,14 +44,34 @@ class MLflowServer:
 def mlflow_server(database: Path) -> Iterator[MLflowServer]:
     """Start a real MLflow server on a database, its artifacts beside it, and wait until it answers."""
     port, artifacts = free_port(), database.with_name("artifacts")
-    store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(artifacts)]
-    command = [sys.executable, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--artifacts-destination",
+        str(artifacts),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        *store,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     # Of its processes, seven run jobs of language models, and take most of the time to start.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with database.with_name("server.log").open("w") as log:
         # In a group of its own, so that all of it can be stopped.
         process = subprocess.Popen(
-            command, cwd=database.parent, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=database.parent,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     server = MLflowServer(f"http://127.0.0.1:{port}", artifacts, process)
     try:
@@ -63,7 +83,9 @@ def mlflow_server(database: Path) -> Iterator[MLflowServer]:
                 assert process.poll() is None, database.with_name("server.log").read_text()
                 time.sleep(0.2)
         else:
-            raise AssertionError(f"{server.uri} does not answer: " + database.with_name("server.log").read_text())
+            raise AssertionError(
+                f"{server.uri} does not answer: " + database.with_name("server.log").read_text()
+            )
         yield server
     finally:
         # A gentle end waits for connections that clients keep open; one that is stopped hears of none.
@@ -85,13 +107,21 @@ class PostgreSQL:
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> None:
         user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        command = [*user, str(self._binaries / program), "--pgdata", str(self._folder / "data"), *arguments]
+        command = [
+            *user,
+            str(self._binaries / program),
+            "--pgdata",
+            str(self._folder / "data"),
+            *arguments,
+        ]
         subprocess.run(command, check=check, stdout=subprocess.DEVNULL, cwd=self._folder)
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         options = f"-p {self.port} -k '{self._folder}' -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run("pg_ctl", "--wait", "--options", options, "--log", str(self._folder / "log"), "start")
+        self._run(
+            "pg_ctl", "--wait", "--options", options, "--log", str(self._folder / "log"), "start"
+        )
 
     def stop(self) -> None:
         """Stop the server at once; who is connected loses the connection."""
@@ -101,7 +131,9 @@ class PostgreSQL:
         """Make an empty database, and return its URL, with a password that nobody checks."""
         import psycopg
 
-        with psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", autocommit=True) as connection:
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", autocommit=True
+        ) as connection:
             connection.execute(f"CREATE DATABASE {database}")
         return f"postgresql+psycopg://postgres:secret@127.0.0.1:{self.port}/{database}"
 

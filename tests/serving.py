@@ -99,7 +99,9 @@ class ScoringServer:
         return self.strictly(self.post(request(*images)))
 
     def post(self, body: str, kind: str = "application/json") -> str:
-        sent = urllib.request.Request(f"{self.uri}/invocations", body.encode(), {"Content-Type": kind})
+        sent = urllib.request.Request(
+            f"{self.uri}/invocations", body.encode(), {"Content-Type": kind}
+        )
         with urllib.request.urlopen(sent, timeout=120) as answer:
             return str(answer.read().decode())
 
@@ -114,7 +116,9 @@ class ScoringServer:
     def memory(self) -> int:
         """Return the resident bytes of all its processes."""
         of = str(self._process.pid)
-        listed = subprocess.run(["ps", "-o", "rss=", "--ppid", of, "-p", of], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["ps", "-o", "rss=", "--ppid", of, "-p", of], capture_output=True, text=True, check=True
+        )
         return sum(map(int, listed.stdout.split())) * 1024
 
 
@@ -122,10 +126,24 @@ class ScoringServer:
 def scoring_server(model: Path, limits: Mapping[str, str]) -> Iterator[ScoringServer]:
     """Serve a model from its folder, and wait until it answers."""
     port, log = free_port(), model.parent / "server.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port), "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(model),
+        "-p",
+        str(port),
+        "--env-manager",
+        "local",
+    ]
     variables = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **limits}
     # Not to a pipe: full of lines that nobody reads, it would stop the server.
-    process = subprocess.Popen(command, cwd=model.parent, env=variables, stdout=log.open("w"), stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=model.parent, env=variables, stdout=log.open("w"), stderr=subprocess.STDOUT
+    )
     server = ScoringServer(f"http://127.0.0.1:{port}", log, process)
     try:
         for _ in range(400):

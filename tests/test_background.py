@@ -67,7 +67,9 @@ def test_what_waits_before_another_task_is_not_replaced(background: Background) 
     assert done == [0, 1, 2, 3]
 
 
-def test_what_may_be_replaced_is_put_off_until_something_waits_for_it(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_replaced_is_put_off_until_something_waits_for_it(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.background._PAUSE", 3600)
     done: list[int] = []
     reached = threading.Event()
@@ -83,7 +85,9 @@ def test_what_may_be_replaced_is_put_off_until_something_waits_for_it(background
     assert done == [0, 3, 4]
 
 
-def test_what_may_be_replaced_is_done_though_nothing_waits_for_it(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_replaced_is_done_though_nothing_waits_for_it(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.background._PAUSE", 0.1)
     for _ in range(2):
         done = threading.Event()
@@ -91,7 +95,9 @@ def test_what_may_be_replaced_is_done_though_nothing_waits_for_it(background: Ba
         assert done.wait(60)
 
 
-def test_room_is_made_by_dropping_what_will_be_replaced_and_by_waiting(background: Background) -> None:
+def test_room_is_made_by_dropping_what_will_be_replaced_and_by_waiting(
+    background: Background,
+) -> None:
     done: list[int] = []
     go = holding(background)
     background.submit(appending(done, 0))
@@ -110,7 +116,9 @@ def test_room_is_made_by_dropping_what_will_be_replaced_and_by_waiting(backgroun
     assert (done, background.pending) == ([0, 2], 0)
 
 
-def test_dropping_what_waits_for_its_turn_does_not_end_the_thread(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_what_waits_for_its_turn_does_not_end_the_thread(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.background._PAUSE", 3600)
     done: list[int] = []
     background.submit(appending(done, 0), replaces="weights")
@@ -201,7 +209,9 @@ def test_it_can_be_used_again_after_close(background: Background) -> None:
     assert done == [0, 1]
 
 
-def test_what_waits_for_its_turn_is_done_at_once_when_all_is_closed(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_its_turn_is_done_at_once_when_all_is_closed(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.background._PAUSE", 3600)
     done: list[int] = []
     background.submit(appending(done, 0), replaces="weights")

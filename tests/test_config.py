@@ -118,9 +118,16 @@ def test_defaults_are_valid_when_given_again() -> None:
 
 @pytest.mark.parametrize("name", TRAINING_FIELDS)
 def test_each_field_survives_a_yaml_round_trip(name: str) -> None:
-    configuration = parse(Configuration, nest({**NEEDS.get(name, {}), name: ANOTHER[name]}), "given")
+    configuration = parse(
+        Configuration, nest({**NEEDS.get(name, {}), name: ANOTHER[name]}), "given"
+    )
     assert configuration.flat()[name] == ANOTHER[name] != Configuration().flat()[name]
-    assert Configuration.model_validate(yaml.safe_load(yaml.safe_dump(configuration.model_dump(mode="json")))) == configuration
+    assert (
+        Configuration.model_validate(
+            yaml.safe_load(yaml.safe_dump(configuration.model_dump(mode="json")))
+        )
+        == configuration
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in field_names() if name.startswith("study.")])
@@ -128,7 +135,9 @@ def test_each_study_field_survives_a_yaml_round_trip(name: str) -> None:
     field = name.removeprefix("study.")
     study = parse(Study, {field: ANOTHER[name]}, "given")
     assert getattr(study, field) == ANOTHER[name] != getattr(Study(), field)
-    assert Study.model_validate(yaml.safe_load(yaml.safe_dump(study.model_dump(mode="json")))) == study
+    assert (
+        Study.model_validate(yaml.safe_load(yaml.safe_dump(study.model_dump(mode="json")))) == study
+    )
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -137,12 +146,18 @@ def test_each_study_field_survives_a_yaml_round_trip(name: str) -> None:
     decay=st.floats(min_value=0, allow_infinity=False),
     betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
     schedule=st.sampled_from(["none", *DEFAULT_GAMMA, "cosine"]),
-    source=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map("folder:".__add__),
+    source=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(
+        "folder:".__add__
+    ),
 )
 def test_any_configuration_survives_a_yaml_round_trip(
     lr: float, decay: float, betas: tuple[float, float], schedule: str, source: str
 ) -> None:
-    raw = {"data": {"source": source}, "optimizer": {"lr": lr, "weight_decay": decay, "betas": betas}, "schedule": {"name": schedule}}
+    raw = {
+        "data": {"source": source},
+        "optimizer": {"lr": lr, "weight_decay": decay, "betas": betas},
+        "schedule": {"name": schedule},
+    }
     configuration = Configuration.model_validate(raw)
     text = yaml.safe_dump(configuration.model_dump(mode="json"), allow_unicode=True)
     assert Configuration.model_validate(yaml.safe_load(text)) == configuration
@@ -168,11 +183,17 @@ def test_a_configuration_cannot_be_changed() -> None:
 def test_strings_of_the_command_line_become_numbers() -> None:
     raw = {"optimizer": {"lr": "3e-4"}, "training": {"epochs": "5"}, "data": {"image_size": "64"}}
     configuration = parse(Configuration, raw, "command line")
-    assert (configuration.optimizer.lr, configuration.training.epochs, configuration.data.image_size) == (3e-4, 5, 64)
+    assert (
+        configuration.optimizer.lr,
+        configuration.training.epochs,
+        configuration.data.image_size,
+    ) == (3e-4, 5, 64)
 
 
 def test_a_number_that_yaml_reads_as_text_becomes_a_number() -> None:
-    assert parse(Configuration, yaml.safe_load("optimizer: {lr: 1e-3}"), "file").optimizer.lr == 1e-3
+    assert (
+        parse(Configuration, yaml.safe_load("optimizer: {lr: 1e-3}"), "file").optimizer.lr == 1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +245,9 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: Any
     assert isinstance(value, list) or f": {value!r} given;" in message
 
 
-@pytest.mark.parametrize(("field", "value"), [("trials", -1), ("repeats", 0), ("sampler", "grid"), ("pruner", "halving")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("trials", -1), ("repeats", 0), ("sampler", "grid"), ("pruner", "halving")]
+)
 def test_a_study_value_out_of_range_is_refused(field: str, value: Any) -> None:
     message = error_of({field: value}, Study)
     assert field in message and repr(value) in message
@@ -249,7 +272,11 @@ def test_store_size_below_image_size_is_refused() -> None:
         ({"data": {"imagesize": 3}}, "'data.imagesize'", "nearest: data.image_size;"),
         ({"weight_decay": 0}, "'weight_decay'", "nearest: optimizer.weight_decay;"),
         ({"training": {"strategy": "ddp"}}, "'training.strategy'", "allowed: training.epochs,"),
-        ({"schedule": {"function-name": "cosine"}}, "'schedule.function-name'", "allowed: schedule.name,"),
+        (
+            {"schedule": {"function-name": "cosine"}},
+            "'schedule.function-name'",
+            "allowed: schedule.name,",
+        ),
     ],
 )
 def test_an_unknown_field_is_named_with_the_nearest(raw: Any, wrong: str, close: str) -> None:
@@ -277,7 +304,9 @@ def test_an_unknown_study_field_named_like_a_type_is_named() -> None:
         ("data.interpolation", "bicubik", "bicubic"),
     ],
 )
-def test_a_wrong_choice_is_named_with_the_allowed_and_the_nearest(name: str, value: str, close: str) -> None:
+def test_a_wrong_choice_is_named_with_the_allowed_and_the_nearest(
+    name: str, value: str, close: str
+) -> None:
     message = error_of(nest({name: value}))
     assert f"{name}: {value!r} given" in message
     assert f"'{close}'" in message
@@ -290,9 +319,17 @@ def test_a_wrong_study_choice_is_named_with_the_nearest() -> None:
 
 def test_several_wrong_values_are_all_listed() -> None:
     with pytest.raises(UserError) as caught:
-        parse(Configuration, {"optimizer": {"lr": -1, "name": "adan"}, "training": {"epochs": 0}}, "file.yaml")
+        parse(
+            Configuration,
+            {"optimizer": {"lr": -1, "name": "adan"}, "training": {"epochs": 0}},
+            "file.yaml",
+        )
     assert caught.value.message == "file.yaml: 3 values are not allowed"
-    assert [finding.partition(":")[0] for finding in caught.value.findings] == ["optimizer.name", "optimizer.lr", "training.epochs"]
+    assert [finding.partition(":")[0] for finding in caught.value.findings] == [
+        "optimizer.name",
+        "optimizer.lr",
+        "training.epochs",
+    ]
 
 
 def test_a_wrong_entry_of_augment_is_named_by_its_place() -> None:
@@ -303,14 +340,20 @@ def test_a_section_that_is_no_mapping_is_refused() -> None:
     assert "model: 'resnet18' given" in error_of({"model": "resnet18"})
 
 
-@pytest.mark.parametrize(("schedule", "gamma"), [("none", None), ("exponential", 0.95), ("step", 0.1), ("cosine", None), ("plateau", 0.1)])
+@pytest.mark.parametrize(
+    ("schedule", "gamma"),
+    [("none", None), ("exponential", 0.95), ("step", 0.1), ("cosine", None), ("plateau", 0.1)],
+)
 def test_each_schedule_has_its_own_gamma(schedule: str, gamma: float | None) -> None:
     assert Schedule.model_validate({"name": schedule}).gamma == gamma
     assert Schedule.model_validate({"name": schedule, "gamma": None}).gamma == gamma
     assert Schedule.model_validate({"name": schedule, "gamma": 0.7}).gamma == 0.7
 
 
-@pytest.mark.parametrize(("image_size", "store_size", "stored"), [(224, 0, 256), (128, 0, 146), (127, 0, 127), (32, 0, 32), (32, 40, 40)])
+@pytest.mark.parametrize(
+    ("image_size", "store_size", "stored"),
+    [(224, 0, 256), (128, 0, 146), (127, 0, 127), (32, 0, 32), (32, 40, 40)],
+)
 def test_size_that_images_are_stored_at(image_size: int, store_size: int, stored: int) -> None:
     assert Data(image_size=image_size, store_size=store_size).stored_size == stored
 
@@ -333,24 +376,37 @@ def test_data_are_named_by_their_folder_or_file(source: str, name: str) -> None:
     assert Data(source=source).name == name
 
 
-def test_the_current_folder_gives_data_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_gives_data_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "photos")
     assert Data(source="folder:.").name == "photos"
 
 
 def test_later_layers_win_field_by_field() -> None:
-    merged = merge({"optimizer": {"lr": 1, "name": "sgd"}}, {"optimizer": {"lr": 2}, "model": {"name": "x"}}, {"optimizer": {"lr": 3}})
+    merged = merge(
+        {"optimizer": {"lr": 1, "name": "sgd"}},
+        {"optimizer": {"lr": 2}, "model": {"name": "x"}},
+        {"optimizer": {"lr": 3}},
+    )
     assert merged == {"optimizer": {"lr": 3, "name": "sgd"}, "model": {"name": "x"}}
 
 
 def test_a_list_is_replaced_whole() -> None:
-    merged = merge({"data": {"augment": ["RandomRotation", "Grayscale"]}}, {"data": {"augment": ["RandomCrop"]}})
+    merged = merge(
+        {"data": {"augment": ["RandomRotation", "Grayscale"]}},
+        {"data": {"augment": ["RandomCrop"]}},
+    )
     assert merged == {"data": {"augment": ["RandomCrop"]}}
 
 
 def test_merging_leaves_the_layers_as_they_were() -> None:
-    layers: list[dict[str, Any]] = [{"optimizer": {"lr": 1}}, {"optimizer": {"name": "sgd"}}, {"model": {"name": "x"}}]
+    layers: list[dict[str, Any]] = [
+        {"optimizer": {"lr": 1}},
+        {"optimizer": {"name": "sgd"}},
+        {"model": {"name": "x"}},
+    ]
     before = copy.deepcopy(layers)
     merge(*layers)
     assert layers == before
@@ -361,7 +417,11 @@ def test_merging_nothing_is_empty() -> None:
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.dictionaries(st.sampled_from(field_names()), st.one_of(st.integers(), st.text(), st.lists(st.integers()))))
+@given(
+    st.dictionaries(
+        st.sampled_from(field_names()), st.one_of(st.integers(), st.text(), st.lists(st.integers()))
+    )
+)
 def test_flatten_undoes_nest(dotted: dict[str, Any]) -> None:
     assert dict(flatten(nest(dotted))) == dotted
 
@@ -371,7 +431,9 @@ def test_flat_has_each_field_once() -> None:
 
 
 def test_a_mapping_in_a_field_is_not_flattened() -> None:
-    assert dict(flatten({"data": {"augment": {"RandomRotation": 5}}})) == {"data.augment": {"RandomRotation": 5}}
+    assert dict(flatten({"data": {"augment": {"RandomRotation": 5}}})) == {
+        "data.augment": {"RandomRotation": 5}
+    }
 
 
 def test_field_names_are_those_of_the_sections() -> None:

@@ -21,7 +21,9 @@ LABELS = np.array([0, 1, 1])
 @pytest.mark.parametrize(
     "dispatch",
     [
-        lambda: build_optimizer(Optimizer.model_construct(name="lion"), [torch.nn.Parameter(torch.zeros(2))]),  # type: ignore[arg-type]
+        lambda: build_optimizer(
+            Optimizer.model_construct(name="lion"), [torch.nn.Parameter(torch.zeros(2))]
+        ),  # type: ignore[arg-type]
         lambda: lr_at(0, Schedule.model_construct(name="linear"), 0.1, 10, 100),  # type: ignore[arg-type]
         lambda: build_sampler(Study.model_construct(sampler="grid"), 0),  # type: ignore[arg-type]
         lambda: build_pruner(Study.model_construct(pruner="wilcoxon"), 3),  # type: ignore[arg-type]

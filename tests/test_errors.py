@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import Interrupted, PipelineError, TrainingFailed, UserError, nearest, unknown_name
+from pipeline.errors import (
+    Interrupted,
+    PipelineError,
+    TrainingFailed,
+    UserError,
+    nearest,
+    unknown_name,
+)
 
 
 def test_findings_stand_indented_below_the_message() -> None:
@@ -20,7 +27,11 @@ def test_an_error_without_findings_is_one_line() -> None:
 @pytest.mark.parametrize("kind", [UserError, PipelineError])
 def test_of_a_long_line_the_middle_is_left_out(kind: type[PipelineError]) -> None:
     shown = str(kind(f"table.csv has no column 'image'; columns: {'x' * 100_000}, label"))
-    assert shown.startswith("table.csv has no column 'image'; columns: xxx") and shown.endswith("xxx, label") and len(shown) < 3010
+    assert (
+        shown.startswith("table.csv has no column 'image'; columns: xxx")
+        and shown.endswith("xxx, label")
+        and len(shown) < 3010
+    )
     assert str(UserError("wrong", ["y" * 100_000])).count("y") == 3000
 
 
@@ -39,7 +50,10 @@ def test_except_exception_does_not_swallow_an_interruption() -> None:
     assert not swallowed
 
 
-@pytest.mark.parametrize(("given", "expected"), [("resnet81", "; nearest: resnet18"), ("Adam", "; nearest: adam"), ("xyz", ""), ("", "")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("resnet81", "; nearest: resnet18"), ("Adam", "; nearest: adam"), ("xyz", ""), ("", "")],
+)
 def test_nearest_name(given: str, expected: str) -> None:
     assert nearest(given, ["adam", "resnet18", "squeezenet1_1"]) == expected
 

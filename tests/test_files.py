@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InUse, UserError
-from pipeline.files import child, locked, out_of_room, remove_child, remove_partial, unwritable, unwritable_file, whole, write_whole
+from pipeline.files import (
+    child,
+    locked,
+    out_of_room,
+    remove_child,
+    remove_partial,
+    unwritable,
+    unwritable_file,
+    whole,
+    write_whole,
+)
 from tests.conftest import run_unprivileged, start, wait_for
 
 
@@ -39,7 +49,11 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
 def test_two_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     contents = [bytes([number]) * 200_000 for number in range(8)]
-    threads = [threading.Thread(target=write_whole, args=(file, content)) for content in contents for _ in range(5)]
+    threads = [
+        threading.Thread(target=write_whole, args=(file, content))
+        for content in contents
+        for _ in range(5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -157,7 +171,11 @@ def test_what_can_be_written_to_is_found_out_and_nothing_is_left(tmp_path: Path)
 
 def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert unwritable(tmp_path / "file" / "folder") == unwritable(tmp_path / "file") == "Not a directory"
+    assert (
+        unwritable(tmp_path / "file" / "folder")
+        == unwritable(tmp_path / "file")
+        == "Not a directory"
+    )
     assert unwritable_file(tmp_path) == "it is no file"
 
 
@@ -172,7 +190,9 @@ def test_a_folder_and_a_file_that_may_not_be_written_to_are_found_out(tmp_path: 
     assert done.stdout.strip() == "['Permission denied', 'Permission denied', ''] it is read-only"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no device that is always full"
+)
 def test_a_full_disk_is_told() -> None:
     with pytest.raises(OSError) as told, Path("/dev/full").open("wb", buffering=0) as full:
         full.write(b"x")
@@ -197,7 +217,13 @@ def test_a_database_that_cannot_grow_or_be_written_to_is_told(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "error", [None, OSError(errno.ENOENT, "No such file", "x"), PermissionError(errno.EACCES, "denied"), ValueError("(os error 2)")]
+    "error",
+    [
+        None,
+        OSError(errno.ENOENT, "No such file", "x"),
+        PermissionError(errno.EACCES, "denied"),
+        ValueError("(os error 2)"),
+    ],
 )
 def test_other_errors_are_not_taken_for_a_full_disk(error: BaseException | None) -> None:
     assert out_of_room(error) == ""

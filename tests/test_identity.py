@@ -33,12 +33,17 @@ APPLIES_UNDER = {
     "schedule.min_lr": {"schedule.name": "cosine"},
     "schedule.step_epochs": {"schedule.name": "step"},
     "schedule.plateau_epochs": {"schedule.name": "plateau"},
-    "training.feature_views": {"model.freeze": "backbone", "data.augment": ["RandomHorizontalFlip"]},
+    "training.feature_views": {
+        "model.freeze": "backbone",
+        "data.augment": ["RandomHorizontalFlip"],
+    },
 }
 
 
 def configuration(**dotted: Any) -> Configuration:
-    return Configuration.model_validate(nest({name.replace("__", "."): value for name, value in dotted.items()}))
+    return Configuration.model_validate(
+        nest({name.replace("__", "."): value for name, value in dotted.items()})
+    )
 
 
 def hash_of(dotted: dict[str, Any] | None = None) -> str:
@@ -76,8 +81,14 @@ def test_a_field_that_changes_the_result_changes_the_hash(name: str) -> None:
         ({"schedule.name": "none"}, "schedule.gamma"),
         ({"schedule.name": "cosine"}, "schedule.gamma"),
         ({"schedule.name": "none"}, "schedule.min_lr"),
-        *[({"schedule.name": schedule}, "schedule.step_epochs") for schedule in ("none", "exponential", "cosine", "plateau")],
-        *[({"schedule.name": schedule}, "schedule.plateau_epochs") for schedule in ("none", "exponential", "cosine", "step")],
+        *[
+            ({"schedule.name": schedule}, "schedule.step_epochs")
+            for schedule in ("none", "exponential", "cosine", "plateau")
+        ],
+        *[
+            ({"schedule.name": schedule}, "schedule.plateau_epochs")
+            for schedule in ("none", "exponential", "cosine", "step")
+        ],
     ],
 )
 def test_a_field_that_does_not_apply_leaves_the_hash(under: dict[str, Any], name: str) -> None:
@@ -87,7 +98,9 @@ def test_a_field_that_does_not_apply_leaves_the_hash(under: dict[str, Any], name
 @pytest.mark.parametrize("schedule", ["exponential", "step", "plateau"])
 def test_the_default_gamma_written_out_is_the_same_configuration(schedule: str) -> None:
     gamma = configuration(schedule__name=schedule).schedule.gamma
-    assert hash_of({"schedule.name": schedule, "schedule.gamma": gamma}) == hash_of({"schedule.name": schedule})
+    assert hash_of({"schedule.name": schedule, "schedule.gamma": gamma}) == hash_of(
+        {"schedule.name": schedule}
+    )
 
 
 def test_the_default_store_size_written_out_is_the_same_configuration() -> None:
@@ -104,14 +117,24 @@ def test_hashed_fields_are_dotted_and_resolved() -> None:
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [("resnet18", "IMAGENET1K_V1"), ("resnet34", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2"), ("resnet101", "IMAGENET1K_V2")],
+    [
+        ("resnet18", "IMAGENET1K_V1"),
+        ("resnet34", "IMAGENET1K_V1"),
+        ("resnet50", "IMAGENET1K_V2"),
+        ("resnet101", "IMAGENET1K_V2"),
+    ],
 )
 def test_default_and_the_name_it_stands_for_are_one(name: str, weights: str) -> None:
-    assert hash_of({"model.name": name, "model.weights": "DEFAULT"}) == hash_of({"model.name": name, "model.weights": weights})
+    assert hash_of({"model.name": name, "model.weights": "DEFAULT"}) == hash_of(
+        {"model.name": name, "model.weights": weights}
+    )
 
 
 def test_other_weights_are_another_configuration() -> None:
-    hashes = {hash_of({"model.name": "resnet50", "model.weights": weights}) for weights in ("none", "IMAGENET1K_V1", "IMAGENET1K_V2")}
+    hashes = {
+        hash_of({"model.name": "resnet50", "model.weights": weights})
+        for weights in ("none", "IMAGENET1K_V1", "IMAGENET1K_V2")
+    }
     assert len(hashes) == 3
 
 
@@ -143,7 +166,16 @@ def test_the_eight_pairs_of_the_twenty_configurations_are_found() -> None:
     names = ("model.name", "model.weights", "optimizer.lr", "schedule.name")
     hashes = [hash_of(dict(zip(names, row, strict=True))) for row in RESNET_TRANSFER_20]
     pairs = [(i, j) for j in range(1, 21) for i in range(1, j) if hashes[i - 1] == hashes[j - 1]]
-    assert sorted(pairs) == [(2, 4), (3, 5), (7, 9), (8, 10), (12, 14), (13, 15), (16, 18), (17, 19)]
+    assert sorted(pairs) == [
+        (2, 4),
+        (3, 5),
+        (7, 9),
+        (8, 10),
+        (12, 14),
+        (13, 15),
+        (16, 18),
+        (17, 19),
+    ]
 
 
 def test_a_weights_file_is_its_content(tmp_path: Path) -> None:
@@ -151,15 +183,25 @@ def test_a_weights_file_is_its_content(tmp_path: Path) -> None:
         # One name inside, since the archive holds it.
         (tmp_path / name).mkdir()
         torch.save({"weight": torch.tensor(value)}, tmp_path / name / "state.pt")
-    same, copy, other = (hash_of({"model.weights": f"file:{tmp_path}/{name}/state.pt"}) for name in ("a.pt", "b.pt", "c.pt"))
+    same, copy, other = (
+        hash_of({"model.weights": f"file:{tmp_path}/{name}/state.pt"})
+        for name in ("a.pt", "b.pt", "c.pt")
+    )
     assert same == copy != other
     assert same != hash_of()
 
 
 def test_an_own_network_is_its_files_content(tmp_path: Path) -> None:
-    for name, text in (("a.py", "def build(n): ..."), ("b.py", "def build(n): ..."), ("c.py", "def build(n): return 1")):
+    for name, text in (
+        ("a.py", "def build(n): ..."),
+        ("b.py", "def build(n): ..."),
+        ("c.py", "def build(n): return 1"),
+    ):
         (tmp_path / name).write_text(text)
-    same, copy, other = (hash_of({"model.name": f"file:{tmp_path / name}:build"}) for name in ("a.py", "b.py", "c.py"))
+    same, copy, other = (
+        hash_of({"model.name": f"file:{tmp_path / name}:build"})
+        for name in ("a.py", "b.py", "c.py")
+    )
     assert same == copy != other
     assert hash_of({"model.name": f"file:{tmp_path / 'a.py'}:make"}) != same
 
@@ -169,7 +211,11 @@ def test_origin_of_a_named_network_without_weights() -> None:
 
 
 IMAGES = st.lists(
-    st.tuples(st.text("0123456789abcdef", min_size=4, max_size=4), st.sampled_from(["cat", "dog"]), st.sampled_from(["train", "val"]))
+    st.tuples(
+        st.text("0123456789abcdef", min_size=4, max_size=4),
+        st.sampled_from(["cat", "dog"]),
+        st.sampled_from(["train", "val"]),
+    )
 )
 
 
@@ -191,7 +237,15 @@ def test_the_data_digest_does_not_depend_on_the_order(data: st.DataObject) -> No
         [("00", "dog", "train"), ("11", "cat", "val")],
         [("00", "cat", "train"), ("11", "dog", "val"), ("11", "dog", "val")],
     ],
-    ids=["image removed", "image added", "content", "label", "split", "labels swapped", "image doubled"],
+    ids=[
+        "image removed",
+        "image added",
+        "content",
+        "label",
+        "split",
+        "labels swapped",
+        "image doubled",
+    ],
 )
 def test_the_data_digest_changes_with(changed: list[tuple[str, str, str]]) -> None:
     assert data_digest(changed) != data_digest([("00", "cat", "train"), ("11", "dog", "val")])
@@ -203,9 +257,13 @@ def test_the_data_digest_fits_into_mlflow() -> None:
     assert 32 <= len(digest) <= 36
 
 
-def named(base: dict[str, Any] | None = None, space: dict[str, Any] | None = None, digest: str = "d1") -> str:
+def named(
+    base: dict[str, Any] | None = None, space: dict[str, Any] | None = None, digest: str = "d1"
+) -> str:
     given_configuration = configuration(**(base or {}))
-    return study_name("photos", given_configuration, models.origin(given_configuration.model), space or {}, digest)
+    return study_name(
+        "photos", given_configuration, models.origin(given_configuration.model), space or {}, digest
+    )
 
 
 def test_a_study_is_named_by_experiment_and_eight_hex_digits() -> None:
@@ -227,7 +285,9 @@ def test_another_question_is_another_study(other: dict[str, Any]) -> None:
 
 
 def test_another_interval_is_another_study() -> None:
-    linear, log = (named(space={"optimizer.lr": Range(low=0.1, high=0.2, log=log)}) for log in (False, True))
+    linear, log = (
+        named(space={"optimizer.lr": Range(low=0.1, high=0.2, log=log)}) for log in (False, True)
+    )
     assert linear != log
 
 

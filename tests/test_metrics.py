@@ -17,7 +17,9 @@ from pipeline import metrics
 MLFLOWS_INFINITY = 1.797e308
 
 
-def random_case(seed: int, images: int = 200, classes: int = 5) -> tuple[metrics.Labels, metrics.Floats]:
+def random_case(
+    seed: int, images: int = 200, classes: int = 5
+) -> tuple[metrics.Labels, metrics.Floats]:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
     logits = rng.normal(0, 2, (images, classes)) + 2 * np.eye(classes)[labels]
@@ -78,7 +80,8 @@ def test_probabilities_sum_to_one(seed: int, classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("correct", "total", "low", "high"), [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)]
+    ("correct", "total", "low", "high"),
+    [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)],
 )
 def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: float) -> None:
     assert [round(100 * end, 1) for end in metrics.wilson_interval(correct, total)] == [low, high]
@@ -86,7 +89,9 @@ def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(1, 2000), st.data())
-def test_the_interval_holds_the_fraction_and_stays_in_bounds(total: int, data: st.DataObject) -> None:
+def test_the_interval_holds_the_fraction_and_stays_in_bounds(
+    total: int, data: st.DataObject
+) -> None:
     correct = data.draw(st.integers(0, total))
     low, high = metrics.wilson_interval(correct, total)
     assert 0 <= low <= correct / total + 1e-12
@@ -101,11 +106,15 @@ def test_calibration_error_worked_out_by_hand() -> None:
 
 
 def test_a_sure_and_right_network_has_no_calibration_error() -> None:
-    assert metrics.calibration_error(np.array([0, 1]), np.array([[99.0, 0.0], [0.0, 99.0]])) == pytest.approx(0)
+    assert metrics.calibration_error(
+        np.array([0, 1]), np.array([[99.0, 0.0], [0.0, 99.0]])
+    ) == pytest.approx(0)
 
 
 def test_a_sure_and_wrong_network_has_the_largest_calibration_error() -> None:
-    assert metrics.calibration_error(np.array([1, 0]), np.array([[99.0, 0.0], [0.0, 99.0]])) == pytest.approx(1)
+    assert metrics.calibration_error(
+        np.array([1, 0]), np.array([[99.0, 0.0], [0.0, 99.0]])
+    ) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,9 @@ def test_a_sure_and_wrong_network_has_the_largest_calibration_error() -> None:
     ],
     ids=["most", "another class", "one class", "the lower of two"],
 )
-def test_the_majority_rate_is_that_of_the_class_most_frequent_in_training(train_labels: list[int], labels: list[int], rate: float) -> None:
+def test_the_majority_rate_is_that_of_the_class_most_frequent_in_training(
+    train_labels: list[int], labels: list[int], rate: float
+) -> None:
     assert metrics.majority_rate(np.array(train_labels), np.array(labels), 3) == pytest.approx(rate)
 
 
@@ -127,12 +138,18 @@ def test_the_majority_rate_is_the_accuracy_of_that_answer(seed: int) -> None:
     train_labels, _ = random_case(seed)
     labels, _ = random_case(seed + 10)
     answer = np.eye(5)[np.full(len(labels), np.bincount(train_labels).argmax())]
-    assert metrics.majority_rate(train_labels, labels, 5) == pytest.approx(metrics.score(labels, answer)["accuracy"])
+    assert metrics.majority_rate(train_labels, labels, 5) == pytest.approx(
+        metrics.score(labels, answer)["accuracy"]
+    )
 
 
 def test_confusion_has_true_rows_and_predicted_columns() -> None:
     logits = np.eye(3)[[0, 2, 2, 2]]
-    assert metrics.confusion(np.array([0, 0, 2, 2]), logits).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 2]]
+    assert metrics.confusion(np.array([0, 0, 2, 2]), logits).tolist() == [
+        [1, 0, 1],
+        [0, 0, 0],
+        [0, 0, 2],
+    ]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 40, 100])
@@ -181,19 +198,26 @@ def test_a_part_of_the_matrix_has_the_order_that_is_asked_for() -> None:
 
 
 def test_the_most_confused_are_those_of_the_largest_pairs_side_by_side() -> None:
-    cells = pd.DataFrame([(5, 5, 90), (0, 0, 80), (2, 7, 6), (4, 1, 4), (1, 4, 3), (9, 2, 1)], columns=["true", "predicted", "count"])
+    cells = pd.DataFrame(
+        [(5, 5, 90), (0, 0, 80), (2, 7, 6), (4, 1, 4), (1, 4, 3), (9, 2, 1)],
+        columns=["true", "predicted", "count"],
+    )
     # 1 and 4: 4 + 3 images, more than the 6 of 2 and 7.
     assert metrics.most_confused(cells, 4).tolist() == [1, 4, 2, 7]
     assert metrics.most_confused(cells, 7).tolist() == [1, 4, 2, 7, 9, 5, 0]
 
 
 def test_without_a_confusion_the_largest_classes_stand_for_the_others() -> None:
-    cells = pd.DataFrame([(5, 5, 90), (0, 0, 80), (2, 2, 1)], columns=["true", "predicted", "count"])
+    cells = pd.DataFrame(
+        [(5, 5, 90), (0, 0, 80), (2, 2, 1)], columns=["true", "predicted", "count"]
+    )
     assert metrics.most_confused(cells, 2).tolist() == [5, 0]
 
 
 def test_scores_per_class_worked_out_by_hand() -> None:
-    table = metrics.per_class(np.array([0, 0, 0, 1]), np.eye(3)[[0, 0, 1, 1]], ["cat", "dog", "owl"])
+    table = metrics.per_class(
+        np.array([0, 0, 0, 1]), np.eye(3)[[0, 0, 1, 1]], ["cat", "dog", "owl"]
+    )
     assert list(table.columns) == ["class", "precision", "recall", "f1", "images"]
     assert table["class"].tolist() == ["cat", "dog", "owl"]
     assert table["precision"].tolist() == [1.0, 0.5, 0.0]

@@ -15,7 +15,15 @@ from pipeline.errors import UserError
 from pipeline.training.inference import set_training_mode
 from tests.conftest import thorough_of
 
-SMALL = ["resnet18", "squeezenet1_1", "densenet121", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "small_cnn"]
+SMALL = [
+    "resnet18",
+    "squeezenet1_1",
+    "densenet121",
+    "mobilenet_v3_small",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "small_cnn",
+]
 
 
 def parameter_names(module: nn.Module, prefix: str) -> set[str]:
@@ -27,8 +35,20 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_torchvisions_classification_networks_and_ours_are_named() -> None:
-    assert {"densenet264", "small_cnn", "resnet18", "vit_b_16", "swin_v2_s", "efficientnet_b0"} <= set(models.names())
-    assert not {"fcn_resnet50", "raft_large", "fasterrcnn_resnet50_fpn", "quantized_resnet18"} & set(models.names())
+    assert {
+        "densenet264",
+        "small_cnn",
+        "resnet18",
+        "vit_b_16",
+        "swin_v2_s",
+        "efficientnet_b0",
+    } <= set(models.names())
+    assert not {
+        "fcn_resnet50",
+        "raft_large",
+        "fasterrcnn_resnet50_fpn",
+        "quantized_resnet18",
+    } & set(models.names())
 
 
 @pytest.mark.parametrize("name", thorough_of(models.names(), [*SMALL, "densenet264"]))
@@ -67,15 +87,22 @@ def test_small_cnn_takes_images_of_any_size(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "count"), [("resnet18", 1000, 11_689_512), ("densenet264", 1000, 33_337_704), ("small_cnn", 10, 26_154)]
+    ("name", "classes", "count"),
+    [("resnet18", 1000, 11_689_512), ("densenet264", 1000, 33_337_704), ("small_cnn", 10, 26_154)],
 )
 def test_number_of_parameters(name: str, classes: int, count: int) -> None:
-    assert models.num_parameters(models.build(Model(name=name), classes, 224, device="meta").module) == count
+    assert (
+        models.num_parameters(models.build(Model(name=name), classes, 224, device="meta").module)
+        == count
+    )
 
 
 def test_densenet264_has_the_blocks_of_its_name() -> None:
     module = models.build(Model(name="densenet264"), 10, 224, device="meta").module
-    blocks = [len(list(module.get_submodule(f"features.denseblock{number}").children())) for number in (1, 2, 3, 4)]
+    blocks = [
+        len(list(module.get_submodule(f"features.denseblock{number}").children()))
+        for number in (1, 2, 3, 4)
+    ]
     assert blocks == [6, 12, 64, 48]
 
 
@@ -102,10 +129,14 @@ def test_a_frozen_backbone_stays_as_it_is(name: str, dropout: float) -> None:
     assert trained and trained == parameter_names(module, prefix)
     before = copy.deepcopy(module.state_dict())
     set_training_mode(network, frozen=True)
-    optimizer = torch.optim.SGD([parameter for parameter in module.parameters() if parameter.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in module.parameters() if parameter.requires_grad], lr=0.1
+    )
     nn.functional.cross_entropy(module(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
     optimizer.step()
-    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key for key, value in module.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert changed == trained
 
 
@@ -125,7 +156,11 @@ def test_training_updates_the_statistics_of_an_unfrozen_backbone() -> None:
 @pytest.mark.parametrize("weights", ["none", "DEFAULT"])
 @pytest.mark.parametrize(
     "act",
-    [models.origin, lambda model: models.check(model, 3, 64), lambda model: models.build(model, 3, 64)],
+    [
+        models.origin,
+        lambda model: models.check(model, 3, 64),
+        lambda model: models.build(model, 3, 64),
+    ],
     ids=["origin", "check", "build"],
 )
 def test_an_unknown_network_is_named_with_the_nearest(act: object, weights: str) -> None:
@@ -134,7 +169,14 @@ def test_an_unknown_network_is_named_with_the_nearest(act: object, weights: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("alexnet", 32), ("inception_v3", 64), ("vit_b_16", 100), ("maxvit_t", 100), ("densenet121", 16)]
+    ("name", "size"),
+    [
+        ("alexnet", 32),
+        ("inception_v3", 64),
+        ("vit_b_16", 100),
+        ("maxvit_t", 100),
+        ("densenet121", 16),
+    ],
 )
 def test_images_that_do_not_fit_are_refused(name: str, size: int) -> None:
     with pytest.raises(UserError, match=f"model.name: {name} cannot .* data.image_size {size}: "):
@@ -142,13 +184,23 @@ def test_images_that_do_not_fit_are_refused(name: str, size: int) -> None:
 
 
 def test_batches_of_one_are_refused_where_batch_norm_cannot_train_on_them() -> None:
-    with pytest.raises(UserError, match=r"resnet18 cannot train on one image of .* BatchNorm needs two"):
+    with pytest.raises(
+        UserError, match=r"resnet18 cannot train on one image of .* BatchNorm needs two"
+    ):
         models.check(Model(name="resnet18"), 3, 32, trains_on_one=True)
-    for name, size, freeze in (("resnet18", 64, "none"), ("resnet18", 32, "backbone"), ("small_cnn", 32, "none"), ("vit_b_16", 32, "none")):
+    for name, size, freeze in (
+        ("resnet18", 64, "none"),
+        ("resnet18", 32, "backbone"),
+        ("small_cnn", 32, "none"),
+        ("vit_b_16", 32, "none"),
+    ):
         models.check(Model(name=name, freeze=freeze), 3, size, trains_on_one=True)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 64), ("resnet18", 8), ("swin_t", 64), ("inception_v3", 299), ("small_cnn", 8)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_b_16", 64), ("resnet18", 8), ("swin_t", 64), ("inception_v3", 299), ("small_cnn", 8)],
+)
 def test_images_of_other_sizes_that_fit_are_taken(name: str, size: int) -> None:
     models.check(Model(name=name), 3, size)
     module = models.build(Model(name=name), 3, size, device="meta").module.eval()
@@ -156,7 +208,9 @@ def test_images_of_other_sizes_that_fit_are_taken(name: str, size: int) -> None:
 
 
 def test_a_pretrained_transformer_keeps_its_size() -> None:
-    with pytest.raises(UserError, match=r"vit_b_16 with weights DEFAULT needs data\.image_size 224, got 64"):
+    with pytest.raises(
+        UserError, match=r"vit_b_16 with weights DEFAULT needs data\.image_size 224, got 64"
+    ):
         models.build(Model(name="vit_b_16", weights="DEFAULT"), 3, 64, device="meta")
 
 
@@ -199,7 +253,9 @@ def test_an_own_network_is_built(own: Path) -> None:
     network = models.build(model, 3, 16)
     assert network.module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     assert network.head == "fc"
-    assert {name for name, parameter in network.module.named_parameters() if parameter.requires_grad} == {"fc.1.weight", "fc.1.bias"}
+    assert {
+        name for name, parameter in network.module.named_parameters() if parameter.requires_grad
+    } == {"fc.1.weight", "fc.1.bias"}
 
 
 def test_an_own_network_without_a_named_head_is_built(own: Path) -> None:
@@ -211,21 +267,29 @@ def test_an_own_network_without_a_named_head_is_built(own: Path) -> None:
 def test_an_own_network_loads_its_weights(own: Path, tmp_path: Path) -> None:
     trained = models.build(Model(name=f"file:{own}:Own"), 3, 16).module
     torch.save(trained.state_dict(), tmp_path / "own.pt")
-    again = models.build(Model(name=f"file:{own}:Own", weights=f"file:{tmp_path}/own.pt"), 3, 16).module
+    again = models.build(
+        Model(name=f"file:{own}:Own", weights=f"file:{tmp_path}/own.pt"), 3, 16
+    ).module
     assert equal(again.state_dict(), trained.state_dict())
 
 
 @pytest.mark.parametrize(
     ("name", "freeze", "expected"),
     [
-        ("headless", "backbone", "needs a network with a head named one of fc, classifier, head, heads"),
+        (
+            "headless",
+            "backbone",
+            "needs a network with a head named one of fc, classifier, head, heads",
+        ),
         ("built", "none", "has no function 'built'; nearest: build"),
         ("three", "none", "three must return a torch.nn.Module, got int"),
         ("five", "none", r"gives \(2, 5\) for two images; \(2, 3\) is needed"),
         ("build", "none", r"gives \(2, 3, 16, 16\) for two images; \(2, 3\) is needed"),
     ],
 )
-def test_an_own_network_that_cannot_be_used_is_refused(own: Path, name: str, freeze: str, expected: str) -> None:
+def test_an_own_network_that_cannot_be_used_is_refused(
+    own: Path, name: str, freeze: str, expected: str
+) -> None:
     with pytest.raises(UserError, match=expected):
         models.check(Model(name=f"file:{own}:{name}", freeze=freeze), 3, 16)  # type: ignore[arg-type]
 
@@ -248,7 +312,9 @@ def test_a_mistake_in_an_own_network_is_told(tmp_path: Path, text: str, expected
 
 
 def test_an_own_network_may_use_a_dataclass(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(f"{OWN}\nfrom dataclasses import dataclass\n\n@dataclass\nclass Width:\n    channels: int = 4\n")
+    (tmp_path / "net.py").write_text(
+        f"{OWN}\nfrom dataclasses import dataclass\n\n@dataclass\nclass Width:\n    channels: int = 4\n"
+    )
     assert models.build(Model(name=f"file:{tmp_path}/net.py:Own"), 3, 16).head == "fc"
 
 

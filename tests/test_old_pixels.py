@@ -33,7 +33,9 @@ def quick(quick: Path, folder: Path) -> Path:
     """The experiment file, half of whose images have colours as Adobe RGB writes them."""
     for number, file in enumerate(sorted((folder / "digits").rglob("*.png"))):
         if number % 2:
-            colours = np.asarray(Image.open(file).convert("RGB")) // 2 + np.array([90, 20, 60], np.uint8)
+            colours = np.asarray(Image.open(file).convert("RGB")) // 2 + np.array(
+                [90, 20, 60], np.uint8
+            )
             Image.fromarray(colours).save(file, icc_profile=ADOBE)
     return quick
 
@@ -54,13 +56,20 @@ def test_the_digest_tells_what_is_decoded_otherwise(quick: Path, folder: Path) -
     now = prepare(data_of(folder), folder / "prepared")
     before = prepare(data_of(folder), folder / "prepared", version=1)
     assert before.digest == now.first_digest() == before.first_digest() != now.digest
-    is_changed = [now.images[number].tobytes() != before.images[number].tobytes() for number in range(len(now.manifest))]
+    is_changed = [
+        now.images[number].tobytes() != before.images[number].tobytes()
+        for number in range(len(now.manifest))
+    ]
     assert sum(is_changed) == 45
     assert prepare(data_of(folder), folder / "anew").digest == now.digest
     for file in (folder / "digits").rglob("*.png"):
         Image.open(file).save(file, icc_profile=None)
     plain = prepare(data_of(folder), folder / "prepared")
-    assert plain.digest == plain.first_digest() == prepare(data_of(folder), folder / "prepared", version=1).digest
+    assert (
+        plain.digest
+        == plain.first_digest()
+        == prepare(data_of(folder), folder / "prepared", version=1).digest
+    )
 
 
 def test_images_decoded_anew_are_said_once(quick: Path, folder: Path, cli: Cli) -> None:
@@ -78,19 +87,37 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
     assert cli("train", "--config", str(quick)).code == 0
     first_release.undo()
     (run,) = find.trainings(workspace)
-    recorded = json.loads(find.artifact(workspace, run["run_id"], names.PREPROCESSING, folder / "down").read_text())
+    recorded = json.loads(
+        find.artifact(workspace, run["run_id"], names.PREPROCESSING, folder / "down").read_text()
+    )
     assert recorded["decoding"] == 1
     assert cli("evaluate", "--run_id", run["run_id"]).code == 0
-    table = pd.read_csv(find.artifact(workspace, run["run_id"], "test/predictions.csv", folder / "down"))
+    table = pd.read_csv(
+        find.artifact(workspace, run["run_id"], "test/predictions.csv", folder / "down")
+    )
     listed = folder / "listed.txt"
     listed.write_text("\n".join(f"digits/{path}" for path in table["path"]))
-    done = cli("predict", "--model_uri", f"runs:/{run['run_id']}/model", "--images", str(listed), "--predict.probabilities", "true")
+    done = cli(
+        "predict",
+        "--model_uri",
+        f"runs:/{run['run_id']}/model",
+        "--images",
+        str(listed),
+        "--predict.probabilities",
+        "true",
+    )
     assert done.code == 0, done.err
     shares = [f"p_{name}" for name in sorted(path.name for path in (folder / "digits").iterdir())]
     assert np.allclose(pd.read_csv("predictions.csv")[shares], table[shares], atol=1e-4)
     served = mlflow.pyfunc.load_model(f"runs:/{run['run_id']}/model")
-    content = [base64.b64encode((folder / "digits" / path).read_bytes()).decode() for path in table["path"]]
-    assert np.allclose(np.stack(served.predict(pd.DataFrame({"image": content}))["probabilities"]), table[shares], atol=1e-4)
+    content = [
+        base64.b64encode((folder / "digits" / path).read_bytes()).decode() for path in table["path"]
+    ]
+    assert np.allclose(
+        np.stack(served.predict(pd.DataFrame({"image": content}))["probabilities"]),
+        table[shares],
+        atol=1e-4,
+    )
     # The next training is another one, on other pixels.
     assert "trained before" not in cli("train", "--config", str(quick)).out
     assert len({row["data_digest"] for row in find.trainings(workspace)}) == 2
@@ -111,7 +138,9 @@ def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
 def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     quick: Path, folder: Path, cli: Cli, workspace: Workspace, first_release: pytest.MonkeyPatch
 ) -> None:
-    quick.write_text(quick.read_text() + "configs: [{optimizer: {lr: 1.0e-3}}, {optimizer: {lr: 2.0e-3}}]\n")
+    quick.write_text(
+        quick.read_text() + "configs: [{optimizer: {lr: 1.0e-3}}, {optimizer: {lr: 2.0e-3}}]\n"
+    )
     interrupt(cli, "tune", "--config", str(quick), training="01")
     first_release.undo()
     (before,) = find.studies(workspace)
@@ -133,14 +162,18 @@ def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
     for file in sorted((folder / "digits").rglob("*.png"))[::9]:
         content = file.read_bytes()
         file.write_bytes(content[:33] + b"\0\0\0\4eXIfjunk\0\0\0\0" + content[33:])
-    quick.write_text(quick.read_text() + "configs: [{optimizer: {lr: 1.0e-3}}, {optimizer: {lr: 2.0e-3}}]\n")
+    quick.write_text(
+        quick.read_text() + "configs: [{optimizer: {lr: 1.0e-3}}, {optimizer: {lr: 2.0e-3}}]\n"
+    )
     interrupt(cli, "tune", "--config", str(quick), "--data.bad", "drop", training="01")
     first_release.undo()
     (before,) = find.studies(workspace)
     done = cli("tune", "--config", str(quick), "--data.bad", "drop", "--study.name", before.name)
     assert done.code == 0, done.err
     rows: list[dict[str, Any]] = find.trainings(workspace, before.name)
-    assert [row["state"] for row in rows] == ["complete"] * 2 and {row["data_digest"] for row in rows} == {before.data_digest}
+    assert [row["state"] for row in rows] == ["complete"] * 2 and {
+        row["data_digest"] for row in rows
+    } == {before.data_digest}
     assert cli("tune", "--config", str(quick), "--data.bad", "drop").code == 0
     assert len(find.studies(workspace)) == 2
 

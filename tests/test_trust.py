@@ -27,7 +27,9 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trust, name, set())
 
 
-def test_what_a_configuration_has_named_is_trusted_by_later_processes(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_configuration_has_named_is_trusted_by_later_processes(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trust.remember(ONE, "file:my net.py:build\nsecond line")
     new_process(monkeypatch)
     assert trust.is_trusted(ONE) and not trust.is_trusted(OTHER) and not trust.is_trusted("")
@@ -36,7 +38,9 @@ def test_what_a_configuration_has_named_is_trusted_by_later_processes(state: Pat
     assert line.startswith(ONE) and line.endswith("file:my net.py:build second line")
 
 
-def test_what_an_option_names_is_trusted_in_this_process_only(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_option_names_is_trusted_in_this_process_only(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trust.trust_here(ONE.upper().replace("1", "a"))
     assert trust.is_trusted("a" * 64)
     new_process(monkeypatch)
@@ -60,9 +64,16 @@ def test_the_refusal_names_run_artifact_and_hash(state: Path) -> None:
     assert str(refused.value).endswith(f"--trust {digest}")
 
 
-def test_what_this_steps_configuration_names_is_trusted_as_it_is(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_this_steps_configuration_names_is_trusted_as_it_is(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = {"net.py": b"import blocks", "blocks.py": b"x = 1"}
-    for strange in ({**own, "blocks.py": b"x = 2"}, {**own, "more.py": b""}, {"blocks.py": b"x = 1"}, {}):
+    for strange in (
+        {**own, "blocks.py": b"x = 2"},
+        {**own, "more.py": b""},
+        {"blocks.py": b"x = 1"},
+        {},
+    ):
         with pytest.raises(UserError, match="--trust"):
             trust.need(strange, "it", [own])
     trust.need(own, "it", [own])
@@ -75,7 +86,9 @@ def test_what_this_steps_configuration_names_is_trusted_as_it_is(state: Path, mo
     trust.need(own, "it", is_here=True)
 
 
-def test_a_file_that_a_configuration_has_named_is_the_users_own(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_a_configuration_has_named_is_the_users_own(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "my  nets" / "net.py"
     assert not trust.is_users_own(file)
     trust.remember(ONE, str(file))
@@ -86,7 +99,9 @@ def test_a_file_that_a_configuration_has_named_is_the_users_own(state: Path, tmp
     assert trust.is_users_own(tmp_path / "named.py")
 
 
-def test_without_a_home_it_is_trusted_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_it_is_trusted_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     new_process(monkeypatch)

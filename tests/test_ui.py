@@ -14,7 +14,9 @@ from pipeline.tracking.store import Workspace
 from pipeline.tracking.views import view_urls
 from tests.servers import mlflow_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("needs Chromium on the PATH", allow_module_level=True)
@@ -30,16 +32,27 @@ def server(smoke: Path) -> Iterator[str]:
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
     """A fresh browser profile: a first-time visitor."""
-    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, args=arguments, viewport={"width": 1900, "height": 1000}
+            str(tmp_path / "profile"),
+            executable_path=CHROMIUM,
+            args=arguments,
+            viewport={"width": 1900, "height": 1000},
         )
         yield context.new_page()
         context.close()
 
 
-def test_the_saved_table_shows_the_trainings_best_first(server: str, page: Page, in_smoke: Workspace) -> None:
+def test_the_saved_table_shows_the_trainings_best_first(
+    server: str, page: Page, in_smoke: Workspace
+) -> None:
     page.goto(view_urls(in_smoke)["table"].replace("http://127.0.0.1:5000", server))
     page.get_by_text("matching runs").wait_for(timeout=60_000)
     page.get_by_text("best/val_accuracy", exact=True).first.wait_for(timeout=30_000)

@@ -36,7 +36,9 @@ def run_all(cwd: Path, *steps: list[str]) -> list[tuple[Finished, float]]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == len(steps), done.stderr
     assert done.stderr == ""
-    return [(Finished(code, out, err), seconds) for code, out, err, seconds in map(json.loads, lines)]
+    return [
+        (Finished(code, out, err), seconds) for code, out, err, seconds in map(json.loads, lines)
+    ]
 
 
 def is_one_line(done: Finished, *texts: str) -> bool:
@@ -62,11 +64,21 @@ def read_only(quick: Path, cli: Cli) -> Iterator[Path]:
         path.chmod(path.stat().st_mode | 0o200)
 
 
-def test_in_an_empty_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_an_empty_folder_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o555)
-    steps = [["prepare"], ["train"], ["main"], ["summary"], ["evaluate"], ["register"], ["reconcile"]]
+    steps = [
+        ["prepare"],
+        ["train"],
+        ["main"],
+        ["summary"],
+        ["evaluate"],
+        ["register"],
+        ["reconcile"],
+    ]
     for done, seconds in run_all(empty, *steps):
         assert is_one_line(done, str(empty), "Permission denied", "MLFLOW_TRACKING_URI=")
         assert seconds < 30
@@ -75,22 +87,32 @@ def test_in_an_empty_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatc
 
 def test_in_a_folder_of_results_that_cannot_be_written_to(read_only: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in read_only.rglob("*")}
-    file, images, out = str(read_only / "study.yaml"), str(read_only / "digits" / "digit 0"), tmp_path / "predictions.csv"
+    file, images, out = (
+        str(read_only / "study.yaml"),
+        str(read_only / "digits" / "digit 0"),
+        tmp_path / "predictions.csv",
+    )
     predict = ["predict", "--model_uri", "models:/quick@champion", "--images", images]
-    (compared, _), (evaluated, _), (registered, _), (tuned, _), (predicted, _), (refused, _) = run_all(
-        read_only,
-        ["summary", "--config", file],
-        ["evaluate", "--config", file],
-        ["register", "--config", file],
-        ["tune", "--config", file],
-        [*predict, "--out", str(out)],
-        predict,
+    (compared, _), (evaluated, _), (registered, _), (tuned, _), (predicted, _), (refused, _) = (
+        run_all(
+            read_only,
+            ["summary", "--config", file],
+            ["evaluate", "--config", file],
+            ["register", "--config", file],
+            ["tune", "--config", file],
+            [*predict, "--out", str(out)],
+            predict,
+        )
     )
     # What only reads is done.
-    assert "00 small_cnn" in compared.out and is_one_line(compared, "nothing is written: ", "mlflow.db", "it is read-only")
+    assert "00 small_cnn" in compared.out and is_one_line(
+        compared, "nothing is written: ", "mlflow.db", "it is read-only"
+    )
     assert predicted.code == 0 and len(out.read_text().splitlines()) == 31
     for done in (evaluated, registered, tuned):
-        assert is_one_line(done, str(read_only / "mlflow.db"), "it is read-only", "MLFLOW_TRACKING_URI=")
+        assert is_one_line(
+            done, str(read_only / "mlflow.db"), "it is read-only", "MLFLOW_TRACKING_URI="
+        )
     assert is_one_line(refused, "out: 'predictions.csv' cannot be written: Permission denied")
     assert {path: path.stat().st_mtime_ns for path in read_only.rglob("*")} == before
 
@@ -105,7 +127,9 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_cannot_be_written_to_is_found_out_before_anything_is_done(quick: Path, cli: Cli, store: Path, part: str) -> None:
+def test_a_part_that_cannot_be_written_to_is_found_out_before_anything_is_done(
+    quick: Path, cli: Cli, store: Path, part: str
+) -> None:
     study = write_study(quick)
     # A file in the place of a folder, and the other way round: nobody, not even root, can write there.
     if part == "optuna.db":
@@ -134,7 +158,9 @@ def test_a_comparison_that_cannot_be_written_leaves_the_former_one(
 ) -> None:
     study = write_study(quick)
     assert cli("tune", "--config", study, "--training.epochs", "1").code == 0
-    before = {file.name: file.read_bytes() for file in workspace.outputs.iterdir() if file.is_file()}
+    before = {
+        file.name: file.read_bytes() for file in workspace.outputs.iterdir() if file.is_file()
+    }
     (workspace.outputs / "comparison.md").write_text("of yesterday")
     request.getfixturevalue("small_files")
     done = cli("summary", "--config", study)
@@ -143,7 +169,9 @@ def test_a_comparison_that_cannot_be_written_leaves_the_former_one(
     assert after == {**before, "comparison.md": b"of yesterday"}
 
 
-def test_images_that_cannot_be_stored_are_one_line(cli: Cli, quick: Path, store: Path, request: pytest.FixtureRequest) -> None:
+def test_images_that_cannot_be_stored_are_one_line(
+    cli: Cli, quick: Path, store: Path, request: pytest.FixtureRequest
+) -> None:
     request.getfixturevalue("small_files")
     done = cli("prepare", "--config", quick, "--data.image_size", "64")
     assert is_one_line(done, "images cannot be stored in", str(store / "prepared"))

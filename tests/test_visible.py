@@ -31,7 +31,10 @@ def test_what_a_terminal_would_act_on_is_written_out() -> None:
 
 
 def test_markdown_is_shown_as_it_is() -> None:
-    assert in_markdown("![x](http://a/b.png) <b> `c` *d* |\n# e") == r"!\[x\](http://a/b.png) \<b\> \`c\` \*d\* \|\\n# e"
+    assert (
+        in_markdown("![x](http://a/b.png) <b> `c` *d* |\n# e")
+        == r"!\[x\](http://a/b.png) \<b\> \`c\` \*d\* \|\\n# e"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,10 @@ def test_markdown_is_shown_as_it_is() -> None:
         ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("postgresql+psycopg://me:p@ss:w@host/db", "postgresql+psycopg://me:***@host/db"),
         ("https://:token@host/x?y=1", "https://:***@host/x?y=1"),
-        ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        (
+            "postgresql://host/db?user=me&password=secret&x=1",
+            "postgresql://host/db?user=me&password=***&x=1",
+        ),
         ("'mysql://a:b@c' and 'http://d:e@f'", "'mysql://a:***@c' and 'http://d:***@f'"),
         ("http://host:5000/x@y", "http://host:5000/x@y"),
         ("postgresql://me:s3/cr#et?x@host/db: away", "postgresql://me:***@host/db: away"),
@@ -54,7 +60,9 @@ def test_markdown_is_shown_as_it_is() -> None:
 )
 def test_passwords_of_addresses_are_hidden(text: str, shown: str) -> None:
     assert without_password(text) == shown
-    assert str(PipelineError(text)) == shown and str(UserError(text, [text])) == f"{shown}\n  {shown}"
+    assert (
+        str(PipelineError(text)) == shown and str(UserError(text, [text])) == f"{shown}\n  {shown}"
+    )
 
 
 ADDRESSES = [
@@ -70,7 +78,9 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_whose_password_cannot_be_told_is_refused_without_it(folder: Path, address: str) -> None:
+def test_an_address_whose_password_cannot_be_told_is_refused_without_it(
+    folder: Path, address: str
+) -> None:
     mlflow.set_tracking_uri(address)
     with pytest.raises(UserError, match=r"^study\.storage: .*%40 stands for @") as storage:
         Database(address, folder)
@@ -95,17 +105,37 @@ def test_other_addresses_are_clear(address: str) -> None:
     check_address("study.storage", address)
 
 
-def test_names_of_classes_and_files_do_not_reach_the_terminal_as_they_are(cli: Cli, folder: Path) -> None:
+def test_names_of_classes_and_files_do_not_reach_the_terminal_as_they_are(
+    cli: Cli, folder: Path
+) -> None:
     root = write_digits(folder / "digits", 24, classes=(0, 1))
     bad = "bad\x1b]0;owned\x07\u202e"
     (root / "digit 0").rename(root / bad)
     (root / bad / "x\x1b[2J.png").write_bytes(b"no picture")
     for number in range(24):
         Image.new("L", (16, 80), 10 * number).save(root / bad / f"long{number}.png")
-    done = cli("prepare", "--data.source", f"folder:{root}", "--data.bad", "warn", "--data.image_size", "16", "--data.duplicates", "ignore")
+    done = cli(
+        "prepare",
+        "--data.source",
+        f"folder:{root}",
+        "--data.bad",
+        "warn",
+        "--data.image_size",
+        "16",
+        "--data.duplicates",
+        "ignore",
+    )
     assert done.code == 0, done.err
     assert r"x\x1b[2J.png" in done.out and r"bad\x1b]0;owned\x07\u202e" in done.out
-    refused = cli("prepare", "--data.source", f"folder:{root}", "--data.image_size", "16", "--data.duplicates", "ignore")
+    refused = cli(
+        "prepare",
+        "--data.source",
+        f"folder:{root}",
+        "--data.image_size",
+        "16",
+        "--data.duplicates",
+        "ignore",
+    )
     assert refused.code == 2 and r"x\x1b[2J.png" in refused.err
     assert not set("\x1b\x07\u202e") & set(done.out + done.err + refused.out + refused.err)
 
@@ -115,10 +145,16 @@ SECRET = "s3cr3t!word"
 
 def everything(folder: Path) -> bytes:
     """Return all that a store holds."""
-    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "study.yaml")
+    return b"".join(
+        file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "study.yaml"
+    )
 
 
-def test_a_password_of_the_studys_database_is_kept_nowhere(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_password_of_the_studys_database_is_kept_nowhere(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     storage = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:9/none"
     raw = {**yaml.safe_load(quick.read_text()), "configs": [{}], "study": {"storage": storage}}
     file = quick.with_name("study.yaml")
@@ -134,7 +170,9 @@ def test_a_password_of_the_studys_database_is_kept_nowhere(cli: Cli, quick: Path
     assert SECRET.encode() not in everything(quick.parent)
     if done.code == 0:
         (study,) = find.studies(workspace)
-        kept = find.artifact(workspace, study.parent, "study.yaml", quick.parent / "down").read_text()
+        kept = find.artifact(
+            workspace, study.parent, "study.yaml", quick.parent / "down"
+        ).read_text()
         assert "password=***" in kept
 
 
@@ -156,7 +194,11 @@ def test_the_traceback_of_a_bug_has_no_password(capsys: pytest.CaptureFixture[st
     except RuntimeError as error:
         _tell_of_bug(type(error), error, error.__traceback__)
     told = capsys.readouterr().err
-    assert told.startswith("Traceback") and "RuntimeError: http://me:***@host" in told and SECRET not in told
+    assert (
+        told.startswith("Traceback")
+        and "RuntimeError: http://me:***@host" in told
+        and SECRET not in told
+    )
 
 
 def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path: Path) -> None:
@@ -165,11 +207,15 @@ def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path
     for name in ("pipeline/__init__", "random", "numpy/__init__", "torch", "PIL/__init__"):
         file = tmp_path / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"open({str(marker)!r}, 'a').write({name!r})\nraise ImportError('not this one')\n")
+        file.write_text(
+            f"open({str(marker)!r}, 'a').write({name!r})\nraise ImportError('not this one')\n"
+        )
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(120):
-            Image.effect_noise((200, 200), 50 + number).save(tmp_path / "photos" / label / f"{number}.png")
+            Image.effect_noise((200, 200), 50 + number).save(
+                tmp_path / "photos" / label / f"{number}.png"
+            )
     code = (
         f"import sys, os; sys.path.insert(0, {str(PROJECT)!r}); import pipeline.__main__ as main; os.chdir({str(tmp_path)!r})\n"
         "import pipeline.data.examine as examine; examine._ALONE_SECONDS = 0.0\n"
@@ -178,7 +224,19 @@ def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path
     script = tmp_path / "elsewhere" / "run.py"
     script.parent.mkdir()
     script.write_text(code)
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    done = subprocess.run([sys.executable, str(script)], cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=300)
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "PYTHONSAFEPATH")
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert not marker.exists()

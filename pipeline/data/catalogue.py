@@ -112,7 +112,11 @@ class Catalogue:
         version = self._version()
         if version == _VERSION:
             return ()
-        return (*(() if version == _FIRST_VERSION else _SCHEMA), *_ADDED, f"PRAGMA user_version = {_VERSION}")
+        return (
+            *(() if version == _FIRST_VERSION else _SCHEMA),
+            *_ADDED,
+            f"PRAGMA user_version = {_VERSION}",
+        )
 
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -124,10 +128,14 @@ class Catalogue:
     def is_new(self, recipe: Names) -> bool:
         """Return whether nothing is known of any image by a recipe."""
         with _told():
-            found = self._connection.execute("SELECT 1 FROM images WHERE recipe IN (:plain, :grey) LIMIT 1", recipe._asdict())
+            found = self._connection.execute(
+                "SELECT 1 FROM images WHERE recipe IN (:plain, :grey) LIMIT 1", recipe._asdict()
+            )
             return found.fetchone() is None
 
-    def of_files(self, source: str, fingerprints: Mapping[str, str], recipe: Names) -> dict[str, Found]:
+    def of_files(
+        self, source: str, fingerprints: Mapping[str, str], recipe: Names
+    ) -> dict[str, Found]:
         """Return what was found in those files, some thousands at most, that have not changed since; by path."""
         paths = {_key(source, path): path for path in fingerprints}
         with _told():
@@ -137,7 +145,11 @@ class Catalogue:
                 f"WHERE key IN ({', '.join('?' * len(paths))}) AND recipe IN (?, ?) AND (bits = 8 OR recipe = ?)",
                 (*paths, recipe.plain, recipe.grey, recipe.grey),
             )
-            return {paths[key]: _found(found) for key, as_then, *found in rows if fingerprints[paths[key]] == as_then}
+            return {
+                paths[key]: _found(found)
+                for key, as_then, *found in rows
+                if fingerprints[paths[key]] == as_then
+            }
 
     def of_content(self, content: bytes, recipe: Names) -> Found | None:
         """Return what was found in an image of that content, whatever its name was."""
@@ -154,23 +166,38 @@ class Catalogue:
         with _told(), self._connection:
             self._connection.executemany(
                 f"INSERT OR REPLACE INTO images (recipe, content, {_COLUMNS}) VALUES ({', '.join('?' * (len(Found._fields) + 1))})",
-                [(recipe.plain if found.bits == 8 else recipe.grey, found.content, *_signed(found)[1:]) for _, _, found in listed],
+                [
+                    (
+                        recipe.plain if found.bits == 8 else recipe.grey,
+                        found.content,
+                        *_signed(found)[1:],
+                    )
+                    for _, _, found in listed
+                ],
             )
             self._connection.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
-                [(_key(source, path), fingerprint, found.content) for path, fingerprint, found in listed],
+                [
+                    (_key(source, path), fingerprint, found.content)
+                    for path, fingerprint, found in listed
+                ],
             )
 
     def shards(self, recipe: Names) -> set[str]:
         """Return the names of the shards that hold pixels of known images, whichever level is white in them."""
         of_all_whites = "SELECT DISTINCT shard FROM images WHERE recipe = ? OR recipe BETWEEN ? || '-white' AND ? || '-white~'"
         with _told():
-            return {shard for (shard,) in self._connection.execute(of_all_whites, (recipe.plain,) * 3)}
+            return {
+                shard for (shard,) in self._connection.execute(of_all_whites, (recipe.plain,) * 3)
+            }
 
     def forget_shards(self, recipe: Names, shards: Sequence[str]) -> None:
         """Drop what was found in images whose stored pixels are lost."""
         with _told(), self._connection:
-            self._connection.executemany("DELETE FROM images WHERE recipe IN (?, ?) AND shard = ?", [(*recipe, shard) for shard in shards])
+            self._connection.executemany(
+                "DELETE FROM images WHERE recipe IN (?, ?) AND shard = ?",
+                [(*recipe, shard) for shard in shards],
+            )
 
 
 @contextmanager
@@ -180,7 +207,9 @@ def _told() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise OSError(f"{CATALOGUE}: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise OSError(f"{CATALOGUE}: {error}; delete that file, the next prepare writes it anew") from error
+        raise OSError(
+            f"{CATALOGUE}: {error}; delete that file, the next prepare writes it anew"
+        ) from error
 
 
 def _key(source: str, path: str) -> bytes:
@@ -194,4 +223,7 @@ def _signed(found: Found) -> Found:
 
 def _found(row: Sequence[object]) -> Found:
     found = Found(*row)  # type: ignore[arg-type]
-    return found._replace(phash=None if found.phash is None else found.phash + (1 << 63), is_changed=bool(found.is_changed))
+    return found._replace(
+        phash=None if found.phash is None else found.phash + (1 << 63),
+        is_changed=bool(found.is_changed),
+    )

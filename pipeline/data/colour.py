@@ -45,12 +45,17 @@ def _converter(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image
             return None
         # LittleCMS interpolates between few levels, which of dark greys shows.
         flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
-        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
+        transform = ImageCms.buildTransform(
+            opened, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags
+        )
         tried = _palette(mode)
         found = np.asarray(ImageCms.applyTransform(tried, transform))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-    if mode != "CMYK" and np.abs(found.astype(np.int16) - np.asarray(tried.convert("RGB"))).max() <= ALIKE:
+    if (
+        mode != "CMYK"
+        and np.abs(found.astype(np.int16) - np.asarray(tried.convert("RGB"))).max() <= ALIKE
+    ):
         return None
     if mode == "L":
         return lambda image: Image.fromarray(found[0][np.asarray(image)])

@@ -37,7 +37,23 @@ VERSION = 2
 damaged metadata is passed over. Each stays callable, so that a network is shown the pixels that it was trained on.
 """
 
-EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 """What is opened, whatever a file's name says: for EPS, Pillow runs Ghostscript, a program that need not end. The common ones
@@ -127,7 +143,15 @@ class Decoding:
     @classmethod
     def of(cls, data: Data, version: int = VERSION) -> Decoding:
         """Return what a configuration says."""
-        return cls(data.stored_size, data.interpolation, data.background, data.white, data.fit, data.max_pixels, version)
+        return cls(
+            data.stored_size,
+            data.interpolation,
+            data.background,
+            data.white,
+            data.fit,
+            data.max_pixels,
+            version,
+        )
 
     @property
     def key(self) -> str:
@@ -229,17 +253,25 @@ class Decoding:
         plain = self._composed(image)
         if not isinstance(profile, bytes):
             return Decoded(plain, levels)
-        converted = in_srgb(image if image.mode == "CMYK" else image.convert("L" if is_grey else "RGB"), profile)
+        converted = in_srgb(
+            image if image.mode == "CMYK" else image.convert("L" if is_grey else "RGB"), profile
+        )
         if converted is None:
             return Decoded(plain, levels)
         if alpha is not None:
             converted.putalpha(alpha)
         converted = self._composed(converted)
-        return Decoded(converted, levels, is_changed=ImageChops.difference(converted, plain).getbbox() is not None)
+        return Decoded(
+            converted,
+            levels,
+            is_changed=ImageChops.difference(converted, plain).getbbox() is not None,
+        )
 
     def _composed(self, image: Image.Image) -> Image.Image:
         if image.mode == "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, ImageColor.getrgb(self.background)), image)
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, ImageColor.getrgb(self.background)), image
+            )
         return image.convert("RGB")
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -268,7 +300,11 @@ def claimed_pixels(content: bytes, max_pixels: int = MAX_PIXELS) -> int:
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
     """Return why an image of that size is refused; empty where it is not."""
-    return f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})" if width * height > max_pixels else ""
+    return (
+        f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})"
+        if width * height > max_pixels
+        else ""
+    )
 
 
 def reason(error: BaseException) -> str:

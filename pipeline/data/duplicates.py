@@ -79,13 +79,18 @@ def near_pairs_united(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.i
             if len(near):
                 roots = sets.roots()
                 near = near[roots[order[near]] != roots[order[near + lag]]]
-                for first, second in zip(order[near].tolist(), order[near + lag].tolist(), strict=True):
+                for first, second in zip(
+                    order[near].tolist(), order[near + lag].tolist(), strict=True
+                ):
                     sets.unite(first, second)
     return sets.roots()
 
 
 def duplicate_sets(
-    pixels: NDArray[np.uint8], phash: NDArray[np.uint64], has_phash: NDArray[np.bool_], near_distance: int
+    pixels: NDArray[np.uint8],
+    phash: NDArray[np.uint64],
+    has_phash: NDArray[np.bool_],
+    near_distance: int,
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
     """Find the same picture twice, and nearly twice.
 

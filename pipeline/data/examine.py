@@ -94,16 +94,27 @@ class Examined:
         self.has_phash[number] = found.phash is not None
         self.phash[number] = found.phash or 0
         self.sizes[number] = (found.height, found.width)
-        self.bits[number], self.brightest[number], self.is_changed[number] = found.bits, found.brightest, found.is_changed
+        self.bits[number], self.brightest[number], self.is_changed[number] = (
+            found.bits,
+            found.brightest,
+            found.is_changed,
+        )
         if found.note:
             self.notes[number] = found.note
         if found.shard and found.shard not in shard_numbers:
             shard_numbers[found.shard] = len(self.shards)
             self.shards.append(found.shard)
-        self.index[number] = (shard_numbers.get(found.shard, 0), found.offset, found.stored_height, found.stored_width)
+        self.index[number] = (
+            shard_numbers.get(found.shard, 0),
+            found.offset,
+            found.stored_height,
+            found.stored_width,
+        )
 
 
-def examine(source: Source, items: Sequence[Item], recipe: Recipe, progress: Progress = lambda *_: None) -> Examined:
+def examine(
+    source: Source, items: Sequence[Item], recipe: Recipe, progress: Progress = lambda *_: None
+) -> Examined:
     """Examine images, and store their pixels.
 
     Args:
@@ -125,8 +136,21 @@ def examine(source: Source, items: Sequence[Item], recipe: Recipe, progress: Pro
 
 
 class _Examination:
-    def __init__(self, source: Source, items: Sequence[Item], recipe: Recipe, catalogue: Catalogue, progress: Progress) -> None:
-        self._source, self._items, self._recipe, self._catalogue, self._progress = source, items, recipe, catalogue, progress
+    def __init__(
+        self,
+        source: Source,
+        items: Sequence[Item],
+        recipe: Recipe,
+        catalogue: Catalogue,
+        progress: Progress,
+    ) -> None:
+        self._source, self._items, self._recipe, self._catalogue, self._progress = (
+            source,
+            items,
+            recipe,
+            catalogue,
+            progress,
+        )
         self._examined = Examined.empty(len(items))
         self._shard_numbers: dict[str, int] = {}
         self._fingerprints: dict[int, str] = {}
@@ -162,10 +186,14 @@ class _Examination:
         Yields:
             Whether another process had it first.
         """
-        key = hashlib.sha256(f"{self._source.description}\0{self._recipe.name}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            f"{self._source.description}\0{self._recipe.name}".encode()
+        ).hexdigest()[:16]
         with contextlib.ExitStack() as lock:
             try:
-                lock.enter_context(locked(self._recipe.root / key, "another process prepares the same"))
+                lock.enter_context(
+                    locked(self._recipe.root / key, "another process prepares the same")
+                )
                 waited = False
             except InUse as error:
                 self._progress(f"waiting, since {error}", 0, len(self._items))
@@ -184,8 +212,15 @@ class _Examination:
                     fingerprints[number] = self._source.reader.fingerprint(self._items[number].path)
                 except OSError as error:
                     self._examined.unreadable[number] = reason(error)
-            by_path = {self._items[number].path: fingerprint for number, fingerprint in fingerprints.items()}
-            known = {} if is_first else self._catalogue.of_files(self._source.description, by_path, names)
+            by_path = {
+                self._items[number].path: fingerprint
+                for number, fingerprint in fingerprints.items()
+            }
+            known = (
+                {}
+                if is_first
+                else self._catalogue.of_files(self._source.description, by_path, names)
+            )
             for number, fingerprint in fingerprints.items():
                 if (found := known.get(self._items[number].path)) is None:
                     self._fingerprints[number] = fingerprint
@@ -210,7 +245,10 @@ class _Examination:
     def _commit(self) -> None:
         for shard in {found.shard for _, found in self._pending if found.shard}:
             sync(self._recipe.folder, shard)
-        rows = [(self._items[number].path, self._fingerprints.pop(number), found) for number, found in self._pending]
+        rows = [
+            (self._items[number].path, self._fingerprints.pop(number), found)
+            for number, found in self._pending
+        ]
         self._catalogue.add(self._source.description, self._recipe.names, rows)
         for number, found in self._pending:
             self._put(number, found)
@@ -229,9 +267,13 @@ class _Examination:
     def _paths(self, chunk: list[int]) -> list[str]:
         return [self._items[number].path for number in chunk]
 
-    def _in_processes(self, chunks: Iterator[list[int]], alone: Worker) -> Iterator[tuple[int, Found | Unreadable]]:
+    def _in_processes(
+        self, chunks: Iterator[list[int]], alone: Worker
+    ) -> Iterator[tuple[int, Found | Unreadable]]:
         # Forked from a process of its own: this one has threads, whose locks a fork would copy as they stand.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        method = (
+            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        )
         count = os.cpu_count() or 1
         context = multiprocessing.get_context(method)
         # Imported once, by the process that the workers are forked from.
@@ -247,7 +289,11 @@ class _Examination:
                         begun.append(chunk)
                         pending[pool.submit(examine_chunk, self._paths(chunk))] = chunk
                     # While the processes start.
-                    while not any(future.done() for future in pending) and not working and (chunk := next(chunks, None)) is not None:
+                    while (
+                        not any(future.done() for future in pending)
+                        and not working
+                        and (chunk := next(chunks, None)) is not None
+                    ):
                         yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
                     working = True
                     if not pending:
@@ -263,7 +309,9 @@ class _Examination:
         yield from self._one_by_one([number for chunk in begun for number in chunk], context)
         yield from self._in_processes(chunks, alone)
 
-    def _one_by_one(self, numbers: list[int], context: BaseContext) -> Iterator[tuple[int, Found | Unreadable]]:
+    def _one_by_one(
+        self, numbers: list[int], context: BaseContext
+    ) -> Iterator[tuple[int, Found | Unreadable]]:
         """Examine images that a process was killed over, one at a time, so that it is known at which.
 
         Raises:
@@ -274,7 +322,9 @@ class _Examination:
             try:
                 pool.submit(examine_chunk, []).result()
             except BrokenProcessPool:
-                raise PipelineError("processes that decode images end as soon as they begin; what they print tells why") from None
+                raise PipelineError(
+                    "processes that decode images end as soon as they begin; what they print tells why"
+                ) from None
             for number in numbers:
                 path = self._items[number].path
                 try:
@@ -287,4 +337,6 @@ class _Examination:
                 yield number, result
 
     def _pool(self, count: int, context: BaseContext) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, context, start_worker, (self._source.reader, self._recipe))
+        return ProcessPoolExecutor(
+            count, context, start_worker, (self._source.reader, self._recipe)
+        )

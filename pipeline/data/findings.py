@@ -48,7 +48,14 @@ def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
     return warnings
 
 
-def refusal(message: str, findings: Sequence[str], inspection: Inspection, data: Data, source: str, ignored: dict[str, int]) -> Refused:
+def refusal(
+    message: str,
+    findings: Sequence[str],
+    inspection: Inspection,
+    data: Data,
+    source: str,
+    ignored: dict[str, int],
+) -> Refused:
     """Return the error for images that are refused; its report has counts, but no splits yet."""
     items = inspection.kept_items
     given = [split for split in SPLITS if any(item.split == split for item in items)]
@@ -66,7 +73,13 @@ def refusal(message: str, findings: Sequence[str], inspection: Inspection, data:
     return Refused(message, findings, report)
 
 
-def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str, int], splits: Sequence[str] | None) -> Report:
+def report_of(
+    inspection: Inspection,
+    data: Data,
+    source: str,
+    ignored: dict[str, int],
+    splits: Sequence[str] | None,
+) -> Report:
     """Return what report.json holds, without digest, counts and samples.
 
     Args:
@@ -101,14 +114,24 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
         return len({items[number].label for number in members}) > 1
 
     def across(members: list[int]) -> bool:
-        return len({split_of(number) for number in members if number not in inspection.quarantined}) > 1
+        return (
+            len({split_of(number) for number in members if number not in inspection.quarantined})
+            > 1
+        )
 
-    ordered = sorted(inspection.duplicates, key=lambda members: (not conflict(members), not across(members), -len(members), members))
+    ordered = sorted(
+        inspection.duplicates,
+        key=lambda members: (not conflict(members), not across(members), -len(members), members),
+    )
     return {
         "name": data.name,
         "source": source,
         "num_images": len(inspection.kept),
-        "policies": {"bad": data.bad, "duplicates": data.duplicates, "near_distance": data.near_distance},
+        "policies": {
+            "bad": data.bad,
+            "duplicates": data.duplicates,
+            "near_distance": data.near_distance,
+        },
         "quarantined": [
             {"path": items[number].path, "label": items[number].label, "reason": why}
             for number, why in sorted(inspection.quarantined.items())
@@ -119,7 +142,10 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
             "under_two_labels": sum(map(conflict, ordered)),
             "across_splits": sum(map(across, ordered)),
             "groups": [
-                {"kind": "equal" if is_equal(members) else "near", "images": [entry(number) for number in members]}
+                {
+                    "kind": "equal" if is_equal(members) else "near",
+                    "images": [entry(number) for number in members],
+                }
                 for members in ordered[:MOST_LISTED]
             ],
         },
@@ -130,13 +156,18 @@ def report_of(inspection: Inspection, data: Data, source: str, ignored: dict[str
     }
 
 
-def refuse(inspection: Inspection, examined: Examined, data: Data, source: str, ignored: dict[str, int]) -> None:
+def refuse(
+    inspection: Inspection, examined: Examined, data: Data, source: str, ignored: dict[str, int]
+) -> None:
     """Stop where a policy is ``error``.
 
     Raises:
         Refused: With every finding of the kind that is refused.
     """
-    bad = [f"{inspection.items[number].path}: {why}" for number, why in sorted(examined.unreadable.items())]
+    bad = [
+        f"{inspection.items[number].path}: {why}"
+        for number, why in sorted(examined.unreadable.items())
+    ]
     if bad and data.bad == "error":
         count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
         message = f"{count} in {source} cannot be read; repair or remove, or leave them out with data.bad warn"
@@ -144,9 +175,7 @@ def refuse(inspection: Inspection, examined: Examined, data: Data, source: str, 
     if inspection.duplicates and data.duplicates == "error":
         images = sum(map(len, inspection.duplicates))
         lines = [describe(members, inspection) for members in inspection.duplicates]
-        message = (
-            f"{images} images in {source} are copies or nearly so, in {len(lines)} sets; data.duplicates is error (or group, warn, drop)"
-        )
+        message = f"{images} images in {source} are copies or nearly so, in {len(lines)} sets; data.duplicates is error (or group, warn, drop)"
         raise refusal(message, lines, inspection, data, source, ignored)
     if len({inspection.items[number].label for number in inspection.kept}) < 2:
         message = f"{source} has fewer than two classes with images that can be used"
@@ -156,7 +185,11 @@ def refuse(inspection: Inspection, examined: Examined, data: Data, source: str, 
 def describe(members: Sequence[int], inspection: Inspection) -> str:
     """Return a set of duplicates as one line."""
     items = [inspection.items[number] for number in members]
-    kind = "equal" if len({int(inspection.equal[number]) for number in members}) == 1 else "nearly equal"
+    kind = (
+        "equal"
+        if len({int(inspection.equal[number]) for number in members}) == 1
+        else "nearly equal"
+    )
     labels = sorted({item.label for item in items})
     under = f", under {len(labels)} labels: {', '.join(labels)}" if len(labels) > 1 else ""
     paths = ", ".join(item.path for item in items[:4])
@@ -165,7 +198,10 @@ def describe(members: Sequence[int], inspection: Inspection) -> str:
 
 def majority(counts: dict[str, dict[str, int]]) -> tuple[str, float]:
     """Return the class with most training images, and its share of the validation images: what always answering it would score."""
-    train = {label: sum(number for split, number in count.items() if split not in ("val", "test")) for label, count in counts.items()}
+    train = {
+        label: sum(number for split, number in count.items() if split not in ("val", "test"))
+        for label, count in counts.items()
+    }
     largest = max(sorted(train), key=train.__getitem__)
     chosen = {label: count.get("val", train[label]) for label, count in counts.items()}
     total = sum(chosen.values())

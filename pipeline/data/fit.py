@@ -22,10 +22,14 @@ def shorter_side(image: Image.Image, size: int, interpolation: str) -> NDArray[n
     width, height = image.size
     longest = round(min(width, height) * WIDEST)
     if max(width, height) > longest:
-        image = ImageOps.fit(image, (min(width, longest), min(height, longest)), Image.Resampling.NEAREST)
+        image = ImageOps.fit(
+            image, (min(width, longest), min(height, longest)), Image.Resampling.NEAREST
+        )
         width, height = image.size
     scale = size / min(width, height)
-    return _resized(image, (max(size, round(width * scale)), max(size, round(height * scale))), interpolation)
+    return _resized(
+        image, (max(size, round(width * scale)), max(size, round(height * scale))), interpolation
+    )
 
 
 def padded(image: Image.Image, size: int, interpolation: str, background: str) -> NDArray[np.uint8]:

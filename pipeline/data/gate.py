@@ -55,16 +55,25 @@ class Inspection:
 
 def inspect(items: list[Item], examined: Examined, data: Data) -> Inspection:
     """Look for duplicates among the readable images, and apply the policies except ``error``."""
-    readable = np.array([number not in examined.unreadable for number in range(len(items))], dtype=np.bool_)
+    readable = np.array(
+        [number not in examined.unreadable for number in range(len(items))], dtype=np.bool_
+    )
     numbers = np.flatnonzero(readable)
     equal, sets = np.arange(len(items)), list[list[int]]()
     if data.duplicates != "ignore":
-        found, same = duplicate_sets(examined.pixels[numbers], examined.phash[numbers], examined.has_phash[numbers], data.near_distance)
+        found, same = duplicate_sets(
+            examined.pixels[numbers],
+            examined.phash[numbers],
+            examined.has_phash[numbers],
+            data.near_distance,
+        )
         sets = [[int(numbers[place]) for place in places] for places in found]
         equal[numbers] = same
     quarantined = dict(examined.unreadable)
     if data.duplicates == "drop":
-        quarantined |= {number: f"copy of {items[first].path}" for first, number in _copies(items, sets)}
+        quarantined |= {
+            number: f"copy of {items[first].path}" for first, number in _copies(items, sets)
+        }
     together = Sets(len(items))
     _unite_groups(together, items)
     if data.duplicates == "group":
@@ -82,7 +91,9 @@ def _copies(items: Sequence[Item], sets: list[list[int]]) -> list[tuple[int, int
     rank = {"test": 0, "val": 1}
     pairs = []
     for members in sets:
-        order = sorted(members, key=lambda number: (rank.get(items[number].split, 2), items[number].path))
+        order = sorted(
+            members, key=lambda number: (rank.get(items[number].split, 2), items[number].path)
+        )
         pairs += [(order[0], number) for number in order[1:] if items[number].split != "test"]
     return pairs
 
@@ -110,7 +121,11 @@ def _spelling(label: str) -> str:
     # Composed and decomposed accents look the same.
     text = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", label)).casefold()
     number = unicodedata.normalize("NFKC", label).strip()
-    return str(float(number.replace(",", "."))) if re.fullmatch(r"[+-]?[0-9]{1,15}([.,][0-9]+)?", number) else text or label
+    return (
+        str(float(number.replace(",", ".")))
+        if re.fullmatch(r"[+-]?[0-9]{1,15}([.,][0-9]+)?", number)
+        else text or label
+    )
 
 
 def _too_much_alike(inspection: Inspection, data: Data) -> list[str]:

@@ -49,7 +49,11 @@ def eight_bits(image: Image.Image, white: str | int) -> tuple[Image.Image, Level
     levels = np.asarray(image)
     # A PGM says what is white in it, and Pillow has scaled its levels to 65535.
     says_white = image.mode == "I" and image.format == "PPM"
-    found = None if says_white else Levels(16 if image.mode.startswith("I;16") else 32, float(levels.max()))
+    found = (
+        None
+        if says_white
+        else Levels(16 if image.mode.startswith("I;16") else 32, float(levels.max()))
+    )
     limit = 65535.0 if found is None else _limit(levels, found, white)
     flat, grey = levels.reshape(-1), np.empty(levels.size, np.uint8)
     # In parts: all of them as floats would take several times the memory of the picture.
@@ -59,7 +63,9 @@ def eight_bits(image: Image.Image, white: str | int) -> tuple[Image.Image, Level
     scaled = Image.fromarray(grey.reshape(levels.shape))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        scaled = Image.merge("LA", (scaled, Image.fromarray((levels != transparent) * np.uint8(255))))
+        scaled = Image.merge(
+            "LA", (scaled, Image.fromarray((levels != transparent) * np.uint8(255)))
+        )
     return scaled, found
 
 
@@ -78,10 +84,14 @@ def _limit(levels: NDArray[Any], found: Levels, white: str | int) -> float:
         whites = (65535.0,) if found.bits == 16 else _WHITES
         limit = next((white for white in whites if found.brightest <= white * (1 + overshoot)), 0.0)
         if not limit or lowest < -limit * overshoot:
-            raise OSError(f"grey levels from {lowest:g} to {found.brightest:g}, expected 0 to 1, 255 or 65535, or data.white")
+            raise OSError(
+                f"grey levels from {lowest:g} to {found.brightest:g}, expected 0 to 1, 255 or 65535, or data.white"
+            )
         return limit
     # Of the picture's own levels, so that a number and `auto`, which stands for one, refuse the same pictures.
     own = float(next_white(found.brightest))
     if lowest < -own * overshoot:
-        raise OSError(f"grey levels from {lowest:g} to {found.brightest:g}; those below 0 would all be black")
+        raise OSError(
+            f"grey levels from {lowest:g} to {found.brightest:g}; those below 0 would all be black"
+        )
     return own if white == "auto" else float(white)

@@ -30,14 +30,22 @@ def leaks(inspection: Inspection, split_of: SplitOf, order: Sequence[str]) -> li
             if not later:
                 continue
             # max keeps the first of equals.
-            partner = max(later, key=lambda other: (inspection.equal[other] == inspection.equal[number], rank[split_of(other)]))
+            partner = max(
+                later,
+                key=lambda other: (
+                    inspection.equal[other] == inspection.equal[number],
+                    rank[split_of(other)],
+                ),
+            )
             pairs.append(
                 {
                     "first": inspection.items[number].path,
                     "first_split": split_of(number),
                     "second": inspection.items[partner].path,
                     "second_split": split_of(partner),
-                    "kind": "equal" if inspection.equal[partner] == inspection.equal[number] else "near",
+                    "kind": "equal"
+                    if inspection.equal[partner] == inspection.equal[number]
+                    else "near",
                     "removed": number in inspection.quarantined,
                 }
             )
@@ -50,9 +58,16 @@ def divided_groups(inspection: Inspection, split_of: SplitOf) -> list[str]:
     for number in inspection.kept:
         if (group := inspection.items[number].group) and (split := split_of(number)):
             splits[group].add(split)
-    divided = [f"group {group!r} stands in {' and '.join(sorted(found))}" for group, found in sorted(splits.items()) if len(found) > 1]
+    divided = [
+        f"group {group!r} stands in {' and '.join(sorted(found))}"
+        for group, found in sorted(splits.items())
+        if len(found) > 1
+    ]
     return (
         divided
         if len(divided) <= MOST_GROUPS
-        else [*divided[:MOST_GROUPS], f"and {len(divided) - MOST_GROUPS} more groups in several splits"]
+        else [
+            *divided[:MOST_GROUPS],
+            f"and {len(divided) - MOST_GROUPS} more groups in several splits",
+        ]
     )

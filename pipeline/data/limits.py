@@ -31,7 +31,11 @@ _PNG, _JPEG, _BMP, _PLAIN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", (b"P1", b"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """In the data of a scan, 0xFF is followed by 0, or is one of eight marks to begin again at."""
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
-_NETPBM, _BLANK, _NO_BLANK = re.compile(rb"P[1-6]"), re.compile(rb"\s+|#[^\r\n]*[\r\n]?"), re.compile(rb"[^\s#]+")
+_NETPBM, _BLANK, _NO_BLANK = (
+    re.compile(rb"P[1-6]"),
+    re.compile(rb"\s+|#[^\r\n]*[\r\n]?"),
+    re.compile(rb"[^\s#]+"),
+)
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 
 
@@ -108,7 +112,9 @@ def _netpbm_header(content: bytes) -> int:
     """Return about how many bytes stand before a PBM's, PGM's or PPM's pixels, or more than `MOST_BETWEEN`: comments and three numbers."""
     place = 2
     for _ in range(3):
-        while (blank := _BLANK.match(content, place, place + MOST_BETWEEN + 1)) is not None and place <= MOST_BETWEEN:
+        while (
+            blank := _BLANK.match(content, place, place + MOST_BETWEEN + 1)
+        ) is not None and place <= MOST_BETWEEN:
             place = blank.end()
         number = _NO_BLANK.match(content, place, place + MOST_BETWEEN + 1)
         place = number.end() if number else place
@@ -128,9 +134,13 @@ def _has_many_chunks(content: bytes) -> bool:
 
 def _rle_pixels(content: bytes) -> int:
     """Return the pixels of a BMP with run lengths; 0 of any other."""
-    if int.from_bytes(content[14:18], "little") < 40 or int.from_bytes(content[30:34], "little") not in (1, 2):
+    if int.from_bytes(content[14:18], "little") < 40 or int.from_bytes(
+        content[30:34], "little"
+    ) not in (1, 2):
         return 0
-    width, height = (int.from_bytes(content[place : place + 4], "little", signed=True) for place in (18, 22))
+    width, height = (
+        int.from_bytes(content[place : place + 4], "little", signed=True) for place in (18, 22)
+    )
     return abs(width * height)
 
 
@@ -143,7 +153,10 @@ def stopwatch(seconds: float = PROCESSOR_SECONDS) -> Iterator[None]:
     Raises:
         TooSlow: It has.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 

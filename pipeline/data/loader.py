@@ -91,9 +91,16 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         numbers = [key[1] for key in keys]
         pixels = [self._store[position] for position in self.positions[numbers].tolist()]
         if self._augmentation is None:
-            images = torch.from_numpy(np.stack([center_crop(image, self._size) for image in pixels]))
+            images = torch.from_numpy(
+                np.stack([center_crop(image, self._size) for image in pixels])
+            )
         else:
-            images = torch.stack([self._augmented(key, image, self._augmentation) for key, image in zip(keys, pixels, strict=True)])
+            images = torch.stack(
+                [
+                    self._augmented(key, image, self._augmentation)
+                    for key, image in zip(keys, pixels, strict=True)
+                ]
+            )
         return images, self.labels[numbers]
 
     def _augmented(self, key: Key, pixels: NDArray[np.uint8], augmentation: v2.Transform) -> Tensor:
@@ -165,7 +172,9 @@ class Batches(Sampler[list[Key]]):
 
     def _is_dropped(self, length: int) -> bool:
         # BatchNorm cannot train on a batch of one; another epoch's order brings that image in.
-        return self.shuffle_seed is not None and length < min(self.smallest, self.batch_size, self._num_images)
+        return self.shuffle_seed is not None and length < min(
+            self.smallest, self.batch_size, self._num_images
+        )
 
 
 class Loader:
@@ -199,8 +208,14 @@ class Loader:
         smallest: int = 2,
     ) -> None:
         self.images, self.workers = images, workers
-        self.num_images, self.labels, self.num_classes = len(images), images.labels, images.num_classes
-        self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities, share, smallest)
+        self.num_images, self.labels, self.num_classes = (
+            len(images),
+            images.labels,
+            images.num_classes,
+        )
+        self._batches = Batches(
+            len(images), batch_size, shuffle_seed, probabilities, share, smallest
+        )
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             cast("Dataset[tuple[Tensor, Tensor]]", images),
             batch_sampler=self._batches,
@@ -222,7 +237,15 @@ class Loader:
     def over(self, others: Labelled) -> Loader:
         """Return a loader of the same batches of what stands for the images, which needs no workers."""
         batches = self._batches
-        return Loader(others, batches.batch_size, batches.shuffle_seed, 0, batches.probabilities, batches.share, batches.smallest)
+        return Loader(
+            others,
+            batches.batch_size,
+            batches.shuffle_seed,
+            0,
+            batches.probabilities,
+            batches.share,
+            batches.smallest,
+        )
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch, without its first `skip` batches."""
@@ -235,7 +258,9 @@ class Loader:
         _end_processes(iterator)
 
 
-def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> Generator[Tensor, None, None]:
+def batches_of(
+    images: Images, keys: Sequence[list[Key]], workers: int = 0
+) -> Generator[Tensor, None, None]:
     """Yield the images (batch, 3, size, size) of each list of keys in turn; closed before its end, it ends its processes too.
 
     Args:
@@ -243,7 +268,13 @@ def batches_of(images: Images, keys: Sequence[list[Key]], workers: int = 0) -> G
         keys: One list per batch.
         workers: Processes that read and augment; 0 does it in this one.
     """
-    loader: DataLoader[Any] = DataLoader(images, batch_sampler=keys, num_workers=workers, collate_fn=_as_is, generator=torch.Generator())
+    loader: DataLoader[Any] = DataLoader(
+        images,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),
+    )
     iterator = iter(loader)
     try:
         for batch, _ in iterator:
@@ -272,7 +303,9 @@ def preview_views(images: Images, numbers: Sequence[int], num_views: int) -> NDA
     Returns:
         Shape (len(numbers), num_views, 3, size, size). Pixels that an augmentation leaves as floats from 0 to 1 are scaled.
     """
-    views, _ = images.__getitems__([(epoch, number) for number in numbers for epoch in range(1, num_views + 1)])
+    views, _ = images.__getitems__(
+        [(epoch, number) for number in numbers for epoch in range(1, num_views + 1)]
+    )
     if views.is_floating_point():
         views = views.clamp(0, 1).mul(255).round().to(torch.uint8)
     return np.asarray(views.numpy()).reshape(len(numbers), num_views, *views.shape[1:])

@@ -19,11 +19,20 @@ def without_metadata(content: bytes) -> bytes:
     if content.startswith(_PNG):
         chunks = list(_png_chunks(content))
         is_whole = bool(chunks) and chunks[-1][0] == b"IEND"
-        return _PNG + b"".join(chunk for kind, chunk in chunks if kind in _PNG_PIXELS) if is_whole else b""
+        return (
+            _PNG + b"".join(chunk for kind, chunk in chunks if kind in _PNG_PIXELS)
+            if is_whole
+            else b""
+        )
     if content.startswith(_JPEG):
         segments = list(_jpeg_segments(content))
         has_scan = bool(segments) and segments[-1][0] == _JPEG_SCAN
-        return _JPEG + b"".join(segment for marker, segment in segments if marker not in _JPEG_METADATA) if has_scan else b""
+        return (
+            _JPEG
+            + b"".join(segment for marker, segment in segments if marker not in _JPEG_METADATA)
+            if has_scan
+            else b""
+        )
     return b""
 
 
@@ -49,7 +58,11 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
         if marker == _JPEG_SCAN:
             yield marker, content[place:]
             return
-        end = place + 2 + (0 if marker in _JPEG_ALONE else int.from_bytes(content[place + 2 : place + 4]))
+        end = (
+            place
+            + 2
+            + (0 if marker in _JPEG_ALONE else int.from_bytes(content[place + 2 : place + 4]))
+        )
         if end > len(content):
             return
         yield marker, content[place:end]

@@ -22,7 +22,9 @@ DARK = 4.0
 """White over the brightest level of all pictures from which it is warned of: three quarters of the greys are not used."""
 
 
-def picture_warnings(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data) -> list[str]:
+def picture_warnings(
+    items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data
+) -> list[str]:
     """Return what is unusual about the pictures that are used.
 
     Args:
@@ -31,7 +33,11 @@ def picture_warnings(items: Sequence[Item], kept: Sequence[int], examined: Exami
         examined: What was found in them.
         data: `white` is no longer ``auto``.
     """
-    return [*_passed_over(items, kept, examined), *_cut(items, kept, examined, data), *_greys(items, kept, examined, data)]
+    return [
+        *_passed_over(items, kept, examined),
+        *_cut(items, kept, examined, data),
+        *_greys(items, kept, examined, data),
+    ]
 
 
 def _passed_over(items: Sequence[Item], kept: Sequence[int], examined: Examined) -> list[str]:
@@ -48,12 +54,20 @@ def _cut(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: D
     sizes = examined.sizes[kept]
     long = sizes.max(axis=1) > LONG * sizes.min(axis=1)
     all_of = Counter(items[number].label for number in kept)
-    long_of = Counter(items[number].label for number, is_long in zip(kept, long, strict=True) if is_long)
-    shares = [f"{label!r} {count / all_of[label]:.0%}" for label, count in _in_order(long_of) if count > MANY * all_of[label]]
+    long_of = Counter(
+        items[number].label for number, is_long in zip(kept, long, strict=True) if is_long
+    )
+    shares = [
+        f"{label!r} {count / all_of[label]:.0%}"
+        for label, count in _in_order(long_of)
+        if count > MANY * all_of[label]
+    ]
     if not shares:
         return []
     listed = ", ".join(shares[:10]) + f" and {len(shares) - 10} more classes" * (len(shares) > 10)
-    return [f"pictures more than twice as long as wide, of which the crop shows the middle: {listed}; data.fit pad shows all of them"]
+    return [
+        f"pictures more than twice as long as wide, of which the crop shows the middle: {listed}; data.fit pad shows all of them"
+    ]
 
 
 def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data) -> list[str]:
@@ -65,7 +79,11 @@ def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data:
             f"{_images([items[number].path for number in guessed])}: grey levels of 32 bits do not say which is white: 1, 255 or 65535 is "
             "taken, picture by picture; data.white auto, or the level, makes it the same for all"
         )
-    known = numbers[examined.bits[numbers] == 16] if data.white == "type" else numbers[examined.bits[numbers] > 8]
+    known = (
+        numbers[examined.bits[numbers] == 16]
+        if data.white == "type"
+        else numbers[examined.bits[numbers] > 8]
+    )
     white = 65535 if data.white == "type" else int(data.white)
     brightest = float(examined.brightest[known].max()) if len(known) else float(white)
     if brightest * DARK <= white:
@@ -75,10 +93,14 @@ def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data:
         )
     elif len(dim := known[examined.brightest[known] * DIM <= white]):
         paths = [items[number].path for number in dim]
-        warnings.append(f"{_images(paths)}: no grey level above a {DIM:.0f}th of {white}, which is white: nearly black")
+        warnings.append(
+            f"{_images(paths)}: no grey level above a {DIM:.0f}th of {white}, which is white: nearly black"
+        )
     if len(over := known[examined.brightest[known] > white]):
         paths = [items[number].path for number in over]
-        warnings.append(f"{_images(paths)}: grey levels above {white}, which is white: all of these look the same")
+        warnings.append(
+            f"{_images(paths)}: grey levels above {white}, which is white: all of these look the same"
+        )
     return warnings
 
 

@@ -79,7 +79,11 @@ class Prepared:
 
     def first_digest(self) -> str:
         """Return the digest that these images have as release 0.1.0 decoded them, if it could use all of them."""
-        return data_digest(zip(self.manifest["sha256"], self.manifest["label"], self.manifest["split"], strict=True))
+        return data_digest(
+            zip(
+                self.manifest["sha256"], self.manifest["label"], self.manifest["split"], strict=True
+            )
+        )
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in `images`."""
@@ -91,17 +95,24 @@ class Prepared:
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""
-        return np.asarray(pd.Categorical(self.manifest["label"], categories=self.classes).codes, dtype=np.int64)
+        return np.asarray(
+            pd.Categorical(self.manifest["label"], categories=self.classes).codes, dtype=np.int64
+        )
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""
         found = self.manifest.groupby(["label", "split"], observed=True).size().to_dict()
-        return {label: {split: int(found.get((label, split), 0)) for split in self.splits} for label in self.classes}
+        return {
+            label: {split: int(found.get((label, split), 0)) for split in self.splits}
+            for label in self.classes
+        }
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in order."""
-        return [*map(fold_name, range(self.data.folds)), "test"] if self.data.folds else list(SPLITS)
+        return (
+            [*map(fold_name, range(self.data.folds)), "test"] if self.data.folds else list(SPLITS)
+        )
 
     def with_fold(self, fold: int) -> Prepared:
         """Return the same images with another fold validating."""
@@ -112,7 +123,10 @@ class Prepared:
         data = self.data
         fold = f"-fold-{self.fold}" if data.folds else ""
         decoding = self.decoding
-        file = self.folder / f"normalisation-{data.image_size}-{decoding.key}{decoding.grey_key}{fold}.json"
+        file = (
+            self.folder
+            / f"normalisation-{data.image_size}-{decoding.key}{decoding.grey_key}{fold}.json"
+        )
         if not file.is_file():
             mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
             # Kept only so that it is not computed again; where the folder cannot be written to, it is.
@@ -124,7 +138,11 @@ class Prepared:
 
 
 def prepare(
-    data: Data, root: Path, progress: Progress = lambda *_: None, on_report: OnReport | None = None, version: int = VERSION
+    data: Data,
+    root: Path,
+    progress: Progress = lambda *_: None,
+    on_report: OnReport | None = None,
+    version: int = VERSION,
 ) -> Prepared:
     """Read, check, split and decode the images; what is there already is used again.
 
@@ -159,10 +177,19 @@ def prepare(
         data = with_white(data, inspection, examined, splits)
         recipe = Recipe.of(data, root, version)
         store_grey(source, inspection, examined, recipe, progress)
-        thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
+        thumbnails = _thumbnails(
+            _images(source, items, examined, recipe), items, examined.unreadable
+        )
     inspection.warnings += picture_warnings(items, inspection.kept, examined, data)
     numbers, manifest = _manifest(inspection, examined, splits)
-    digest = data_digest(zip(_contents(manifest, examined.is_changed[numbers]), manifest["label"], manifest["split"], strict=True))
+    digest = data_digest(
+        zip(
+            _contents(manifest, examined.is_changed[numbers]),
+            manifest["label"],
+            manifest["split"],
+            strict=True,
+        )
+    )
     prepared = Prepared(
         root / f"{data.name}-{digest[:8]}",
         source.description,
@@ -177,7 +204,9 @@ def prepare(
     try:
         _write_lists(prepared, inspection, numbers)
     except OSError as error:
-        raise UserError(f"images cannot be stored in {prepared.folder}: {error.strerror or error}") from error
+        raise UserError(
+            f"images cannot be stored in {prepared.folder}: {error.strerror or error}"
+        ) from error
     if on_report:
         on_report(_report(prepared, inspection, source, splits), thumbnails)
     return prepared
@@ -186,15 +215,28 @@ def prepare(
 def _contents(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> list[str]:
     """Return what stands for each image in the digest: of other pixels than release 0.1.0 made of it, something else than there."""
     # Of the version that makes them; it stays when versions follow that leave these images as they are.
-    return [f"{content}-2" if changed else content for content, changed in zip(manifest["sha256"], is_changed, strict=True)]
+    return [
+        f"{content}-2" if changed else content
+        for content, changed in zip(manifest["sha256"], is_changed, strict=True)
+    ]
 
 
-def _manifest(inspection: gate.Inspection, examined: Examined, splits: Sequence[str]) -> tuple[NDArray[np.int64], pd.DataFrame]:
+def _manifest(
+    inspection: gate.Inspection, examined: Examined, splits: Sequence[str]
+) -> tuple[NDArray[np.int64], pd.DataFrame]:
     """Return the numbers of the images that are used, in the manifest's order, and the manifest."""
     items, kept = inspection.items, inspection.kept
     contents = [examined.content[number].tobytes() for number in kept]
     # In an order that the digest determines: a renamed file keeps its place, and so its part in training.
-    order = sorted(range(len(kept)), key=lambda place: (splits[place], items[kept[place]].label, contents[place], items[kept[place]].path))
+    order = sorted(
+        range(len(kept)),
+        key=lambda place: (
+            splits[place],
+            items[kept[place]].label,
+            contents[place],
+            items[kept[place]].path,
+        ),
+    )
     numbers = np.array([kept[place] for place in order], dtype=np.int64)
     manifest = pd.DataFrame(
         {
@@ -211,19 +253,31 @@ def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[s
     try:
         return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
     except UserError as error:
-        raise findings.refusal(error.message, error.findings, inspection, data, source.description, source.ignored) from None
+        raise findings.refusal(
+            error.message, error.findings, inspection, data, source.description, source.ignored
+        ) from None
 
 
 def _images(
-    source: Source, items: Sequence[Item], examined: Examined, recipe: Recipe, numbers: NDArray[np.int64] | None = None
+    source: Source,
+    items: Sequence[Item],
+    examined: Examined,
+    recipe: Recipe,
+    numbers: NDArray[np.int64] | None = None,
 ) -> Store | Undecoded:
     # Before it is known which level is white, images of more than 8 bits are not stored.
     if recipe.stores and recipe.decoding.white != "auto":
-        return Store(recipe.folder, examined.shards, examined.index if numbers is None else examined.index[numbers])
+        return Store(
+            recipe.folder,
+            examined.shards,
+            examined.index if numbers is None else examined.index[numbers],
+        )
     return Undecoded(source.reader, [item.path for item in items], recipe.decoding)
 
 
-def _thumbnails(images: Store | Undecoded, items: Sequence[Item], unreadable: Container[int]) -> Thumbnails:
+def _thumbnails(
+    images: Store | Undecoded, items: Sequence[Item], unreadable: Container[int]
+) -> Thumbnails:
     def encoded(paths: Iterable[str]) -> dict[str, bytes]:
         wanted = set(paths)
         pictures = {}
@@ -231,7 +285,10 @@ def _thumbnails(images: Store | Undecoded, items: Sequence[Item], unreadable: Co
             if item.path in wanted and number not in unreadable:
                 image = Image.fromarray(images[number].transpose(1, 2, 0))
                 scale = THUMBNAIL / min(image.size)
-                image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+                image = image.resize(
+                    (round(image.width * scale), round(image.height * scale)),
+                    Image.Resampling.BICUBIC,
+                )
                 buffer = io.BytesIO()
                 image.save(buffer, "JPEG", quality=85)
                 pictures[item.path] = buffer.getvalue()
@@ -240,19 +297,40 @@ def _thumbnails(images: Store | Undecoded, items: Sequence[Item], unreadable: Co
     return encoded
 
 
-def _write_lists(prepared: Prepared, inspection: gate.Inspection, numbers: NDArray[np.int64]) -> None:
+def _write_lists(
+    prepared: Prepared, inspection: gate.Inspection, numbers: NDArray[np.int64]
+) -> None:
     groups = [inspection.items[number].group for number in numbers]
     used = prepared.manifest.assign(group=groups, reason="")
     left_out = [
-        {"path": item.path, "label": item.label, "split": "quarantined", "group": item.group, "sha256": "", "reason": why}
-        for item, why in ((inspection.items[number], why) for number, why in sorted(inspection.quarantined.items()))
+        {
+            "path": item.path,
+            "label": item.label,
+            "split": "quarantined",
+            "group": item.group,
+            "sha256": "",
+            "reason": why,
+        }
+        for item, why in (
+            (inspection.items[number], why)
+            for number, why in sorted(inspection.quarantined.items())
+        )
     ]
     columns = ["path", "label", "split", "group", "sha256", "reason"]
-    text = used[columns].to_csv(index=False) + pd.DataFrame(left_out, columns=columns).to_csv(index=False, header=False)
-    description = {"source": prepared.source, "digest": prepared.digest, "seed": prepared.data.seed, "images": prepared.counts()}
+    text = used[columns].to_csv(index=False) + pd.DataFrame(left_out, columns=columns).to_csv(
+        index=False, header=False
+    )
+    description = {
+        "source": prepared.source,
+        "digest": prepared.digest,
+        "seed": prepared.data.seed,
+        "images": prepared.counts(),
+    }
     prepared.folder.mkdir(parents=True, exist_ok=True)
     # The manifest last: where it is, the rest is.
-    _write(prepared.folder / "classes.json", json.dumps(prepared.classes, ensure_ascii=False, indent=1))
+    _write(
+        prepared.folder / "classes.json", json.dumps(prepared.classes, ensure_ascii=False, indent=1)
+    )
     _write(prepared.folder / "data.json", json.dumps(description, ensure_ascii=False, indent=1))
     _write(prepared.folder / "manifest.csv", text)
 
@@ -264,12 +342,21 @@ def _write(file: Path, text: str) -> None:
     write_whole(file, text)
 
 
-def _report(prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]) -> findings.Report:
+def _report(
+    prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]
+) -> findings.Report:
     counts = prepared.counts()
     inspection.warnings += findings.class_warnings(counts)
     largest, share = findings.majority(counts)
-    report: dict[str, Any] = findings.report_of(inspection, prepared.data, prepared.source, source.ignored, splits)
-    report |= {"digest": prepared.digest, "classes": prepared.classes, "splits": prepared.splits, "counts": counts}
+    report: dict[str, Any] = findings.report_of(
+        inspection, prepared.data, prepared.source, source.ignored, splits
+    )
+    report |= {
+        "digest": prepared.digest,
+        "classes": prepared.classes,
+        "splits": prepared.splits,
+        "counts": counts,
+    }
     report |= {"majority": {"class": largest, "share": share}, "samples": _samples(prepared)}
     return report
 
@@ -282,13 +369,19 @@ def _samples(prepared: Prepared) -> dict[str, list[str]]:
     chosen = {}
     for number, name in enumerate(prepared.classes):
         own = train[labels == number]
-        places = np.unique(np.linspace(0, len(own) - 1, min(len(own), SAMPLES_PER_CLASS)).astype(int))
+        places = np.unique(
+            np.linspace(0, len(own) - 1, min(len(own), SAMPLES_PER_CLASS)).astype(int)
+        )
         chosen[name] = paths[own[places]].tolist()
     return chosen
 
 
-def _normalisation(images: Store | Undecoded, positions: NDArray[np.int64], size: int) -> tuple[list[float], list[float]]:
-    chosen = positions[np.linspace(0, len(positions) - 1, min(len(positions), NORMALISATION_SAMPLE)).astype(int)]
+def _normalisation(
+    images: Store | Undecoded, positions: NDArray[np.int64], size: int
+) -> tuple[list[float], list[float]]:
+    chosen = positions[
+        np.linspace(0, len(positions) - 1, min(len(positions), NORMALISATION_SAMPLE)).astype(int)
+    ]
     total, squares = np.zeros(3), np.zeros(3)
     for position in chosen.tolist():
         crop = center_crop(images[position], size).reshape(3, -1).astype(np.float64) / 255

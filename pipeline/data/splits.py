@@ -17,7 +17,9 @@ Classes = Mapping[str, int]
 """How many images of each class."""
 
 
-def assign_splits(items: Sequence[Item], data: Data, groups: NDArray[np.int64] | None = None) -> list[str]:
+def assign_splits(
+    items: Sequence[Item], data: Data, groups: NDArray[np.int64] | None = None
+) -> list[str]:
     """Return a split for every image, keeping those a source has given.
 
     Parts that the source lacks are taken from its training images, in each class the rounded fraction, at least one image,
@@ -36,13 +38,24 @@ def assign_splits(items: Sequence[Item], data: Data, groups: NDArray[np.int64] |
     # Folds take the place of a given validation split.
     splits = ["" if data.folds and item.split == "val" else item.split for item in items]
     given = {item.split for item in items if item.split}
-    wanted = (("test", data.test_fraction),) if data.folds else (("val", data.val_fraction), ("test", data.test_fraction))
+    wanted = (
+        (("test", data.test_fraction),)
+        if data.folds
+        else (("val", data.val_fraction), ("test", data.test_fraction))
+    )
     fractions = {split: fraction for split, fraction in wanted if split not in given}
     units = _units(items, splits, groups)
     _check_sizes(items, splits, units, ["train", *fractions])
     one = {item.label: Counter({item.label: 1}) for item in items}
-    classes = [one[items[unit[0]].label] if len(unit) == 1 else Counter(items[index].label for index in unit) for unit in units]
-    available = Counter(item.label for item, split in zip(items, splits, strict=True) if split in ("", "train"))
+    classes = [
+        one[items[unit[0]].label]
+        if len(unit) == 1
+        else Counter(items[index].label for index in unit)
+        for unit in units
+    ]
+    available = Counter(
+        item.label for item, split in zip(items, splits, strict=True) if split in ("", "train")
+    )
     for unit, split in zip(units, _divided(classes, available, fractions, data.seed), strict=True):
         for index in unit:
             splits[index] = split
@@ -69,11 +82,19 @@ def _units(items: Sequence[Item], splits: list[str], groups: NDArray[np.int64]) 
     return list(free.values())
 
 
-def _check_sizes(items: Sequence[Item], splits: Sequence[str], units: list[list[int]], parts: list[str]) -> None:
+def _check_sizes(
+    items: Sequence[Item], splits: Sequence[str], units: list[list[int]], parts: list[str]
+) -> None:
     movable = {index for unit in units for index in unit}
     of_class = Counter(label for unit in units for label in {items[index].label for index in unit})
     # What trains and may not be moved needs no unit for the training split.
-    of_class.update({items[index].label for index, split in enumerate(splits) if split == "train" and index not in movable})
+    of_class.update(
+        {
+            items[index].label
+            for index, split in enumerate(splits)
+            if split == "train" and index not in movable
+        }
+    )
     labels = sorted({item.label for item in items})
     short = []
     for label in labels:
@@ -85,10 +106,15 @@ def _check_sizes(items: Sequence[Item], splits: Sequence[str], units: list[list[
     classes = f"{len(short)} of {len(labels)} classes {'has' if len(short) == 1 else 'have'}"
     if len(parts) == 1:
         raise UserError(f"{classes} no training images", short)
-    raise UserError(f"{classes} too few images for the {len(parts)} splits ({', '.join(parts)}); at least {len(parts)} are needed", short)
+    raise UserError(
+        f"{classes} too few images for the {len(parts)} splits ({', '.join(parts)}); at least {len(parts)} are needed",
+        short,
+    )
 
 
-def _divided(units: Sequence[Classes], available: Classes, fractions: Mapping[str, float], seed: int) -> list[str]:
+def _divided(
+    units: Sequence[Classes], available: Classes, fractions: Mapping[str, float], seed: int
+) -> list[str]:
     """Return a split for each unit: groups first, then as many single images of each class as are still wanted."""
     result = ["train"] * len(units)
     if not fractions:
@@ -112,7 +138,12 @@ def _divided(units: Sequence[Classes], available: Classes, fractions: Mapping[st
 
 
 def _place_groups(
-    units: Sequence[Classes], grouped: list[int], available: Classes, fractions: Mapping[str, float], seed: int, result: list[str]
+    units: Sequence[Classes],
+    grouped: list[int],
+    available: Classes,
+    fractions: Mapping[str, float],
+    seed: int,
+    result: list[str],
 ) -> dict[str, Counter[str]]:
     """Put each group into the split whose classes it fits best; return how many images of each class each split has then.
 
@@ -140,17 +171,24 @@ def _place_groups(
     return have
 
 
-def _fill_empty(units: Sequence[Classes], available: Classes, result: list[str], splits: list[str]) -> None:
+def _fill_empty(
+    units: Sequence[Classes], available: Classes, result: list[str], splits: list[str]
+) -> None:
     """Move a unit into each split that lacks a class, the smallest that takes no class from where it was."""
     of_class = {
-        split: Counter(label for unit, own in zip(units, result, strict=True) if own == split for label in unit) for split in splits
+        split: Counter(
+            label for unit, own in zip(units, result, strict=True) if own == split for label in unit
+        )
+        for split in splits
     }
     for label in sorted(available):
         for split in splits:
             if of_class[split][label]:
                 continue
             movable = [
-                number for number, unit in enumerate(units) if label in unit and all(of_class[result[number]][own] > 1 for own in unit)
+                number
+                for number, unit in enumerate(units)
+                if label in unit and all(of_class[result[number]][own] > 1 for own in unit)
             ]
             if movable:
                 chosen = min(movable, key=lambda number: sum(units[number].values()))
@@ -167,28 +205,44 @@ def _counts(available: int, fractions: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _into_folds(items: Sequence[Item], splits: list[str], groups: NDArray[np.int64], data: Data) -> list[str]:
+def _into_folds(
+    items: Sequence[Item], splits: list[str], groups: NDArray[np.int64], data: Data
+) -> list[str]:
     """Divide what is not test into folds, stratified and with groups whole."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     numbers = np.array([index for index, split in enumerate(splits) if split != "test"])
     labels = np.array([items[index].label for index in numbers])
     own = np.unique(groups[numbers], return_inverse=True)[1]
-    of_class = {label: (int((labels == label).sum()), len(set(own[labels == label].tolist()))) for label in sorted(set(labels.tolist()))}
+    of_class = {
+        label: (int((labels == label).sum()), len(set(own[labels == label].tolist())))
+        for label in sorted(set(labels.tolist()))
+    }
     # Of two groups one trains always. A class of fewer groups than folds is missing from some, of which a warning tells.
-    short = {label: (images, parts) for label, (images, parts) in of_class.items() if images < data.folds or parts < 2}
+    short = {
+        label: (images, parts)
+        for label, (images, parts) in of_class.items()
+        if images < data.folds or parts < 2
+    }
     if short:
         raise UserError(
             f"{len(short)} of {len(of_class)} classes {'has' if len(short) == 1 else 'have'} too few images for data.folds {data.folds}; "
             "a class needs one image for each fold, in two groups at least",
-            [f"{_images_in_groups(label, images, parts)} beside the test split" for label, (images, parts) in short.items()],
+            [
+                f"{_images_in_groups(label, images, parts)} beside the test split"
+                for label, (images, parts) in short.items()
+            ],
         )
     if (groups_left := len(set(own.tolist()))) < data.folds:
-        raise UserError(f"data.folds {data.folds} needs as many groups of images; there are {groups_left} beside the test split")
+        raise UserError(
+            f"data.folds {data.folds} needs as many groups of images; there are {groups_left} beside the test split"
+        )
     grouped = len(set(own.tolist())) < len(own)
     # Where every image is its own group, the plain form gives the more even folds, and takes seconds less.
     kind = StratifiedGroupKFold if grouped else StratifiedKFold
-    folds = kind(data.folds, shuffle=True, random_state=data.seed).split(numbers, labels, own if grouped else None)
+    folds = kind(data.folds, shuffle=True, random_state=data.seed).split(
+        numbers, labels, own if grouped else None
+    )
     result = list(splits)
     for fold, (_, chosen) in enumerate(folds):
         for index in numbers[chosen].tolist():
@@ -214,7 +268,9 @@ def sample(items: Sequence[Item], data: Data) -> list[Item]:
     rng = np.random.default_rng(data.seed)
     sizes = {key: len(members[key]) for key in sorted(members)}
     share = min(1.0, data.limit / len(items))
-    least = max(len(SPLITS), math.ceil((data.folds + 1) / (1 - data.test_fraction)) if data.folds else 0)
+    least = max(
+        len(SPLITS), math.ceil((data.folds + 1) / (1 - data.test_fraction)) if data.folds else 0
+    )
     counts = {key: min(size, max(least, round(size * share))) for key, size in sizes.items()}
     while sum(counts.values()) > data.limit and max(counts.values()) > least:
         counts[max(counts, key=lambda key: counts[key])] -= 1

@@ -53,7 +53,9 @@ class Store:
         pixels = self._maps.get(shard)
         if pixels is None:
             # As a plain array over the map: slices of a memmap object cost several times as much.
-            pixels = self._maps[shard] = np.asarray(np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r"))
+            pixels = self._maps[shard] = np.asarray(
+                np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r")
+            )
         return pixels[offset : offset + 3 * height * width].reshape(3, height, width)
 
 
@@ -125,7 +127,11 @@ def lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) -> li
     """Return the shards that are missing, or shorter than the index of `Store` says."""
     ends = np.zeros(len(shards), dtype=np.int64)
     np.maximum.at(ends, index[:, 0], index[:, 1] + 3 * index[:, 2] * index[:, 3])
-    return [shard for shard, end in zip(shards, ends.tolist(), strict=True) if shard_size(folder, shard) < end]
+    return [
+        shard
+        for shard, end in zip(shards, ends.tolist(), strict=True)
+        if shard_size(folder, shard) < end
+    ]
 
 
 def remove_unnamed(folder: Path, named: Container[str]) -> None:

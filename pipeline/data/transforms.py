@@ -67,7 +67,12 @@ class Preprocessing:
     decoding: int = VERSION
 
     @classmethod
-    def of(cls, data: Data, normalisation: tuple[Sequence[float], Sequence[float]], decoding: int = VERSION) -> Preprocessing:
+    def of(
+        cls,
+        data: Data,
+        normalisation: tuple[Sequence[float], Sequence[float]],
+        decoding: int = VERSION,
+    ) -> Preprocessing:
         """Combine what `data` says of images, and the version of their decoding, with a mean and a standard deviation per channel."""
         mean, std = (tuple(float(value) for value in values) for values in normalisation)
         return cls(
@@ -91,20 +96,42 @@ class Preprocessing:
             UserError: It is no such thing, or not within what a configuration may say.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(raw, dict) or not {"image_size", "stored_size", "interpolation", "mean", "std"} <= set(raw) <= names:
-            raise UserError(f"preprocessing: {str(raw)[:200]} given; {', '.join(sorted(names))} are needed")
+        if (
+            not isinstance(raw, dict)
+            or not {"image_size", "stored_size", "interpolation", "mean", "std"}
+            <= set(raw)
+            <= names
+        ):
+            raise UserError(
+                f"preprocessing: {str(raw)[:200]} given; {', '.join(sorted(names))} are needed"
+            )
         # Release 0.1.0 did not say: it had one version.
         version = raw.get("decoding", 1)
         if type(version) is not int or not 1 <= version <= VERSION:
-            raise UserError(f"preprocessing: decoding {str(version)[:200]} given; 1 to {VERSION} are known to this release")
-        others = {name: value for name, value in raw.items() if name not in ("mean", "std", "decoding")}
-        data = parse(Data, {"store_size" if name == "stored_size" else name: value for name, value in others.items()}, "preprocessing")
+            raise UserError(
+                f"preprocessing: decoding {str(version)[:200]} given; 1 to {VERSION} are known to this release"
+            )
+        others = {
+            name: value for name, value in raw.items() if name not in ("mean", "std", "decoding")
+        }
+        data = parse(
+            Data,
+            {
+                "store_size" if name == "stored_size" else name: value
+                for name, value in others.items()
+            },
+            "preprocessing",
+        )
         for name in ("mean", "std"):
             values = raw[name]
-            are_numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) and isfinite(value) for value in values)
+            are_numbers = isinstance(values, list | tuple) and all(
+                isinstance(value, int | float) and isfinite(value) for value in values
+            )
             if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
                 needed = "three numbers above 0" if name == "std" else "three numbers"
-                raise UserError(f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed")
+                raise UserError(
+                    f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed"
+                )
         return cls.of(data, (raw["mean"], raw["std"]), version)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +141,15 @@ class Preprocessing:
     @property
     def specification(self) -> Decoding:
         """What is made of a file, as of the training images."""
-        return Decoding(self.stored_size, self.interpolation, self.background, self.white, self.fit, self.max_pixels, self.decoding)
+        return Decoding(
+            self.stored_size,
+            self.interpolation,
+            self.background,
+            self.white,
+            self.fit,
+            self.max_pixels,
+            self.decoding,
+        )
 
     def pixels(self, file: Path | str | BinaryIO | bytes) -> NDArray[np.uint8]:
         """Return what a picture's file shows the network before it is normalised, of shape (3, image_size, image_size).
@@ -141,7 +176,9 @@ def augmentations() -> dict[str, type[v2.Transform]]:
     return {
         name: cls
         for name, cls in vars(v2).items()
-        if inspect.isclass(cls) and issubclass(cls, v2.Transform) and name not in _NOT_FOR_ONE_IMAGE | _CONTAINERS
+        if inspect.isclass(cls)
+        and issubclass(cls, v2.Transform)
+        and name not in _NOT_FOR_ONE_IMAGE | _CONTAINERS
     }
 
 
@@ -157,11 +194,19 @@ def build_augmentation(data: Data) -> v2.Transform | None:
     augmentation = v2.Compose(steps)
     with torch.random.fork_rng(devices=[]):
         try:
-            probe = augment(augmentation, np.zeros((3, data.stored_size, data.stored_size), np.uint8), data.image_size)
+            probe = augment(
+                augmentation,
+                np.zeros((3, data.stored_size, data.stored_size), np.uint8),
+                data.image_size,
+            )
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise UserError(f"data.augment does not fit images of {data.stored_size} pixels: {first_line(error)}") from None
+            raise UserError(
+                f"data.augment does not fit images of {data.stored_size} pixels: {first_line(error)}"
+            ) from None
     if probe.shape != (3, data.image_size, data.image_size):
-        raise UserError(f"data.augment yields images of shape {tuple(probe.shape)}; (3, {data.image_size}, {data.image_size}) is needed")
+        raise UserError(
+            f"data.augment yields images of shape {tuple(probe.shape)}; (3, {data.image_size}, {data.image_size}) is needed"
+        )
     return augmentation
 
 
@@ -180,7 +225,9 @@ def _name_and_arguments(entry: str | dict[str, Any]) -> tuple[str, Any]:
     if isinstance(entry, str):
         return entry, {}
     if len(entry) != 1:
-        raise UserError(f"data.augment: each entry is a NAME or one {{NAME: arguments}}, got {entry!r}")
+        raise UserError(
+            f"data.augment: each entry is a NAME or one {{NAME: arguments}}, got {entry!r}"
+        )
     return next(iter(entry.items()))
 
 
@@ -198,4 +245,6 @@ def _build_one(name: str, arguments: Any, image_size: int) -> v2.Transform:
     try:
         return allowed[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {first_line(error)}; arguments: {', '.join(parameters)}") from None
+        raise UserError(
+            f"data.augment: {name}: {first_line(error)}; arguments: {', '.join(parameters)}"
+        ) from None

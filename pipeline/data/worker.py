@@ -119,7 +119,9 @@ class Worker:
             # Not passed over: on a faster machine it would be one of the images.
             raise UserError(f"{path}: {error}; remove it, or convert it") from None
         except MemoryError:
-            raise UserError(f"{path}: memory does not suffice to decode it; a lower data.max_pixels refuses it") from None
+            raise UserError(
+                f"{path}: memory does not suffice to decode it; a lower data.max_pixels refuses it"
+            ) from None
         bits, brightest = levels or (8, 0.0)
         shard, offset, height, width = "", 0, 0, 0
         if self._recipe.stores_of(bits):
@@ -142,7 +144,9 @@ class Worker:
             note,
         )
 
-    def _compared(self, content: bytes, image: Image.Image, levels: Levels | None) -> tuple[Image.Image, int]:
+    def _compared(
+        self, content: bytes, image: Image.Image, levels: Levels | None
+    ) -> tuple[Image.Image, int]:
         """Return the picture that tells copies, and the white that it is scaled by, 0 for one of 8 bits.
 
         Of more bits it is scaled by its own brightest level, whichever level is white for all: else ``auto`` and the number that it stands
@@ -151,7 +155,11 @@ class Worker:
         decoding = self._recipe.decoding
         if levels is None or decoding.white == "type":
             return image, 0
-        scaled = image if decoding.white == "auto" else self._reader.image(content, replace(decoding, white="auto")).image
+        scaled = (
+            image
+            if decoding.white == "auto"
+            else self._reader.image(content, replace(decoding, white="auto")).image
+        )
         return scaled, next_white(levels.brightest)
 
     def _is_stored(self, found: Found) -> bool:
@@ -179,7 +187,11 @@ def perceptual_hash(image: Image.Image) -> int | None:
     if min(image.size) < SMALLEST_HASHED:
         return None
     # Averaged down first: a filter over the whole picture would take ten times as long.
-    small = image.reduce((image.width // 32, image.height // 32)).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+    small = (
+        image.reduce((image.width // 32, image.height // 32))
+        .convert("L")
+        .resize((32, 32), Image.Resampling.BILINEAR)
+    )
     darkest, lightest = cast("tuple[int, int]", small.getextrema())
     if lightest - darkest < FLAT:
         return None

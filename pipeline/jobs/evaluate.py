@@ -29,12 +29,23 @@ from pipeline.training.inference import predict_logits
 
 MOST_AS_CSV = 100
 """Classes up to which the predictions are kept as CSV too: with a column for each it becomes large."""
-_WHERE = ("source", "root", "labels", "image_column", "label_column", "split_column", "group_column")
+_WHERE = (
+    "source",
+    "root",
+    "labels",
+    "image_column",
+    "label_column",
+    "split_column",
+    "group_column",
+)
 """Fields of data that say where images are, and where in their list; a user may know better than the run."""
 
 
 def evaluate(
-    workspace: Workspace, run_id: str, device: str = "auto", data_options: Mapping[str, Any] | None = None
+    workspace: Workspace,
+    run_id: str,
+    device: str = "auto",
+    data_options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Evaluate a complete run on the test split of the images it was trained on.
 
@@ -52,8 +63,15 @@ def evaluate(
     """
     workspace.need_writable(*workspace.artifacts)
     restored = restore(workspace, run_id)
-    data = _located(workspace, restored, run_id, {name: value for name, value in (data_options or {}).items() if name in _WHERE})
-    prepared = prepare_as_recorded(workspace, data, restored.data_digest, restored.preprocessing.decoding)
+    data = _located(
+        workspace,
+        restored,
+        run_id,
+        {name: value for name, value in (data_options or {}).items() if name in _WHERE},
+    )
+    prepared = prepare_as_recorded(
+        workspace, data, restored.data_digest, restored.preprocessing.decoding
+    )
     if restored.data_digest and prepared.digest != restored.data_digest:
         raise UserError(
             f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "
@@ -64,10 +82,18 @@ def evaluate(
     correct = int((logits.argmax(axis=1) == labels).sum())
     low, high = metrics.wilson_interval(correct, len(labels))
     values = {f"test/{name}": value for name, value in scores.items()}
-    values |= {"test/accuracy_low": low, "test/accuracy_high": high, "test/ece": metrics.calibration_error(labels, logits)}
+    values |= {
+        "test/accuracy_low": low,
+        "test/accuracy_high": high,
+        "test/ece": metrics.calibration_error(labels, logits),
+    }
     train_labels = prepared.labels()[prepared.positions("train")]
-    values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, len(restored.classes))
-    table = metrics.per_class(labels, logits, restored.classes).iloc[natural_order(restored.classes)]
+    values["test/majority_rate"] = metrics.majority_rate(
+        train_labels, labels, len(restored.classes)
+    )
+    table = metrics.per_class(labels, logits, restored.classes).iloc[
+        natural_order(restored.classes)
+    ]
     run = RunLog(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
         title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
@@ -86,7 +112,9 @@ def evaluate(
     return values, table
 
 
-def evaluate_all(workspace: Workspace, compared: Comparison, device: str, data_options: Mapping[str, Any]) -> int:
+def evaluate_all(
+    workspace: Workspace, compared: Comparison, device: str, data_options: Mapping[str, Any]
+) -> int:
     """Evaluate the complete runs that are not evaluated yet; return how many.
 
     Raises:
@@ -106,7 +134,9 @@ def evaluate_all(workspace: Workspace, compared: Comparison, device: str, data_o
     return len(missing) - len(refused)
 
 
-def _located(workspace: Workspace, restored: Restored, run_id: str, given: Mapping[str, Any]) -> Data:
+def _located(
+    workspace: Workspace, restored: Restored, run_id: str, given: Mapping[str, Any]
+) -> Data:
     """Return which images to evaluate on.
 
     A run could name any folder of this machine, and have it read and the names of its files logged.
@@ -121,13 +151,25 @@ def _located(workspace: Workspace, restored: Restored, run_id: str, given: Mappi
     return parse(Data, {**data.model_dump(mode="json"), **given}, "data") if given else data
 
 
-def _logits(restored: Restored, data: Data, prepared: Prepared, device: torch.device) -> tuple[metrics.Labels, metrics.Floats]:
+def _logits(
+    restored: Restored, data: Data, prepared: Prepared, device: torch.device
+) -> tuple[metrics.Labels, metrics.Floats]:
     images = Images(prepared.images, prepared.positions("test"), prepared.labels(), data.image_size)
-    return predict_logits(restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device)
+    return predict_logits(
+        restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device
+    )
 
 
-def _predictions(prepared: Prepared, classes: list[str], labels: metrics.Labels, logits: metrics.Floats) -> pd.DataFrame:
+def _predictions(
+    prepared: Prepared, classes: list[str], labels: metrics.Labels, logits: metrics.Floats
+) -> pd.DataFrame:
     shares = metrics.probabilities(logits)
     paths = prepared.manifest["path"].to_numpy()[prepared.positions("test")]
-    columns = {"path": paths, "true": np.array(classes)[labels], "predicted": np.array(classes)[shares.argmax(axis=1)]}
-    return pd.DataFrame({**columns, **{f"p_{name}": shares[:, number] for number, name in enumerate(classes)}})
+    columns = {
+        "path": paths,
+        "true": np.array(classes)[labels],
+        "predicted": np.array(classes)[shares.argmax(axis=1)],
+    }
+    return pd.DataFrame(
+        {**columns, **{f"p_{name}": shares[:, number] for number, name in enumerate(classes)}}
+    )

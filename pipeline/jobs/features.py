@@ -51,7 +51,11 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
     configuration, prepared = job.configuration, job.prepared
     data, training = configuration.data, configuration.training
     views = training.feature_views if data.augment else 1
-    if configuration.model.freeze != "backbone" or not views or not has_features(setting.network, data.image_size):
+    if (
+        configuration.model.freeze != "backbone"
+        or not views
+        or not has_features(setting.network, data.image_size)
+    ):
         return setting
     backbone = Backbone(setting.network, setting.preprocessing, setting.numerics, setting.device)
     decides = {
@@ -62,7 +66,11 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
         "numerics": f"{setting.numerics}, {setting.device.type}",
         "code": models.code_version(configuration.model, len(prepared.classes), data.image_size),
     }
-    augmented = {**decides, "augment": data.augment, "seed": training.seed, "views": views} if data.augment else decides
+    augmented = (
+        {**decides, "augment": data.augment, "seed": training.seed, "views": views}
+        if data.augment
+        else decides
+    )
     started, computed = time.perf_counter(), 0
     loaders = []
     with Counter() as counter:
@@ -70,13 +78,22 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
             images = loader.images
             assert isinstance(images, Images)
             contents = prepared.manifest["sha256"].iloc[images.positions].tolist()
-            folder = prepared.folder.parent / f"features-{xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())}"
+            folder = (
+                prepared.folder.parent
+                / f"features-{xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())}"
+            )
             ids = ids_of(contents, numbered=what is not decides)
-            features, new = features_of(images, ids, count, backbone, folder, data.batch_size, loader.workers, counter)
+            features, new = features_of(
+                images, ids, count, backbone, folder, data.batch_size, loader.workers, counter
+            )
             loaders.append(loader.over(features))
             computed += new
     # Their images are not looked at again.
     setting.close()
     if run is not None:
-        run.tag({names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"})
+        run.tag(
+            {
+                names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"
+            }
+        )
     return replace(setting, part=setting.network.head, train=loaders[0], val=loaders[1])

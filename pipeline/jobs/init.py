@@ -29,7 +29,15 @@ from pipeline.training.timing import seconds_per_image
 from pipeline.weights import fetch_weights
 
 SIZES = (32, 64, 96, 128, 160, 224)
-CANDIDATES = ("resnet18", "resnet34", "densenet121", "resnet50", "densenet169", "resnet101", "densenet201")
+CANDIDATES = (
+    "resnet18",
+    "resnet34",
+    "densenet121",
+    "resnet50",
+    "densenet169",
+    "resnet101",
+    "densenet201",
+)
 """Tried in this order until five fit."""
 NUM_NETWORKS, NUM_CONFIGURATIONS, NUM_SEARCHED = 5, 20, 10
 SAMPLE = 60
@@ -64,7 +72,11 @@ class Plan:
 
     def training_seconds(self, network: str) -> float:
         """Return the estimated time of one training."""
-        return self.seconds[network] * self.epochs * (self.train_images + VALIDATION_COST * self.val_images)
+        return (
+            self.seconds[network]
+            * self.epochs
+            * (self.train_images + VALIDATION_COST * self.val_images)
+        )
 
 
 def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str], None]) -> Plan:
@@ -95,7 +107,12 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
 
 
 def _look(
-    data: Data, source: Source, items: Sequence[Item], splits: Mapping[str, int], device_name: str, progress: Callable[[str], None]
+    data: Data,
+    source: Source,
+    items: Sequence[Item],
+    splits: Mapping[str, int],
+    device_name: str,
+    progress: Callable[[str], None],
 ) -> Plan:
     progress(f"{len(items)} images; looking at up to {SAMPLE} of them")
     sizes = _sizes(data, source, items)
@@ -105,7 +122,9 @@ def _look(
     seen = int(np.median([max(size) for size in sizes])) if is_long else side
     image_size = min(SIZES, key=lambda size: abs(np.log(size / max(seen, 1))))
     device = resolve_device(device_name)
-    batch_size = (16 if splits["train"] < 1000 else 32) if device.type == "cpu" and image_size > 64 else 64
+    batch_size = (
+        (16 if splits["train"] < 1000 else 32) if device.type == "cpu" and image_size > 64 else 64
+    )
     weights, comment = _weights()
     epochs = 10 if weights != "none" else 30
     seconds: dict[str, float] = {}
@@ -125,9 +144,13 @@ def _look(
             seconds[name] = measured
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
-    counts = dict(sorted(Counter(item.label for item in items).items(), key=lambda item: natural(item[0])))
+    counts = dict(
+        sorted(Counter(item.label for item in items).items(), key=lambda item: natural(item[0]))
+    )
     changed = {
-        name: value for name, value in data.model_dump(include=_SHARED).items() if name != "source" and value != getattr(Data(), name)
+        name: value
+        for name, value in data.model_dump(include=_SHARED).items()
+        if name != "source" and value != getattr(Data(), name)
     }
     return Plan(
         data.name,
@@ -159,7 +182,9 @@ def _sizes(data: Data, source: Source, items: Sequence[Item]) -> list[tuple[int,
         except UNREADABLE:
             unreadable.append(item.path)
     if not sizes:
-        raise UserError(f"{len(unreadable)} of {len(chosen)} images looked at cannot be read", unreadable)
+        raise UserError(
+            f"{len(unreadable)} of {len(chosen)} images looked at cannot be read", unreadable
+        )
     return sizes
 
 
@@ -168,7 +193,10 @@ def _weights() -> tuple[str, str]:
         fetch_weights(Model(name="resnet18", weights="DEFAULT"))
     except UserError:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        return "none", f"ImageNet weights cannot be downloaded here; with their files in {folder}, DEFAULT learns faster and better"
+        return (
+            "none",
+            f"ImageNet weights cannot be downloaded here; with their files in {folder}, DEFAULT learns faster and better",
+        )
     return "DEFAULT", "torchvision's ImageNet weights; none starts from random ones"
 
 
@@ -176,7 +204,10 @@ def _text(plan: Plan, out: Path) -> str:
     entries = _entries(plan)
     listed = sum(plan.training_seconds(name) for name, _, _ in entries)
     searched = NUM_SEARCHED * float(np.mean([plan.training_seconds(name) for name in plan.seconds]))
-    least, most = min(plan.counts, key=plan.counts.__getitem__), max(plan.counts, key=plan.counts.__getitem__)
+    least, most = (
+        min(plan.counts, key=plan.counts.__getitem__),
+        max(plan.counts, key=plan.counts.__getitem__),
+    )
     total = sum(plan.counts.values())
     times = [
         f"#   {name:<12} {duration(plan.training_seconds(name)):>7} a training, {1 / plan.seconds[name]:.0f} images a second"
@@ -201,8 +232,17 @@ def _text(plan: Plan, out: Path) -> str:
         "base:",
         "  data:",
         f"    source: {_quoted(plan.source)}",
-        *(f"    {name}: {_quoted(value) if isinstance(value, str) else value}" for name, value in plan.changed.items()),
-        *(["    fit: pad      # over a tenth are more than twice as long as wide: crop cuts their ends"] if plan.is_long else []),
+        *(
+            f"    {name}: {_quoted(value) if isinstance(value, str) else value}"
+            for name, value in plan.changed.items()
+        ),
+        *(
+            [
+                "    fit: pad      # over a tenth are more than twice as long as wide: crop cuts their ends"
+            ]
+            if plan.is_long
+            else []
+        ),
         f"    image_size: {plan.image_size}      # pixels; larger shows more and takes longer",
         f"    batch_size: {plan.batch_size}       # halve it where memory runs out",
         "    augment: [RandomHorizontalFlip]   # remove it where left and right differ, as in letters; see torchvision v2 for more",
@@ -230,7 +270,9 @@ def _entries(plan: Plan) -> list[tuple[str, float, str]]:
     settings = [
         (lr, schedule)
         for lr_pair in (lrs[:2], lrs[2:])
-        for lr, schedule in product(lr_pair, ("cosine", "none", "exponential")[: 2 if lr_pair == lrs[:2] else 3])
+        for lr, schedule in product(
+            lr_pair, ("cosine", "none", "exponential")[: 2 if lr_pair == lrs[:2] else 3]
+        )
     ]
     chosen = [(name, lr, schedule) for lr, schedule in settings for name in plan.seconds]
     if len(chosen) < NUM_CONFIGURATIONS:

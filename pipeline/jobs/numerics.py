@@ -36,7 +36,9 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
     with locked(file):
         kept = _read(file)
         if key not in kept:
-            say(f"  {configuration.model.name}: which of {', '.join(map(str, forms))} is fastest is measured")
+            say(
+                f"  {configuration.model.name}: which of {', '.join(map(str, forms))} is fastest is measured"
+            )
             choice = _measured(configuration, setting, forms)
             write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1), durable=True)
             say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")
@@ -54,7 +56,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _what_decides(configuration: Configuration, device: torch.device, processes: int) -> list[str]:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
     data, model, training = configuration.data, configuration.model, configuration.training
     shape = f"batches of {data.batch_size} of {data.image_size} pixels, processes: {processes}"
     return [
@@ -69,12 +75,22 @@ def _measured(configuration: Configuration, setting: Setting, forms: list[Numeri
     set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
     batches = first_batches(setting.train.epoch(1))
     module = setting.network.module.to(setting.device)
-    return fastest(forms, module, lambda copied, form: _one_step(configuration, setting, copied, form), batches, setting.device)
+    return fastest(
+        forms,
+        module,
+        lambda copied, form: _one_step(configuration, setting, copied, form),
+        batches,
+        setting.device,
+    )
 
 
-def _one_step(configuration: Configuration, setting: Setting, module: nn.Module, form: Numerics) -> OneStep:
+def _one_step(
+    configuration: Configuration, setting: Setting, module: nn.Module, form: Numerics
+) -> OneStep:
     # Compiling each form would take longer than what is to be found out is worth.
-    configuration = configuration.model_copy(update={"training": configuration.training.model_copy(update={"compile": False})})
+    configuration = configuration.model_copy(
+        update={"training": configuration.training.model_copy(update={"compile": False})}
+    )
     stepper = Stepper(configuration, module, form, setting.device, None)
 
     def step(images: Tensor, labels: Tensor) -> float:
@@ -87,4 +103,7 @@ def _one_step(configuration: Configuration, setting: Setting, module: nn.Module,
 
 
 def _told(choice: Choice) -> str:
-    return ", ".join(f"{form} {1000 * seconds:.0f} ms" for form, seconds in choice.seconds.items()) + " a step"
+    return (
+        ", ".join(f"{form} {1000 * seconds:.0f} ms" for form, seconds in choice.seconds.items())
+        + " a step"
+    )

@@ -83,7 +83,10 @@ def predict(
             unreadable = _write_rows(partial, found, ids, model, probabilities, digest, progress)
             if unreadable and bad == "error":
                 count = f"{len(unreadable)} of {len(ids)} cannot be read"
-                raise UserError(f"images: {count}; nothing is written", [f"{found.paths[row]}: {why}" for row, why in unreadable.items()])
+                raise UserError(
+                    f"images: {count}; nothing is written",
+                    [f"{found.paths[row]}: {why}" for row, why in unreadable.items()],
+                )
             if unreadable:
                 _add_errors(partial, unreadable)
         record = {
@@ -97,9 +100,14 @@ def predict(
             "classes": model.classes,
             "preprocessing": model.preprocessing.to_dict(),
         }
-        write_whole(out.with_name(out.name + ".json"), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_whole(
+            out.with_name(out.name + ".json"),
+            json.dumps(record, ensure_ascii=False, indent=1) + "\n",
+        )
     except OSError as error:
-        raise Unwritable(f"out: {str(out)!r} cannot be written: {error.strerror or error}") from None
+        raise Unwritable(
+            f"out: {str(out)!r} cannot be written: {error.strerror or error}"
+        ) from None
     for row, why in list(unreadable.items())[:MOST_LISTED]:
         say(f"cannot be read: {found.paths[row]}: {why}")
     if len(unreadable) > MOST_LISTED:
@@ -109,7 +117,9 @@ def predict(
 
 def _need_writable(out: Path) -> None:
     if out.is_dir():
-        raise UserError(f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed")
+        raise UserError(
+            f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed"
+        )
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
     if problem := unwritable(out.parent):
@@ -128,19 +138,27 @@ def list_images(images: str) -> Images:
         try:
             files = listing.below("")
         except OSError as error:
-            raise UserError(f"images: {images!r} cannot be listed: {error.filename}: {error.strerror or error}") from None
+            raise UserError(
+                f"images: {images!r} cannot be listed: {error.filename}: {error.strerror or error}"
+            ) from None
         if unnameable := [repr(file) for file in files if not is_utf8(file)]:
-            raise UserError(f"images: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
+            raise UserError(
+                f"images: {len(unnameable)} file names are not UTF-8; rename them", unnameable
+            )
         unread = unread_warnings(("", file) for file in files)
         found = listing.only_images(files)
         if not found:
-            raise UserError(f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})", unread)
+            raise UserError(
+                f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})", unread
+            )
         for line in [*unread, *listing.warnings]:
             say(f"warning: {line}")
         return Images(place, found)
     if not place.exists():
         siblings = [str(other) for other in place.parent.glob("*")] if place.parent.is_dir() else []
-        raise UserError(f"images: {images!r} is neither a folder nor a file{nearest(images, siblings)}")
+        raise UserError(
+            f"images: {images!r} is neither a folder nor a file{nearest(images, siblings)}"
+        )
     if place.suffix.lower() in EXTENSIONS:
         return Images(place.parent, [place.name])
     try:
@@ -149,12 +167,21 @@ def list_images(images: str) -> Images:
         raise UserError(f"images: {images!r} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"images: {images!r} is no text file of paths") from None
-    listed = [(number, str(Path(line.strip()).expanduser())) for number, line in enumerate(lines, 1) if line.strip()]
+    listed = [
+        (number, str(Path(line.strip()).expanduser()))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     listed = [(number, _named(place.parent, path)) for number, path in listed]
-    missing = [f"line {number}: {path}" for number, path in listed if not (place.parent / path).is_file()]
+    missing = [
+        f"line {number}: {path}" for number, path in listed if not (place.parent / path).is_file()
+    ]
     if missing or not listed:
         raise UserError(
-            f"images: {len(missing)} files listed in {images!r} do not exist" if listed else f"images: {images!r} lists no images", missing
+            f"images: {len(missing)} files listed in {images!r} do not exist"
+            if listed
+            else f"images: {images!r} lists no images",
+            missing,
         )
     return Images(place.parent, [path for _, path in listed])
 
@@ -162,7 +189,11 @@ def list_images(images: str) -> Images:
 def _named(folder: Path, path: str) -> str:
     """Return a path as it is, or where there is no such file, with slashes for Windows' backslashes."""
     turned = path.replace("\\", "/")
-    return turned if turned != path and not (folder / path).exists() and (folder / turned).exists() else path
+    return (
+        turned
+        if turned != path and not (folder / path).exists() and (folder / turned).exists()
+        else path
+    )
 
 
 def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
@@ -187,9 +218,14 @@ def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
     if not repeated:
         return ids
     name, other = next(iter(repeated.items()))
-    told = f"{name!r} stands for {first[name]} and {other}" + f", and {len(repeated) - 1} more for several images" * (len(repeated) > 1)
+    told = (
+        f"{name!r} stands for {first[name]} and {other}"
+        + f", and {len(repeated) - 1} more for several images" * (len(repeated) > 1)
+    )
     if identifier:
-        raise UserError(f"predict.id: {identifier} given, and {told}; predict.id path tells them apart")
+        raise UserError(
+            f"predict.id: {identifier} given, and {told}; predict.id path tells them apart"
+        )
     say(f"{told}: the column id has paths")
     return paths
 
@@ -207,7 +243,9 @@ def _write_rows(
     unreadable: dict[int, str] = {}
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = _writer(opened)
-        writer.writerow(["id", "label", *([f"p_{name}" for name in model.classes] if probabilities else [])])
+        writer.writerow(
+            ["id", "label", *([f"p_{name}" for name in model.classes] if probabilities else [])]
+        )
         for start in range(0, len(ids), CHUNK):
             numbers = range(start, min(start + CHUNK, len(ids)))
             pixels = dict(_pixels(images, numbers, model.preprocessing, digest, unreadable))
@@ -215,14 +253,25 @@ def _write_rows(
             empty: list[Any] = [""] * (1 + probabilities * len(model.classes))
             for number in numbers:
                 row = shares.get(number)
-                found = empty if row is None else [model.classes[int(row.argmax())], *(row.tolist() if probabilities else [])]
+                found = (
+                    empty
+                    if row is None
+                    else [
+                        model.classes[int(row.argmax())],
+                        *(row.tolist() if probabilities else []),
+                    ]
+                )
                 writer.writerow([ids[number], *found])
             progress("classifying", numbers.stop, len(ids))
     return unreadable
 
 
 def _pixels(
-    images: Images, numbers: range, preprocessing: Preprocessing, digest: hashlib._Hash, unreadable: dict[int, str]
+    images: Images,
+    numbers: range,
+    preprocessing: Preprocessing,
+    digest: hashlib._Hash,
+    unreadable: dict[int, str],
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield what the network sees of some images, with their numbers; the reasons of those that cannot be read are put down."""
     for number in numbers:

@@ -41,7 +41,9 @@ _prepared: WeakKeyDictionary[Workspace, dict[str, Prepared]] = WeakKeyDictionary
 """What was prepared before, by recipe, as long as the step lasts that has opened the store."""
 
 
-def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = None, version: int = VERSION) -> Prepared:
+def prepare_images(
+    workspace: Workspace, data: Data, log_images: bool | None = None, version: int = VERSION
+) -> Prepared:
     """Read, check, split and decode the images with progress; what is there already is used again.
 
     What this step has prepared before is not looked at again, unless a report is asked for or nothing is stored: a study of 1,000
@@ -60,7 +62,9 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
     recipe = f"{version} {data.model_dump_json(exclude=_NOT_PREPARED)}"
     if log_images is None and recipe in before:
         there = before[recipe]
-        return replace(there, data=resolved(data, there), fold=0 if data.fold == "all" else data.fold)
+        return replace(
+            there, data=resolved(data, there), fold=0 if data.fold == "all" else data.fold
+        )
 
     def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
         write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
@@ -73,14 +77,20 @@ def prepare_images(workspace: Workspace, data: Data, log_images: bool | None = N
         workspace.need_writable(workspace.prepared)
     _say_if_decoded_anew(workspace.prepared, data, version)
     with Counter() as counter:
-        prepared = prepare(data, workspace.prepared, counter, None if log_images is None else on_report, version)
+        prepared = prepare(
+            data, workspace.prepared, counter, None if log_images is None else on_report, version
+        )
     if data.store == "disk":
         before[recipe] = prepared
     counts = prepared.counts()
-    sizes = ", ".join(f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits)
+    sizes = ", ".join(
+        f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits
+    )
     _say_once(
         f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
-        f"data {prepared.digest[:8]} in {prepared.folder}" + f"; data.white auto is {prepared.data.white}" * (data.white == "auto")
+        f"data {prepared.digest[:8]} in {prepared.folder}"
+        + f"; data.white auto is {prepared.data.white}"
+        * (data.white == "auto")
     )
     return prepared
 
@@ -127,7 +137,11 @@ def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
         UserError: It was not; with the way to do so.
     """
     kind, _, path = data.source.partition(":")
-    if data.source == "digits" or (kind == "torchvision" and not data.root) or are_named(data.source, data.root, data.labels):
+    if (
+        data.source == "digits"
+        or (kind == "torchvision" and not data.root)
+        or are_named(data.source, data.root, data.labels)
+    ):
         return
     before = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
     for description in workspace.prepared.glob("*/data.json"):
@@ -162,15 +176,26 @@ def _say_findings(report: dict[str, Any], page: Path) -> None:
         for entry in bad if policies["bad"] == "warn" else []:
             say(f"  {entry['path']}: {entry['reason']}")
     if duplicates["num_groups"]:
-        under = f", {duplicates['under_two_labels']} of them under several labels" if duplicates["under_two_labels"] else ""
-        done = {"group": "kept on one side of a split", "drop": "copies left out", "warn": "nothing done", "error": "refused"}[
-            policies["duplicates"]
-        ]
-        say(f"{duplicates['num_images']} images are equal or nearly so, in {duplicates['num_groups']} sets{under}: {done}")
+        under = (
+            f", {duplicates['under_two_labels']} of them under several labels"
+            if duplicates["under_two_labels"]
+            else ""
+        )
+        done = {
+            "group": "kept on one side of a split",
+            "drop": "copies left out",
+            "warn": "nothing done",
+            "error": "refused",
+        }[policies["duplicates"]]
+        say(
+            f"{duplicates['num_images']} images are equal or nearly so, in {duplicates['num_groups']} sets{under}: {done}"
+        )
     if report["num_leaks"]:
         have = "images have" if report["num_leaks"] > 1 else "image has"
         done = "; the copies are left out" if policies["duplicates"] == "drop" else ""
-        say(f"{report['num_leaks']} {have} a copy in another split, such as {_pair(report['leaks'][0])}{done}")
+        say(
+            f"{report['num_leaks']} {have} a copy in another split, such as {_pair(report['leaks'][0])}{done}"
+        )
     for warning in report["warnings"][:20]:
         say(f"warning: {warning}")
     if len(report["warnings"]) > 20:
@@ -187,7 +212,10 @@ def _pair(leak: dict[str, str]) -> str:
 
 def images_for(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
     """Return the images as `data` wants them; those of another size, shape or interpolation are decoded first."""
-    if data.image_size == prepared.data.image_size and Decoding.of(data, prepared.version) == prepared.decoding:
+    if (
+        data.image_size == prepared.data.image_size
+        and Decoding.of(data, prepared.version) == prepared.decoding
+    ):
         return prepared
     return prepare_images(workspace, data, version=prepared.version).with_fold(prepared.fold)
 
@@ -238,11 +266,15 @@ def with_reachable_weights(configuration: Configuration) -> Configuration:
         models.fetch(configuration.model)
     except Unreachable as error:
         _say_once(f"fast: random weights, since {error.message}")
-        return configuration.model_copy(update={"model": configuration.model.model_copy(update={"weights": "none"})})
+        return configuration.model_copy(
+            update={"model": configuration.model.model_copy(update={"weights": "none"})}
+        )
     return configuration
 
 
-def check(configuration: Configuration, prepared: Prepared, where: str, is_recorded: bool = False) -> dict[str, str]:
+def check(
+    configuration: Configuration, prepared: Prepared, where: str, is_recorded: bool = False
+) -> dict[str, str]:
     """Find every mistake that can be found before training.
 
     Args:
@@ -268,12 +300,17 @@ def check(configuration: Configuration, prepared: Prepared, where: str, is_recor
         if is_own(model.name) and not is_recorded:
             # Runs of release 0.1.0 keep the network's own file alone.
             for known in (0, num_classes):
-                remember(sha256_over(sources(model.name, known, image_size)), str(own_file(model.name)[0].absolute()))
+                remember(
+                    sha256_over(sources(model.name, known, image_size)),
+                    str(own_file(model.name)[0].absolute()),
+                )
         # On GPUs BatchNorm takes its statistics over all processes.
         share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
         notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)
     except UserError as error:
-        raise UserError(f"{where}: {error.message}" if where else error.message, error.findings) from None
+        raise UserError(
+            f"{where}: {error.message}" if where else error.message, error.findings
+        ) from None
     for note in notes:
         _say_once(f"model.weights {configuration.model.weights}: {note}")
     return origin

@@ -32,21 +32,35 @@ def log_previews(run: RunLog, prepared: Prepared, configurations: Iterable[Confi
         augment = configuration.data.augment
         if augment and augment not in shown and configuration.tracking.log_images:
             shown.append(augment)
-            _log_preview(run, prepared, configuration, f"augmentation_{len(shown)}.png" if len(shown) > 1 else "augmentation.png")
+            _log_preview(
+                run,
+                prepared,
+                configuration,
+                f"augmentation_{len(shown)}.png" if len(shown) > 1 else "augmentation.png",
+            )
 
 
 def _log_preview(run: RunLog, prepared: Prepared, configuration: Configuration, name: str) -> None:
     data = configuration.data
     augmentation = build_augmentation(data)
     labels, positions = prepared.labels(), prepared.positions("train")
-    images = Images(prepared.images, positions, labels, data.image_size, augmentation, configuration.training.seed)
+    images = Images(
+        prepared.images,
+        positions,
+        labels,
+        data.image_size,
+        augmentation,
+        configuration.training.seed,
+    )
     shown = one_of_each_class(labels[positions], MOST_IMAGES)
     numbers = sorted(shown, key=lambda number: natural(prepared.classes[labels[positions[number]]]))
     originals = [prepared.images[int(positions[number])] for number in numbers]
     names = [prepared.classes[labels[positions[number]]] for number in numbers]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
-        figures.augmentation_preview(file, originals, preview_views(images, numbers, NUM_VIEWS), names)
+        figures.augmentation_preview(
+            file, originals, preview_views(images, numbers, NUM_VIEWS), names
+        )
         run.file(file, "prepare")
         run.flush()
 

@@ -42,8 +42,9 @@ class Champion:
     @property
     def described(self) -> str:
         """What is said of it."""
-        return f"champion: {self.uri}, version {self.version}: run {self.run_id} ({self.run_name})" + (
-            f"; it replaces {self.replaced}" if self.replaced else ""
+        return (
+            f"champion: {self.uri}, version {self.version}: run {self.run_id} ({self.run_name})"
+            + (f"; it replaces {self.replaced}" if self.replaced else "")
         )
 
 
@@ -53,7 +54,9 @@ def export(workspace: Workspace, run_id: str) -> str:
     if existing:
         return existing
     restored = restore(workspace, run_id)
-    return registry.log_model(workspace, run_id, restored.network, restored.classes, restored.preprocessing)
+    return registry.log_model(
+        workspace, run_id, restored.network, restored.classes, restored.preprocessing
+    )
 
 
 def best_evaluated(compared: Comparison) -> tuple[str, int]:
@@ -64,7 +67,9 @@ def best_evaluated(compared: Comparison) -> tuple[str, int]:
     """
     evaluated = compared.ranked(evaluated=True)
     if not evaluated:
-        raise UserError(f"no complete run of {compared.study or 'the experiment'} is evaluated yet; run the step evaluate first")
+        raise UserError(
+            f"no complete run of {compared.study or 'the experiment'} is evaluated yet; run the step evaluate first"
+        )
     run_id = str(evaluated[0]["run_id"])
     return run_id, [row["run_id"] for row in compared.ranked()].index(run_id)
 
@@ -87,7 +92,11 @@ def promote(workspace: Workspace, name: str, run_id: str) -> Champion:
         "run_id": run_id,
         "classes": _classes(workspace, run_id),
         "preprocessing": json.dumps(_json_artifact(workspace, run_id, names.PREPROCESSING)),
-        **{key.replace("/", "."): f"{value:.6g}" for key, value in run.data.metrics.items() if key.startswith(("best/", "test/"))},
+        **{
+            key.replace("/", "."): f"{value:.6g}"
+            for key, value in run.data.metrics.items()
+            if key.startswith(("best/", "test/"))
+        },
     }
     version = registry.register(workspace, run_id, name, described)
     return Champion(name, version, run_id, str(run.info.run_name), replaced)
@@ -120,4 +129,6 @@ def _classes(workspace: Workspace, run_id: str) -> str:
 
 def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        return json.loads(find.artifact(workspace, run_id, name, Path(folder)).read_text(encoding="utf-8"))
+        return json.loads(
+            find.artifact(workspace, run_id, name, Path(folder)).read_text(encoding="utf-8")
+        )

@@ -50,7 +50,9 @@ def complete_run(workspace: Workspace, run_id: str) -> Any:
     if step not in ("train", None) or not run.data.params:
         raise UserError(f"run_id: run {run_id} is a {step} run; a training is needed")
     if state != names.COMPLETE:
-        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is {state}; only a complete training can be used")
+        raise UserError(
+            f"run_id: run {run_id} ({run.info.run_name}) is {state}; only a complete training can be used"
+        )
     return run
 
 
@@ -67,11 +69,23 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
         classes = classes_from(_json(workspace, run_id, names.CLASSES, folder))
         preprocessing = recorded_preprocessing(workspace, run_id, configuration.model, folder)
         network = _rebuilt(workspace, run_id, configuration, len(classes), folder)
-        load_state(network, find.artifact(workspace, run_id, names.CHECKPOINT, folder), configuration.model.name)
-    return Restored(configuration, network.eval(), classes, preprocessing, run.data.tags.get(names.DATA_DIGEST, ""))
+        load_state(
+            network,
+            find.artifact(workspace, run_id, names.CHECKPOINT, folder),
+            configuration.model.name,
+        )
+    return Restored(
+        configuration,
+        network.eval(),
+        classes,
+        preprocessing,
+        run.data.tags.get(names.DATA_DIGEST, ""),
+    )
 
 
-def recorded_preprocessing(workspace: Workspace, run_id: str, model: Model, folder: Path) -> Preprocessing:
+def recorded_preprocessing(
+    workspace: Workspace, run_id: str, model: Model, folder: Path
+) -> Preprocessing:
     """Return what a run did to its images, for its network as it is built now.
 
     Args:
@@ -115,24 +129,37 @@ def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> C
 
 def _json(workspace: Workspace, run_id: str, name: str, folder: Path) -> Any:
     try:
-        return json.loads(find.artifact(workspace, run_id, name, folder).read_text(encoding="utf-8"))
+        return json.loads(
+            find.artifact(workspace, run_id, name, folder).read_text(encoding="utf-8")
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"run {run_id}: {name} is no JSON: {first_line(error)}") from None
 
 
-def _rebuilt(workspace: Workspace, run_id: str, configuration: Configuration, num_classes: int, folder: Path) -> nn.Module:
+def _rebuilt(
+    workspace: Workspace, run_id: str, configuration: Configuration, num_classes: int, folder: Path
+) -> nn.Module:
     """Build a run's network with random weights; one's own from the files that the run has kept."""
     model = configuration.model.model_copy(update={"freeze": "none"})
     if not model.name.startswith("file:"):
         return models.build(model, num_classes, configuration.data.image_size, load=False).module
     path, _, function = model.name.removeprefix("file:").rpartition(":")
     file = kept_source(workspace, run_id, path, folder)
-    kept = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in file.parent.rglob("*") if one.is_file()}
+    kept = {
+        one.relative_to(file.parent).as_posix(): one.read_bytes()
+        for one in file.parent.rglob("*")
+        if one.is_file()
+    }
     own = _named_like(file.name, num_classes, configuration.data.image_size)
     trust.need(kept, f"run {run_id}: its artifact {names.SOURCE}", own)
     name = f"file:{file}:{function}"
     try:
-        return models.build(model.model_copy(update={"name": name}), num_classes, configuration.data.image_size, load=False).module
+        return models.build(
+            model.model_copy(update={"name": name}),
+            num_classes,
+            configuration.data.image_size,
+            load=False,
+        ).module
     except UserError as error:
         why = error.message.replace(name, model.name)
         if "ModuleNotFoundError" in why:
@@ -190,5 +217,7 @@ def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> P
         find.artifact(workspace, run_id, name, child(folder, "downloaded")).replace(file)
     own = child(root, Path(path).name)
     if not own.is_file():
-        raise UserError(f"run {run_id} has no artifact {names.SOURCE}/{own.name}, the file of its network")
+        raise UserError(
+            f"run {run_id} has no artifact {names.SOURCE}/{own.name}, the file of its network"
+        )
     return own

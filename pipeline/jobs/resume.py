@@ -35,7 +35,9 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
     """
     uid = uid_of(run_id, find.get_run(workspace, run_id).data.tags)
     if others := [one for one in find.with_uid(workspace, uid) if one != run_id]:
-        raise UserError(f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies")
+        raise UserError(
+            f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies"
+        )
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
     with locked(child(workspace.checkpoints, uid), refusal):
@@ -43,7 +45,9 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
         if lives(tags):
             beat = Beat.of(tags)
             assert beat is not None
-            raise InUse(f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait")
+            raise InUse(
+                f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait"
+            )
         yield
 
 
@@ -56,7 +60,9 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     run = find.get_run(workspace, run_id)
     tags, state = run.data.tags, find.row(run)["state"]
     if tags.get(names.STEP) != "train" or names.JOINS in tags:
-        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline")
+        raise UserError(
+            f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline"
+        )
     refuse_ended(run_id, str(run.info.run_name), state)
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +71,9 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     _need_trust(run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
     if not before:
-        raise UserError(f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew")
+        raise UserError(
+            f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew"
+        )
     need_known_images(workspace, configuration.data, run_id)
     prepared = prepare_as_recorded(workspace, configuration.data, before, version)
     if prepared.digest != before:
@@ -75,10 +83,16 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
         )
     job = Job(configuration, check(configuration, prepared, "", is_recorded=True), prepared)
     before = tags.get(names.CONFIG_HASH, job.config_hash)
-    if job.config_hash != before and before == config_hash(configuration, job.origin, FIRST_RELEASE):
+    if job.config_hash != before and before == config_hash(
+        configuration, job.origin, FIRST_RELEASE
+    ):
         _need_checkpoint(workspace, run_id, tags, configuration)
     elif job.config_hash != before:
-        own = [name for name in (configuration.model.name, configuration.model.weights) if name.startswith("file:")]
+        own = [
+            name
+            for name in (configuration.model.name, configuration.model.weights)
+            if name.startswith("file:")
+        ]
         whose = "what a release of this pipeline makes of its configuration"
         changed = f"{' or '.join(own)}, or a file that belongs to it," if own else whose
         raise UserError(
@@ -99,8 +113,15 @@ def _need_trust(run_id: str, name: str) -> None:
     file, _ = own_file(name)
     if not is_users_own(file):
         # What it imports, only executing it would tell; so all that it could.
-        there = {one.relative_to(file.parent).as_posix(): one.read_bytes() for one in _importable(file.parent)}
-        need({**there, file.name: file.read_bytes()}, f"run {run_id}: its network {file}, with the Python files beside it,", is_here=True)
+        there = {
+            one.relative_to(file.parent).as_posix(): one.read_bytes()
+            for one in _importable(file.parent)
+        }
+        need(
+            {**there, file.name: file.read_bytes()},
+            f"run {run_id}: its network {file}, with the Python files beside it,",
+            is_here=True,
+        )
 
 
 def _importable(folder: Path) -> Iterator[Path]:
@@ -118,17 +139,24 @@ def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:
     """
     if state in (names.COMPLETE, names.PRUNED):
         way = f"train --model.weights runs:/{run_id}/{names.MODEL}{options} trains its weights further, in a new run"
-        raise UserError(f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; {way}")
+        raise UserError(
+            f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; {way}"
+        )
 
 
-def _need_checkpoint(workspace: Workspace, run_id: str, tags: Mapping[str, str], configuration: Configuration) -> None:
+def _need_checkpoint(
+    workspace: Workspace, run_id: str, tags: Mapping[str, str], configuration: Configuration
+) -> None:
     """Check that a run of release 0.1.0 with trained weights need not begin anew, which would end otherwise: its head started differently.
 
     Raises:
         UserError: It would begin anew.
     """
     uid = uid_of(run_id, tags)
-    if configuration.model.weights != "none" and Checkpoints(child(workspace.checkpoints, uid)).load() is None:
+    if (
+        configuration.model.weights != "none"
+        and Checkpoints(child(workspace.checkpoints, uid)).load() is None
+    ):
         raise UserError(
             f"run_id: run {run_id} was begun by release {FIRST_RELEASE}, and there is no checkpoint to go on from in "
             f"{workspace.checkpoints / uid}; begun anew, its head would start otherwise than it did; train anew, as another run"
@@ -159,13 +187,17 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
     ended = 0
     for run in find.running(workspace, experiment):
         beat = Beat.of(run.data.tags)
-        if beat is None and (process_id or not launcher.has_never_begun(run, database_file(workspace.uri))):
+        if beat is None and (
+            process_id or not launcher.has_never_begun(run, database_file(workspace.uri))
+        ):
             continue
         if process_id and beat is not None and not beat.is_of(process_id):
             continue
         if end_abandoned(workspace, run.info.run_id):
             ended += 1
-            is_training = run.data.tags.get(names.STEP) == "train" and names.TRIAL not in run.data.tags
+            is_training = (
+                run.data.tags.get(names.STEP) == "train" and names.TRIAL not in run.data.tags
+            )
             how = f"; go on with: train --run_id {run.info.run_id}" if is_training else ""
             say(f"{run.info.run_name} ({run.info.run_id}): {names.INTERRUPTED}{how}")
     return ended

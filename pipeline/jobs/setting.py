@@ -53,7 +53,9 @@ class Job:
         return [
             replace(
                 self,
-                configuration=self.configuration.model_copy(update={"data": data.model_copy(update={"fold": fold})}),
+                configuration=self.configuration.model_copy(
+                    update={"data": data.model_copy(update={"fold": fold})}
+                ),
                 prepared=self.prepared.with_fold(fold),
             )
             for fold in range(data.folds)
@@ -63,7 +65,10 @@ class Job:
         """Return the configuration with DEFAULT and aliases replaced by what they stand for, and the processes that train."""
         training = self.configuration.training.model_copy(update={"processes": processes})
         return self.configuration.model_copy(
-            update={"model": transfer.recorded(self.configuration.model, self.origin), "training": training}
+            update={
+                "model": transfer.recorded(self.configuration.model, self.origin),
+                "training": training,
+            }
         )
 
 
@@ -82,7 +87,11 @@ def setting_of(job: Job, kept: Path, group: Group) -> Iterator[Setting]:
     settle_memory()
     model = transfer.with_file(job.configuration.model, job.origin)
     configuration = job.configuration.model_copy(update={"model": model})
-    with built(configuration, job.prepared, kept / Path(names.CHECKPOINT).name, group, job.preprocessing) as setting:
+    with built(
+        configuration, job.prepared, kept / Path(names.CHECKPOINT).name, group, job.preprocessing
+    ) as setting:
         if group.is_first and has_own_statistics(setting):
-            say("  BatchNorm takes its statistics in each process by itself on CPUs: the result is not quite that of one process")
+            say(
+                "  BatchNorm takes its statistics in each process by itself on CPUs: the result is not quite that of one process"
+            )
         yield setting

@@ -44,11 +44,22 @@ class Comparison:
 
     def ranked(self, evaluated: bool = False) -> list[find.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
-        return [row for row in self.rows if can_be_ranked(row) and not row["apart"] and (not evaluated or row["test_accuracy"] is not None)]
+        return [
+            row
+            for row in self.rows
+            if can_be_ranked(row)
+            and not row["apart"]
+            and (not evaluated or row["test_accuracy"] is not None)
+        ]
 
     def read_again(self, workspace: Workspace) -> Comparison:
         """Return the comparison of the same runs as they are now."""
-        return compare(workspace, self.study, self.metric, lambda row: bool(row["data_digest"] == self.data_digest))
+        return compare(
+            workspace,
+            self.study,
+            self.metric,
+            lambda row: bool(row["data_digest"] == self.data_digest),
+        )
 
     @property
     def majority_rate(self) -> float | None:
@@ -61,7 +72,12 @@ class Comparison:
         return f"Comparison of {self.study or 'all trainings'}"
 
 
-def compare(workspace: Workspace, study: str = "", metric: str = "", images: Callable[[find.Row], bool] = lambda row: True) -> Comparison:
+def compare(
+    workspace: Workspace,
+    study: str = "",
+    metric: str = "",
+    images: Callable[[find.Row], bool] = lambda row: True,
+) -> Comparison:
     """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
 
     Args:
@@ -79,15 +95,25 @@ def compare(workspace: Workspace, study: str = "", metric: str = "", images: Cal
     if not rows:
         known = [one for one in find.known_experiments(workspace) if one != workspace.experiment]
         there = f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
-        raise UserError(f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}")
+        raise UserError(
+            f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}"
+        )
     given = metric if not name else ""
     asked = rows if name else [row for row in rows if images(row)] or rows
-    latest = max((row for row in asked if row["metric"] == given), key=_start, default=None) or max(asked, key=_start)
+    latest = max((row for row in asked if row["metric"] == given), key=_start, default=None) or max(
+        asked, key=_start
+    )
     metric, digest = given or latest["metric"], latest["data_digest"]
     marked: list[find.Row] = [{**row, "apart": _apart(row, digest, metric)} for row in rows]
     marked = [{**row, "comparable": not row["apart"]} for row in marked]
-    ranked = [dict(row) for kind in _APART for row in rank([row for row in marked if row["apart"] == kind])]
-    notes = _notes(ranked, digest, metric) + _target_notes(workspace, parent, [row for row in ranked if not row["apart"]])
+    ranked = [
+        dict(row)
+        for kind in _APART
+        for row in rank([row for row in marked if row["apart"] == kind])
+    ]
+    notes = _notes(ranked, digest, metric) + _target_notes(
+        workspace, parent, [row for row in ranked if not row["apart"]]
+    )
     return Comparison(name, parent, metric, ranked, notes, digest)
 
 
@@ -106,10 +132,14 @@ def _apart(row: find.Row, digest: str, metric: str) -> str:
     return "other metric" if row["metric"] != metric else ""
 
 
-def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _target_notes(
+    workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Say which trainings reached the study's target, and at which epoch first."""
     try:
-        target = float(find.get_run(workspace, parent).data.tags.get(names.TARGET, 0)) if parent else 0.0
+        target = (
+            float(find.get_run(workspace, parent).data.tags.get(names.TARGET, 0)) if parent else 0.0
+        )
     except ValueError:
         # A tag that anybody may write.
         target = 0.0
@@ -118,41 +148,77 @@ def _target_notes(workspace: Workspace, parent: str, rows: Sequence[Mapping[str,
     met = []
     for row in rows:
         # The best value is known; of which epoch it was reached first, only the history tells.
-        if row["value"] is not None and score(row["value"], row["metric"]) < score(target, row["metric"]):
+        if row["value"] is not None and score(row["value"], row["metric"]) < score(
+            target, row["metric"]
+        ):
             continue
         history = find.history(workspace, row["run_id"], row["metric"])
-        epochs = [epoch for epoch, value in history.items() if score(value, row["metric"]) >= score(target, row["metric"])]
+        epochs = [
+            epoch
+            for epoch, value in history.items()
+            if score(value, row["metric"]) >= score(target, row["metric"])
+        ]
         met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
-    reached = f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}" if met else f"reached by none of {len(rows)} trainings"
+    reached = (
+        f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}"
+        if met
+        else f"reached by none of {len(rows)} trainings"
+    )
     return [f"Target {target:g}: {reached}."]
 
 
 def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
     # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
-    return next((row["majority_rate"] for row in rows if not row["apart"] and row["majority_rate"] is not None), None)
+    return next(
+        (
+            row["majority_rate"]
+            for row in rows
+            if not row["apart"] and row["majority_rate"] is not None
+        ),
+        None,
+    )
 
 
 def _notes(rows: Sequence[find.Row], digest: str, metric: str) -> list[str]:
     complete = sum(can_be_ranked(row) for row in rows)
-    repeated = Counter(row["config_hash"] for row in rows if can_be_ranked(row) and not row["apart"] and row["config_hash"])
-    mean = ", the mean of its repeats for each configuration" * (max(repeated.values(), default=1) > 1)
-    notes = [f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."]
+    repeated = Counter(
+        row["config_hash"]
+        for row in rows
+        if can_be_ranked(row) and not row["apart"] and row["config_hash"]
+    )
+    mean = ", the mean of its repeats for each configuration" * (
+        max(repeated.values(), default=1) > 1
+    )
+    notes = [
+        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."
+    ]
     if (majority_rate := _majority_rate(rows)) is not None:
-        notes.append(f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images.")
+        notes.append(
+            f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images."
+        )
     folds: dict[str, set[str]] = {}
     for row in rows:
         if can_be_ranked(row) and not row["apart"]:
             folds.setdefault(row["config_hash"], set()).add(row["fold"])
     lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
     if lacking:
-        notes.append(f"{lacking} configurations lack folds that others have, and stand after those.")
+        notes.append(
+            f"{lacking} configurations lack folds that others have, and stand after those."
+        )
     if others := sum(row["apart"] == "other data" for row in rows):
-        notes.append(f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable.")
+        notes.append(
+            f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable."
+        )
     if others := sum(row["apart"] == "other metric" for row in rows):
         notes.append(
             f"{others} of them chose their best epoch by another metric than {title(metric)}; they stand last and are not comparable."
         )
-    unranked = [state for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING) for row in rows if row["state"] == state]
+    unranked = [
+        state
+        for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING)
+        for row in rows
+        if row["state"] == state
+    ]
     if unranked:
         counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
         notes.append(f"Not ranked: {counts}.")
@@ -167,11 +233,15 @@ def leaders(compared: Comparison) -> list[str]:
     """
     ranked = compared.ranked()
     if not ranked:
-        raise UserError(f"none of the {len(compared.rows)} trainings of {compared.study or 'the experiment'} is complete")
+        raise UserError(
+            f"none of the {len(compared.rows)} trainings of {compared.study or 'the experiment'} is complete"
+        )
     return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
 
 
-def compare_of(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Comparison:
+def compare_of(
+    workspace: Workspace, experiment: Experiment, reads_images: bool = False
+) -> Comparison:
     """Compare the runs of the study that an experiment file and options identify (see `which_study`), and say which it is.
 
     Without a study they are the experiment's trainings; those on the images that file and options name are ranked.
@@ -196,10 +266,22 @@ def compare_of(workspace: Workspace, experiment: Experiment, reads_images: bool 
         digests = digests_of(workspace, experiment) if reads_images else ()
         if not any(map(is_asked, compared.rows)):
             there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
-            raise UserError(f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:", there)
+            raise UserError(
+                f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:",
+                there,
+            )
         compared = compare(workspace, "", metric, is_asked)
-    where = next((row["params"].get("data.source") for row in compared.rows if row["data_digest"] == compared.data_digest), source)
-    say(f"trainings on data {compared.data_digest[:8] or 'unknown'} from {where}: {_runs(len(compared.ranked()))}")
+    where = next(
+        (
+            row["params"].get("data.source")
+            for row in compared.rows
+            if row["data_digest"] == compared.data_digest
+        ),
+        source,
+    )
+    say(
+        f"trainings on data {compared.data_digest[:8] or 'unknown'} from {where}: {_runs(len(compared.ranked()))}"
+    )
     return compared
 
 
@@ -222,17 +304,37 @@ def write_comparison(workspace: Workspace, compared: Comparison) -> None:
         people = tables.for_people(compared.rows, compared.metric)
         tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
         tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
-        labels = [_label(*texts) for texts in zip(people["#"], people["run"], people["settings"], strict=True)]
-        drawn = [(row, label) for row, label in zip(compared.rows, labels, strict=True) if row["value"] is not None and not row["apart"]]
+        labels = [
+            _label(*texts)
+            for texts in zip(people["#"], people["run"], people["settings"], strict=True)
+        ]
+        drawn = [
+            (row, label)
+            for row, label in zip(compared.rows, labels, strict=True)
+            if row["value"] is not None and not row["apart"]
+        ]
         rows = [row for row, _ in drawn]
-        figures.comparison(folder / "comparison.png", rows, [label for _, label in drawn], compared.majority_rate, compared.metric)
-        (folder / "comparison.md").write_text(tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8")
-        (folder / "comparison.html").write_text(tables.to_html(people, compared.title, compared.notes, "comparison.png"), encoding="utf-8")
+        figures.comparison(
+            folder / "comparison.png",
+            rows,
+            [label for _, label in drawn],
+            compared.majority_rate,
+            compared.metric,
+        )
+        (folder / "comparison.md").write_text(
+            tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8"
+        )
+        (folder / "comparison.html").write_text(
+            tables.to_html(people, compared.title, compared.notes, "comparison.png"),
+            encoding="utf-8",
+        )
         workspace.outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
             # All or none: a table of today beside a figure of yesterday would mislead.
             for file in folder.iterdir():
-                written.enter_context(whole(workspace.outputs / file.name)).write_bytes(file.read_bytes())
+                written.enter_context(whole(workspace.outputs / file.name)).write_bytes(
+                    file.read_bytes()
+                )
         if compared.parent:
             RunLog(workspace, compared.parent).files(folder, "summary")
 
@@ -244,4 +346,8 @@ def _label(rank: str, run: str, settings: str) -> str:
 
 def show(compared: Comparison) -> None:
     """Print the comparison."""
-    show_table(tables.for_people(compared.rows, compared.metric), compared.title, expendable=tables.least_important(compared.metric))
+    show_table(
+        tables.for_people(compared.rows, compared.metric),
+        compared.title,
+        expendable=tables.least_important(compared.metric),
+    )

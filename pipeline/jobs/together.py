@@ -64,7 +64,9 @@ def _help_out(group: Group) -> None:
         prepared = images[data].with_fold(message["fold"])
         if prepared.digest != message["digest"]:
             raise UserError(f"{prepared.source} has changed while the training began; start again")
-        preprocessing = Preprocessing.from_dict(message["preprocessing"]) if message["preprocessing"] else None
+        preprocessing = (
+            Preprocessing.from_dict(message["preprocessing"]) if message["preprocessing"] else None
+        )
         job = Job(configuration, message["origin"], prepared, preprocessing)
         try:
             _help_in(job, Numerics(**message["numerics"]), group)

@@ -20,7 +20,14 @@ from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.restore import recorded_preprocessing
 from pipeline.jobs.setting import Job, setting_of
 from pipeline.jobs.together import call_helpers
-from pipeline.jobs.training_log import FlagsLog, epoch_log, log_events, log_outcome, log_spread, majority_of
+from pipeline.jobs.training_log import (
+    FlagsLog,
+    epoch_log,
+    log_events,
+    log_outcome,
+    log_spread,
+    majority_of,
+)
 from pipeline.report.console import TrainingProgress
 from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names, registry
@@ -80,10 +87,14 @@ class Outcome(NamedTuple):
 
 def reusable(workspace: Workspace, job: Job) -> find.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find.complete_training(workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
+    return find.complete_training(
+        workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest
+    )
 
 
-def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback] = ()) -> Outcome:
+def train(
+    workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback] = ()
+) -> Outcome:
     """Train, and log everything to one run; a run that was interrupted goes on where its last checkpoint is.
 
     Args:
@@ -107,10 +118,25 @@ def train(workspace: Workspace, job: Job, placement: Placement, callbacks: Seque
         release()
 
 
-def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback], ended: contextlib.ExitStack) -> Outcome:
+def _train(
+    workspace: Workspace,
+    job: Job,
+    placement: Placement,
+    callbacks: Sequence[Callback],
+    ended: contextlib.ExitStack,
+) -> Outcome:
     """Do what `train` does; checkpoints are removed by `ended`, since a kill before the run's end must find them."""
-    tags = {names.CONFIG_HASH: job.config_hash, names.DATA_DIGEST: job.prepared.digest, **(placement.tags or {})}
-    identity = {"run_id": placement.run_id, "parent": placement.parent, "tags": tags, "single": placement.single and not placement.run_id}
+    tags = {
+        names.CONFIG_HASH: job.config_hash,
+        names.DATA_DIGEST: job.prepared.digest,
+        **(placement.tags or {}),
+    }
+    identity = {
+        "run_id": placement.run_id,
+        "parent": placement.parent,
+        "tags": tags,
+        "single": placement.single and not placement.run_id,
+    }
     with (
         TrackedRun(workspace, "train", placement.name, **identity) as run,  # type: ignore[arg-type]
         TrainingProgress(placement.name, job.configuration.training.best_metric) as progress,
@@ -143,7 +169,13 @@ def _train(workspace: Workspace, job: Job, placement: Placement, callbacks: Sequ
             _log_best(run, setting)
             if placement.export:
                 load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
-                registry.log_model(workspace, run.id, setting.network.module, job.prepared.classes, setting.preprocessing)
+                registry.log_model(
+                    workspace,
+                    run.id,
+                    setting.network.module,
+                    job.prepared.classes,
+                    setting.preprocessing,
+                )
         run.flush()
         ended.callback(remove_child, workspace.checkpoints, run.uid)
         metric = job.configuration.training.best_metric
@@ -154,7 +186,9 @@ def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     """Return the folder of what a training needs to go on, event files of an earlier life in it."""
     kept = child(workspace.checkpoints, run.uid)
     if kept.is_symlink():
-        raise UserError(f"{kept} is a link; checkpoints are kept in a folder that stands there itself")
+        raise UserError(
+            f"{kept} is a link; checkpoints are kept in a folder that stands there itself"
+        )
     kept.mkdir(parents=True, exist_ok=True)
     if placement.run_id and not (kept / TENSORBOARD).exists():
         # A training that begins anew, its checkpoints gone, writes over them.
@@ -163,7 +197,9 @@ def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     return kept
 
 
-def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]) -> None:
+def _fit(
+    run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]
+) -> None:
     """Train with everything logged; what there is at the end of a pruned or failed training is logged too."""
     classes, training = job.prepared.classes, job.configuration.training
     majority = majority_of(job.prepared, len(classes))
@@ -192,12 +228,16 @@ def _fit(run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks:
             log_spread(run, watch)
 
 
-def _with_numerics(workspace: Workspace, run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> Setting:
+def _with_numerics(
+    workspace: Workspace, run: TrackedRun, job: Job, setting: Setting, placement: Placement
+) -> Setting:
     """Choose number and memory format; a run that goes on keeps what it had."""
     choice = None
     if placement.run_id:
         with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(UserError):
-            raw = find.artifact(workspace, run.id, names.NUMERICS, Path(temporary)).read_text(encoding="utf-8")
+            raw = find.artifact(workspace, run.id, names.NUMERICS, Path(temporary)).read_text(
+                encoding="utf-8"
+            )
             choice = Choice.from_dict(json.loads(raw))
     if choice is None:
         study = (placement.tags or {}).get(names.STUDY, "")
@@ -212,14 +252,26 @@ def _with_recorded(workspace: Workspace, job: Job, run_id: str) -> Job:
     if not run_id:
         return job
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
-        return replace(job, preprocessing=recorded_preprocessing(workspace, run_id, job.configuration.model, Path(folder)))
+        return replace(
+            job,
+            preprocessing=recorded_preprocessing(
+                workspace, run_id, job.configuration.model, Path(folder)
+            ),
+        )
     return job
 
 
 def _log_source(run: TrackedRun, job: Job) -> None:
     """Keep the files of one's own network with the run, where it has not all of them: one begun by release 0.1.0 has no neighbours."""
-    files = models.source_files(job.configuration.model, job.origin, len(job.prepared.classes), job.configuration.data.image_size)
-    if {f"{names.SOURCE}/{name}" for name in files} <= set(find.listed(run.workspace, run.id, names.SOURCE) if files else []):
+    files = models.source_files(
+        job.configuration.model,
+        job.origin,
+        len(job.prepared.classes),
+        job.configuration.data.image_size,
+    )
+    if {f"{names.SOURCE}/{name}" for name in files} <= set(
+        find.listed(run.workspace, run.id, names.SOURCE) if files else []
+    ):
         return
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():

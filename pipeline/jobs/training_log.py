@@ -61,9 +61,15 @@ class FlagsLog(Callback):
         self._diagnostics.resume(history)
         # Those that the run carries from before: they may hold no more.
         tags = self._run.client.get_run(self._run.id).data.tags
-        self._raised = {name.removeprefix(names.FLAG): text for name, text in tags.items() if name.startswith(names.FLAG)}
+        self._raised = {
+            name.removeprefix(names.FLAG): text
+            for name, text in tags.items()
+            if name.startswith(names.FLAG)
+        }
 
-    def on_validation(self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def on_validation(
+        self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]
+    ) -> None:
         self._predicted = logits.argmax(axis=1)
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
@@ -84,7 +90,9 @@ class FlagsLog(Callback):
         self._raised = now
 
 
-def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float) -> None:
+def log_outcome(
+    run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float
+) -> None:
     """Log curves, confusion matrix of the best epoch, and how long it took.
 
     Args:
@@ -95,8 +103,15 @@ def log_outcome(run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch
         majority_rate: Drawn as the baseline.
     """
     run.metrics({"seconds": fitted.seconds})
-    run.figure("curves/learning.png", lambda file: figures.learning_curves(file, fitted.history, fitted.best_epoch, majority_rate))
-    run.figure("curves/lr.png", lambda file: figures.learning_rate(file, fitted.lrs, steps_per_epoch))
+    run.figure(
+        "curves/learning.png",
+        lambda file: figures.learning_curves(
+            file, fitted.history, fitted.best_epoch, majority_rate
+        ),
+    )
+    run.figure(
+        "curves/lr.png", lambda file: figures.learning_rate(file, fitted.lrs, steps_per_epoch)
+    )
     title = (
         f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
         f"always the largest class: {majority_rate:.1%}"
@@ -117,7 +132,14 @@ def log_spread(run: RunLog, watch: Watch) -> None:
         run.figure("curves/weights.png", lambda file: ridgeline(file, watch.histories))
 
 
-def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metrics.Floats, classes: list[str], title: str) -> None:
+def log_confusion(
+    run: RunLog,
+    split: str,
+    labels: metrics.Labels,
+    logits: metrics.Floats,
+    classes: list[str],
+    title: str,
+) -> None:
     """Log which classes are taken for which as ``confusion_matrix/SPLIT.png`` and ``.csv``.
 
     The CSV has a row per true and a column per predicted class; of more than `metrics.MOST_IN_MATRIX` classes, which would be mostly
@@ -129,12 +151,16 @@ def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metri
         counts = metrics.confusion(labels, logits)
         draw = partial(figures.confusion_matrix, counts=counts, classes=classes, title=title)
         order = natural_order(classes)
-        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[order, order]
+        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[
+            order, order
+        ]
     else:
         cells = metrics.confused(labels, logits)
         draw = partial(figures.most_confused, cells=cells, classes=classes, title=title)
         named = np.array(classes, dtype=object)
-        table = cells.assign(true=named[cells["true"]], predicted=named[cells["predicted"]]).set_index("true")
+        table = cells.assign(
+            true=named[cells["true"]], predicted=named[cells["predicted"]]
+        ).set_index("true")
     run.figure(f"confusion_matrix/{split}.png", draw)
     run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
 
@@ -142,4 +168,6 @@ def log_confusion(run: RunLog, split: str, labels: metrics.Labels, logits: metri
 def majority_of(prepared: Prepared, num_classes: int) -> float:
     """Return the validation accuracy of always answering the largest class of the training images."""
     labels = prepared.labels()
-    return metrics.majority_rate(labels[prepared.positions("train")], labels[prepared.positions("val")], num_classes)
+    return metrics.majority_rate(
+        labels[prepared.positions("train")], labels[prepared.positions("val")], num_classes
+    )

@@ -22,7 +22,15 @@ from pipeline.tracking.find import Study
 from pipeline.tracking.store import Workspace
 
 _COLUMNS = tuple(f"data.{name}_column" for name in ("image", "label", "split", "group"))
-_WHERE = ("data.source", "data.root", "data.labels", *_COLUMNS, "data.bad", "data.duplicates", "data.near_distance")
+_WHERE = (
+    "data.source",
+    "data.root",
+    "data.labels",
+    *_COLUMNS,
+    "data.bad",
+    "data.duplicates",
+    "data.near_distance",
+)
 """Where images are, what a list of them calls its columns, and what is done about bad ones may change; their digest, compared before
 they are used, tells what they are."""
 _RANKS = "training.best_metric"
@@ -60,9 +68,15 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
     if experiment.study.name:
         name = experiment.study.name
         if others := _finding(experiment.overrides):
-            raise UserError(f"study.name: study {name!r} is named, and {_as_options(others)} would find another; leave one of them out")
+            raise UserError(
+                f"study.name: study {name!r} is named, and {_as_options(others)} would find another; leave one of them out"
+            )
         # Where that name was another store's, the study stands beside it; the latest does.
-        beside = [one.name for one in find.studies(workspace) if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)]
+        beside = [
+            one.name
+            for one in find.studies(workspace)
+            if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)
+        ]
         is_there = any(one.name == name for one in find.studies(workspace))
         named = find.study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
@@ -76,25 +90,42 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
                 "leave that out, or name one to evaluate or register by --run_id"
             )
         return Chosen("", "")
-    found = [study for study in studies if _is_of(workspace, experiment, study) and _has_images_as_given(workspace, experiment, study)]
+    found = [
+        study
+        for study in studies
+        if _is_of(workspace, experiment, study)
+        and _has_images_as_given(workspace, experiment, study)
+    ]
     if found:
         # First those that `tune` would go on with: not under a name of their own, and of those that ``data.white auto`` may mean, a number.
-        found.sort(key=lambda study: (_has_own_name(study), _white(workspace, experiment, study) == "type"))
+        found.sort(
+            key=lambda study: (_has_own_name(study), _white(workspace, experiment, study) == "type")
+        )
         first = _on_images(workspace, experiment, found, reads_images)
         return Chosen(first.name, _described(first))
     if finding:
-        options = _as_options([name for name, _ in flatten(experiment.overrides) if identifies_study(name)])
+        options = _as_options(
+            [name for name, _ in flatten(experiment.overrides) if identifies_study(name)]
+        )
         more = [f"and {len(studies) - _MOST_LISTED} more"] if len(studies) > _MOST_LISTED else []
         listed = [*map(_described, studies[:_MOST_LISTED]), *more]
-        raise UserError(f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:", listed)
-    return Chosen(studies[0].name, f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}")
+        raise UserError(
+            f"no study of experiment {workspace.experiment!r} is of {experiment.path} with {options}; there are:",
+            listed,
+        )
+    return Chosen(
+        studies[0].name,
+        f"{_described(studies[0])}; the latest, since none has base and space of {experiment.path}",
+    )
 
 
 def _has_own_name(study: Study) -> bool:
     return bool(study.identity) and re.sub(r"~\d+$", "", study.name) != study.identity
 
 
-def _on_images(workspace: Workspace, experiment: Experiment, found: Sequence[Study], reads_images: bool) -> Study:
+def _on_images(
+    workspace: Workspace, experiment: Experiment, found: Sequence[Study], reads_images: bool
+) -> Study:
     """Return the first of some studies that is of the images as file and options name them."""
     source = experiment.base.data.source
     of_source = [study for study in found if study.source == source]
@@ -107,7 +138,10 @@ def _on_images(workspace: Workspace, experiment: Experiment, found: Sequence[Stu
     if of_digest := [study for study in found if study.data_digest in digests]:
         return of_digest[0]
     listed = [_described(study) for study in found[:_MOST_LISTED]]
-    raise UserError(f"data.source: no study of experiment {workspace.experiment!r} is of the images {source!r}; there are:", listed)
+    raise UserError(
+        f"data.source: no study of experiment {workspace.experiment!r} is of the images {source!r}; there are:",
+        listed,
+    )
 
 
 def is_source_given(experiment: Experiment) -> bool:
@@ -153,7 +187,9 @@ def need_no_other_options(run_id: str, overrides: Raw) -> None:
     """
     named = ["study.name"] if "name" in overrides.get("study", {}) else []
     if finding := [*_finding(overrides), *named]:
-        raise UserError(f"run_id: run {run_id} is named, and {_as_options(finding)} would find a study; leave one of them out")
+        raise UserError(
+            f"run_id: run {run_id} is named, and {_as_options(finding)} would find a study; leave one of them out"
+        )
 
 
 def _finding(overrides: Raw) -> list[str]:
@@ -183,14 +219,20 @@ def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterat
         num_classes = _num_classes(workspace, study.parent) if is_own(model.name) else 0
         origin = models.origin(model, num_classes, base.data.image_size)
         for release in ("", FIRST_RELEASE):
-            yield study_name(experiment.name, base, origin, experiment.space, study.data_digest, release)
+            yield study_name(
+                experiment.name, base, origin, experiment.space, study.data_digest, release
+            )
 
 
 def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | str:
     """Return what ``data.white auto`` has become in a study, as its trainings have recorded it."""
     if experiment.base.data.white != "auto":
         return ""
-    recorded = [row["params"]["data.white"] for row in find.trainings(workspace, study.name) if "data.white" in row["params"]]
+    recorded = [
+        row["params"]["data.white"]
+        for row in find.trainings(workspace, study.name)
+        if "data.white" in row["params"]
+    ]
     first = recorded[0] if recorded else "auto"
     return int(first) if first.isdecimal() else first
 
@@ -206,13 +248,19 @@ def _bases(experiment: Experiment) -> Iterator[Configuration]:
     yield experiment.base
     if experiment.fast and experiment.base.model.weights != "none":
         # Where published weights cannot be downloaded a try-out takes random ones.
-        yield experiment.base.model_copy(update={"model": experiment.base.model.model_copy(update={"weights": "none"})})
+        yield experiment.base.model_copy(
+            update={"model": experiment.base.model.model_copy(update={"weights": "none"})}
+        )
 
 
 def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
     """Whether a study's trainings have the options on images, of which its name holds the digest only."""
     given: Raw = experiment.overrides.get("data", {})
-    wanted = {f"data.{name}": getattr(experiment.base.data, name) for name in given if _is_of_images(f"data.{name}")}
+    wanted = {
+        f"data.{name}": getattr(experiment.base.data, name)
+        for name in given
+        if _is_of_images(f"data.{name}")
+    }
     rows = find.trainings(workspace, study.name) if wanted else []
     return all(_has(row["params"], wanted) for row in rows[:1])
 
@@ -220,8 +268,15 @@ def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: St
 def _is_of_images(name: str) -> bool:
     """Whether a field decides which images are used, and is the same in all trainings of a study as they record it."""
     field = field_info(name)
-    return field is not None and not facts_of(field).hashed and identifies_study(name) and name not in (*_WHERE, "data.fold")
+    return (
+        field is not None
+        and not facts_of(field).hashed
+        and identifies_study(name)
+        and name not in (*_WHERE, "data.fold")
+    )
 
 
 def _has(params: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
-    return all(find.typed(name, params[name]) == value for name, value in wanted.items() if name in params)
+    return all(
+        find.typed(name, params[name]) == value for name, value in wanted.items() if name in params
+    )

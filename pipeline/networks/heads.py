@@ -12,7 +12,9 @@ START = f"normal {DEVIATION}"
 
 def find_head(module: nn.Module) -> str:
     """Return the name of the last linear or convolutional layer under a head's usual name, or ""."""
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    layers = [
+        name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
     heads = [name for name in layers if name.partition(".")[0] in HEADS]
     return heads[-1] if heads else ""
 

@@ -42,7 +42,9 @@ def build_own(name: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: The file or the function fails (with its line), or returns something else.
     """
-    for network, package in [(network, package) for network, package in _built if network() is None]:
+    for network, package in [
+        (network, package) for network, package in _built if network() is None
+    ]:
         # Not when the network is collected, which may be while somebody goes through sys.modules.
         package.forget()
         _built.remove((network, package))
@@ -60,17 +62,23 @@ def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> n
             build_function = getattr(source, function, None)
             if not callable(build_function):
                 functions = [key for key, value in vars(source).items() if callable(value)]
-                raise UserError(f"model.name: {package.file} has no function {function!r}{nearest(function, functions)}")
+                raise UserError(
+                    f"model.name: {package.file} has no function {function!r}{nearest(function, functions)}"
+                )
             module = build_function(num_classes)
     except UserError:
         package.forget()
         raise
     except (Exception, SystemExit) as error:
         package.forget()
-        raise UserError(f"model.name: {name!r} fails{_place(package, error)}: {_told(package, error)}") from error
+        raise UserError(
+            f"model.name: {name!r} fails{_place(package, error)}: {_told(package, error)}"
+        ) from error
     if not isinstance(module, nn.Module):
         package.forget()
-        raise UserError(f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}")
+        raise UserError(
+            f"model.name: {function} must return a torch.nn.Module, got {type(module).__name__}"
+        )
     return module
 
 

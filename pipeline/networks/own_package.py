@@ -76,12 +76,16 @@ class OwnPackage:
 
     def forget(self) -> None:
         """Take the modules out of `sys.modules`; what still computes with them goes on."""
-        for name in [name for name in sys.modules if name == self.name or name.startswith(f"{self.name}.")]:
+        for name in [
+            name for name in sys.modules if name == self.name or name.startswith(f"{self.name}.")
+        ]:
             del sys.modules[name]
 
     def is_as_read(self) -> bool:
         """Whether the same files would be imported now, with the same contents."""
-        return all(self._find(dotted) == path for dotted, path in self._found.items()) and all(map(self._is_unchanged, self.files))
+        return all(self._find(dotted) == path for dotted, path in self._found.items()) and all(
+            map(self._is_unchanged, self.files)
+        )
 
     def _is_unchanged(self, name: str) -> bool:
         return self._path(name).is_file() and self._path(name).read_bytes() == self.files[name]
@@ -106,7 +110,9 @@ class OwnPackage:
         self._found[top] = self._find(top)
         if found is not None and (found.is_file() or not _is_installed(top)):
             return True
-        if not any(name == known or name.startswith(f"{known}.") for known in self._known_as) or _is_installed(top):
+        if not any(
+            name == known or name.startswith(f"{known}.") for known in self._known_as
+        ) or _is_installed(top):
             return False
         self._found[name] = self._find(name)
         return self._found[name] is not None
@@ -119,7 +125,9 @@ class OwnPackage:
             if dotted == known or dotted.startswith(f"{known}."):
                 return _below(self.folder, dotted[len(known) + 1 :])
         # ``src`` of ``src.nets.blocks`` is not of the folder, and stands for nothing but the way to it.
-        return self.folder if any(known.startswith(f"{dotted}.") for known in self._known_as) else None
+        return (
+            self.folder if any(known.startswith(f"{dotted}.") for known in self._known_as) else None
+        )
 
     def spec(self, fullname: str) -> ModuleSpec | None:
         """Return how a module of the package is loaded, None where there is none."""
@@ -136,7 +144,10 @@ class OwnPackage:
     def _spec_of_file(self, fullname: str, path: Path) -> ModuleSpec:
         inside = [str(path.parent)] if path.name == "__init__.py" else None
         spec = importlib.util.spec_from_file_location(
-            fullname, path, loader=_Loader(fullname, str(path), self), submodule_search_locations=inside
+            fullname,
+            path,
+            loader=_Loader(fullname, str(path), self),
+            submodule_search_locations=inside,
         )
         assert spec is not None
         return spec
@@ -214,7 +225,9 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         package = _packages.get(fullname.partition(".")[0])
         return package.spec(fullname) if package else None
 

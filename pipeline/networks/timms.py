@@ -34,7 +34,9 @@ def synchronised(module: nn.Module) -> nn.Module:
         convert = layers.convert_sync_batchnorm
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and type(part) not in known:
-            raise UserError(f"training.processes: {type(part).__name__}, a BatchNorm of its own kind, cannot be trained on several GPUs")
+            raise UserError(
+                f"training.processes: {type(part).__name__}, a BatchNorm of its own kind, cannot be trained on several GPUs"
+            )
     return convert(module)
 
 
@@ -47,7 +49,9 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f"model.name: timm/ needs timm ({error}): pip install 'image-classifier-pipeline[timm]'") from None
+        raise UserError(
+            f"model.name: timm/ needs timm ({error}): pip install 'image-classifier-pipeline[timm]'"
+        ) from None
     return timm
 
 
@@ -92,16 +96,24 @@ def fetch_timms(model: Model) -> Path:
         from huggingface_hub import hf_hub_url
 
         repository, _, revision = found.hf_hub_id.partition("@")
-        url = hf_hub_url(repository, found.hf_hub_filename or "model.safetensors", revision=revision or None)
+        url = hf_hub_url(
+            repository, found.hf_hub_filename or "model.safetensors", revision=revision or None
+        )
     suffix = Path(url).suffix or ".pth"
     # One folder for all weights, torchvision's own: timm's would be a cache whose layout no person can fill.
-    file = Path(torch.hub.get_dir()) / "checkpoints" / f"timm-{_architecture(model)}.{found.tag or 'default'}{suffix}"
+    file = (
+        Path(torch.hub.get_dir())
+        / "checkpoints"
+        / f"timm-{_architecture(model)}.{found.tag or 'default'}{suffix}"
+    )
     if not file.is_file():
         download(model, url, file)
     return file
 
 
-def build_timms(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
+def build_timms(
+    model: Model, num_classes: int, image_size: int, load: bool
+) -> tuple[nn.Module, str]:
     """Build a network for the classes, its named weights loaded if asked.
 
     Returns:
@@ -116,13 +128,20 @@ def build_timms(model: Model, num_classes: int, image_size: int, load: bool) -> 
         arguments["img_size"] = image_size
     if load and are_named(model.weights):
         # Read by us, so that nothing is unpickled; timm then renames, resizes and drops the old head.
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_state(fetch_timms(model)).tensors}}
+        arguments |= {
+            "pretrained": True,
+            "pretrained_cfg_overlay": {"state_dict": read_state(fetch_timms(model)).tensors},
+        }
     full_name = f"{name}.{found.tag}" if are_named(model.weights) and found.tag else name
     try:
         module: nn.Module = _timm().create_model(full_name, **arguments)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}") from None
-    heads = [found.classifier] if isinstance(found.classifier, str) else list(found.classifier or [])
+        raise UserError(
+            f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}"
+        ) from None
+    heads = (
+        [found.classifier] if isinstance(found.classifier, str) else list(found.classifier or [])
+    )
     if load and are_named(model.weights):
         # Of its own for as many classes too: those of somebody else's images.
         for head in heads:

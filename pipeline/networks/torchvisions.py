@@ -16,7 +16,9 @@ _FIXED_INPUT = ("vit_", "maxvit")
 _WITH_AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
-def build_torchvision(model: Model, num_classes: int, image_size: int, load: bool) -> tuple[nn.Module, str]:
+def build_torchvision(
+    model: Model, num_classes: int, image_size: int, load: bool
+) -> tuple[nn.Module, str]:
     """Build a network for the classes, its named weights loaded if asked.
 
     Returns:
@@ -37,14 +39,24 @@ def build_torchvision(model: Model, num_classes: int, image_size: int, load: boo
     auxiliary = _WITH_AUXILIARY_HEADS.get(model.name, ())
     if auxiliary:
         # Without torchvision's affine map of the input, which no file of weights would remember: the normalisation does the same.
-        arguments |= {"aux_logits": pretrained, "init_weights": not pretrained, "transform_input": False}
+        arguments |= {
+            "aux_logits": pretrained,
+            "init_weights": not pretrained,
+            "transform_input": False,
+        }
     if model.name.startswith(_FIXED_INPUT):
         key = "image_size" if model.name.startswith("vit_") else "input_size"
-        arguments[key] = _fixed_size(model, image_size, pretrained) if key == "image_size" else (image_size, image_size)
+        arguments[key] = (
+            _fixed_size(model, image_size, pretrained)
+            if key == "image_size"
+            else (image_size, image_size)
+        )
     try:
         module = torchvision.models.get_model(model.name, weights=weights, **arguments)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}") from None
+        raise UserError(
+            f"model.name: {model.name} cannot be built for data.image_size {image_size}: {first_line(error)}"
+        ) from None
     if pretrained and auxiliary:
         # The auxiliary heads serve training from random weights only.
         cast(Any, module).aux_logits = False
@@ -64,5 +76,7 @@ def _fixed_size(model: Model, image_size: int, pretrained: bool) -> int:
     if pretrained:
         trained = torchvision_entry(model).meta["min_size"][0]
         if image_size != trained:
-            raise UserError(f"model.name: {model.name} with weights {model.weights} needs data.image_size {trained}, got {image_size}")
+            raise UserError(
+                f"model.name: {model.name} with weights {model.weights} needs data.image_size {trained}, got {image_size}"
+            )
     return image_size

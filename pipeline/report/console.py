@@ -33,7 +33,12 @@ class _Output(Console):
 
 
 # A log file has no width of its own; the comparison needs about this much.
-console = _Output(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 140, soft_wrap=not sys.stdout.isatty())
+console = _Output(
+    highlight=False,
+    emoji=False,
+    width=None if sys.stdout.isatty() else 140,
+    soft_wrap=not sys.stdout.isatty(),
+)
 
 
 _LEAST_TEXT, _WHOLE_WORD = 20, 24
@@ -45,7 +50,11 @@ _NUMBER = re.compile(r"[-+(\[]?\.?\d[\w.+%-]*[,)\]]*")
 def say(line: str = "") -> None:
     """Print one line; where the terminal is narrower it goes on at a space, and an address or a path stays whole."""
     shown = visible(without_password(line))
-    console.print(_at_spaces(shown, console.width) if console.is_terminal else shown, markup=False, soft_wrap=True)
+    console.print(
+        _at_spaces(shown, console.width) if console.is_terminal else shown,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _at_spaces(line: str, width: int) -> str:
@@ -59,7 +68,12 @@ def _at_spaces(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def show_table(table: pd.DataFrame, title: str, texts: Sequence[str] = ("run", "settings"), expendable: Sequence[str] = ()) -> None:
+def show_table(
+    table: pd.DataFrame,
+    title: str,
+    texts: Sequence[str] = ("run", "settings"),
+    expendable: Sequence[str] = (),
+) -> None:
     """Print a table of text so that no number is broken: where the terminal is too narrow, by stacking and leaving out columns.
 
     Args:
@@ -68,13 +82,22 @@ def show_table(table: pd.DataFrame, title: str, texts: Sequence[str] = ("run", "
         texts: Columns that may be broken at spaces. The second and further ones stand below the first where there is no room beside it.
         expendable: Columns that may be left out, the first to go first; those that were are named below the table.
     """
-    shown = _fitting(table.astype(str).map(visible), [name for name in texts if name in table.columns], expendable, console.width)
+    shown = _fitting(
+        table.astype(str).map(visible),
+        [name for name in texts if name in table.columns],
+        expendable,
+        console.width,
+    )
     printed = Table(title=Text(visible(title)), title_justify="left")
     for name, width in shown.widths.items():
-        printed.add_column(name, justify="left" if name in shown.texts else "right", width=width, overflow="fold")
+        printed.add_column(
+            name, justify="left" if name in shown.texts else "right", width=width, overflow="fold"
+        )
     for row in shown.cells.to_dict("records"):
         is_unranked = not row.get("#", "0").isdigit()
-        printed.add_row(*(Text(row[name]) for name in shown.widths), style="dim" if is_unranked else None)
+        printed.add_row(
+            *(Text(row[name]) for name in shown.widths), style="dim" if is_unranked else None
+        )
     console.print(printed)
     if shown.left_out:
         say(f"not shown in {console.width} columns: {', '.join(shown.left_out)}")
@@ -89,14 +112,20 @@ class _Fitting(NamedTuple):
     left_out: list[str]
 
 
-def _fitting(table: pd.DataFrame, texts: Sequence[str], expendable: Sequence[str], room: int) -> _Fitting:
+def _fitting(
+    table: pd.DataFrame, texts: Sequence[str], expendable: Sequence[str], room: int
+) -> _Fitting:
     """Return as much of a table as fits into a number of columns of the terminal."""
     cells, left_out = table.astype(str), []
     if (widths := _widths(cells, texts, room)) is not None:
         return _Fitting(cells, widths, texts, [])
     if len(texts) > 1:
         stacked = cells[list(texts)].agg("\n".join, axis=1)
-        cells = cells.drop(columns=texts[1:]).assign(**{texts[0]: stacked}).rename(columns={texts[0]: ", ".join(texts)})
+        cells = (
+            cells.drop(columns=texts[1:])
+            .assign(**{texts[0]: stacked})
+            .rename(columns={texts[0]: ", ".join(texts)})
+        )
         texts = [", ".join(texts)]
     for name in (None, *(name for name in expendable if name in cells.columns)):
         if name and len(cells.columns) > _LEAST_COLUMNS:
@@ -104,11 +133,15 @@ def _fitting(table: pd.DataFrame, texts: Sequence[str], expendable: Sequence[str
             cells = cells.drop(columns=name)
         if (widths := _widths(cells, texts, room)) is not None:
             return _Fitting(cells, widths, texts, left_out)
-    widths = _widths(cells, texts, room, is_pressed=True) or {str(name): _longest(cells[name]) for name in cells}
+    widths = _widths(cells, texts, room, is_pressed=True) or {
+        str(name): _longest(cells[name]) for name in cells
+    }
     return _Fitting(cells, widths, texts, left_out)
 
 
-def _widths(cells: pd.DataFrame, texts: Sequence[str], room: int, is_pressed: bool = False) -> dict[str, int] | None:
+def _widths(
+    cells: pd.DataFrame, texts: Sequence[str], room: int, is_pressed: bool = False
+) -> dict[str, int] | None:
     """Return the width of each column, in which no number is broken; None where they do not fit.
 
     Args:
@@ -121,7 +154,11 @@ def _widths(cells: pd.DataFrame, texts: Sequence[str], room: int, is_pressed: bo
     room -= 3 * len(cells.columns) + 1
     least = {name: _least_width(cells[name], is_pressed) for name in texts}
     for of_header in (cell_len, _longest_word):
-        others = {name: max(_longest(cells[name]), of_header(name)) for name in map(str, cells) if name not in texts}
+        others = {
+            name: max(_longest(cells[name]), of_header(name))
+            for name in map(str, cells)
+            if name not in texts
+        }
         left = room - sum(others.values())
         if left >= sum(least.values()):
             widths = dict(others)
@@ -143,7 +180,11 @@ def _least_width(cells: pd.Series[str], is_pressed: bool) -> int:
     numbers = max((len(word) for word in words if _NUMBER.fullmatch(word)), default=1)
     if is_pressed:
         return numbers
-    return max(numbers, min(_longest(cells), _LEAST_TEXT), min(max(map(cell_len, words), default=0), _WHOLE_WORD))
+    return max(
+        numbers,
+        min(_longest(cells), _LEAST_TEXT),
+        min(max(map(cell_len, words), default=0), _WHOLE_WORD),
+    )
 
 
 def _longest_word(text: str) -> int:
@@ -188,8 +229,15 @@ class TrainingProgress(Callback):
 
     def __init__(self, title: str, metric: str = ranking.DEFAULT) -> None:
         self._title, self._metric = title, metric
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
         self._task: TaskID | None = None
         self._epochs = self._steps = self._done = 0
         self._started = 0.0
@@ -203,7 +251,9 @@ class TrainingProgress(Callback):
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs, self._steps, self._started = epochs, steps_per_epoch, time.monotonic()
         self._progress.start()
-        self._task = self._progress.add_task(escape(visible(self._title)), total=epochs * steps_per_epoch, shown="")
+        self._task = self._progress.add_task(
+            escape(visible(self._title)), total=epochs * steps_per_epoch, shown=""
+        )
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
         if epoch:
@@ -214,7 +264,11 @@ class TrainingProgress(Callback):
 
     def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
         if self._task is not None:
-            self._progress.update(self._task, advance=1, shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {percent(accuracy)}")
+            self._progress.update(
+                self._task,
+                advance=1,
+                shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {percent(accuracy)}",
+            )
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         chosen_by = ""

@@ -22,7 +22,11 @@ _COPIES = {
     "drop": "Copies were removed from training and validation, never from test.",
     "ignore": "Copies were not looked for.",
 }
-_UNREADABLE = {"error": "stop the preparation", "warn": "are left out and listed", "drop": "are left out"}
+_UNREADABLE = {
+    "error": "stop the preparation",
+    "warn": "are left out and listed",
+    "drop": "are left out",
+}
 _COLOURS = {"train": "#2f6391", "val": "#86b8dc", "test": "#9a78bd"}
 
 _STYLE = """
@@ -71,10 +75,23 @@ def to_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """
     private = not pictures and bool(paths_shown(report))
     colours = "".join(
-        f".s{number} {{ background: {colour}; fill: {colour}; }}\n" for number, colour in enumerate(_colours(report["splits"]))
+        f".s{number} {{ background: {colour}; fill: {colour}; }}\n"
+        for number, colour in enumerate(_colours(report["splits"]))
     )
-    sections = [_head(report, private), _refused(report), _tiles(report), _baseline(report), _warnings(report), _chart(report)]
-    sections += [_samples(report, pictures), _duplicates(report, pictures), _leaks(report, pictures), _left_out(report)]
+    sections = [
+        _head(report, private),
+        _refused(report),
+        _tiles(report),
+        _baseline(report),
+        _warnings(report),
+        _chart(report),
+    ]
+    sections += [
+        _samples(report, pictures),
+        _duplicates(report, pictures),
+        _leaks(report, pictures),
+        _left_out(report),
+    ]
     return (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>{_text(report['name'])}: data report</title><style>{_STYLE}{colours}</style>\n"
@@ -103,7 +120,11 @@ def _num(number: int, one: str, many: str = "") -> str:
 
 
 def _more(shown: int, total: int, what: str, listed: int | None = None) -> str:
-    where = " in report.json" if listed in (None, total) else f", of which report.json lists {max((listed or 0) - shown, 0):,}"
+    where = (
+        " in report.json"
+        if listed in (None, total)
+        else f", of which report.json lists {max((listed or 0) - shown, 0):,}"
+    )
     return f"<p class=quiet>{total - shown:,} more {what}{where}.</p>" if total > shown else ""
 
 
@@ -122,20 +143,40 @@ def _sampled(report: Mapping[str, Any]) -> list[str]:
 
 
 def _colours(splits: Sequence[str]) -> list[str]:
-    return [_COLOURS.get(split, f"hsl(207 50% {34 + 44 * number / len(splits):.0f}%)") for number, split in enumerate(splits)]
+    return [
+        _COLOURS.get(split, f"hsl(207 50% {34 + 44 * number / len(splits):.0f}%)")
+        for number, split in enumerate(splits)
+    ]
 
 
 def _head(report: Mapping[str, Any], private: bool) -> str:
-    sizes = {split: sum(counts.get(split, 0) for counts in report["counts"].values()) for split in report["splits"]}
+    sizes = {
+        split: sum(counts.get(split, 0) for counts in report["counts"].values())
+        for split in report["splits"]
+    }
     splits = ", ".join(f"{_text(split)} ({size:,})" for split, size in sizes.items())
-    images, classes = _num(report["num_images"], "image"), _num(len(report["classes"]), "class", "classes")
+    images, classes = (
+        _num(report["num_images"], "image"),
+        _num(len(report["classes"]), "class", "classes"),
+    )
     digest = f" · digest <code>{_text(report['digest'][:8])}</code>" if report["digest"] else ""
-    ignored = ", ".join(f"{number:,} {_text(extension or 'without extension')}" for extension, number in report["ignored"].items())
+    ignored = ", ".join(
+        f"{number:,} {_text(extension or 'without extension')}"
+        for extension, number in report["ignored"].items()
+    )
     return (
         f"<h1>{_text(report['name'])}</h1><p class=path>{_text(report['source'])}</p>\n"
         f"<p><b>{images}</b> · <b>{classes}</b> · {splits}{digest}</p>\n"
-        + (f"<p class=quiet>Files passed over, being no images: {ignored}.</p>\n" if ignored else "")
-        + ("<p class=quiet>The images are private: this page shows counts and paths only.</p>\n" if private else "")
+        + (
+            f"<p class=quiet>Files passed over, being no images: {ignored}.</p>\n"
+            if ignored
+            else ""
+        )
+        + (
+            "<p class=quiet>The images are private: this page shows counts and paths only.</p>\n"
+            if private
+            else ""
+        )
     )
 
 
@@ -149,20 +190,53 @@ def _tile(number: int, what: str, target: str, colour: str, *details: str) -> st
 def _tiles(report: Mapping[str, Any]) -> str:
     copies, conflicts = report["duplicates"], report["duplicates"]["under_two_labels"]
     marks = {"with different labels": conflicts, "across splits": copies["across_splits"]}
-    details = [_num(copies["num_images"], "image"), *(f"{_num(number, 'group')} {mark}" for mark, number in marks.items() if number)]
-    tiles = [_tile(len(report["quarantined"]), "left out of training", "left-out", "amber", "unreadable, or copies")]
+    details = [
+        _num(copies["num_images"], "image"),
+        *(f"{_num(number, 'group')} {mark}" for mark, number in marks.items() if number),
+    ]
+    tiles = [
+        _tile(
+            len(report["quarantined"]),
+            "left out of training",
+            "left-out",
+            "amber",
+            "unreadable, or copies",
+        )
+    ]
     if report["policies"]["duplicates"] == "ignore" and not report["num_leaks"]:
-        tiles += ["<div class='tile grey'><b>–</b>duplicates and leaks<small>not looked for</small></div>"]
+        tiles += [
+            "<div class='tile grey'><b>–</b>duplicates and leaks<small>not looked for</small></div>"
+        ]
     else:
-        tiles += [_tile(copies["num_groups"], "groups of duplicates", "duplicates", "red" if conflicts else "amber", *details)]
+        tiles += [
+            _tile(
+                copies["num_groups"],
+                "groups of duplicates",
+                "duplicates",
+                "red" if conflicts else "amber",
+                *details,
+            )
+        ]
         removed = report["policies"]["duplicates"] == "drop"
         detail = "copies removed" if removed else "pairs of the same picture"
-        tiles += [_tile(report["num_leaks"], "leaks between splits", "leaks", "amber" if removed else "red", detail)]
+        tiles += [
+            _tile(
+                report["num_leaks"],
+                "leaks between splits",
+                "leaks",
+                "amber" if removed else "red",
+                detail,
+            )
+        ]
     return f"<div class=tiles>{''.join(tiles)}{_tile(len(report['warnings']), 'warnings', 'warnings', 'amber')}</div>\n"
 
 
 def _refused(report: Mapping[str, Any]) -> str:
-    return f"<ul class=red><li>Not prepared: {_text(report['refused'])}.</li></ul>\n" if report.get("refused") else ""
+    return (
+        f"<ul class=red><li>Not prepared: {_text(report['refused'])}.</li></ul>\n"
+        if report.get("refused")
+        else ""
+    )
 
 
 def _baseline(report: Mapping[str, Any]) -> str:
@@ -178,27 +252,51 @@ def _warnings(report: Mapping[str, Any]) -> str:
     warnings = report["warnings"]
     items = "".join(f"<li>{_text(warning)}</li>" for warning in warnings[:NUM_WARNINGS])
     more = _more(NUM_WARNINGS, len(warnings), "warnings")
-    return _section("warnings", "Warnings", f"<ul class=amber>{items}</ul>", more) if warnings else ""
+    return (
+        _section("warnings", "Warnings", f"<ul class=amber>{items}</ul>", more) if warnings else ""
+    )
 
 
 def _chart(report: Mapping[str, Any]) -> str:
     totals, splits = _totals(report), report["splits"]
     (first, most), *_, (last, fewest) = totals.items()
-    span = f"From {_num(fewest, 'image')} ({_chip(last)}) to {most:,} ({_chip(first)})." if fewest < most else f"{most:,} of every class."
-    head = "".join(f"<th class=number><i class='key s{number}'></i>{_text(split)}</th>" for number, split in enumerate(splits))
+    span = (
+        f"From {_num(fewest, 'image')} ({_chip(last)}) to {most:,} ({_chip(first)})."
+        if fewest < most
+        else f"{most:,} of every class."
+    )
+    head = "".join(
+        f"<th class=number><i class='key s{number}'></i>{_text(split)}</th>"
+        for number, split in enumerate(splits)
+    )
     # Fixed columns: a long class name would squeeze the bars out.
     columns = "<col style=width:24%><col>" + "<col style=width:4.6em>" * (len(splits) + 1)
-    rows = "\n".join(_chart_row(name, [report["counts"][name].get(split, 0) for split in splits], most) for name in totals)
+    rows = "\n".join(
+        _chart_row(name, [report["counts"][name].get(split, 0) for split in splits], most)
+        for name in totals
+    )
     head = f"<thead><tr><th>class</th><th></th>{head}<th class=number>all</th></tr></thead>"
     size = f"{'compact' if len(totals) > _COMPACT else ''} {'scrolled' if len(totals) > _SCROLLED else ''}"
     table = f"<table style=min-width:{22 + 5 * len(splits)}em>{columns}{head}<tbody>\n{rows}</tbody></table>"
     chart = f"<div class='chart {size}'>{table}</div>"
-    return _section("counts", "Images per class", f"<p>{span}</p>", _profile(report) if len(totals) > _COMPACT else "", chart)
+    return _section(
+        "counts",
+        "Images per class",
+        f"<p>{span}</p>",
+        _profile(report) if len(totals) > _COMPACT else "",
+        chart,
+    )
 
 
 def _chart_row(name: str, counts: Sequence[int], most: int) -> str:
-    parts = "".join(f"<i class=s{number} style=flex-grow:{count}></i>" for number, count in enumerate(counts) if count)
-    numbers = "".join(f"<td class='{'' if count else 'zero'}'>{count:,}</td>" for count in [*counts, sum(counts)])
+    parts = "".join(
+        f"<i class=s{number} style=flex-grow:{count}></i>"
+        for number, count in enumerate(counts)
+        if count
+    )
+    numbers = "".join(
+        f"<td class='{'' if count else 'zero'}'>{count:,}</td>" for count in [*counts, sum(counts)]
+    )
     width = 100 * sum(counts) / max(most, 1)
     return f"<tr><th class=name>{_text(name)}</th><td><div class=bar style=width:{width:.2f}%>{parts}</div></td>{numbers}</tr>"
 
@@ -209,8 +307,13 @@ def _profile(report: Mapping[str, Any]) -> str:
     most = max(totals.values())
     layers = []
     for number in reversed(range(len(splits))):
-        heights = [sum(report["counts"][name].get(split, 0) for split in splits[: number + 1]) for name in totals]
-        steps = " ".join(f"{x},{most - height} {x + 1},{most - height}" for x, height in enumerate(heights))
+        heights = [
+            sum(report["counts"][name].get(split, 0) for split in splits[: number + 1])
+            for name in totals
+        ]
+        steps = " ".join(
+            f"{x},{most - height} {x + 1},{most - height}" for x, height in enumerate(heights)
+        )
         layers.append(f"<polygon class=s{number} points='0,{most} {steps} {len(totals)},{most}'/>")
     return f"<svg viewBox='0 0 {len(totals)} {most}' preserveAspectRatio=none aria-hidden=true>{''.join(layers)}</svg>"
 
@@ -228,7 +331,9 @@ def _samples(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     for name in names[:NUM_CLASSES]:
         strip = "".join(_picture(path, pictures) for path in report["samples"][name])
         label = f"<span class=name>{_text(name)}</span><small>{_num(totals[name], 'image')}</small>"
-        rows += f"<div class=row><div class=label>{label}</div><div class=strip>{strip}</div></div>\n"
+        rows += (
+            f"<div class=row><div class=label>{label}</div><div class=strip>{strip}</div></div>\n"
+        )
     more = _more(NUM_CLASSES, len(names), "classes have their samples")
     return _section("samples", "Samples", rows, more) if rows and pictures else ""
 
@@ -236,38 +341,66 @@ def _samples(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
 def _varied(images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the images of a group to show, one of each label and split first: the reason of a mark is not cut off."""
     first = {(image["label"], image["split"]): image for image in reversed(images)}
-    return sorted(images, key=lambda image: image is not first[image["label"], image["split"]])[:NUM_IMAGES]
+    return sorted(images, key=lambda image: image is not first[image["label"], image["split"]])[
+        :NUM_IMAGES
+    ]
 
 
 def _card(group: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     images = group["images"]
     conflict = "red" if len({image["label"] for image in images}) > 1 else ""
     crossing = "amber" if len({image["split"] for image in images if image["kept"]}) > 1 else ""
-    marks = (_chip("different labels", conflict) if conflict else "") + (_chip("across splits", crossing) if crossing else "")
-    figures = "".join(_figure(image, conflict, crossing if image["kept"] else "", pictures) for image in _varied(images))
-    hidden = f"<small>and {len(images) - NUM_IMAGES:,} more</small>" if len(images) > NUM_IMAGES else ""
+    marks = (_chip("different labels", conflict) if conflict else "") + (
+        _chip("across splits", crossing) if crossing else ""
+    )
+    figures = "".join(
+        _figure(image, conflict, crossing if image["kept"] else "", pictures)
+        for image in _varied(images)
+    )
+    hidden = (
+        f"<small>and {len(images) - NUM_IMAGES:,} more</small>" if len(images) > NUM_IMAGES else ""
+    )
     return f"<div class='card {conflict or crossing}'>{_chip(group['kind'])}{marks}<div class=strip>{figures}</div>{hidden}</div>\n"
 
 
-def _figure(image: Mapping[str, Any], conflict: str, crossing: str, pictures: Mapping[str, bytes]) -> str:
-    label, split = (_chip(image[key], colour) if image[key] else "" for key, colour in (("label", conflict), ("split", crossing)))
+def _figure(
+    image: Mapping[str, Any], conflict: str, crossing: str, pictures: Mapping[str, bytes]
+) -> str:
+    label, split = (
+        _chip(image[key], colour) if image[key] else ""
+        for key, colour in (("label", conflict), ("split", crossing))
+    )
     state, removed = ("", "") if image["kept"] else ("class=removed", _chip("removed"))
     caption = f"<figcaption>{label}{split}{removed}<div class=path>{_text(image['path'])}</div></figcaption>"
     return f"<figure {state}>{_picture(image['path'], pictures)}{caption}</figure>"
 
 
-def _cards(groups: Sequence[Mapping[str, Any]], total: int, what: str, pictures: Mapping[str, bytes]) -> str:
+def _cards(
+    groups: Sequence[Mapping[str, Any]], total: int, what: str, pictures: Mapping[str, bytes]
+) -> str:
     cards = "".join(_card(group, pictures) for group in groups[:NUM_GROUPS])
     return f"<div class=cards>{cards}</div>" + _more(NUM_GROUPS, total, what, listed=len(groups))
 
 
 def _duplicates(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    copies, policy, distance = report["duplicates"], report["policies"]["duplicates"], report["policies"]["near_distance"]
+    copies, policy, distance = (
+        report["duplicates"],
+        report["policies"]["duplicates"],
+        report["policies"]["near_distance"],
+    )
     meaning = _COPIES[policy]
     if policy == "group" and report["num_leaks"]:
         meaning = "Copies stay on one side of a split, but splits that came with the images are kept: see the leaks below."
-    wrong = " Where equal images have different labels, at least one is wrong." if copies["under_two_labels"] else ""
-    near = f" Near: hashes at most {distance} of 64 bits apart, which may be different pictures after all." if distance >= 0 else ""
+    wrong = (
+        " Where equal images have different labels, at least one is wrong."
+        if copies["under_two_labels"]
+        else ""
+    )
+    near = (
+        f" Near: hashes at most {distance} of 64 bits apart, which may be different pictures after all."
+        if distance >= 0
+        else ""
+    )
     texts = f"<p>{meaning}{wrong}</p><p class=quiet>Equal: the same pixels.{near}</p>"
     cards = _cards(copies["groups"], copies["num_groups"], "groups", pictures)
     return _section("duplicates", "Duplicates", texts, cards) if copies["num_groups"] else ""
@@ -277,24 +410,41 @@ def _leaking(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the leaks as groups of two."""
 
     def image(leak: Mapping[str, Any], side: str) -> dict[str, Any]:
-        return {"path": leak[side], "label": "", "split": leak[f"{side}_split"], "kept": side == "second" or not leak["removed"]}
+        return {
+            "path": leak[side],
+            "label": "",
+            "split": leak[f"{side}_split"],
+            "kept": side == "second" or not leak["removed"],
+        }
 
-    return [{"kind": leak["kind"], "images": [image(leak, "first"), image(leak, "second")]} for leak in report["leaks"]]
+    return [
+        {"kind": leak["kind"], "images": [image(leak, "first"), image(leak, "second")]}
+        for leak in report["leaks"]
+    ]
 
 
 def _leaks(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     dropped = report["policies"]["duplicates"] == "drop"
-    outcome = "the copies outside test were removed" if dropped else "a score on them rewards memory"
-    text = f"<p>These pictures {'were' if dropped else 'are'} on both sides of a split: {outcome}.</p>"
+    outcome = (
+        "the copies outside test were removed" if dropped else "a score on them rewards memory"
+    )
+    text = (
+        f"<p>These pictures {'were' if dropped else 'are'} on both sides of a split: {outcome}.</p>"
+    )
     cards = _cards(_leaking(report), report["num_leaks"], "pairs", pictures)
     return _section("leaks", "Leaks", text, cards) if report["num_leaks"] else ""
 
 
 def _left_out(report: Mapping[str, Any]) -> str:
     files = report["quarantined"]
-    kinds = Counter(file["reason"].partition(":")[0].partition(" of ")[0] for file in files).most_common(6)
+    kinds = Counter(
+        file["reason"].partition(":")[0].partition(" of ")[0] for file in files
+    ).most_common(6)
     chips = " ".join(_chip(f"{kind}: {number:,}") for kind, number in kinds)
-    lines = ["".join(f"<td>{_text(file[key])}</td>" for key in ("path", "label", "reason")) for file in files[:NUM_LEFT_OUT]]
+    lines = [
+        "".join(f"<td>{_text(file[key])}</td>" for key in ("path", "label", "reason"))
+        for file in files[:NUM_LEFT_OUT]
+    ]
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table><thead><tr><th>path</th><th>label</th><th>reason</th></tr></thead><tbody>\n{rows}</tbody></table>"
     texts = f"<p>Unreadable images {_UNREADABLE[report['policies']['bad']]}.</p><p>{chips}</p>"

@@ -59,7 +59,9 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file, pil_kwargs={"compress_level": 3})
 
 
-def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str) -> None:
+def confusion_matrix(
+    file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str
+) -> None:
     """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes; of more, some are named.
 
     Args:
@@ -72,7 +74,13 @@ def confusion_matrix(file: Path, counts: NDArray[np.int64], classes: Sequence[st
     counts, classes = counts[np.ix_(order, order)], [classes[place] for place in order]
     # Of more classes some are named, or the names would stand on top of each other.
     named = range(0, len(classes), math.ceil(len(classes) / _MOST_NAMED))
-    _matrix(file, counts, counts.sum(axis=1), dict(zip(named, _names(classes, named), strict=True)), title)
+    _matrix(
+        file,
+        counts,
+        counts.sum(axis=1),
+        dict(zip(named, _names(classes, named), strict=True)),
+        title,
+    )
 
 
 def most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title: str) -> None:
@@ -85,13 +93,21 @@ def most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title
         title: Above both panels.
     """
     numbers = metrics.most_confused(cells, _MOST_CONFUSED)
-    totals = np.bincount(cells["true"], cells["count"], minlength=len(classes)).astype(np.int64)[numbers]
+    totals = np.bincount(cells["true"], cells["count"], minlength=len(classes)).astype(np.int64)[
+        numbers
+    ]
     names = dict(enumerate(_names(classes, numbers.tolist())))
     part = f"the {len(numbers)} of {len(classes):,} classes most often taken for one another"
     _matrix(file, metrics.matrix_of(cells, numbers), totals, names, f"{title}\n{part}")
 
 
-def _matrix(file: Path, counts: NDArray[np.int64], totals: NDArray[np.int64], named: Mapping[int, str], title: str) -> None:
+def _matrix(
+    file: Path,
+    counts: NDArray[np.int64],
+    totals: NDArray[np.int64],
+    named: Mapping[int, str],
+    title: str,
+) -> None:
     """Draw a confusion matrix.
 
     Args:
@@ -112,26 +128,62 @@ def _matrix(file: Path, counts: NDArray[np.int64], totals: NDArray[np.int64], na
     # Side by side, the rows' names on the left serve both panels.
     columns, rows = (2, 1) if n <= 15 else (1, 2)
     lefts = [left, 0.35][:columns]
-    width, height = sum(lefts) + columns * (side + right), rows * (top + side + bottom) + 0.4 + 0.2 * title.count("\n")
+    width, height = (
+        sum(lefts) + columns * (side + right),
+        rows * (top + side + bottom) + 0.4 + 0.2 * title.count("\n"),
+    )
     figure = Figure(figsize=(width, height), dpi=110 if n <= 40 else 90)
     shares = counts / np.maximum(totals, 1)[:, None]
-    panels = ((counts, "images", "{:d}", float(max(counts.max(), 1))), (shares, "share of the true class", "{:.0%}", 1.0))
+    panels = (
+        (counts, "images", "{:d}", float(max(counts.max(), 1))),
+        (shares, "share of the true class", "{:.0%}", 1.0),
+    )
     for number, (values, name, form, highest) in enumerate(panels):
         row, column = divmod(number, columns)
-        x, y = sum(lefts[: column + 1]) + column * (side + right), (rows - 1 - row) * (top + side + bottom) + bottom
+        x, y = (
+            sum(lefts[: column + 1]) + column * (side + right),
+            (rows - 1 - row) * (top + side + bottom) + bottom,
+        )
         axes = figure.add_axes((x / width, y / height, side / width, side / height))
         _cells(axes, values, name, form, highest, font - 1)
         # As texts: a tick takes six times as long, and is no easier to read.
         axes.set(xticks=[], yticks=[])
         for place, text in named.items():
-            axes.text(place, n - 0.5 + 0.06 * n / side, text, rotation=90 if is_upright else 0, fontsize=font, ha="center", va="top")
+            axes.text(
+                place,
+                n - 0.5 + 0.06 * n / side,
+                text,
+                rotation=90 if is_upright else 0,
+                fontsize=font,
+                ha="center",
+                va="top",
+            )
             if column == 0:
-                axes.text(-0.5 - 0.06 * n / side, place, text, fontsize=font, ha="right", va="center")
-        axes.text(0.5, -(bottom - 0.05) / side, "predicted", transform=axes.transAxes, ha="center", va="bottom")
+                axes.text(
+                    -0.5 - 0.06 * n / side, place, text, fontsize=font, ha="right", va="center"
+                )
+        axes.text(
+            0.5,
+            -(bottom - 0.05) / side,
+            "predicted",
+            transform=axes.transAxes,
+            ha="center",
+            va="bottom",
+        )
         if column == 0:
-            axes.text(-(left - 0.1) / side, 0.5, "true", transform=axes.transAxes, rotation=90, ha="left", va="center")
+            axes.text(
+                -(left - 0.1) / side,
+                0.5,
+                "true",
+                transform=axes.transAxes,
+                rotation=90,
+                ha="left",
+                va="center",
+            )
         if n > _MOST_ANNOTATED:
-            figure.colorbar(axes.images[0], cax=axes.inset_axes((1 + 0.2 / side, 0.25, 0.25 / side, 0.5)))
+            figure.colorbar(
+                axes.images[0], cax=axes.inset_axes((1 + 0.2 / side, 0.25, 0.25 / side, 0.5))
+            )
     figure.suptitle(title, y=1 - 0.12 / height, va="top")
     save(figure, file)
 
@@ -141,21 +193,33 @@ def _width_of_longest(texts: Sequence[str], size: float) -> float:
     figure = Figure(dpi=72)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     family = families(texts)
-    extents = (figure.text(0, 0, text, fontsize=size, family=family).get_window_extent(renderer) for text in texts)
+    extents = (
+        figure.text(0, 0, text, fontsize=size, family=family).get_window_extent(renderer)
+        for text in texts
+    )
     return max(float(extent.width) for extent in extents) / 72
 
 
 def _names(classes: Sequence[str], numbers: Sequence[int]) -> list[str]:
     """Return the names of some classes for an axis; the number stands before one of which only a part can be drawn."""
     drawable([classes[number] for number in numbers])
-    return drawable([_short(classes[number] if is_drawable(classes[number]) else f"{number} {classes[number]}") for number in numbers])
+    return drawable(
+        [
+            _short(
+                classes[number] if is_drawable(classes[number]) else f"{number} {classes[number]}"
+            )
+            for number in numbers
+        ]
+    )
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, font: float) -> None:
+def _cells(
+    axes: Axes, values: NDArray[Any], title: str, form: str, top: float, font: float
+) -> None:
     n = len(values)
     # Without numbers in the cells, few confusions must be seen beside many right ones.
     scale = Normalize(0, top) if n <= _MOST_ANNOTATED else PowerNorm(0.5, 0, top)
@@ -167,10 +231,23 @@ def _cells(axes: Axes, values: NDArray[Any], title: str, form: str, top: float, 
         value = values[row, column]
         if value:
             colour = "white" if value > top / 2 else "black"
-            axes.text(column, row, form.format(value), ha="center", va="center", fontsize=font, color=colour)
+            axes.text(
+                column,
+                row,
+                form.format(value),
+                ha="center",
+                va="center",
+                fontsize=font,
+                color=colour,
+            )
 
 
-def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epoch: int, majority: float | None = None) -> None:
+def learning_curves(
+    file: Path,
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    majority: float | None = None,
+) -> None:
     """Draw loss and accuracy of training and validation over epochs, the best epoch marked.
 
     Args:
@@ -183,7 +260,9 @@ def learning_curves(file: Path, history: Sequence[Mapping[str, float]], best_epo
     figure = Figure(figsize=(10, 4), dpi=110)
     margins = {"left": 0.07, "right": 0.985, "bottom": 0.13, "top": 0.92, "wspace": 0.17}
     epochs = range(1, len(history) + 1)
-    for axes, name in zip(figure.subplots(1, 2, gridspec_kw=margins), ("loss", "accuracy"), strict=True):
+    for axes, name in zip(
+        figure.subplots(1, 2, gridspec_kw=margins), ("loss", "accuracy"), strict=True
+    ):
         for part, colour in (("train", _BLUE), ("val", _ORANGE)):
             axes.plot(
                 epochs,
@@ -210,10 +289,14 @@ def majority_beside_curves(axes: Axes, majority: float) -> None:
     """Draw the accuracy of always answering the largest class as a line, or tell it in the legend where it lies far off."""
     low, high = axes.get_ylim()
     if _is_near(majority, low, high):
-        axes.axhline(majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority))
+        axes.axhline(
+            majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority)
+        )
         return
     # Far away it would press the curves together: the legend alone tells it.
-    axes.plot([], [], " ", label=f"{_majority_text(majority)} ({'below' if majority < low else 'above'})")
+    axes.plot(
+        [], [], " ", label=f"{_majority_text(majority)} ({'below' if majority < low else 'above'})"
+    )
 
 
 def _majority_text(majority: float) -> str:
@@ -238,7 +321,11 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
 
 
 def comparison(
-    file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], majority: float | None = None, metric: str = ranking.DEFAULT
+    file: Path,
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    majority: float | None = None,
+    metric: str = ranking.DEFAULT,
 ) -> None:
     """Draw what each run is ranked by, on validation and test images, best at the top; of accuracy the test's 95% interval as a bar.
 
@@ -254,7 +341,10 @@ def comparison(
         metric: What the runs are ranked by.
     """
     is_accuracy = metric == ranking.DEFAULT
-    dots, rest = [[_Dots.of(row, is_accuracy) for row in part] for part in (rows[:MOST_COMPARED], rows[MOST_COMPARED:])]
+    dots, rest = [
+        [_Dots.of(row, is_accuracy) for row in part]
+        for part in (rows[:MOST_COMPARED], rows[MOST_COMPARED:])
+    ]
     names = [*labels[:MOST_COMPARED], *([_rest_text(rest, metric)] if rest else [])]
     figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(names), 3)), layout="constrained", dpi=110)
     axes = figure.subplots()
@@ -269,7 +359,9 @@ def comparison(
         if ranking.score(dot.val, metric) < ranking.score(edge, metric):
             _note_at_edge(axes, place, dot.val, metric)
         else:
-            _, values, places = groups["validation" if dot.is_complete else "validation, not complete"]
+            _, values, places = groups[
+                "validation" if dot.is_complete else "validation, not complete"
+            ]
             values.append(dot.val)
             places.append(place)
         if dot.test is not None:
@@ -277,7 +369,9 @@ def comparison(
             values.append(dot.test)
             places.append(place)
     # At once: each bar an artist of its own takes as long as all else.
-    bars = np.array([(place, dot.low, dot.high) for place, dot in enumerate(dots) if dot.test is not None]).reshape(-1, 3)
+    bars = np.array(
+        [(place, dot.low, dot.high) for place, dot in enumerate(dots) if dot.test is not None]
+    ).reshape(-1, 3)
     axes.hlines(bars[:, 0], bars[:, 1], bars[:, 2], color=_ORANGE, alpha=0.45, linewidth=4)
     for name, (colour, values, places) in groups.items():
         if values:
@@ -313,8 +407,15 @@ class _Dots(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any], is_accuracy: bool) -> _Dots:
-        val, test = (row["val_accuracy"], row.get("test_accuracy")) if is_accuracy else (row["value"], row.get("test_value"))
-        low, high = (row.get(name) if is_accuracy else None for name in ("test_accuracy_low", "test_accuracy_high"))
+        val, test = (
+            (row["val_accuracy"], row.get("test_accuracy"))
+            if is_accuracy
+            else (row["value"], row.get("test_value"))
+        )
+        low, high = (
+            row.get(name) if is_accuracy else None
+            for name in ("test_accuracy_low", "test_accuracy_high")
+        )
         return cls(
             row["state"] == "complete",
             float(val),
@@ -331,7 +432,9 @@ def _span(dots: Sequence[_Dots]) -> tuple[float, float] | None:
 
 def _rest_text(rest: Sequence[_Dots], metric: str) -> str:
     span = _span(rest)
-    return f"and {len(rest):,} more" + (f", {ranking.text(span[0], metric)} to {ranking.text(span[1], metric)}" if span else "")
+    return f"and {len(rest):,} more" + (
+        f", {ranking.text(span[0], metric)} to {ranking.text(span[1], metric)}" if span else ""
+    )
 
 
 def _note_at_edge(axes: Axes, place: int, value: float, metric: str) -> None:
@@ -354,7 +457,9 @@ def _majority_beside_runs(axes: Axes, majority: float) -> None:
     left, right = axes.get_xlim()
     # To the right the axis is extended a little: that all runs are worse than one class is worth seeing.
     if left <= majority and _is_near(majority, left, right):
-        axes.axvline(majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority))
+        axes.axvline(
+            majority, color=_GREY, linestyle="--", linewidth=1, label=_majority_text(majority)
+        )
         axes.set_xlim(right=max(right, majority + 0.05 * (majority - left)))
         return
     below = majority < left
@@ -365,17 +470,24 @@ def _majority_beside_runs(axes: Axes, majority: float) -> None:
 def _edge(dots: Sequence[_Dots], metric: str) -> float:
     """Return where the axis ends on its worse side: somewhat beyond the worst complete run."""
     complete = [dot for dot in dots if dot.is_complete]
-    shown = [value for dot in complete for value in (dot.val, dot.test, dot.low) if value is not None]
+    shown = [
+        value for dot in complete for value in (dot.val, dot.test, dot.low) if value is not None
+    ]
     known = [value for value in shown if math.isfinite(value)]
     if ranking.is_lower_better(metric):
-        highest = max(known, default=max((dot.val for dot in dots if math.isfinite(dot.val)), default=1.0))
+        highest = max(
+            known, default=max((dot.val for dot in dots if math.isfinite(dot.val)), default=1.0)
+        )
         return highest + 0.25 * (highest - min(known, default=0.0)) + 0.02 * highest + 1e-9
     lowest = min(known, default=0.0)
     return max(0.0, lowest - 0.25 * (1.02 - lowest))
 
 
 def augmentation_preview(
-    file: Path, originals: Sequence[NDArray[np.uint8]], views: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], names: Sequence[str]
+    file: Path,
+    originals: Sequence[NDArray[np.uint8]],
+    views: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    names: Sequence[str],
 ) -> None:
     """Draw one row per image: as it is stored, and how the network sees it, epoch after epoch.
 
@@ -386,7 +498,9 @@ def augmentation_preview(
         names: Class of each row.
     """
     num_rows, num_columns = len(originals), 1 + len(views[0])
-    figure = Figure(figsize=(1.15 * num_columns + 1.2, 1.15 * num_rows + 0.4), layout="constrained", dpi=130)
+    figure = Figure(
+        figsize=(1.15 * num_columns + 1.2, 1.15 * num_rows + 0.4), layout="constrained", dpi=130
+    )
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     shown = drawable([_short(name) for name in names])
     for row, (original, augmented, name) in enumerate(zip(originals, views, shown, strict=True)):
@@ -395,9 +509,16 @@ def augmentation_preview(
             height, width = pixels.shape[1:]
             side = max(height, width)
             # The same square for every cell, or names and titles would not stand in line beside tall and wide images.
-            axes.set(xticks=[], yticks=[], xlim=((width - side) / 2, (width + side) / 2), ylim=((height + side) / 2, (height - side) / 2))
+            axes.set(
+                xticks=[],
+                yticks=[],
+                xlim=((width - side) / 2, (width + side) / 2),
+                ylim=((height + side) / 2, (height - side) / 2),
+            )
             axes.spines[:].set_visible(False)
         grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    for axes, title in zip(grid[0], ("stored", *(f"epoch {epoch}" for epoch in range(1, num_columns))), strict=True):
+    for axes, title in zip(
+        grid[0], ("stored", *(f"epoch {epoch}" for epoch in range(1, num_columns))), strict=True
+    ):
         axes.set_title(title, fontsize=9)
     save(figure, file)

@@ -47,14 +47,18 @@ def is_drawable(text: str) -> bool:
     """Whether installed fonts have all characters of a text."""
     composed = unicodedata.normalize("NFC", text)
     _search(_lacking(composed))
-    return all(_fonts.get(character, "") is not None or _is_invisible(character) for character in composed)
+    return all(
+        _fonts.get(character, "") is not None or _is_invisible(character) for character in composed
+    )
 
 
 def families(texts: Iterable[str]) -> list[str]:
     """Return the families of fonts in which texts are drawn: the usual ones, then those that have what is lacking."""
     lacking = {character for text in texts for character in _lacking(text)}
     _search(lacking)
-    further = dict.fromkeys(family for character in sorted(lacking) if (family := _fonts[character]))
+    further = dict.fromkeys(
+        family for character in sorted(lacking) if (family := _fonts[character])
+    )
     return [*matplotlib.rcParams["font.family"], *further]
 
 
@@ -63,7 +67,11 @@ def cover(figure: Figure) -> None:
     for text in figure.findobj(Text):
         if isinstance(text, Text) and not text.get_text().isprintable():
             text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
-    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and not text.get_text().isascii()]
+    texts = [
+        text
+        for text in figure.findobj(Text)
+        if isinstance(text, Text) and not text.get_text().isascii()
+    ]
     if lacking := [text for text in texts if _lacking(text.get_text())]:
         found = families(text.get_text() for text in lacking)
         for text in lacking:
@@ -72,7 +80,15 @@ def cover(figure: Figure) -> None:
 
 def _lacking(text: str) -> set[str]:
     """Return the characters of a text that the usual font lacks."""
-    return set() if text.isascii() else {character for character in text if ord(character) not in _usual() and not character.isspace()}
+    return (
+        set()
+        if text.isascii()
+        else {
+            character
+            for character in text
+            if ord(character) not in _usual() and not character.isspace()
+        }
+    )
 
 
 @lru_cache
@@ -123,7 +139,9 @@ def _search_in(fonts: Iterable[FontEntry], missing: set[str]) -> None:
         # The faces of one file have the same characters.
         if font.fname not in seen:
             seen.add(font.fname)
-            found = {character for character in missing if ord(character) in _characters(font.fname)}
+            found = {
+                character for character in missing if ord(character) in _characters(font.fname)
+            }
             _fonts.update(dict.fromkeys(found, font.name))
             missing -= found
 
@@ -131,14 +149,39 @@ def _search_in(fonts: Iterable[FontEntry], missing: set[str]) -> None:
 def _by_preference(fonts: Iterable[FontEntry], missing: set[str]) -> list[FontEntry]:
     """Return the fonts in the order in which they are looked at: those in use already, upright, regular and without serifs first."""
     used = set(_fonts.values())
-    form = next((form for script, form in _EAST_ASIAN.items() if any(_script(character) == script for character in missing)), "")
+    form = next(
+        (
+            form
+            for script, form in _EAST_ASIAN.items()
+            if any(_script(character) == script for character in missing)
+        ),
+        "",
+    )
 
     def key(font: FontEntry) -> tuple[bool | str | int, ...]:
         name = font.name.lower()
-        unusual = font.style != "normal", font.variant != "normal", abs(int(font.weight) - 400) if str(font.weight).isdigit() else 0
-        return font.name not in used, *unusual, "serif" in name, "mono" in name, not font.name.endswith(form), name
+        unusual = (
+            font.style != "normal",
+            font.variant != "normal",
+            abs(int(font.weight) - 400) if str(font.weight).isdigit() else 0,
+        )
+        return (
+            font.name not in used,
+            *unusual,
+            "serif" in name,
+            "mono" in name,
+            not font.name.endswith(form),
+            name,
+        )
 
-    return sorted((font for font in fonts if not font.name.lower().replace(" ", "").lstrip(".").startswith(_EVERYTHING)), key=key)
+    return sorted(
+        (
+            font
+            for font in fonts
+            if not font.name.lower().replace(" ", "").lstrip(".").startswith(_EVERYTHING)
+        ),
+        key=key,
+    )
 
 
 def _new_fonts() -> list[FontEntry]:

@@ -45,7 +45,12 @@ def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
     width, height = 3.1 * num_columns + 0.5, 2.9 * num_rows + 0.7
     # In inches; matplotlib would take longer to find them than to draw.
     left, right, bottom, top = 0.85, 0.15, 0.65, 0.55 + 0.2 * title.count("\n")
-    margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height - 0.1 / height}
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": bottom / height,
+        "top": 1 - top / height - 0.1 / height,
+    }
     figure = Figure(figsize=(width, height), dpi=110)
     grid = figure.add_gridspec(num_rows, num_columns, **margins, wspace=0.25, hspace=0.3)
     labelled: list[int] = []
@@ -55,7 +60,9 @@ def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
         is_labelled = number % num_columns == 0 or history.epochs != labelled
         labelled = history.epochs
         _ridges(axes, history, is_labelled)
-        (shown,) = drawable([name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"])
+        (shown,) = drawable(
+            [name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"]
+        )
         axes.set_title(shown, fontsize=9, y=1)
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
     figure.supylabel("epoch", fontsize=10, x=0.1 / width, ha="left")
@@ -72,14 +79,26 @@ def _ridges(axes: Axes, history: History, is_labelled: bool) -> None:
     for row, (edges, counts) in enumerate(zip(history.edges, history.counts, strict=True)):
         places, heights = _ridge(edges, counts)
         curve = np.column_stack([places, row - _PEAK * heights])
-        outlines.append(np.concatenate([[(places[0], row + hidden)], curve, [(places[-1], row + hidden)]]))
+        outlines.append(
+            np.concatenate([[(places[0], row + hidden)], curve, [(places[-1], row + hidden)]])
+        )
     # In one collection: each ridge an artist of its own takes three times as long. Rows go downwards; what comes later stands in front.
-    axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="white", linewidths=0.7, zorder=2))
+    axes.add_collection(
+        PolyCollection(outlines, facecolors=colours, edgecolors="white", linewidths=0.7, zorder=2)
+    )
     axes.set_yticks([])
     for row in _labelled(num_epochs) if is_labelled else []:
         # Drawn in a sixth of a tick's time.
         text = _epoch(history.epochs[row])
-        axes.text(-0.02, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline", fontsize=8)
+        axes.text(
+            -0.02,
+            row,
+            text,
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center_baseline",
+            fontsize=8,
+        )
     axes.set_ylim(num_epochs - 0.8, -_PEAK - 0.1)
     axes.set_xlim(*_limits(history))
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -98,7 +117,9 @@ def _epoch(epoch: int) -> str:
     return str(epoch) if epoch else "start"
 
 
-def _ridge(edges: NDArray[np.float32], counts: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _ridge(
+    edges: NDArray[np.float32], counts: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return places and heights from 0 to 1 of a curve over the bins, lightly smoothed, which begins and ends at 0."""
     width = float(edges[1] - edges[0])
     centres = (edges[:-1].astype(np.float64) + edges[1:]) / 2
@@ -115,5 +136,7 @@ def _limits(history: History) -> tuple[float, float]:
         ends.append(np.interp([_TAIL, 1 - _TAIL], shares, edges))
     low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
     # Where all weights are one number, the axis would be narrower than a bin.
-    margin = max(0.05 * (high - low), 2 * max(float(edges[1] - edges[0]) for edges in history.edges))
+    margin = max(
+        0.05 * (high - low), 2 * max(float(edges[1] - edges[0]) for edges in history.edges)
+    )
     return low - margin, high + margin

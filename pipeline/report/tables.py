@@ -53,7 +53,9 @@ def _settings() -> dict[str, str]:
     labels = {}
     for name, field in declared(_SECTIONS):
         facts = facts_of(field)
-        if name not in ("model.name", "data.source") and (facts.label or facts.hashed or facts.shared):
+        if name not in ("model.name", "data.source") and (
+            facts.label or facts.hashed or facts.shared
+        ):
             labels[name] = facts.label or name
     return labels
 
@@ -64,7 +66,9 @@ _LABELS = _settings()
 def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per run, in the order given, with `COLUMNS` first and then how each run was named in its study."""
     columns = [*COLUMNS, *_FURTHER]
-    table = pd.DataFrame([{name: row.get(name) for name in columns} for row in rows], columns=columns)
+    table = pd.DataFrame(
+        [{name: row.get(name) for name in columns} for row in rows], columns=columns
+    )
     table["reason"] = table["reason"].replace("", None)
     for column in _WHOLE:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
@@ -80,7 +84,15 @@ def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     complete = [row for row in rows if row.get("state") == "complete"]
     merged = [_merged(group) for group in ranking.by_configuration(complete)]
     spreads = [column for name in _SCORES for column in (name, f"{name}_std")]
-    columns = ["config_hash", "repeats", *_SETTINGS, *spreads, "parameters", "data_digest", "run_ids"]
+    columns = [
+        "config_hash",
+        "repeats",
+        *_SETTINGS,
+        *spreads,
+        "parameters",
+        "data_digest",
+        "run_ids",
+    ]
     table = pd.DataFrame(merged, columns=[*columns, "test_repeats", "metric", "value", "value_std"])
     for column in ("epochs", "parameters"):
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
@@ -93,8 +105,14 @@ _SCORES = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
 
 def _merged(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the row of one configuration; in plain Python, since a study may have a thousand."""
-    values: dict[str, Any] = {"repeats": len(repeats), "run_ids": " ".join(str(row["run_id"]) for row in repeats)}
-    values |= {name: repeats[0].get(name) for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")}
+    values: dict[str, Any] = {
+        "repeats": len(repeats),
+        "run_ids": " ".join(str(row["run_id"]) for row in repeats),
+    }
+    values |= {
+        name: repeats[0].get(name)
+        for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")
+    }
     for name in (*_SCORES, "value"):
         numbers = [number for row in repeats if (number := _number(row.get(name))) is not None]
         if name == "test_accuracy":
@@ -111,15 +129,28 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     A setting is looked at only in the runs in which it has an effect; a gamma that comes with its schedule is none.
     """
     params = [_with_effect(row.get("params") or {}) for row in rows]
-    unknown = sorted({name for some in params for name in some if "." in name and field_info(name) is None})
-    names = [name for name in (*_LABELS, *unknown) if len({some[name] for some in params if name in some}) > 1]
+    unknown = sorted(
+        {name for some in params for name in some if "." in name and field_info(name) is None}
+    )
+    names = [
+        name
+        for name in (*_LABELS, *unknown)
+        if len({some[name] for some in params if name in some}) > 1
+    ]
     texts = [
-        ", ".join(f"{_LABELS.get(name, name)} {_short_value(some[name])}" for name in names if some.get(name) is not None)
+        ", ".join(
+            f"{_LABELS.get(name, name)} {_short_value(some[name])}"
+            for name in names
+            if some.get(name) is not None
+        )
         for some in params
     ]
     # Networks of one's own may differ in nothing but their code.
     hashes: dict[tuple[str, str], set[str]] = {}
-    shown = [(text, Path(str(some.get("model.name", ""))).name) for text, some in zip(texts, params, strict=True)]
+    shown = [
+        (text, Path(str(some.get("model.name", ""))).name)
+        for text, some in zip(texts, params, strict=True)
+    ]
     for key, row in zip(shown, rows, strict=True):
         hashes.setdefault(key, set()).update(filter(None, [row.get("config_hash")]))
     return [
@@ -142,7 +173,12 @@ def _with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
 def describe(params: Mapping[str, Any]) -> str:
     """Return the settings that tell trainings apart, such as ``resnet18, weights none, lr 0.001, wd 0.0001, decay cosine``."""
     shown = ("model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name")
-    return ", ".join([str(params["model.name"]), *(f"{_LABELS[name]} {_short_value(params[name])}" for name in shown)])
+    return ", ".join(
+        [
+            str(params["model.name"]),
+            *(f"{_LABELS[name]} {_short_value(params[name])}" for name in shown),
+        ]
+    )
 
 
 def _short_value(value: Any) -> str:
@@ -178,7 +214,9 @@ def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT)
             line
             | {
                 "val accuracy": percent(row.get("val_accuracy")),
-                "val loss": "" if _number(row.get("val_loss")) is None else f"{float(row['val_loss']):.4f}",
+                "val loss": ""
+                if _number(row.get("val_loss")) is None
+                else f"{float(row['val_loss']):.4f}",
                 "test accuracy (95%)": _interval(row),
                 "parameters": _millions(row.get("parameters")),
                 "time": duration(row.get("seconds")),
@@ -199,7 +237,11 @@ def _short_title(metric: str) -> str:
 
 def reached(row: Mapping[str, Any]) -> str:
     """Return the value of what a run is ranked by, as text; nothing where it has none."""
-    return "" if _number(row.get("value")) is None else ranking.text(float(row["value"]), row["metric"])
+    return (
+        ""
+        if _number(row.get("value")) is None
+        else ranking.text(float(row["value"]), row["metric"])
+    )
 
 
 MOST_CLASSES = 20
@@ -247,14 +289,22 @@ def _interval(row: Mapping[str, Any]) -> str:
     if _number(row.get("test_accuracy")) is None:
         return ""
     low, high = _number(row.get("test_accuracy_low")), _number(row.get("test_accuracy_high"))
-    return percent(row["test_accuracy"]) + ("" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})")
+    return percent(row["test_accuracy"]) + (
+        "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    )
 
 
 def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """Return a table of text as a Markdown document."""
     lines = [f"# {in_markdown(title)}", "", *(f"{in_markdown(note)}\n" for note in notes)]
-    lines += ["| " + " | ".join(map(in_markdown, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(in_markdown(str(value)) for value in row) + " |" for row in table.itertuples(index=False)]
+    lines += [
+        "| " + " | ".join(map(in_markdown, table.columns)) + " |",
+        "|" + "---|" * len(table.columns),
+    ]
+    lines += [
+        "| " + " | ".join(in_markdown(str(value)) for value in row) + " |"
+        for row in table.itertuples(index=False)
+    ]
     return "\n".join(lines) + "\n"
 
 

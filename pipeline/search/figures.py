@@ -17,7 +17,9 @@ from pipeline.report.console import say
 from pipeline.report.figures import foreign_figures, majority_beside_curves
 
 
-def write_figures(study: optuna.Study, folder: Path, metric: str = ranking.DEFAULT, majority: float | None = None) -> list[Path]:
+def write_figures(
+    study: optuna.Study, folder: Path, metric: str = ranking.DEFAULT, majority: float | None = None
+) -> list[Path]:
     """Write history.png, and for a searched study importances.png and slices.png; return what was drawn.
 
     Importances need two complete trials whose scores and values differ. What cannot be drawn is said and left out: it must not keep a
@@ -32,13 +34,28 @@ def write_figures(study: optuna.Study, folder: Path, metric: str = ranking.DEFAU
     from optuna.visualization import matplotlib as drawing
 
     study = _of_values(study, metric)
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    complete = [
+        trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE
+    ]
     searched = [trial for trial in complete if trial.params]
-    varied = len(searched) > 1 and len({trial.value for trial in searched}) > 1 and len({str(trial.params) for trial in searched}) > 1
+    varied = (
+        len(searched) > 1
+        and len({trial.value for trial in searched}) > 1
+        and len({str(trial.params) for trial in searched}) > 1
+    )
     wanted: dict[str, tuple[bool, Callable[[optuna.Study], Any]]] = {
-        "history": (bool(complete), lambda s: drawing.plot_optimization_history(s, target_name=ranking.title(metric))),
-        "importances": (varied, lambda s: drawing.plot_param_importances(s, target_name=ranking.title(metric))),
-        "slices": (bool(searched), lambda s: drawing.plot_slice(s, target_name=ranking.title(metric))),
+        "history": (
+            bool(complete),
+            lambda s: drawing.plot_optimization_history(s, target_name=ranking.title(metric)),
+        ),
+        "importances": (
+            varied,
+            lambda s: drawing.plot_param_importances(s, target_name=ranking.title(metric)),
+        ),
+        "slices": (
+            bool(searched),
+            lambda s: drawing.plot_slice(s, target_name=ranking.title(metric)),
+        ),
     }
     written = []
     texts = {str(value) for trial in searched for value in trial.params.values()}
@@ -74,8 +91,14 @@ def _of_values(study: optuna.Study, metric: str) -> optuna.Study:
         return study
     shown = optuna.create_study(direction="minimize", study_name=study.study_name)
     for trial in study.get_trials():
-        values = None if trial.values is None else [ranking.score(value, metric) for value in trial.values]
-        between = {step: ranking.score(value, metric) for step, value in trial.intermediate_values.items()}
+        values = (
+            None
+            if trial.values is None
+            else [ranking.score(value, metric) for value in trial.values]
+        )
+        between = {
+            step: ranking.score(value, metric) for step, value in trial.intermediate_values.items()
+        }
         if trial.state.is_finished():
             shown.add_trial(
                 optuna.trial.create_trial(

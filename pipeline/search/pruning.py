@@ -51,7 +51,9 @@ def build_pruner(study: Study, epochs: int, first: int = 0) -> BasePruner:
     """
     match study.pruner:
         case "hyperband":
-            return HyperbandPruner(min_resource=first or first_rung(epochs), max_resource=epochs, reduction_factor=3)
+            return HyperbandPruner(
+                min_resource=first or first_rung(epochs), max_resource=epochs, reduction_factor=3
+            )
         case "median":
             return MedianPruner(n_startup_trials=STARTUP_TRIALS)
         case "none":
@@ -73,7 +75,9 @@ class Report(Callback):
         self._trial, self._metric, self._prunable = trial, metric, prunable
         self._epochs = 0
         # In an earlier life of the trial, whose training may go on from before its last epoch.
-        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self._reported = set(
+            trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        )
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs = epochs
@@ -81,7 +85,9 @@ class Report(Callback):
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         hopeless = self._is_hopeless(epoch, values)
         if hopeless and self._prunable and epoch < self._epochs:
-            reached = f"{ranking.title(self._metric)} {ranking.text(values[self._metric], self._metric)}"
+            reached = (
+                f"{ranking.title(self._metric)} {ranking.text(values[self._metric], self._metric)}"
+            )
             raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at {reached}")
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:

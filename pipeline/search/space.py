@@ -37,7 +37,9 @@ def decoded(point: Point, space: Space) -> dict[str, Any]:
     values = dict(point)
     for name, choices in space.items():
         if name in point and not isinstance(choices, Range):
-            values[name] = next(choice for choice in choices if _equal(_encoded(choice), point[name]))
+            values[name] = next(
+                choice for choice in choices if _equal(_encoded(choice), point[name])
+            )
     return values
 
 
@@ -59,7 +61,9 @@ def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
     """
     values = entry.flat()
     try:
-        point = {name: _allowed(allowed, values[name]) for name, allowed in experiment.space.items()}
+        point = {
+            name: _allowed(allowed, values[name]) for name, allowed in experiment.space.items()
+        }
         sampled = configuration_at(point, experiment)
     except (LookupError, UserError):
         return None
@@ -69,7 +73,12 @@ def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
 def holds_lists(trial: FrozenTrial) -> bool:
     """Whether a trial has lists among its choices or fixed values, as those of release 0.1.0 have: Optuna's importances end at them."""
     fixed = trial.system_attrs.get("fixed_params", {}).values()
-    choices = [choice for one in trial.distributions.values() if isinstance(one, CategoricalDistribution) for choice in one.choices]
+    choices = [
+        choice
+        for one in trial.distributions.values()
+        if isinstance(one, CategoricalDistribution)
+        for choice in one.choices
+    ]
     return any(isinstance(value, list | tuple | dict) for value in [*fixed, *choices])
 
 

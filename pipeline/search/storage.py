@@ -65,7 +65,9 @@ class Database:
         except (*_DatabaseError, ImportError, OSError, RuntimeError) as error:
             if _is_locked(error):
                 raise _as_away(name, error) from error
-            raise UserError(f"study.storage: {str(parsed)!r} cannot be used: {_reason(error)}") from error
+            raise UserError(
+                f"study.storage: {str(parsed)!r} cannot be used: {_reason(error)}"
+            ) from error
         self.storage: BaseStorage = _PatientStorage(opened, name)
 
     @contextmanager
@@ -102,7 +104,12 @@ def _connection(url: URL) -> dict[str, Any]:
             return {}
 
 
-def _retried(operation: Callable[[], Returned], passes: Callable[[BaseException], bool], name: str, seconds: float) -> Returned:
+def _retried(
+    operation: Callable[[], Returned],
+    passes: Callable[[BaseException], bool],
+    name: str,
+    seconds: float,
+) -> Returned:
     """Return what an operation on a database returns, tried again as long as its error may pass.
 
     Raises:
@@ -116,7 +123,9 @@ def _retried(operation: Callable[[], Returned], passes: Callable[[BaseException]
             if not passes(error) or time.monotonic() - started >= seconds:
                 raise
             if not is_told:
-                say(f"  {name} is busy or away ({_reason(error)}); it is waited for, {seconds:.0f} seconds at the most")
+                say(
+                    f"  {name} is busy or away ({_reason(error)}); it is waited for, {seconds:.0f} seconds at the most"
+                )
             is_told = True
         time.sleep(_PAUSE)
 
@@ -154,7 +163,11 @@ def _delegated(method: str) -> Callable[..., Any]:
     return call
 
 
-_PatientStorage = type("_PatientStorage", (_Delegating, BaseStorage), {name: _delegated(name) for name in BaseStorage.__abstractmethods__})
+_PatientStorage = type(
+    "_PatientStorage",
+    (_Delegating, BaseStorage),
+    {name: _delegated(name) for name in BaseStorage.__abstractmethods__},
+)
 
 
 @contextmanager
@@ -170,26 +183,42 @@ def without_waiting(study: optuna.Study) -> Iterator[None]:
 
 def _cause(error: BaseException) -> BaseException:
     """Return what SQLAlchemy has raised: Optuna's own error speaks of invalid data."""
-    return error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
+    return (
+        error.__cause__
+        if isinstance(error, StorageInternalError) and error.__cause__ is not None
+        else error
+    )
 
 
 def _is_away(error: BaseException) -> bool:
     """Whether a database may answer later: it is locked, full, restarted, or cannot be reached."""
-    return isinstance(_cause(error), exc.OperationalError | exc.InterfaceError | exc.InternalError | exc.TimeoutError)
+    return isinstance(
+        _cause(error),
+        exc.OperationalError | exc.InterfaceError | exc.InternalError | exc.TimeoutError,
+    )
 
 
 def _as_away(name: str, error: BaseException) -> StoreAway:
-    return StoreAway(f"{name} does not answer ({_reason(error)}); started again, the study goes on where it is")
+    return StoreAway(
+        f"{name} does not answer ({_reason(error)}); started again, the study goes on where it is"
+    )
 
 
 def _is_locked(error: BaseException) -> bool:
-    return getattr(getattr(_cause(error), "orig", None), "sqlite_errorcode", 0) & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED)
+    return getattr(getattr(_cause(error), "orig", None), "sqlite_errorcode", 0) & 0xFF in (
+        _SQLITE_BUSY,
+        _SQLITE_LOCKED,
+    )
 
 
 def _passes_while_opened(error: BaseException) -> bool:
     """Whether to try again to open a database; not where it is away, since that may as well be a wrong address."""
     # Another machine may just be making the same tables.
-    return _is_locked(error) or isinstance(error, exc.IntegrityError) or "already exists" in _reason(error)
+    return (
+        _is_locked(error)
+        or isinstance(error, exc.IntegrityError)
+        or "already exists" in _reason(error)
+    )
 
 
 def _reason(error: BaseException) -> str:

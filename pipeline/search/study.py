@@ -23,7 +23,15 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, names_beside, study_name
-from pipeline.jobs.prepare import check, images_for, log_report, majority_rate, prepare_images, with_reachable_weights, with_white
+from pipeline.jobs.prepare import (
+    check,
+    images_for,
+    log_report,
+    majority_rate,
+    prepare_images,
+    with_reachable_weights,
+    with_white,
+)
 from pipeline.jobs.preview import log_previews
 from pipeline.jobs.promote import export
 from pipeline.jobs.setting import Job
@@ -57,7 +65,12 @@ class Tuned:
     compared: Comparison
 
 
-def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable[[str], None] = lambda name: None) -> Tuned:
+def tune(
+    workspace: Workspace,
+    experiment: Experiment,
+    step: str,
+    then: Callable[[str], None] = lambda name: None,
+) -> Tuned:
     """Train the list and search the space, going on where an earlier run of the same study stopped.
 
     Args:
@@ -73,21 +86,40 @@ def tune(workspace: Workspace, experiment: Experiment, step: str, then: Callable
         PipelineError: Every training failed.
     """
     if experiment.trials == 0:
-        raise UserError(f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone")
-    workspace.need_writable(workspace.checkpoints, workspace.outputs, *workspace.artifacts, file=workspace.home / STUDIES)
+        raise UserError(
+            f"{experiment.path}: nothing to tune: configs and space are both empty; train trains base alone"
+        )
+    workspace.need_writable(
+        workspace.checkpoints,
+        workspace.outputs,
+        *workspace.artifacts,
+        file=workspace.home / STUDIES,
+    )
     if experiment.fast:
-        base, entries = with_reachable_weights(experiment.base), [with_reachable_weights(entry) for entry in experiment.entries]
+        base, entries = (
+            with_reachable_weights(experiment.base),
+            [with_reachable_weights(entry) for entry in experiment.entries],
+        )
         experiment = replace(experiment, base=base, entries=entries)
     database = Database(experiment.study.storage, workspace.home)
     prepared = _images(workspace, experiment, database.storage)
     experiment = experiment.with_white(prepared.data.white)
     jobs = _checked(workspace, experiment, prepared)
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
-    identity = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest)
+    identity = study_name(
+        experiment.name, experiment.base, origin, experiment.space, prepared.digest
+    )
     name, found = _own(workspace, database.storage, experiment.study.name or identity)
     recorded = found.user_attrs if found else {}
     if recorded.get(IDENTITY, identity) != identity:
-        before = study_name(experiment.name, experiment.base, origin, experiment.space, prepared.digest, FIRST_RELEASE)
+        before = study_name(
+            experiment.name,
+            experiment.base,
+            origin,
+            experiment.space,
+            prepared.digest,
+            FIRST_RELEASE,
+        )
         why = "has another base, space, data or fold"
         if recorded[IDENTITY] == before:
             why = f"was begun by release {FIRST_RELEASE}, by which new heads on trained weights started otherwise"
@@ -114,12 +146,17 @@ def _images(workspace: Workspace, experiment: Experiment, storage: BaseStorage) 
     prepared = prepare_images(workspace, data, log_images)
     if not experiment.study.name and prepared.digest == prepared.first_digest():
         return prepared
-    studies = {study.study_name: study.user_attrs.get(IDENTITY) for study in storage.get_all_studies()}
+    studies = {
+        study.study_name: study.user_attrs.get(IDENTITY) for study in storage.get_all_studies()
+    }
     base = with_white(experiment.base, prepared)
     origin = check(base, prepared, f"{experiment.path}: base")
 
     def identities(digest: str) -> set[str]:
-        return {study_name(experiment.name, base, origin, experiment.space, digest, release) for release in ("", FIRST_RELEASE)}
+        return {
+            study_name(experiment.name, base, origin, experiment.space, digest, release)
+            for release in ("", FIRST_RELEASE)
+        }
 
     now, before = identities(prepared.digest), identities(prepared.first_digest())
     named = studies.get(experiment.study.name)
@@ -143,7 +180,9 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     checked: dict[str, dict[str, str]] = {}
 
     def origin_of(configuration: Configuration, where: str) -> dict[str, str]:
-        key = configuration.model_copy(update={"training": configuration.training.model_copy(update={"seed": 0})}).model_dump_json()
+        key = configuration.model_copy(
+            update={"training": configuration.training.model_copy(update={"seed": 0})}
+        ).model_dump_json()
         if key not in checked:
             checked[key] = check(configuration, prepared, f"{experiment.path}: {where}")
         return checked[key]
@@ -157,7 +196,9 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
         if isinstance(values, list):
             for value in values:
                 origin_of(experiment.sampled({field: value}), f"space: {field}")
-    seeded = with_repeat_seeds([job.configuration for job in jobs], [job.config_hash for job in jobs])
+    seeded = with_repeat_seeds(
+        [job.configuration for job in jobs], [job.config_hash for job in jobs]
+    )
     return [Job(entry, job.origin, job.prepared) for job, entry in zip(jobs, seeded, strict=True)]
 
 
@@ -210,7 +251,9 @@ def _open(storage: BaseStorage, experiment: Experiment, name: str, is_new: bool)
         raise InUse(f"study {name!r} has just been begun by another process; start again") from None
     study = optuna.load_study(storage=storage, study_name=name)
     # Seeded by what is done, so that a study taken up again does not draw the same points.
-    study.sampler = build_sampler(experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = build_sampler(
+        experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False))
+    )
     epochs = experiment.base.training.epochs
     if is_new:
         study.set_user_attr(FIRST_RUNG, first_rung(epochs))
@@ -228,7 +271,9 @@ def _as_begun(workspace: Workspace, experiment: Experiment, name: str, parent: s
     if "pruner" in experiment.study.model_fields_set:
         say(f"study {name} was begun with study.pruner {begun}, and goes on with {now}")
         return experiment
-    say(f"study {name} goes on with study.pruner {begun}, with which it was begun; --study.pruner {now} changes that")
+    say(
+        f"study {name} goes on with study.pruner {begun}, with which it was begun; --study.pruner {now} changes that"
+    )
     return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
 
 
@@ -240,19 +285,35 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared, ident
         "study.sampler": experiment.study.sampler,
     }
     run.params({**settings, "data.source": experiment.base.data.source})
-    run.tag({names.DATA_DIGEST: prepared.digest, names.TARGET: str(experiment.study.target), names.IDENTITY: identity})
-    run.dataset(experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"])
+    run.tag(
+        {
+            names.DATA_DIGEST: prepared.digest,
+            names.TARGET: str(experiment.study.target),
+            names.IDENTITY: identity,
+        }
+    )
+    run.dataset(
+        experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"]
+    )
     if experiment.path.is_file():
         # Without the password that study.storage may hold.
-        run.text(experiment.path.name, without_password(experiment.path.read_text(encoding="utf-8")))
+        run.text(
+            experiment.path.name, without_password(experiment.path.read_text(encoding="utf-8"))
+        )
     log_report(run, prepared)
     run.metrics({"majority_rate": majority_rate(prepared)})
-    log_previews(run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)])
+    log_previews(
+        run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)]
+    )
 
 
 def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
     choices = experiment.space.get("data.augment", [])
-    return [experiment.sampled({"data.augment": choice}) for choice in choices] if isinstance(choices, list) else []
+    return (
+        [experiment.sampled({"data.augment": choice}) for choice in choices]
+        if isinstance(choices, list)
+        else []
+    )
 
 
 def _abandoned(workspace: Workspace, study: optuna.Study) -> None:
@@ -282,7 +343,12 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     }
     run.metrics(reached)
     with tempfile.TemporaryDirectory() as folder:
-        run.text("best_config.yaml", find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(encoding="utf-8"))
+        run.text(
+            "best_config.yaml",
+            find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(
+                encoding="utf-8"
+            ),
+        )
     experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
     link = f"[{in_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
     run.tag(

@@ -29,7 +29,9 @@ MAY_PASS = "may_pass"
 """On failed trials: whether their training is to be tried again."""
 
 
-def with_repeat_seeds(entries: Sequence[Configuration], hashes: Sequence[str]) -> list[Configuration]:
+def with_repeat_seeds(
+    entries: Sequence[Configuration], hashes: Sequence[str]
+) -> list[Configuration]:
     """Give the k-th equal entry of a list the seed + k, so that repeats are real."""
     taken: set[tuple[str, int]] = set()
     seeded = []
@@ -38,7 +40,9 @@ def with_repeat_seeds(entries: Sequence[Configuration], hashes: Sequence[str]) -
         while (config_hash, seed) in taken:
             seed += 1
         taken.add((config_hash, seed))
-        seeded.append(entry.model_copy(update={"training": entry.training.model_copy(update={"seed": seed})}))
+        seeded.append(
+            entry.model_copy(update={"training": entry.training.model_copy(update={"seed": seed})})
+        )
     return seeded
 
 
@@ -46,21 +50,29 @@ def may_succeed(trial: FrozenTrial) -> bool:
     """Whether a trial failed for a reason that may have passed; release 0.1.0 has noted the reason only."""
     if trial.state != TrialState.FAIL or INTERRUPTED in trial.user_attrs:
         return False
-    return bool(trial.user_attrs.get(MAY_PASS, "is not finite" not in trial.user_attrs.get(REASON, "")))
+    return bool(
+        trial.user_attrs.get(MAY_PASS, "is not finite" not in trial.user_attrs.get(REASON, ""))
+    )
 
 
 def standing(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
     """Return the latest trial of each place, of those that were searched and those of the current list."""
     latest: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
-        if PLACE in trial.user_attrs and (KEY not in trial.user_attrs or trial.user_attrs[KEY] in keys):
+        if PLACE in trial.user_attrs and (
+            KEY not in trial.user_attrs or trial.user_attrs[KEY] in keys
+        ):
             latest[trial.user_attrs[PLACE]] = trial
     return list(latest.values())
 
 
 def counted(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
     """Return the trials that are done: complete, pruned or failed."""
-    return [trial for trial in standing(study, keys) if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
+    return [
+        trial
+        for trial in standing(study, keys)
+        if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs
+    ]
 
 
 def waiting(study: optuna.Study) -> list[FrozenTrial]:
@@ -85,7 +97,12 @@ class Again(NamedTuple):
     deleted: int
 
 
-def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration], there_are: Collection[str]) -> Again:
+def plan(
+    study: optuna.Study,
+    experiment: Experiment,
+    entries: Mapping[str, Configuration],
+    there_are: Collection[str],
+) -> Again:
     """Enqueue what is still to do of the list, of interrupted and of failed trials; entries no longer in the list are given up.
 
     Args:
@@ -99,7 +116,9 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         runs = trial.state == TrialState.RUNNING
-        if trial.user_attrs.get(KEY) not in {*entries, None} or (runs and PLACE not in trial.user_attrs):
+        if trial.user_attrs.get(KEY) not in {*entries, None} or (
+            runs and PLACE not in trial.user_attrs
+        ):
             _withdraw(study, trial)
         elif runs:
             put_back(study, trial._trial_id)
@@ -108,7 +127,11 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
     for trial in latest:
         if KEY not in trial.user_attrs and (trial in again or INTERRUPTED in trial.user_attrs):
             study.enqueue_trial(trial.params, {PLACE: trial.user_attrs[PLACE]})
-    there = {trial.user_attrs.get(KEY) for trial in latest if trial not in again and INTERRUPTED not in trial.user_attrs}
+    there = {
+        trial.user_attrs.get(KEY)
+        for trial in latest
+        if trial not in again and INTERRUPTED not in trial.user_attrs
+    }
     places = {trial.user_attrs.get(KEY): trial.user_attrs[PLACE] for trial in latest}
     place = next_place(study)
     for key, entry in entries.items():
@@ -116,13 +139,24 @@ def plan(study: optuna.Study, experiment: Experiment, entries: Mapping[str, Conf
             continue
         point = as_point(entry, experiment) if experiment.space else None
         kept = places.get(key)
-        study.enqueue_trial(point or {}, {PLACE: place if kept is None else kept, KEY: key, ENTRY: entry.model_dump(mode="json")})
+        study.enqueue_trial(
+            point or {},
+            {
+                PLACE: place if kept is None else kept,
+                KEY: key,
+                ENTRY: entry.model_dump(mode="json"),
+            },
+        )
         place += kept is None
     return Again(sum(map(may_succeed, again)), sum(not may_succeed(trial) for trial in again))
 
 
 def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:
-    return trial.state.is_finished() and RUN_ID in trial.user_attrs and trial.user_attrs[RUN_ID] not in there_are
+    return (
+        trial.state.is_finished()
+        and RUN_ID in trial.user_attrs
+        and trial.user_attrs[RUN_ID] not in there_are
+    )
 
 
 def _withdraw(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -132,7 +166,14 @@ def _withdraw(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def next_place(study: optuna.Study) -> int:
     """Return the lowest place that no trial has had."""
-    return 1 + max((trial.user_attrs[PLACE] for trial in study.get_trials(deepcopy=False) if PLACE in trial.user_attrs), default=-1)
+    return 1 + max(
+        (
+            trial.user_attrs[PLACE]
+            for trial in study.get_trials(deepcopy=False)
+            if PLACE in trial.user_attrs
+        ),
+        default=-1,
+    )
 
 
 def place_of(trial: optuna.Trial) -> int:
@@ -146,4 +187,6 @@ def place_of(trial: optuna.Trial) -> int:
 
 def is_point(trial: optuna.Trial) -> bool:
     """Whether a trial was enqueued with values in the space."""
-    return bool(trial.study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params"))
+    return bool(
+        trial.study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params")
+    )

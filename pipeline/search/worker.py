@@ -51,10 +51,15 @@ from pipeline.training.distributed import joined
 def _progress(done: Sequence[FrozenTrial], total: int, again: Again) -> str:
     """Say how many trainings are there, and how many are done once more."""
     failed = sum(trial.state == TrialState.FAIL for trial in done)
-    listed = f"{sum(KEY in trial.user_attrs for trial in done)} of the list" + f", {failed} failed for good" * (failed > 0)
+    listed = (
+        f"{sum(KEY in trial.user_attrs for trial in done)} of the list"
+        + f", {failed} failed for good" * (failed > 0)
+    )
     tried = f"; {again.failed} that failed {_is(again.failed)} tried again" * (again.failed > 0)
     anew = f"; {again.deleted} whose {'run was' if again.deleted == 1 else 'runs were'} deleted {_is(again.deleted)} trained again"
-    return f"{len(done)} of {total} trainings are there ({listed}){tried}" + anew * (again.deleted > 0)
+    return f"{len(done)} of {total} trainings are there ({listed}){tried}" + anew * (
+        again.deleted > 0
+    )
 
 
 def _is(number: int) -> str:
@@ -85,12 +90,21 @@ class Worker:
         """Train until the study has its number of trials."""
         total = self.experiment.trials
         if not self.experiment.space and self.experiment.study.trials > total:
-            say(f"study.trials {self.experiment.study.trials}: there is no space to search, so that the {total} of the list are all")
+            say(
+                f"study.trials {self.experiment.study.trials}: there is no space to search, so that the {total} of the list are all"
+            )
         if len(self.jobs) > total:
-            say(f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}")
+            say(
+                f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}"
+            )
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
         there_are = {row["run_id"] for row in find.trainings(self.workspace, self.study.study_name)}
-        again = plan(self.study, self.experiment, {key: job.configuration for key, job in self._by_key.items()}, there_are)
+        again = plan(
+            self.study,
+            self.experiment,
+            {key: job.configuration for key, job in self._by_key.items()},
+            there_are,
+        )
         if (done := counted(self.study, self._by_key)) or any(again):
             say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
         while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
@@ -102,7 +116,10 @@ class Worker:
             self._train_and_tell(trial)
         except BaseException:
             # A trial that cannot even be put back still says RUNNING, which comes to the same.
-            with contextlib.suppress(StoreAway, UpdateFinishedTrialError), without_waiting(self.study):
+            with (
+                contextlib.suppress(StoreAway, UpdateFinishedTrialError),
+                without_waiting(self.study),
+            ):
                 put_back(self.study, trial._trial_id)
             raise
 
@@ -122,7 +139,10 @@ class Worker:
             if joined().is_broken or out_of_room(error):
                 # The next training would wait for processes that are still in this one, or find the same full disk.
                 raise
-            say(f"  failed: {first_line(error)}" + "; the study tries it again when it is started again" * may_pass(error))
+            say(
+                f"  failed: {first_line(error)}"
+                + "; the study tries it again when it is started again" * may_pass(error)
+            )
             trial.set_user_attr(REASON, first_line(error)[:1000])
             trial.set_user_attr(MAY_PASS, may_pass(error))
             self.study.tell(trial, state=TrialState.FAIL)
@@ -140,7 +160,9 @@ class Worker:
         try:
             return configuration_at(point, self.experiment)
         except UserError as error:
-            raise self._as_failed_run(error, {**self.experiment.base.flat(), **decoded(point, space)}, place) from None
+            raise self._as_failed_run(
+                error, {**self.experiment.base.flat(), **decoded(point, space)}, place
+            ) from None
 
     def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
         if (listed := self._by_key.get(trial.user_attrs.get(KEY, ""))) is not None:
@@ -149,14 +171,18 @@ class Worker:
             origin = check(configuration, self.prepared, "")
         except UserError as error:
             raise self._as_failed_run(error, configuration.flat(), place) from None
-        return Job(configuration, origin, images_for(self.workspace, configuration.data, self.prepared))
+        return Job(
+            configuration, origin, images_for(self.workspace, configuration.data, self.prepared)
+        )
 
     def _as_failed_run(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
         """Log choices that are right alone but do not fit together: one failed run like others."""
         name = self._name(str(params["model.name"]), place)
         with (
             contextlib.suppress(UserError),
-            TrackedRun(self.workspace, "train", name, parent=self.parent.id, tags=self._tags(place)) as run,
+            TrackedRun(
+                self.workspace, "train", name, parent=self.parent.id, tags=self._tags(place)
+            ) as run,
         ):
             run.params(params)
             raise error
@@ -166,16 +192,24 @@ class Worker:
         return f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
 
     def _tags(self, place: int) -> dict[str, str]:
-        return {names.STUDY: self.study.study_name, names.TRIAL: str(place), names.DATA_DIGEST: self.prepared.digest}
+        return {
+            names.STUDY: self.study.study_name,
+            names.TRIAL: str(place),
+            names.DATA_DIGEST: self.prepared.digest,
+        }
 
     def _train(self, trial: optuna.Trial, job: Job, place: int) -> float:
         """Return the score, its mean over the folds where all are trained."""
-        return fmean(self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold()))
+        return fmean(
+            self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold())
+        )
 
     def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
         identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
         begun = {one.user_attrs.get(RUN_ID, "") for one in self.study.get_trials(deepcopy=False)}
-        unfinished = find.unfinished_training(self.workspace, self.study.study_name, *identity, begun)
+        unfinished = find.unfinished_training(
+            self.workspace, self.study.study_name, *identity, begun
+        )
         # A person may be going on with it by hand.
         with exclusively(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
             same = reusable(self.workspace, job)
@@ -186,7 +220,9 @@ class Worker:
                 return float(same["score"])
             return self._go_on(trial, job, place, number, unfinished)
 
-    def _go_on(self, trial: optuna.Trial, job: Job, place: int, number: int, unfinished: str) -> float:
+    def _go_on(
+        self, trial: optuna.Trial, job: Job, place: int, number: int, unfinished: str
+    ) -> float:
         """Train from the beginning, or where an unfinished run was interrupted."""
         fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         placement = Placement(
@@ -198,6 +234,8 @@ class Worker:
         )
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
         metric = job.configuration.training.best_metric
-        report = [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
+        report = (
+            [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
+        )
         done = train(self.workspace, job, placement, report)
         return ranking.score(done.value, done.metric)

@@ -10,7 +10,10 @@ from pipeline.trust import trust_here
 class EvaluateOptions(TrustOptions):
     """Options of evaluate."""
 
-    run_id: str = essential("", "A complete training; empty: all repeats of the study's best configuration by validation.")
+    run_id: str = essential(
+        "",
+        "A complete training; empty: all repeats of the study's best configuration by validation.",
+    )
     summary = "Score one trained network on the test split, into its own run."
     example = "python -m pipeline evaluate"
 
@@ -40,9 +43,17 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
         if own.run_id:
             need_no_other_options(own.run_id, overrides)
             need_own_experiment(workspace, own.run_id, given(own, "experiment", "fast"))
-        for run_id in [own.run_id] if own.run_id else leaders(compare_of(workspace, experiment, reads_images=True)):
-            values, per_class = evaluate(workspace, run_id, experiment.base.training.device, overrides.get("data", {}))
-            show_table(*scores_table(per_class), texts=["class"], expendable=["images", "precision"])
+        for run_id in (
+            [own.run_id]
+            if own.run_id
+            else leaders(compare_of(workspace, experiment, reads_images=True))
+        ):
+            values, per_class = evaluate(
+                workspace, run_id, experiment.base.training.device, overrides.get("data", {})
+            )
+            show_table(
+                *scores_table(per_class), texts=["class"], expendable=["images", "precision"]
+            )
             interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
             say(
                 f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "

@@ -12,7 +12,10 @@ from pipeline.steps.options import Options
 class InitOptions(Options):
     """Options of init."""
 
-    out: str = essential("", "File to write; empty: experiments/NAME.yaml, or NAME.yaml where there is no such folder.")
+    out: str = essential(
+        "",
+        "File to write; empty: experiments/NAME.yaml, or NAME.yaml where there is no such folder.",
+    )
     data: Data = Data()
     training: Training = Training()
     summary = "Look at your images, time networks on this machine, and write a commented experiment file for them."
@@ -22,7 +25,9 @@ class InitOptions(Options):
     def reads(name: str) -> bool:
         """Whether the step reads a field of a configuration; what it chooses itself is no option."""
         field = field_info(name)
-        return name == "training.device" or (name.startswith("data.") and field is not None and bool(facts_of(field).shared))
+        return name == "training.device" or (
+            name.startswith("data.") and field is not None and bool(facts_of(field).shared)
+        )
 
 
 OPTIONS = InitOptions

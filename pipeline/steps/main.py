@@ -9,7 +9,10 @@ from pipeline.steps.options import FastOptions, read_experiment
 class MainOptions(FastOptions):
     """Options of main."""
 
-    name: Name = essential("", "Registered model; empty: the experiment's name. With -fast behind it where fast is true.")
+    name: Name = essential(
+        "",
+        "Registered model; empty: the experiment's name. With -fast behind it where fast is true.",
+    )
     summary = "Prepare the images, run the study, evaluate its best run, compare, and register the champion."
     example = "python -m pipeline main --config experiments/smoke.yaml"
 

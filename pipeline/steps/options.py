@@ -55,7 +55,9 @@ class ExperimentOptions(Options):
     """Parameters of the steps that read an experiment file."""
 
     config: str = essential(DEFAULT_FILE, "Experiment file.")
-    experiment: str = essential("", "Name of runs, folders and registered model; empty: the file's, else the data's.")
+    experiment: str = essential(
+        "", "Name of runs, folders and registered model; empty: the file's, else the data's."
+    )
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -77,7 +79,10 @@ class FastOptions(ExperimentOptions):
 class TrustOptions(FastOptions):
     """Parameters of the steps that use what a run keeps."""
 
-    trust: str = essential("", "SHA-256 of Python code that a run keeps and that may be executed, as the refusal names it.")
+    trust: str = essential(
+        "",
+        "SHA-256 of Python code that a run keeps and that may be executed, as the refusal names it.",
+    )
 
 
 def given(own: ExperimentOptions, *fields: str) -> list[str]:
@@ -89,10 +94,12 @@ class PredictSection(BaseModel):
     """How predict writes its CSV."""
 
     id: Literal["name", "stem", "path"] = essential(
-        "name", "What the id column holds: the file's name (the path, where names repeat), its name without ending, or its path."
+        "name",
+        "What the id column holds: the file's name (the path, where names repeat), its name without ending, or its path.",
     )
     bad: Literal["row", "error"] = essential(
-        "row", "An image that cannot be read is a row with the reason in a column error, or an error: nothing is written then."
+        "row",
+        "An image that cannot be read is a row with the reason in a column error, or an error: nothing is written then.",
     )
     probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
 
@@ -101,8 +108,15 @@ def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield ``(dotted name, definition)`` of every option."""
     for name, field in options.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            inner = ((f"{name}.{part}", definition) for part, definition in field.annotation.model_fields.items())
-            yield from ((dotted, definition) for dotted, definition in inner if name not in SECTIONS or options.reads(dotted))
+            inner = (
+                (f"{name}.{part}", definition)
+                for part, definition in field.annotation.model_fields.items()
+            )
+            yield from (
+                (dotted, definition)
+                for dotted, definition in inner
+                if name not in SECTIONS or options.reads(dotted)
+            )
         else:
             yield name, field
 
@@ -140,7 +154,11 @@ def _with_texts(options: type[Options], name: str, value: str) -> Raw:
 def _own_parameters(options: type[Options]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
-    kept: dict[str, Any] = {name: (field.annotation, field) for name, field in options.model_fields.items() if name not in SECTIONS}
+    kept: dict[str, Any] = {
+        name: (field.annotation, field)
+        for name, field in options.model_fields.items()
+        if name not in SECTIONS
+    }
     return create_model(options.__name__, __config__=ConfigDict(extra="forbid"), **kept)
 
 
@@ -154,12 +172,22 @@ def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[s
             raise UserError(f"{argument!r} is not an option; options are given as --name value")
         name, equals, value = argument.removeprefix("--").partition("=")
         if name not in known and name in field_names():
-            raise UserError(f"option --{name} is not read by {_step_of(options)}; --help lists what is")
+            raise UserError(
+                f"option --{name} is not read by {_step_of(options)}; --help lists what is"
+            )
         if name not in known:
-            same_field = [f"; nearest: {dotted}" for dotted in known if dotted.rpartition(".")[2] == name.rpartition(".")[2]]
-            raise UserError(f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all")
+            same_field = [
+                f"; nearest: {dotted}"
+                for dotted in known
+                if dotted.rpartition(".")[2] == name.rpartition(".")[2]
+            ]
+            raise UserError(
+                f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all"
+            )
         if not equals:
-            if not remaining or (remaining[0].startswith("--") and remaining[0].removeprefix("--") in known):
+            if not remaining or (
+                remaining[0].startswith("--") and remaining[0].removeprefix("--") in known
+            ):
                 raise UserError(f"option --{name} needs a value: --{name} VALUE")
             value = remaining.pop(0)
         yield name, value
@@ -191,31 +219,58 @@ def render_help(step: str, options: type[Options]) -> str:
     """Return the help of a step: essential options first, then the rest, and by name those that only tell which study is meant."""
     listed = list(fields_of(options))
     if follows_study := not options.reads("training.seed") and options.reads("optimizer.lr"):
-        listed = [item for item in listed if item[0] in ("study.name", "training.device") or item[0].partition(".")[0] not in SECTIONS]
+        listed = [
+            item
+            for item in listed
+            if item[0] in ("study.name", "training.device")
+            or item[0].partition(".")[0] not in SECTIONS
+        ]
     first = [item for item in listed if facts_of(item[1]).essential or item[0] == "study.name"]
     rest = [item for item in listed if item not in first]
-    parts = [f"usage: python -m pipeline {step} [--name value ...]", textwrap.fill(options.summary, 100), f"example:\n  {options.example}"]
+    parts = [
+        f"usage: python -m pipeline {step} [--name value ...]",
+        textwrap.fill(options.summary, 100),
+        f"example:\n  {options.example}",
+    ]
     parts.append("options:\n" + "\n".join(_option_lines(*item) for item in first))
     if rest:
         parts.append("more:\n" + "\n".join(_option_lines(*item) for item in rest))
     if follows_study:
         names = ", ".join(f"--{name}" for name, _ in fields_of(options) if name not in dict(listed))
-        parts.append("which study, by options that were given to tune or main (which explain them):\n" + _indented(names))
-    parts.append("The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value")
+        parts.append(
+            "which study, by options that were given to tune or main (which explain them):\n"
+            + _indented(names)
+        )
+    parts.append(
+        "The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value"
+    )
     return "\n\n".join(parts)
 
 
 def _indented(text: str) -> str:
-    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _option_lines(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, "", []) or default is ... else f" [{str(default).lower() if isinstance(default, bool) else default}]"
-    if get_origin(field.annotation) is Literal and (choices := ", ".join(map(str, get_args(field.annotation)))) not in (
-        field.description or ""
-    ):
+    shown = (
+        ""
+        if default in (None, "", []) or default is ...
+        else f" [{str(default).lower() if isinstance(default, bool) else default}]"
+    )
+    if get_origin(field.annotation) is Literal and (
+        choices := ", ".join(map(str, get_args(field.annotation)))
+    ) not in (field.description or ""):
         shown = f" ({choices}){shown}"
-    text = textwrap.fill(f"{field.description}{shown}", 100, initial_indent=" " * 30, subsequent_indent=" " * 30)
+    text = textwrap.fill(
+        f"{field.description}{shown}", 100, initial_indent=" " * 30, subsequent_indent=" " * 30
+    )
     flag = f"  --{name}"
     return f"{flag:<30}{text.lstrip()}" if len(flag) < 29 else f"{flag}\n{text}"

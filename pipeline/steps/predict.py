@@ -12,9 +12,13 @@ from pipeline.steps.options import Options, PredictSection
 class PredictOptions(Options):
     """Options of predict."""
 
-    model_uri: str = essential("", "The model: models:/NAME@champion, models:/NAME/VERSION or runs:/RUN_ID/model.")
+    model_uri: str = essential(
+        "", "The model: models:/NAME@champion, models:/NAME/VERSION or runs:/RUN_ID/model."
+    )
     images: str = essential("", "A folder of images, or a text file with one path per line.")
-    out: str = essential("predictions.csv", "CSV to write; OUT.json beside it records what made it.")
+    out: str = essential(
+        "predictions.csv", "CSV to write; OUT.json beside it records what made it."
+    )
     predict: PredictSection = PredictSection()
     summary = "Classify unlabelled images with a registered or logged model; its preprocessing is the model's own."
     example = "python -m pipeline predict --model_uri models:/digits@champion --images photos/new --out predictions.csv"
@@ -37,6 +41,16 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     out = Path(own.out).expanduser()
     with launched(workspace, "predict"), Counter() as counter:
         identifier = own.predict.id if "id" in own.predict.model_fields_set else None
-        done = predict(own.model_uri, own.images, out, identifier, own.predict.probabilities, own.predict.bad, counter)
-    without = f", {done.bad} of them without a label since the image cannot be read" * (done.bad > 0)
+        done = predict(
+            own.model_uri,
+            own.images,
+            out,
+            identifier,
+            own.predict.probabilities,
+            own.predict.bad,
+            counter,
+        )
+    without = f", {done.bad} of them without a label since the image cannot be read" * (
+        done.bad > 0
+    )
     say(f"{done.rows} predictions in {out}{without}; what made them in {out}.json")

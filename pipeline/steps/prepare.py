@@ -9,7 +9,9 @@ from pipeline.steps.options import FastOptions, read_experiment
 class PrepareOptions(FastOptions):
     """Options of prepare."""
 
-    summary = "Read and check the images, split them into train, val and test, and decode them once."
+    summary = (
+        "Read and check the images, split them into train, val and test, and decode them once."
+    )
     example = "python -m pipeline prepare --data.source folder:photos"
 
     @staticmethod

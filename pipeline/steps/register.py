@@ -11,7 +11,10 @@ class RegisterOptions(TrustOptions):
     """Options of register."""
 
     run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
-    name: Name = essential("", "Registered model; empty: the experiment's name, or that of run_id. With fast, -fast stands behind it.")
+    name: Name = essential(
+        "",
+        "Registered model; empty: the experiment's name, or that of run_id. With fast, -fast stands behind it.",
+    )
     summary = "Register a trained network under a name, with alias champion."
     example = "python -m pipeline register --name digits"
 
@@ -44,7 +47,12 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
             need_no_other_options(run_id, overrides)
             if not own.name:
                 # The run's own, which the default of config says nothing about.
-                name = need_own_experiment(workspace, run_id, given(own, "config", "experiment", "fast")) or name
+                name = (
+                    need_own_experiment(
+                        workspace, run_id, given(own, "config", "experiment", "fast")
+                    )
+                    or name
+                )
         else:
             run_id, passed_over = best_evaluated(compare_of(workspace, experiment))
             if passed_over:

@@ -13,7 +13,9 @@ from pipeline.trust import trust_here
 class SummaryOptions(TrustOptions):
     """Options of summary."""
 
-    evaluate: Literal["none", "all"] = essential("none", "all evaluates every complete run that is not evaluated yet; none: nothing.")
+    evaluate: Literal["none", "all"] = essential(
+        "none", "all evaluates every complete run that is not evaluated yet; none: nothing."
+    )
     summary = "Write and print the comparison of a study: the one of the experiment file, or the one named by study.name."
     example = "python -m pipeline summary --evaluate all"
 
@@ -43,7 +45,9 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
         raise Unwritable(f"nothing is written: {refused}") from None
     with launched(workspace, "summary"):
         compared = compare_of(workspace, experiment, reads_images=own.evaluate == "all")
-        if own.evaluate == "all" and evaluate_all(workspace, compared, experiment.base.training.device, overrides.get("data", {})):
+        if own.evaluate == "all" and evaluate_all(
+            workspace, compared, experiment.base.training.device, overrides.get("data", {})
+        ):
             compared = compared.read_again(workspace)
         write_comparison(workspace, compared)
     show(compared)

@@ -13,8 +13,13 @@ from pipeline.trust import trust_here
 class TrainOptions(TrustOptions):
     """Options of train."""
 
-    run_id: str = essential("", "An interrupted training to go on with, by its recorded configuration: takes no other option.")
-    summary = "Train one configuration, the experiment's base with overrides, and export the network."
+    run_id: str = essential(
+        "",
+        "An interrupted training to go on with, by its recorded configuration: takes no other option.",
+    )
+    summary = (
+        "Train one configuration, the experiment's base with overrides, and export the network."
+    )
     example = "python -m pipeline train --model.name resnet34 --optimizer.lr 3e-4"
 
     @staticmethod
@@ -48,7 +53,9 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 
     configuration = experiment.base
     if configuration.data.fold == "all":
-        raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}")
+        raise UserError(
+            f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}"
+        )
     workspace = open_workspace(experiment.name)
     workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     if experiment.fast:
@@ -60,11 +67,23 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     same = reusable(workspace, job)
     if same is not None:
         if workspace.launched_run:
-            with TrackedRun(workspace, "train", f"same as {same['run_name']}", tags={names.JOINS: same["run_id"]}, single=True):
+            with TrackedRun(
+                workspace,
+                "train",
+                f"same as {same['run_name']}",
+                tags={names.JOINS: same["run_id"]},
+                single=True,
+            ):
                 pass
-        say(f"trained before as run {same['run_id']}, {reached(same)}; another training.seed repeats it")
+        say(
+            f"trained before as run {same['run_id']}, {reached(same)}; another training.seed repeats it"
+        )
         return
-    done = train(workspace, job, Placement(configuration.model.name.rpartition("/")[2], export=True, single=True))
+    done = train(
+        workspace,
+        job,
+        Placement(configuration.model.name.rpartition("/")[2], export=True, single=True),
+    )
     say(f"run {done.run_id}: {done}; model runs:/{done.run_id}/model")
 
 
@@ -86,22 +105,36 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     run = find.get_run(open_workspace(""), own.run_id)
     tags = run.data.tags
     if named:
-        values = {f"{section}.{name}": value for section, fields in overrides.items() for name, value in fields.items()}
+        values = {
+            f"{section}.{name}": value
+            for section, fields in overrides.items()
+            for name, value in fields.items()
+        }
         options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
         refuse_ended(own.run_id, str(run.info.run_name), find.row(run)["state"], options)
-        raise UserError(f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}")
+        raise UserError(
+            f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}"
+        )
     if not tags.get(names.EXPERIMENT):
-        raise UserError(f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}")
+        raise UserError(
+            f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}"
+        )
     workspace = open_workspace(tags[names.EXPERIMENT])
     with exclusively(workspace, own.run_id), ExitStack() as launched:
         job = interrupted_job(workspace, own.run_id)
         processes = job.configuration.training.processes
         need_processes(job.configuration.training)
         if joined().size != processes:
-            say(f"begun by {processes} processes, it goes on by {joined().size}: to other numbers than uninterrupted")
+            say(
+                f"begun by {processes} processes, it goes on by {joined().size}: to other numbers than uninterrupted"
+            )
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}
-            launched.enter_context(TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True))
+            launched.enter_context(
+                TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True)
+            )
         name = str(find.get_run(workspace, own.run_id).info.run_name)
-        done = train(workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id))
+        done = train(
+            workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id)
+        )
     say(f"run {done.run_id}: {done}")

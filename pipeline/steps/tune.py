@@ -32,4 +32,6 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
     show(tuned.compared)
-    say(f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}")
+    say(
+        f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}"
+    )

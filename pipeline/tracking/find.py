@@ -55,7 +55,9 @@ _METRICS = {
 }
 
 
-def _search(workspace: Workspace, filter_string: str, experiment_ids: list[str] | None = None) -> list[Run]:
+def _search(
+    workspace: Workspace, filter_string: str, experiment_ids: list[str] | None = None
+) -> list[Run]:
     ids = experiment_ids or [found.experiment_id for found in workspace.client.search_experiments()]
     runs: list[Run] = []
     token: str | None = None
@@ -80,7 +82,9 @@ def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Ru
             raise
         raise UserError(f"run_id: there is no run {run_id!r} in {workspace.uri}") from None
     if run.info.lifecycle_stage != "active" and not even_deleted:
-        raise UserError(f"run_id: run {run_id} ({run.info.run_name}) is deleted; `mlflow runs restore --run-id {run_id}` brings it back")
+        raise UserError(
+            f"run_id: run {run_id} ({run.info.run_name}) is deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        )
     return run
 
 
@@ -102,17 +106,26 @@ def trainings(workspace: Workspace, study: str = "") -> list[Row]:
     """
     filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
     # A training may be of several studies, whose names stand in one tag.
-    tagged = _search(workspace, filter_string + (f" and tags.`{names.STUDY}` LIKE '%{_quoted(study)}%'" if study else ""))
+    tagged = _search(
+        workspace,
+        filter_string + (f" and tags.`{names.STUDY}` LIKE '%{_quoted(study)}%'" if study else ""),
+    )
     if not tagged and not study:
         by_name = workspace.client.get_experiment_by_name(workspace.experiment)
         tagged = (
-            [run for run in _search(workspace, "", [by_name.experiment_id]) if run.data.metrics and names.STEP not in run.data.tags]
+            [
+                run
+                for run in _search(workspace, "", [by_name.experiment_id])
+                if run.data.metrics and names.STEP not in run.data.tags
+            ]
             if by_name
             else []
         )
     own = [run for run in tagged if names.JOINS not in run.data.tags]
     return [
-        row(run, _recorded_params(workspace, run)) for run in own if not study or study in run.data.tags.get(names.STUDY, "").split(",")
+        row(run, _recorded_params(workspace, run))
+        for run in own
+        if not study or study in run.data.tags.get(names.STUDY, "").split(",")
     ]
 
 
@@ -127,7 +140,9 @@ def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
         return params
     with tempfile.TemporaryDirectory() as folder:
         try:
-            text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(encoding="utf-8")
+            text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(
+                encoding="utf-8"
+            )
             configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
         except (UserError, yaml.YAMLError):
             # It was stopped before that, or is a stranger's.
@@ -155,7 +170,10 @@ def row(run: Run, params: Mapping[str, str] | None = None) -> Row:
     }
     found |= {column: typed(name, params.get(name)) for column, name in _PARAMS.items()}
     found |= {column: metrics.get(name) for column, name in _METRICS.items()}
-    found |= {"config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params), "data_digest": tags.get(names.DATA_DIGEST, "")}
+    found |= {
+        "config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params),
+        "data_digest": tags.get(names.DATA_DIGEST, ""),
+    }
     found |= {
         "start_time": run.info.start_time,
         "trial": tags.get(names.TRIAL),
@@ -171,7 +189,12 @@ def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
     metric = params.get("training.best_metric", ranking.DEFAULT)
     value = metrics.get(ranking.best_name(metric))
     score = None if value is None else ranking.score(value, metric)
-    return {"metric": metric, "value": value, "score": score, "test_value": metrics.get(ranking.on_test(metric))}
+    return {
+        "metric": metric,
+        "value": value,
+        "score": score,
+        "test_value": metrics.get(ranking.on_test(metric)),
+    }
 
 
 def typed(name: str, value: str | None) -> Any:
@@ -192,11 +215,21 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
     Of files that params name nobody knows what they held, and a network's file would be run to find that out.
     """
     try:
-        known = {name: parse_yaml(value) if value.startswith(("[", "{")) else value for name, value in params.items() if field_info(name)}
+        known = {
+            name: parse_yaml(value) if value.startswith(("[", "{")) else value
+            for name, value in params.items()
+            if field_info(name)
+        }
         known = {name: value for name, value in known.items() if value != "null"}
-        if not known or any(":" in str(known.get(name, "")) for name in ("model.name", "model.weights")):
+        if not known or any(
+            ":" in str(known.get(name, "")) for name in ("model.name", "model.weights")
+        ):
             return ""
-        configuration = parse(Configuration, {section: fields for section, fields in nest(known).items() if section != "study"}, "params")
+        configuration = parse(
+            Configuration,
+            {section: fields for section, fields in nest(known).items() if section != "study"},
+            "params",
+        )
         return config_hash(configuration, models.origin(configuration.model), FIRST_RELEASE)
     except (UserError, yaml.YAMLError):
         return ""
@@ -204,21 +237,41 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
 
 def history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
     """Return a metric of a run by epoch: of one that was trained again the last value, NaN of one that is gone (see `EpochLog`)."""
-    logged = sorted(workspace.client.get_metric_history(run_id, metric), key=lambda entry: (entry.step, entry.timestamp))
+    logged = sorted(
+        workspace.client.get_metric_history(run_id, metric),
+        key=lambda entry: (entry.step, entry.timestamp),
+    )
     return {entry.step: entry.value for entry in logged}
 
 
-def complete_training(workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str) -> Row | None:
+def complete_training(
+    workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str
+) -> Row | None:
     """Return the complete training of that identity in this experiment, if there is one."""
-    tags = {names.EXPERIMENT: workspace.experiment, names.STEP: "train", names.STATE: names.COMPLETE, names.CONFIG_HASH: config_hash}
+    tags = {
+        names.EXPERIMENT: workspace.experiment,
+        names.STEP: "train",
+        names.STATE: names.COMPLETE,
+        names.CONFIG_HASH: config_hash,
+    }
     tags[names.DATA_DIGEST] = data_digest
-    found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
+    found = _search(
+        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+    )
     rows = [row(run) for run in found if names.JOINS not in run.data.tags]
-    return next((found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None)
+    return next(
+        (found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None
+    )
 
 
 def unfinished_training(
-    workspace: Workspace, study: str, config_hash: str, seed: int, fold: int, data_digest: str, begun: Collection[str]
+    workspace: Workspace,
+    study: str,
+    config_hash: str,
+    seed: int,
+    fold: int,
+    data_digest: str,
+    begun: Collection[str],
 ) -> str:
     """Return the run id of a study's training of that identity that can go on, the latest one, or an empty string.
 
@@ -233,10 +286,24 @@ def unfinished_training(
         data_digest: Of the images.
         begun: Run ids that the study itself has noted: anybody may write tags like theirs.
     """
-    tags = {names.EXPERIMENT: workspace.experiment, names.CONFIG_HASH: config_hash, names.DATA_DIGEST: data_digest}
-    found = _search(workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()))
-    own = [run for run in found if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))]
-    rows = [row(run) for run in own if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)]
+    tags = {
+        names.EXPERIMENT: workspace.experiment,
+        names.CONFIG_HASH: config_hash,
+        names.DATA_DIGEST: data_digest,
+    }
+    found = _search(
+        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+    )
+    own = [
+        run
+        for run in found
+        if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))
+    ]
+    rows = [
+        row(run)
+        for run in own
+        if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)
+    ]
     same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
     return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
 
@@ -244,19 +311,27 @@ def unfinished_training(
 def _can_go_on(run: Run) -> bool:
     tags = run.data.tags
     # Release 0.1.0 tags the reason of a failure only.
-    retry = tags.get(names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true")
+    retry = tags.get(
+        names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true"
+    )
     state = row(run)["state"]
-    return state in (names.RUNNING, names.INTERRUPTED) or (state == names.FAILED and retry == "true")
+    return state in (names.RUNNING, names.INTERRUPTED) or (
+        state == names.FAILED and retry == "true"
+    )
 
 
 def with_uid(workspace: Workspace, uid: str) -> list[str]:
     """Return the ids of the runs that have a uid."""
-    return [str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")]
+    return [
+        str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")
+    ]
 
 
 def running(workspace: Workspace, experiment: str = "") -> list[Run]:
     """Return the runs that are RUNNING, of one experiment of ours or of all."""
-    of_experiment = f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
+    of_experiment = (
+        f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
+    )
     return _search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
 
 
@@ -283,8 +358,14 @@ def studies(workspace: Workspace) -> list[Study]:
     latest: dict[str, Study] = {}
     for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
         tags = run.data.tags
-        digest, source, identity = tags.get(names.DATA_DIGEST, ""), run.data.params.get("data.source", ""), tags.get(names.IDENTITY, "")
-        latest.setdefault(tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity))
+        digest, source, identity = (
+            tags.get(names.DATA_DIGEST, ""),
+            run.data.params.get("data.source", ""),
+            tags.get(names.IDENTITY, ""),
+        )
+        latest.setdefault(
+            tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity)
+        )
     return list(latest.values())
 
 
@@ -301,7 +382,11 @@ def study_parent(workspace: Workspace, name: str) -> str:
 def _parents(workspace: Workspace, of_study: str) -> list[Run]:
     of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and {of_study}"
     # Two searches for few runs: one for all tags would fetch every training.
-    found = [run for step in ("tune", "main") for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")]
+    found = [
+        run
+        for step in ("tune", "main")
+        for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")
+    ]
     parents = [run for run in found if names.JOINS not in run.data.tags]
     return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
 
@@ -326,7 +411,9 @@ def study(workspace: Workspace, name: str) -> Study:
 def study_of(workspace: Workspace, run_id: str) -> str:
     """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
     try:
-        return str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
+        return (
+            str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
+        )
     except MlflowException as error:
         if error.error_code != _NO_SUCH:
             raise
@@ -362,7 +449,11 @@ def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path
         for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
             if entry.path == name:
                 need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
-        return Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri))
+        return Path(
+            download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri
+            )
+        )
     except (MlflowException, OSError) as error:
         # A server that is away, or a disk that is full, says nothing about the run.
         if is_away(error) or has_artifact(workspace, run_id, name):
@@ -378,7 +469,9 @@ def need_room(num_bytes: int, folder: Path, what: str) -> None:
     Raises:
         UserError: It is.
     """
-    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    free = shutil.disk_usage(
+        next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    ).free
     if num_bytes > min(MOST_BYTES, free):
         raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
 
@@ -386,4 +479,7 @@ def need_room(num_bytes: int, folder: Path, what: str) -> None:
 def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
     """Whether a run has an artifact of that path."""
     folder = str(PurePosixPath(name).parent)
-    return any(file.path == name for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder))
+    return any(
+        file.path == name
+        for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder)
+    )

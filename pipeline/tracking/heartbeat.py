@@ -50,7 +50,11 @@ class Beat(NamedTuple):
             beat = cls(host, int(process_id), float(started), float(time))
         except ValueError:
             return None
-        return beat if 0 < beat.process_id < 2**31 and 0 <= beat.started < 2**40 and 0 <= beat.time < 2**40 else None
+        return (
+            beat
+            if 0 < beat.process_id < 2**31 and 0 <= beat.started < 2**40 and 0 <= beat.time < 2**40
+            else None
+        )
 
     def __str__(self) -> str:
         return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"
@@ -66,7 +70,10 @@ class Beat(NamedTuple):
             return time.time() - self.time < STALE
         try:
             process = psutil.Process(self.process_id)
-            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                abs(process.create_time() - self.started) < 1
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.NoSuchProcess:
             return False
 

@@ -54,7 +54,9 @@ def take(step: str) -> None:
     from pipeline.errors import UserError
 
     if problem := _problem(run_id, step):
-        raise UserError(f"{_VARIABLE}: {problem}; only a run that `mlflow run` has just made for this step is taken: unset that variable")
+        raise UserError(
+            f"{_VARIABLE}: {problem}; only a run that `mlflow run` has just made for this step is taken: unset that variable"
+        )
     _State.taken = run_id
 
 
@@ -110,8 +112,14 @@ def has_never_begun(run: Run, database: Path | None) -> bool:
     made = run.info.start_time / 1000
     if not _is_for_us(run) or (database is None and time.time() - made < _LONGEST_BUILD):
         return False
-    launchers = [process for process in psutil.process_iter(["cmdline", "create_time"]) if _is_launcher(process)]
-    return not any(process.info["create_time"] <= made and _may_use(process, database) for process in launchers)
+    launchers = [
+        process
+        for process in psutil.process_iter(["cmdline", "create_time"])
+        if _is_launcher(process)
+    ]
+    return not any(
+        process.info["create_time"] <= made and _may_use(process, database) for process in launchers
+    )
 
 
 def _is_for_us(run: Run) -> bool:
@@ -119,8 +127,16 @@ def _is_for_us(run: Run) -> bool:
     from pipeline.tracking import names
 
     step, params = run.data.tags.get(_ENTRY_POINT), set(run.data.params)
-    declared = {"predict": {"model_uri", "images", "out"}, "init": {"out"}, "reconcile": {"experiment"}}
-    return step is not None and names.STEP not in run.data.tags and declared.get(step, {"config", "experiment"}) <= params
+    declared = {
+        "predict": {"model_uri", "images", "out"},
+        "init": {"out"},
+        "reconcile": {"experiment"},
+    }
+    return (
+        step is not None
+        and names.STEP not in run.data.tags
+        and declared.get(step, {"config", "experiment"}) <= params
+    )
 
 
 def _is_launcher(process: psutil.Process) -> bool:
@@ -147,10 +163,22 @@ def restore_killed_later() -> None:
     if not _State.taken:
         return
     # It starts in the user's folder, whatever is called pipeline there (-P), and imports this package.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+    }
     arguments = [sys.executable, "-P", "-m", __name__, _State.taken, str(os.getppid())]
     nowhere = subprocess.DEVNULL
-    subprocess.Popen(arguments, env=environment, start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    subprocess.Popen(
+        arguments,
+        env=environment,
+        start_new_session=True,
+        stdin=nowhere,
+        stdout=nowhere,
+        stderr=nowhere,
+    )
 
 
 def _is_alive(process_id: int) -> bool:

@@ -26,8 +26,19 @@ BEST_RUN = "pipeline.best_run"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 
-RUNNING, COMPLETE, PRUNED, FAILED, INTERRUPTED = "running", "complete", "pruned", "failed", "interrupted"
-STATUS_OF_STATE = {COMPLETE: "FINISHED", PRUNED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
+RUNNING, COMPLETE, PRUNED, FAILED, INTERRUPTED = (
+    "running",
+    "complete",
+    "pruned",
+    "failed",
+    "interrupted",
+)
+STATUS_OF_STATE = {
+    COMPLETE: "FINISHED",
+    PRUNED: "FINISHED",
+    FAILED: "FAILED",
+    INTERRUPTED: "KILLED",
+}
 """Pruning is no failure: the trial did what it was meant to do."""
 
 CHECKPOINT = "checkpoint/best.safetensors"

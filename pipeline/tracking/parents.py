@@ -46,8 +46,14 @@ def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iter
     with ExitStack() as runs:
         if parent and workspace.launched_run:
             joins = {names.STUDY: study, names.JOINS: parent}
-            runs.enter_context(TrackedRun(workspace, step, f"{study} (continued)", tags=joins, single=True))
-        run = runs.enter_context(TrackedRun(workspace, step, study, run_id=parent, tags={names.STUDY: study}, single=True))
+            runs.enter_context(
+                TrackedRun(workspace, step, f"{study} (continued)", tags=joins, single=True)
+            )
+        run = runs.enter_context(
+            TrackedRun(
+                workspace, step, study, run_id=parent, tags={names.STUDY: study}, single=True
+            )
+        )
         if (rival := _rival(workspace, study, run)) is not None:
             if parent:
                 run.withdraw()
@@ -74,7 +80,11 @@ def _order(run: Run) -> tuple[int, str]:
 
 
 def _tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
-    return [run for run in find.study_parents(workspace, study) if lives(run.data.tags) and _is_anothers(run)]
+    return [
+        run
+        for run in find.study_parents(workspace, study)
+        if lives(run.data.tags) and _is_anothers(run)
+    ]
 
 
 def _is_anothers(run: Run) -> bool:
@@ -85,4 +95,6 @@ def _is_anothers(run: Run) -> bool:
 def _in_use(study: str, run: Run) -> InUse:
     beat = Beat.of(run.data.tags)
     where = f"process {beat.process_id} on {beat.host}" if beat else "another process"
-    return InUse(f"study {study!r} is being tuned by {where} (run {run.info.run_id}); wait for it, or give another study.name")
+    return InUse(
+        f"study {study!r} is being tuned by {where} (run {run.info.run_id}); wait for it, or give another study.name"
+    )

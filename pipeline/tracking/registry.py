@@ -38,15 +38,30 @@ from pipeline.training.exported import CLASSES, NETWORK, PREPROCESSING, Classifi
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 """Characters that a tag of a version may have."""
-_DESCRIPTION, _FILES = "MLmodel", tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK))
+_DESCRIPTION, _FILES = (
+    "MLmodel",
+    tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK)),
+)
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
 _SIGNATURE = ModelSignature(
     Schema([ColSpec(DataType.string, "image")]),
-    Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"), ColSpec(Array(DataType.double), "probabilities")]),
+    Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    ),
 )
 
 
-def log_model(workspace: Workspace, run_id: str, network: nn.Module, classes: Sequence[str], preprocessing: Preprocessing) -> str:
+def log_model(
+    workspace: Workspace,
+    run_id: str,
+    network: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+) -> str:
     """Export a trained network and log it to a run as LoggedModel ``model``.
 
     Args:
@@ -142,7 +157,9 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise UserError(f"name: {name!r} cannot be a registered model: {first_line(error)}") from None
+            raise UserError(
+                f"name: {name!r} cannot be a registered model: {first_line(error)}"
+            ) from None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model_id = logged_model(workspace, run_id)
@@ -152,7 +169,9 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
     if versions:
         number = max(versions, key=lambda version: int(version.version)).version
     else:
-        number = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id).version
+        number = client.create_model_version(
+            name, f"models:/{model_id}", run_id, model_id=model_id
+        ).version
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     client.set_registered_model_alias(name, CHAMPION, number)
@@ -188,11 +207,15 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
         UserError: There is no such model, or it is not one of ours.
     """
     if not uri.startswith(("models:/", "runs:/")):
-        raise UserError(f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}")
+        raise UserError(
+            f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}"
+        )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         try:
             # By name, since a model may say that it stands in any folder of this machine.
-            described_in, *files = (_download(uri, name, Path(temporary)) for name in (_DESCRIPTION, *_FILES))
+            described_in, *files = (
+                _download(uri, name, Path(temporary)) for name in (_DESCRIPTION, *_FILES)
+            )
         except (MlflowException, OSError, ValueError) as error:
             if is_away(error):
                 raise
@@ -202,10 +225,19 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
             model_id, run_id = (str(described.get(name) or "") for name in ("model_id", "run_id"))
             classifier = Classifier(files[0].parent)
         except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-            raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {first_line(error)}") from None
+            raise UserError(
+                f"model_uri: {uri!r} is no image classifier of this pipeline: {first_line(error)}"
+            ) from None
         except UserError as error:
-            raise UserError(f"model_uri: {uri!r} is no image classifier of this pipeline: {error.message}") from None
-    return classifier, {"model_uri": uri, "model_id": model_id, "run_id": run_id, "data_digest": _data_digest(run_id)}
+            raise UserError(
+                f"model_uri: {uri!r} is no image classifier of this pipeline: {error.message}"
+            ) from None
+    return classifier, {
+        "model_uri": uri,
+        "model_id": model_id,
+        "run_id": run_id,
+        "data_digest": _data_digest(run_id),
+    }
 
 
 def _download(uri: str, name: str, folder: Path) -> Path:

@@ -48,7 +48,9 @@ def uid_of(run_id: str, tags: Mapping[str, str]) -> str:
     """
     uid = tags.get(names.UID, run_id)
     if not names.is_uid(uid):
-        raise UserError(f"run_id: run {run_id} has {uid!r} for its tag {names.UID}; 32 hex digits are needed, so it cannot be gone on with")
+        raise UserError(
+            f"run_id: run {run_id} has {uid!r} for its tag {names.UID}; 32 hex digits are needed, so it cannot be gone on with"
+        )
     return uid
 
 
@@ -93,7 +95,11 @@ class RunLog:
 
     def _params(self, values: Mapping[str, Any]) -> None:
         present = self.client.get_run(self.id).data.params
-        new = [Param(key, without_password(as_param(value))[:_PARAM_LENGTH]) for key, value in values.items() if key not in present]
+        new = [
+            Param(key, without_password(as_param(value))[:_PARAM_LENGTH])
+            for key, value in values.items()
+            if key not in present
+        ]
         for start in range(0, len(new), _PARAMS_PER_BATCH):
             self.client.log_batch(self.id, params=new[start : start + _PARAMS_PER_BATCH])
 
@@ -151,12 +157,20 @@ class RunLog:
     def configuration(self, configuration: Configuration) -> None:
         """Log the configuration as params and, whole, as the artifact that is read back."""
         self.params(configuration.flat())
-        self.text(names.CONFIG, yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        self.text(
+            names.CONFIG,
+            yaml.safe_dump(
+                configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+            ),
+        )
 
     def dataset(self, name: str, source: str, digest: str, contexts: Sequence[str]) -> None:
         """Log the data as dataset inputs, one per context."""
         dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)  # type: ignore[abstract]
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]) for context in contexts]
+        inputs = [
+            DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+            for context in contexts
+        ]
         self._write(lambda: self.client.log_inputs(self.id, inputs))
 
 
@@ -203,7 +217,12 @@ class TrackedRun(RunLog):
             self._name = ""
             self._tags = {names.STATE: names.RUNNING}
         else:
-            self._tags = {names.STEP: step, names.EXPERIMENT: workspace.experiment, names.STATE: names.RUNNING, names.UID: new_uid()}
+            self._tags = {
+                names.STEP: step,
+                names.EXPERIMENT: workspace.experiment,
+                names.STATE: names.RUNNING,
+                names.UID: new_uid(),
+            }
             self._tags |= {names.PARENT: parent} if parent else {}
             self._tags |= dict(tags or {})
 
@@ -243,13 +262,22 @@ class TrackedRun(RunLog):
         else:
             self.uid = self._tags[names.UID]
             tags = {**_source_tags(self._step), **self._tags}
-            self.id = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name).info.run_id
+            self.id = self.client.create_run(
+                self.workspace.experiment_id, tags=tags, run_name=self._name
+            ).info.run_id
         self._heartbeat = Heartbeat(self.client, self.id)
         if self._step == "train" and names.JOINS not in self._tags:
-            self._system = SystemMetricsMonitor(self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri)  # type: ignore[no-untyped-call]
+            self._system = SystemMetricsMonitor(
+                self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri
+            )  # type: ignore[no-untyped-call]
             self._system.start()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._is_hurried = isinstance(error, KeyboardInterrupt)
         # A signal meanwhile must not keep the run from its end; it is raised after that.
         with signals.held():
@@ -308,7 +336,10 @@ class TrackedRun(RunLog):
                 if self._step == "train":
                     self._tag({names.RETRY: str(may_pass(error)).lower()})
                 if not isinstance(error, UserError):
-                    self._text("traceback.txt", without_password("".join(traceback.format_exception(error))))
+                    self._text(
+                        "traceback.txt",
+                        without_password("".join(traceback.format_exception(error))),
+                    )
             finally:
                 # What has failed the run, such as a full disk, may fail the traceback too.
                 self.end(names.FAILED, str(error).strip() or type(error).__name__)
@@ -316,7 +347,12 @@ class TrackedRun(RunLog):
     def end(self, state: str, reason: str = "") -> None:
         """Write state and reason, and end the run with the status that belongs to the state."""
         tags = {names.STATE: state} | (
-            {names.REASON: reason[:_TAG_LENGTH], names.NOTE: f"{state}: {in_markdown(reason)}"[:_TAG_LENGTH]} if reason else {}
+            {
+                names.REASON: reason[:_TAG_LENGTH],
+                names.NOTE: f"{state}: {in_markdown(reason)}"[:_TAG_LENGTH],
+            }
+            if reason
+            else {}
         )
         with signals.held():
             self._tag(tags)
@@ -326,7 +362,10 @@ class TrackedRun(RunLog):
 def say_unended(run_id: str, reason: str) -> None:
     """Say that a run still says RUNNING, though its process ends."""
     shown = visible(without_password(reason))
-    print(f"run {run_id} could not be ended ({shown}); `python -m pipeline reconcile` does it later", file=sys.stderr)
+    print(
+        f"run {run_id} could not be ended ({shown}); `python -m pipeline reconcile` does it later",
+        file=sys.stderr,
+    )
 
 
 @contextmanager
@@ -348,14 +387,27 @@ def lives(tags: Mapping[str, str]) -> bool:
 def end_abandoned(workspace: Workspace, run_id: str) -> bool:
     """End a run whose process died without ending it, at its last beat; return whether it was one."""
     run = workspace.client.get_run(run_id) if run_id and find.lifecycle(workspace, run_id) else None
-    if run is None or run.info.status != "RUNNING" or run.info.lifecycle_stage != "active" or lives(run.data.tags):
+    if (
+        run is None
+        or run.info.status != "RUNNING"
+        or run.info.lifecycle_stage != "active"
+        or lives(run.data.tags)
+    ):
         return False
     beat = Beat.of(run.data.tags)
     reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")
     if launcher.has_never_begun(run, database_file(workspace.uri)):
         reason = "mlflow run has ended without starting it: it could not build the environment, or was killed"
-    RunLog(workspace, run_id).tag({names.STATE: names.INTERRUPTED, names.REASON: reason, names.NOTE: f"{names.INTERRUPTED}: {reason}"})
-    workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None)
+    RunLog(workspace, run_id).tag(
+        {
+            names.STATE: names.INTERRUPTED,
+            names.REASON: reason,
+            names.NOTE: f"{names.INTERRUPTED}: {reason}",
+        }
+    )
+    workspace.client.set_terminated(
+        run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None
+    )
     return True
 
 

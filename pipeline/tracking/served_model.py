@@ -57,7 +57,12 @@ class ImageClassifier(PythonModel):
         self._classifier = Classifier(Path(context.artifacts["network"]).parent)
         self._decodes = threading.Lock()
 
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
         """Classify the base64 files in column ``image``.
 
         Returns:
@@ -75,10 +80,14 @@ class ImageClassifier(PythonModel):
             except Refused as error:
                 errors[number], used = str(error), error.pixels
             left -= used
-        errors |= dict.fromkeys(range(most_rows, len(texts)), f"beyond the {most_rows} images of a request")
+        errors |= dict.fromkeys(
+            range(most_rows, len(texts)), f"beyond the {most_rows} images of a request"
+        )
         shares: dict[int, NDArray[np.float64]] = {}
         try:
-            shares = dict(zip(pixels, self._classifier.classify(list(pixels.values())), strict=True))
+            shares = dict(
+                zip(pixels, self._classifier.classify(list(pixels.values())), strict=True)
+            )
         except Exception:
             # For whoever runs the server; a caller learns that it is not the request.
             _LOG.exception("the network failed")
@@ -86,7 +95,9 @@ class ImageClassifier(PythonModel):
         _give_back()
         return self._answer(len(texts), shares, errors)
 
-    def _answer(self, count: int, shares: dict[int, NDArray[np.float64]], errors: dict[int, str]) -> pd.DataFrame:
+    def _answer(
+        self, count: int, shares: dict[int, NDArray[np.float64]], errors: dict[int, str]
+    ) -> pd.DataFrame:
         classes = self._classifier.classes
         found = [shares.get(number) for number in range(count)]
         columns: dict[str, list[Any]] = {
@@ -116,7 +127,11 @@ class ImageClassifier(PythonModel):
             except TooCostly as error:
                 raise Refused(str(error)) from None
             except TooLarge:
-                of = f"{most} pixels" if most == preprocessing.max_pixels else f"the {limit(MAX_PIXELS)} pixels of a request"
+                of = (
+                    f"{most} pixels"
+                    if most == preprocessing.max_pixels
+                    else f"the {limit(MAX_PIXELS)} pixels of a request"
+                )
                 raise Refused(f"more than {of}") from None
             except MemoryError:
                 raise Refused("too large for the server", claimed) from None
@@ -138,7 +153,10 @@ def _content(text: object) -> bytes:
     if len(text) > most_bytes * 1.4 + 8:
         raise Refused(f"more than {most_bytes} bytes")
     try:
-        content = base64.b64decode("".join(text.split()) if isinstance(text, str) else b"".join(text.split()), validate=True)
+        content = base64.b64decode(
+            "".join(text.split()) if isinstance(text, str) else b"".join(text.split()),
+            validate=True,
+        )
     except (ValueError, binascii.Error):
         raise Refused("not a base64 image") from None
     if len(content) > most_bytes:

@@ -79,7 +79,9 @@ class Workspace:
             explained = told(error)
             if isinstance(explained, UserError | StoreAway):
                 raise explained from error
-            raise UserError(f"experiment {self.experiment!r} cannot be used in {self.uri}: {first_line(error)}") from error
+            raise UserError(
+                f"experiment {self.experiment!r} cannot be used in {self.uri}: {first_line(error)}"
+            ) from error
         return experiment_id
 
     @property
@@ -108,14 +110,20 @@ class Workspace:
         Raises:
             Unwritable: One cannot.
         """
-        reasons = {folder: unwritable(folder) for folder in folders} | ({file: unwritable_file(file)} if file else {})
+        reasons = {folder: unwritable(folder) for folder in folders} | (
+            {file: unwritable_file(file)} if file else {}
+        )
         for path, reason in reasons.items():
             if reason:
                 raise Unwritable(f"{path} cannot be written to: {reason}; {_ELSEWHERE}")
 
     def ui_command(self) -> str:
         """Return the shell command that opens the MLflow UI on this store."""
-        return f"mlflow server --backend-store-uri '{self.uri}'" if self.uri.startswith(_SQLITE) else f"open {self.uri}"
+        return (
+            f"mlflow server --backend-store-uri '{self.uri}'"
+            if self.uri.startswith(_SQLITE)
+            else f"open {self.uri}"
+        )
 
 
 def tracking_uri() -> str:
@@ -124,7 +132,11 @@ def tracking_uri() -> str:
     MLflow writes a space in it as %20, and would make an empty folder of that name.
     """
     uri = mlflow.get_tracking_uri()
-    return f"{_SQLITE}{Path.cwd() / unquote(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
+    return (
+        f"{_SQLITE}{Path.cwd() / unquote(uri.removeprefix(_SQLITE))}"
+        if uri.startswith(_SQLITE)
+        else uri
+    )
 
 
 def database_file(uri: str) -> Path | None:
@@ -171,7 +183,9 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
         explained = told(error)
         if isinstance(explained, UserError | StoreAway):
             raise explained from error
-        raise UserError(f"the MLflow store {without_password(uri)} cannot be used: {first_line(error)}") from error
+        raise UserError(
+            f"the MLflow store {without_password(uri)} cannot be used: {first_line(error)}"
+        ) from error
     return Workspace(client, uri, home(), experiment, launcher.taken())
 
 
@@ -186,7 +200,9 @@ def _initialised(uri: str, reads_only: bool) -> MlflowClient:
         return client
     if found := _MEANS_ELSE.search(str(database)):
         # MLflow would put one part of what it keeps here, and another there.
-        raise UserError(f"{database}: MLflow takes {found[0]!r} in the name of its database or folder for something else; {_ELSEWHERE}")
+        raise UserError(
+            f"{database}: MLflow takes {found[0]!r} in the name of its database or folder for something else; {_ELSEWHERE}"
+        )
     _need_database(database, reads_only)
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -207,9 +223,13 @@ def _say_if_away(uri: str) -> None:
     try:
         create_engine(uri).connect().close()
     except ImportError as error:
-        raise UserError(f"the MLflow store {without_password(uri)} needs the package {error.name}, which is not installed") from None
+        raise UserError(
+            f"the MLflow store {without_password(uri)} needs the package {error.name}, which is not installed"
+        ) from None
     except OperationalError as error:
-        say(f"{without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}")
+        say(
+            f"{without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}"
+        )
 
 
 def _need_database(file: Path, reads_only: bool) -> None:
@@ -224,7 +244,9 @@ def _need_database(file: Path, reads_only: bool) -> None:
         return
     # SQLite makes files beside the database while it writes.
     if reason := unwritable_file(file) or unwritable(file.parent):
-        raise Unwritable(f"{file}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}")
+        raise Unwritable(
+            f"{file}, where runs are kept, cannot be written to: {reason}; {_ELSEWHERE}"
+        )
 
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -250,14 +272,21 @@ def _few_retries() -> Iterator[None]:
 def is_away(error: BaseException) -> bool:
     """Whether an error says that a server does not answer, or answers that it is out of order."""
     if isinstance(error, MlflowException):
-        return "failed with exception" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"
-    return isinstance(error, requests.ConnectionError | requests.Timeout) or (_status(error) or 0) >= 500
+        return (
+            "failed with exception" in str(error) or error.error_code == "TEMPORARILY_UNAVAILABLE"
+        )
+    return (
+        isinstance(error, requests.ConnectionError | requests.Timeout)
+        or (_status(error) or 0) >= 500
+    )
 
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status that an error carries."""
     if isinstance(error, MlflowException):
-        return {"UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "ENDPOINT_NOT_FOUND": 404}.get(str(error.error_code))
+        return {"UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "ENDPOINT_NOT_FOUND": 404}.get(
+            str(error.error_code)
+        )
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
@@ -266,7 +295,9 @@ def told(error: BaseException) -> PipelineError:
     """Return what an error of the store means to a person, in one line."""
     uri, text, status = without_password(tracking_uri()), first_line(error), _status(error)
     if is_away(error):
-        return StoreAway(f"the {'tracking server' if uri.startswith('http') else 'database'} {uri} does not answer: {_cause(text)}")
+        return StoreAway(
+            f"the {'tracking server' if uri.startswith('http') else 'database'} {uri} does not answer: {_cause(text)}"
+        )
     if status in (401, 403):
         users = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, say who asks"
         return UserError(f"the tracking server {uri} refuses this user ({status}); {users}")
@@ -284,7 +315,9 @@ def _cause(text: str) -> str:
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        location = str(home() / "mlruns" / name.replace("/", "_")) if uri.startswith(_SQLITE) else None
+        location = (
+            str(home() / "mlruns" / name.replace("/", "_")) if uri.startswith(_SQLITE) else None
+        )
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:
@@ -293,5 +326,7 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise UserError(f"the MLflow experiment {name!r} is deleted; restore it, or choose another name with --experiment")
+        raise UserError(
+            f"the MLflow experiment {name!r} is deleted; restore it, or choose another name with --experiment"
+        )
     return str(found.experiment_id)

@@ -24,7 +24,12 @@ from pipeline.errors import UserError, nearest
 from pipeline.files import write_whole
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, home, open_workspace
-from pipeline.weights import are_from_store, content_hash, read_normalisation, recorded_normalisation
+from pipeline.weights import (
+    are_from_store,
+    content_hash,
+    read_normalisation,
+    recorded_normalisation,
+)
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
@@ -52,12 +57,18 @@ def recorded(model: Model, origin: Mapping[str, str]) -> Model:
     weights = origin["weights"]
     if weights.startswith("file:"):
         stood_for = _folder_of(origin) / quote(model.weights, safe="")
-        weights = stood_for.read_text() if are_from_store(model.weights) and stood_for.is_file() else model.weights
+        weights = (
+            stood_for.read_text()
+            if are_from_store(model.weights) and stood_for.is_file()
+            else model.weights
+        )
     return model.model_copy(update={"weights": weights})
 
 
 def _folder_of(origin: Mapping[str, str]) -> Path:
-    return _kept() / _folder_name(origin["weights"].removeprefix("file:"), origin.get("normalisation", ""))
+    return _kept() / _folder_name(
+        origin["weights"].removeprefix("file:"), origin.get("normalisation", "")
+    )
 
 
 def _folder_name(weights: str, normalisation: str) -> str:
@@ -82,7 +93,9 @@ def _fetch(model: Model) -> Path:
         message = error.message.removeprefix("run_id: ").removeprefix("model.weights: ")
         raise UserError(f"model.weights: {model.weights}: {message}") from None
     if _without_folder(network) != _without_folder(model.name):
-        raise UserError(f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; they must be the same network")
+        raise UserError(
+            f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; they must be the same network"
+        )
     if exact != model.weights:
         (folder / quote(model.weights, safe="")).write_text(exact)
     return folder
@@ -109,14 +122,22 @@ def _run_behind(workspace: Workspace, weights: str) -> tuple[str, str]:
         if error.error_code != _NO_SUCH:
             raise
         known = sorted(other.name for other in client.search_registered_models())
-        raise UserError(f"no model {name!r} is registered{nearest(name, known)}; there are: {', '.join(known) or 'none'}") from None
-    versions = {str(found.version): found for found in client.search_model_versions(f"name = '{name}'")}
+        raise UserError(
+            f"no model {name!r} is registered{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+        ) from None
+    versions = {
+        str(found.version): found for found in client.search_model_versions(f"name = '{name}'")
+    }
     if alias and alias not in registered.aliases:
         known = sorted(registered.aliases)
-        raise UserError(f"model {name!r} has no alias {alias!r}{nearest(alias, known)}; there are: {', '.join(known) or 'none'}")
+        raise UserError(
+            f"model {name!r} has no alias {alias!r}{nearest(alias, known)}; there are: {', '.join(known) or 'none'}"
+        )
     number = str(registered.aliases[alias]) if alias else number
     if number not in versions:
-        raise UserError(f"model {name!r} has no version {number}; there are: {', '.join(sorted(versions, key=int)) or 'none'}")
+        raise UserError(
+            f"model {name!r} has no version {number}; there are: {', '.join(sorted(versions, key=int)) or 'none'}"
+        )
     if not versions[number].run_id:
         raise UserError(f"no run is known that trained version {number}")
     return f"models:/{name}/{number}", str(versions[number].run_id)
@@ -131,11 +152,14 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
     workspace = open_workspace("")
     run = find.get_run(workspace, run_id, even_deleted=True)
     if find.row(run)["state"] == names.RUNNING:
-        raise UserError(f"run {run_id} ({run.info.run_name}) is still running; its best weights may change")
+        raise UserError(
+            f"run {run_id} ({run.info.run_name}) is still running; its best weights may change"
+        )
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as temporary:
         checkpoint, preprocessing, configuration = (
-            find.artifact(workspace, run_id, name, Path(temporary)) for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
+            find.artifact(workspace, run_id, name, Path(temporary))
+            for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
         )
         try:
             recorded = parse_yaml(configuration.read_text(encoding="utf-8"))["model"]
@@ -145,7 +169,10 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
         normalisation = recorded_normalisation(model, read_normalisation(preprocessing, checkpoint))
         folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
         folder.mkdir(exist_ok=True)
-        write_whole(folder / preprocessing.name, json.dumps(dict(zip(("mean", "std"), normalisation, strict=True))))
+        write_whole(
+            folder / preprocessing.name,
+            json.dumps(dict(zip(("mean", "std"), normalisation, strict=True))),
+        )
         # The weights last: where they are, all is.
         checkpoint.replace(folder / checkpoint.name)
     return model.name, folder

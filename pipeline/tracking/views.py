@@ -37,7 +37,12 @@ _COMPARED_PARAMS = ["model.name", "optimizer.lr", "schedule.name"]
 
 
 def _chart(kind: str, section: str, metric: str, **options: Any) -> dict[str, Any]:
-    identity = {"uuid": f"{section}-{kind}-{metric}", "type": kind, "metricSectionId": section, "metricKey": metric}
+    identity = {
+        "uuid": f"{section}-{kind}-{metric}",
+        "type": kind,
+        "metricSectionId": section,
+        "metricKey": metric,
+    }
     return {**identity, "runsCountToCompare": 20, "deleted": False, "isGenerated": False, **options}
 
 
@@ -49,22 +54,54 @@ def _line(metric: str) -> dict[str, Any]:
         "yAxisKey": "metric",
         "selectedYAxisMetricKey": "metric",
     }
-    drawing = {"lineSmoothness": 0, "scaleType": "linear", "range": {}, "ignoreOutliers": False, "yAxisExpressions": []}
+    drawing = {
+        "lineSmoothness": 0,
+        "scaleType": "linear",
+        "range": {},
+        "ignoreOutliers": False,
+        "yAxisExpressions": [],
+    }
     shared = {"useGlobalXaxisKey": False, "useGlobalLineSmoothing": True}
-    return _chart("LINE", "epochs", metric, selectedMetricKeys=[metric], **axes, **drawing, **shared)
+    return _chart(
+        "LINE", "epochs", metric, selectedMetricKeys=[metric], **axes, **drawing, **shared
+    )
 
 
 def _charts(metric: str) -> dict[str, Any]:
     sections = [
-        {"uuid": uuid, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+        {
+            "uuid": uuid,
+            "name": title,
+            "display": True,
+            "isReordered": True,
+            "deleted": False,
+            "isGenerated": False,
+        }
         for uuid, title in (("best", "Comparison"), ("epochs", "Per epoch"))
     ]
     parallel = _chart(
-        "PARALLEL", "best", "", showAllRuns=True, selectedMetrics=[ranking.best_name(metric)], selectedParams=_COMPARED_PARAMS
+        "PARALLEL",
+        "best",
+        "",
+        showAllRuns=True,
+        selectedMetrics=[ranking.best_name(metric)],
+        selectedParams=_COMPARED_PARAMS,
     )
-    bars = [_chart("BAR", "best", name, displayName=name) for name in (ranking.best_name(metric), ranking.on_test(metric))]
-    lines = [_line(name) for name in dict.fromkeys((metric, "val/accuracy", "val/loss", "train/accuracy", "train/loss"))]
-    return {"isAccordionReordered": True, "compareRunSections": sections, "compareRunCharts": [parallel, *bars, *lines]}
+    bars = [
+        _chart("BAR", "best", name, displayName=name)
+        for name in (ranking.best_name(metric), ranking.on_test(metric))
+    ]
+    lines = [
+        _line(name)
+        for name in dict.fromkeys(
+            (metric, "val/accuracy", "val/loss", "train/accuracy", "train/loss")
+        )
+    ]
+    return {
+        "isAccordionReordered": True,
+        "compareRunSections": sections,
+        "compareRunCharts": [parallel, *bars, *lines],
+    }
 
 
 def _write(workspace: Workspace, key: str, title: str, charts: dict[str, Any], metric: str) -> None:
@@ -88,7 +125,9 @@ def _write(workspace: Workspace, key: str, title: str, charts: dict[str, Any], m
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = int(time.time() * 1000)
     value = json.dumps({"name": title, "createdAt": now, "updatedAt": now, "state": packed})
-    workspace.client.set_experiment_tag(workspace.experiment_id, f"mlflow.sharedViewState.{key}", value)
+    workspace.client.set_experiment_tag(
+        workspace.experiment_id, f"mlflow.sharedViewState.{key}", value
+    )
 
 
 def write_views(workspace: Workspace, metric: str) -> None:
@@ -98,7 +137,9 @@ def write_views(workspace: Workspace, metric: str) -> None:
     direction = str(not ranking.is_lower_better(metric)).lower()
     tags = {"name": ranking.best_name(metric), "greaterIsBetter": direction}
     for key, value in tags.items():
-        workspace.client.set_experiment_tag(workspace.experiment_id, f"mlflow.experiment.primaryMetric.{key}", value)
+        workspace.client.set_experiment_tag(
+            workspace.experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
+        )
 
 
 def view_urls(workspace: Workspace) -> dict[str, str]:

@@ -41,25 +41,74 @@ _MEMBERS = {
     ".format_version",
     ".storage_alignment",
 }
-_NEEDED = {_PROGRAM, "data/weights/model_weights_config.json", "data/constants/model_constants_config.json", "archive_version"}
+_NEEDED = {
+    _PROGRAM,
+    "data/weights/model_weights_config.json",
+    "data/constants/model_constants_config.json",
+    "archive_version",
+}
 _INPUTS = "data/sample_inputs/model.pt"
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
-_WRITTEN_BY_TORCH = {"byteorder", "version", ".data/version", ".data/serialization_id", ".format_version", ".storage_alignment"}
+_WRITTEN_BY_TORCH = {
+    "byteorder",
+    "version",
+    ".data/version",
+    ".data/serialization_id",
+    ".format_version",
+    ".storage_alignment",
+}
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:+\-]*")
 """Texts that mean nothing but themselves, also where they become Python source."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ATEN = re.compile(r"torch\.ops\.aten\.([a-z0-9_]+)\.[A-Za-z0-9_]+")
-_SIZES_BY = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
+_SIZES_BY = (
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "truediv",
+    "mod",
+    "neg",
+    "getitem",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+)
 _ON_SIZES = {f"_operator.{name}" for name in _SIZES_BY}
-_TEXTS_OF = {"einsum": r"[a-zA-Z.,> \-]*", "gelu": "none|tanh", "pad": "constant|reflect|replicate|circular", "div": "floor|trunc"}
+_TEXTS_OF = {
+    "einsum": r"[a-zA-Z.,> \-]*",
+    "gelu": "none|tanh",
+    "pad": "constant|reflect|replicate|circular",
+    "div": "floor|trunc",
+}
 """Operators that take a text, and which; one that opens a file by its name would take one as well."""
 _KINDS = ("tensor", "optional_tensor", "int", "float", "bool", "sym_int", "sym_float", "sym_bool")
-_ARGUMENTS = {"as_none", "as_string", "as_scalar_type", "as_memory_format", "as_layout", "as_device"} | {
-    f"as_{kind}{plural}" for kind in _KINDS for plural in ("", "s")
-}
+_ARGUMENTS = {
+    "as_none",
+    "as_string",
+    "as_scalar_type",
+    "as_memory_format",
+    "as_layout",
+    "as_device",
+} | {f"as_{kind}{plural}" for kind in _KINDS for plural in ("", "s")}
 
-_FUNCTIONS = {"Symbol", "Integer", "Add", "Mul", "Min", "Max", "Mod", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod"}
+_FUNCTIONS = {
+    "Symbol",
+    "Integer",
+    "Add",
+    "Mul",
+    "Min",
+    "Max",
+    "Mod",
+    "FloorDiv",
+    "CleanDiv",
+    "CeilDiv",
+    "PythonMod",
+}
 _ASSUMPTIONS = {"positive", "integer", "nonnegative"}
 
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
@@ -97,15 +146,30 @@ def write_checked(file: Path, copy: Path) -> None:
             members = _members(archive)
             if missing := _NEEDED - members.keys():
                 raise UnsafeArchive(f"no exported network: it lacks {', '.join(sorted(missing))}")
-            descriptions = {name: _described(name, archive, members) for name in members if name.endswith((".json", ".pt"))}
+            descriptions = {
+                name: _described(name, archive, members)
+                for name in members
+                if name.endswith((".json", ".pt"))
+            }
             _write(archive, members, descriptions, copy)
     except UnsafeArchive:
         raise
     except _DAMAGED as error:
-        raise UnsafeArchive(f"no exported network, or a damaged one: {first_line(error)}") from error
+        raise UnsafeArchive(
+            f"no exported network, or a damaged one: {first_line(error)}"
+        ) from error
 
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 """What zipfile raises, and what is raised where a description is not of the form that torch writes."""
 
 
@@ -117,7 +181,9 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         root, _, name = member.filename.partition("/")
         roots.add(root)
         if name in found or len(roots) > 1:
-            raise UnsafeArchive(f"its member {member.filename!r} is there twice, or beside the network's folder")
+            raise UnsafeArchive(
+                f"its member {member.filename!r} is there twice, or beside the network's folder"
+            )
         if name not in _MEMBERS and not _TENSOR.fullmatch(name):
             raise UnsafeArchive(f"it holds {name!r}, which no plain network has")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
@@ -126,10 +192,14 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
-def _described(name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> bytes:
+def _described(
+    name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> bytes:
     """Return what torch is to read of a part that describes the network."""
     if members[name].file_size > _MOST_JSON:
-        raise UnsafeArchive(f"its member {name!r} has {members[name].file_size} bytes, more than {_MOST_JSON}")
+        raise UnsafeArchive(
+            f"its member {name!r} has {members[name].file_size} bytes, more than {_MOST_JSON}"
+        )
     content = archive.read(members[name])
     if name == _PROGRAM:
         return json.dumps(_program(json.loads(content))).encode()
@@ -147,10 +217,14 @@ def _need_weights_only(content: bytes, name: str) -> None:
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise UnsafeArchive(f"its part {name!r} asks for more than tensors when it is loaded") from error
+        raise UnsafeArchive(
+            f"its part {name!r} asks for more than tensors when it is loaded"
+        ) from error
 
 
-def _tensors(raw: Any, name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Any:
+def _tensors(
+    raw: Any, name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> Any:
     """Return the list of tensors of an archive, each in a member of its own."""
     folder = name.rpartition("/")[0]
     for entry in raw["config"].values():
@@ -173,10 +247,16 @@ def _program(raw: Any) -> Any:
         node["metadata"] = {}
         _need_operator(node)
     module["metadata"], module["treespec_namedtuple_fields"] = {}, {}
-    module["module_call_graph"] = [_signature(entry) for entry in module["module_call_graph"] if entry["fqn"] == ""]
+    module["module_call_graph"] = [
+        _signature(entry) for entry in module["module_call_graph"] if entry["fqn"] == ""
+    ]
     # Python source of conditions on the input, which would be executed.
     raw["guards_code"] = []
-    specs = [entry["signature"].pop(name) for entry in module["module_call_graph"] for name in ("in_spec", "out_spec")]
+    specs = [
+        entry["signature"].pop(name)
+        for entry in module["module_call_graph"]
+        for name in ("in_spec", "out_spec")
+    ]
     _need_plain(raw)
     for entry in module["module_call_graph"]:
         entry["signature"] |= dict(zip(("in_spec", "out_spec"), specs[:2], strict=True))
@@ -185,7 +265,10 @@ def _program(raw: Any) -> Any:
 
 def _signature(entry: Any) -> Any:
     signature = entry["signature"]
-    if json.loads(signature["in_spec"]) != _ONE_INPUT or json.loads(signature["out_spec"]) != _ONE_OUTPUT:
+    if (
+        json.loads(signature["in_spec"]) != _ONE_INPUT
+        or json.loads(signature["out_spec"]) != _ONE_OUTPUT
+    ):
         raise UnsafeArchive("it is no function from one tensor to one tensor")
     return {"fqn": "", "signature": signature}
 
@@ -224,7 +307,9 @@ def _need_plain(value: Any, key: str = "") -> None:
     elif isinstance(value, str) and not isinstance(value, _Text):
         if key == "expr_str":
             _need_size(value)
-        elif not _PLAIN.fullmatch(value) or (key in ("name", "forward_arg_names") and value and not _IDENTIFIER.fullmatch(value)):
+        elif not _PLAIN.fullmatch(value) or (
+            key in ("name", "forward_arg_names") and value and not _IDENTIFIER.fullmatch(value)
+        ):
             raise UnsafeArchive(f"it holds the text {value[:60]!r}")
 
 
@@ -243,17 +328,35 @@ def _is_size(node: ast.expr) -> bool:
         return isinstance(node.op, ast.USub) and _is_size(node.operand)
     if isinstance(node, ast.Constant):
         return type(node.value) is int
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS:
+    if (
+        not isinstance(node, ast.Call)
+        or not isinstance(node.func, ast.Name)
+        or node.func.id not in _FUNCTIONS
+    ):
         return False
-    if not all(word.arg in _ASSUMPTIONS and isinstance(word.value, ast.Constant) and word.value.value is True for word in node.keywords):
+    if not all(
+        word.arg in _ASSUMPTIONS
+        and isinstance(word.value, ast.Constant)
+        and word.value.value is True
+        for word in node.keywords
+    ):
         return False
     if node.func.id == "Symbol":
         (name,) = node.args
-        return isinstance(name, ast.Constant) and isinstance(name.value, str) and re.fullmatch(r"[a-z]+\d+", name.value) is not None
+        return (
+            isinstance(name, ast.Constant)
+            and isinstance(name.value, str)
+            and re.fullmatch(r"[a-z]+\d+", name.value) is not None
+        )
     return all(map(_is_size, node.args))
 
 
-def _write(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], descriptions: Mapping[str, bytes], copy: Path) -> None:
+def _write(
+    archive: zipfile.ZipFile,
+    members: Mapping[str, zipfile.ZipInfo],
+    descriptions: Mapping[str, bytes],
+    copy: Path,
+) -> None:
     writer = torch._C.PyTorchFileWriter(str(copy))
     for name, content in {_INPUTS: b"", **descriptions}.items():
         writer.write_record(name, content, len(content))

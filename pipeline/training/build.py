@@ -24,7 +24,11 @@ from pipeline.training.setting import Setting
 
 @contextmanager
 def built(
-    configuration: Configuration, prepared: Prepared, checkpoint: Path, group: Group = ALONE, preprocessing: Preprocessing | None = None
+    configuration: Configuration,
+    prepared: Prepared,
+    checkpoint: Path,
+    group: Group = ALONE,
+    preprocessing: Preprocessing | None = None,
 ) -> Iterator[Setting]:
     """Build network and loaders of a training; when the block ends, in whatever way, no process and no setting of torch's is left.
 
@@ -45,7 +49,9 @@ def built(
         torch.cuda.set_device(device)
     with (
         kernels(training.deterministic and device.type == "cuda"),
-        closing(_build(configuration, prepared, checkpoint, group, device, preprocessing)) as setting,
+        closing(
+            _build(configuration, prepared, checkpoint, group, device, preprocessing)
+        ) as setting,
     ):
         yield setting
 
@@ -55,12 +61,18 @@ def seed_of(seed: int, rank: int) -> int:
 
     The CPU's generator takes the lowest 32 bits only, so that these must differ.
     """
-    return int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) if rank else seed
+    return (
+        int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) if rank else seed
+    )
 
 
 def has_own_statistics(setting: Setting) -> bool:
     """Whether BatchNorm takes its statistics in each process by itself: it cannot take them over all of them on CPUs."""
-    return setting.group.size > 1 and setting.device.type == "cpu" and trains_batch_norm(setting.network.module)
+    return (
+        setting.group.size > 1
+        and setting.device.type == "cpu"
+        and trains_batch_norm(setting.network.module)
+    )
 
 
 def _build(
@@ -77,16 +89,34 @@ def _build(
     if group.rank:
         # The same weights as the others, but not the same dropout.
         torch.manual_seed(seed_of(training.seed, group.rank))
-    labels, train_positions, val_positions = prepared.labels(), prepared.positions("train"), prepared.positions("val")
+    labels, train_positions, val_positions = (
+        prepared.labels(),
+        prepared.positions("train"),
+        prepared.positions("val"),
+    )
     if len(val_positions) < group.size:
-        raise UserError(f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}")
-    train_images = Images(prepared.images, train_positions, labels, data.image_size, build_augmentation(data), training.seed)
-    val_images = Images(prepared.images, val_positions[group.rank :: group.size], labels, data.image_size)
+        raise UserError(
+            f"training.processes: {group.size} processes need as many validation images; there are {len(val_positions)}"
+        )
+    train_images = Images(
+        prepared.images,
+        train_positions,
+        labels,
+        data.image_size,
+        build_augmentation(data),
+        training.seed,
+    )
+    val_images = Images(
+        prepared.images, val_positions[group.rank :: group.size], labels, data.image_size
+    )
     loading = num_loading(data.workers, device, group.size, data.augment)
     needs_two_each = group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module)
     return Setting(
         network,
-        preprocessing or Preprocessing.of(data, network.normalisation or prepared.normalisation(), prepared.version),
+        preprocessing
+        or Preprocessing.of(
+            data, network.normalisation or prepared.normalisation(), prepared.version
+        ),
         Loader(
             train_images,
             data.batch_size,

@@ -24,7 +24,9 @@ class Callback:
     def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
         """Called after each optimizer step with the running means of the epoch."""
 
-    def on_validation(self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def on_validation(
+        self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]
+    ) -> None:
         """Called after each validation, before `on_epoch`, with labels (images,) and logits (images, classes)."""
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:

@@ -30,7 +30,9 @@ _CHUNK = _LARGE = 2**20
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a network's state dict in the CPU's memory; cloned, since safetensors refuses tensors that share memory."""
-    return {name: _copied(value.detach().contiguous()) for name, value in module.state_dict().items()}
+    return {
+        name: _copied(value.detach().contiguous()) for name, value in module.state_dict().items()
+    }
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
@@ -65,7 +67,10 @@ class Checkpoints:
             best: File of the best weights; None before there are any.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with whole(self._folder / f"resume-{number:09d}.pt", durable=True) as partial, partial.open("wb") as file:
+        with (
+            whole(self._folder / f"resume-{number:09d}.pt", durable=True) as partial,
+            partial.open("wb") as file,
+        ):
             file.write(bytes(_DIGEST_BYTES))
             hashed = _Hashed(file)
             if best is not None:
@@ -99,7 +104,11 @@ class Checkpoints:
                 length = _length_of_weights(file)
                 start = file.tell()
                 try:
-                    state: State = torch.load(cast("IO[bytes]", _From(file, start + length)), map_location="cpu", weights_only=True)
+                    state: State = torch.load(
+                        cast("IO[bytes]", _From(file, start + length)),
+                        map_location="cpu",
+                        weights_only=True,
+                    )
                 except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
                     continue
                 inside = state.pop("best_weights", None)
@@ -145,7 +154,10 @@ class _From(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset + (self._start if whence == io.SEEK_SET else 0), whence) - self._start
+        return (
+            self._file.seek(offset + (self._start if whence == io.SEEK_SET else 0), whence)
+            - self._start
+        )
 
     def readinto(self, buffer: Any, /) -> int:
         return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
@@ -233,7 +245,11 @@ def _copied(tensor: Tensor) -> Tensor:
     if size < _LARGE or tensor.layout != torch.strided or tensor.untyped_storage().nbytes() != size:
         return tensor.to("cpu", copy=True)
     storage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.size(), tensor.stride()).copy_(tensor)
+    return (
+        torch.empty(0, dtype=tensor.dtype)
+        .set_(storage, 0, tensor.size(), tensor.stride())
+        .copy_(tensor)
+    )
 
 
 def random_states() -> State:

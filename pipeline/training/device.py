@@ -21,7 +21,10 @@ _OUT_OF_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def num_loading(
-    workers: int | Literal["auto"], device: torch.device, processes: int, augment: Sequence[str | Mapping[str, Any]] = ()
+    workers: int | Literal["auto"],
+    device: torch.device,
+    processes: int,
+    augment: Sequence[str | Mapping[str, Any]] = (),
 ) -> int:
     """Return how many processes read and augment images for one that trains.
 
@@ -38,7 +41,12 @@ def num_loading(
         return workers
     if device.type != "cuda":
         return 0
-    is_cheap = all(next(iter(entry), "").endswith(_CHEAP) if isinstance(entry, Mapping) else entry.endswith(_CHEAP) for entry in augment)
+    is_cheap = all(
+        next(iter(entry), "").endswith(_CHEAP)
+        if isinstance(entry, Mapping)
+        else entry.endswith(_CHEAP)
+        for entry in augment
+    )
     most = _MOST_LOADING if is_cheap else _MOST_AUGMENTING
     return max(0, min(most, (os.cpu_count() or 1) // processes - 1))
 
@@ -50,7 +58,10 @@ def kernels(deterministic: bool) -> Iterator[None]:
     Args:
         deterministic: An operation that has no such kernel raises RuntimeError.
     """
-    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     benchmark = torch.backends.cudnn.benchmark
     # A process looks at it when it first multiplies matrices, and never again: where that happened in a training that needs no
     # deterministic kernels, one that does would be refused ever after.
@@ -91,7 +102,9 @@ def need_compiler(device: torch.device) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise UserError("training.compile: needs a C++ compiler on a CPU, and none is found; install g++ or clang, or set CXX") from None
+        raise UserError(
+            "training.compile: needs a C++ compiler on a CPU, and none is found; install g++ or clang, or set CXX"
+        ) from None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -103,12 +116,18 @@ def resolve_device(name: str) -> torch.device:
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
-    available = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available] if torch.cuda.is_available() else available
+    available = (
+        ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
+        if torch.cuda.is_available()
+        else available
+    )
     if is_group() and available[0] == "cuda" and name in ("auto", "cuda"):
         # One process per GPU.
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         return torch.device(available[0])
     if name not in available:
-        raise UserError(f"training.device: this machine has no {name!r}; allowed here: auto, {', '.join(available)}")
+        raise UserError(
+            f"training.device: this machine has no {name!r}; allowed here: auto, {', '.join(available)}"
+        )
     return torch.device(name)

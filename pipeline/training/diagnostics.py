@@ -53,8 +53,19 @@ class Diagnostics:
         best_metric: The value by which epochs are compared.
     """
 
-    def __init__(self, num_classes: int, majority_rate: float, gap: float = GAP, best_metric: str = ranking.DEFAULT) -> None:
-        self._num_classes, self._majority_rate, self._gap, self._best_metric = num_classes, majority_rate, gap, best_metric
+    def __init__(
+        self,
+        num_classes: int,
+        majority_rate: float,
+        gap: float = GAP,
+        best_metric: str = ranking.DEFAULT,
+    ) -> None:
+        self._num_classes, self._majority_rate, self._gap, self._best_metric = (
+            num_classes,
+            majority_rate,
+            gap,
+            best_metric,
+        )
         self._best = -math.inf
         self._flags: list[Flag] = []
 
@@ -62,7 +73,13 @@ class Diagnostics:
         """Take up a training of which these epochs' values are known."""
         self._best = max(map(self._score, history), default=-math.inf)
 
-    def after_epoch(self, epoch: int, epochs: int, values: Mapping[str, float], predicted_classes: NDArray[np.int64]) -> list[Flag]:
+    def after_epoch(
+        self,
+        epoch: int,
+        epochs: int,
+        values: Mapping[str, float],
+        predicted_classes: NDArray[np.int64],
+    ) -> list[Flag]:
         """Return all flags that hold after an epoch; one that was there before and is no more is withdrawn.
 
         Args:
@@ -88,7 +105,10 @@ class Diagnostics:
 
     def after_failure(self, reason: str) -> list[Flag]:
         """Return the flags of a training that a loss which is not finite has ended: those of the last epoch, and that one."""
-        return [Flag("not_finite", reason), *(flag for flag in self._flags if flag.name != "not_finite")]
+        return [
+            Flag("not_finite", reason),
+            *(flag for flag in self._flags if flag.name != "not_finite"),
+        ]
 
     def _score(self, values: Mapping[str, float]) -> float:
         return ranking.score(values[self._best_metric], self._best_metric)
@@ -109,7 +129,8 @@ def baseline(values: Mapping[str, float], majority_rate: float) -> Flag | None:
     if accuracy > majority_rate + 1e-9:
         return None
     return Flag(
-        "baseline", f"validation accuracy {accuracy:.1%} is not above that of always answering the largest class, {majority_rate:.1%}"
+        "baseline",
+        f"validation accuracy {accuracy:.1%} is not above that of always answering the largest class, {majority_rate:.1%}",
     )
 
 
@@ -118,10 +139,17 @@ def overfit(values: Mapping[str, float], gap: float) -> Flag | None:
     train, val = values["train/accuracy"], values["val/accuracy"]
     if train - val <= gap:
         return None
-    return Flag("overfit", f"training accuracy {train:.1%} is {100 * (train - val):.1f} points above validation's {val:.1%}")
+    return Flag(
+        "overfit",
+        f"training accuracy {train:.1%} is {100 * (train - val):.1f} points above validation's {val:.1%}",
+    )
 
 
 def not_finite(values: Mapping[str, float]) -> Flag | None:
     """Return the flag of an epoch with a loss that is NaN or infinite."""
-    wrong = [f"{name} is {values[name]}" for name in ("train/loss", "val/loss") if not math.isfinite(values[name])]
+    wrong = [
+        f"{name} is {values[name]}"
+        for name in ("train/loss", "val/loss")
+        if not math.isfinite(values[name])
+    ]
     return Flag("not_finite", " and ".join(wrong)) if wrong else None

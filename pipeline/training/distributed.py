@@ -87,11 +87,15 @@ class Group:
         """Return rank 0's state; tensor by tensor, so that no process has all of it in memory twice."""
         if not self._is_joined:
             return state
-        shape = self.share(b"" if state is None else packed(with_tensors(state, lambda tensor: tensor.to("meta"))))
+        shape = self.share(
+            b"" if state is None else packed(with_tensors(state, lambda tensor: tensor.to("meta")))
+        )
         if not shape:
             return None
         if state is None:
-            state = with_tensors(unpacked(shape), lambda tensor: torch.empty_like(tensor, device="cpu"))
+            state = with_tensors(
+                unpacked(shape), lambda tensor: torch.empty_like(tensor, device="cpu")
+            )
         with_tensors(state, _broadcast)
         return state
 
@@ -158,13 +162,17 @@ def joined() -> Group:
 def join(**options: Any) -> Group:
     """Join the processes of a group, which may be this one alone; options are those of `torch.distributed.init_process_group`."""
     # What is said between processes is on the CPU, gradients where the network is.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **options)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **options
+    )
     return Group(dist.get_rank(), dist.get_world_size(), is_joined=True)
 
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether an error says that another process of the group has ended."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    )
 
 
 def trains_batch_norm(module: nn.Module) -> bool:

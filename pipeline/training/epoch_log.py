@@ -32,7 +32,12 @@ class EpochLog(Callback):
     """
 
     def __init__(
-        self, write: Write, once: Values, best_metric: str, known: Mapping[int, Values] | None = None, told: Values | None = None
+        self,
+        write: Write,
+        once: Values,
+        best_metric: str,
+        known: Mapping[int, Values] | None = None,
+        told: Values | None = None,
     ) -> None:
         self._write, self._once, self._best_metric = write, once, best_metric
         self._known, self._told = dict(known or {}), dict(told or {})
@@ -52,9 +57,14 @@ class EpochLog(Callback):
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         self._epochs = epoch
         if is_best:
-            self._kept = {**{name: values[source] for name, source in self._names.items()}, "best/epoch": epoch}
+            self._kept = {
+                **{name: values[source] for name, source in self._names.items()},
+                "best/epoch": epoch,
+            }
         before = self._known.get(epoch)
-        is_new = before is None or not _are_same(before, {name: value for name, value in values.items() if name not in _SPEEDS})
+        is_new = before is None or not _are_same(
+            before, {name: value for name, value in values.items() if name not in _SPEEDS}
+        )
         self._has_departed |= before is not None and is_new
         # Until it makes something else, or more, of the epochs, it is on its way to the best one that was logged.
         best = self._untold() if self._has_departed or epoch >= self._last else {}

@@ -42,7 +42,9 @@ def save_exported(network: nn.Module, image_size: int, file: Path) -> None:
     network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     with torch.no_grad():
-        program = torch.export.export(network, (torch.zeros(2, 3, image_size, image_size),), dynamic_shapes=({0: batch},))
+        program = torch.export.export(
+            network, (torch.zeros(2, 3, image_size, image_size),), dynamic_shapes=({0: batch},)
+        )
     for node in program.graph.nodes:
         for name in _ORIGINS:
             node.meta.pop(name, None)
@@ -96,7 +98,9 @@ class Classifier:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.classes = classes_from(json.loads((folder / CLASSES).read_text(encoding="utf-8")))
-            self.preprocessing = Preprocessing.from_dict(json.loads((folder / PREPROCESSING).read_text(encoding="utf-8")))
+            self.preprocessing = Preprocessing.from_dict(
+                json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+            )
             self._network = load_exported(folder / NETWORK, self._device)
         except FileNotFoundError as error:
             raise UserError(f"there is no {Path(error.filename).name} in it") from error
@@ -112,9 +116,13 @@ class Classifier:
         parts = [np.zeros((0, len(self.classes)))]
         for start in range(0, len(images), BATCH_SIZE):
             pixels = np.stack(images[start : start + BATCH_SIZE])
-            logits = self._logits(self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device)))
+            logits = self._logits(
+                self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device))
+            )
             if logits.shape != (len(pixels), len(self.classes)):
-                raise UserError(f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes")
+                raise UserError(
+                    f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes"
+                )
             parts.append(logits.double().softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
@@ -125,7 +133,9 @@ class Classifier:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"the network cannot take images of {self.preprocessing.image_size} pixels: {first_line(error)}") from error
+            raise UserError(
+                f"the network cannot take images of {self.preprocessing.image_size} pixels: {first_line(error)}"
+            ) from error
         return logits
 
 

@@ -49,7 +49,13 @@ class Backbone:
         device: Where it computes.
     """
 
-    def __init__(self, network: Network, preprocessing: Preprocessing, numerics: Numerics, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        preprocessing: Preprocessing,
+        numerics: Numerics,
+        device: torch.device,
+    ) -> None:
         self._module = network.module.to(device).to(memory_format=numerics.memory_format)
         self._head = network.module.get_submodule(network.head)
         self._preprocessing, self._numerics, self._device = preprocessing, numerics, device
@@ -61,7 +67,9 @@ class Backbone:
         self._module.eval()
         try:
             with torch.inference_mode(), self._numerics.autocast(self._device):
-                self._module(self._numerics.arrange(self._preprocessing.normalise(images.to(self._device))))
+                self._module(
+                    self._numerics.arrange(self._preprocessing.normalise(images.to(self._device)))
+                )
         finally:
             hook.remove()
         return seen[-1].float().cpu()
@@ -70,17 +78,26 @@ class Backbone:
 def has_features(network: Network, image_size: int) -> bool:
     """Return whether the network's answer is its head's, so that the head can be trained alone; SqueezeNet averages after it."""
     answers: list[Any] = []
-    hook = network.module.get_submodule(network.head).register_forward_hook(lambda *seen: answers.append(seen[2]))
+    hook = network.module.get_submodule(network.head).register_forward_hook(
+        lambda *seen: answers.append(seen[2])
+    )
     parameter = next(network.module.parameters())
     network.module.eval()
     try:
         with torch.inference_mode():
             # Not of zeros, which would hide what stands beside the head.
-            images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+            images = torch.rand(
+                2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
+            )
             output = network.module(images.to(parameter.device))
     finally:
         hook.remove()
-    return len(answers) == 1 and isinstance(output, Tensor) and output.shape == answers[0].shape and torch.equal(output, answers[0])
+    return (
+        len(answers) == 1
+        and isinstance(output, Tensor)
+        and output.shape == answers[0].shape
+        and torch.equal(output, answers[0])
+    )
 
 
 def weights_hash(module: nn.Module, head: str) -> str:
@@ -103,7 +120,9 @@ class Features(Dataset[tuple[Tensor, Tensor]]):
         num_classes: Of all images, those of other splits included.
     """
 
-    def __init__(self, images: Images, files: Sequence[NDArray[np.float32]], places: NDArray[np.int64]) -> None:
+    def __init__(
+        self, images: Images, files: Sequence[NDArray[np.float32]], places: NDArray[np.int64]
+    ) -> None:
         self.labels, self.num_classes = images.labels, images.num_classes
         self._files, self._places = files, places
 
@@ -123,7 +142,14 @@ class Features(Dataset[tuple[Tensor, Tensor]]):
 
 
 def features_of(
-    images: Images, ids: NDArray[np.uint8], views: int, backbone: Backbone, folder: Path, batch_size: int, workers: int, progress: Progress
+    images: Images,
+    ids: NDArray[np.uint8],
+    views: int,
+    backbone: Backbone,
+    folder: Path,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
 ) -> tuple[Features, int]:
     """Return the features of a split, and of how many images they were computed now; the others were on disk.
 
@@ -145,7 +171,9 @@ def features_of(
         missing = [int(number) for number in np.sort(first) if ids[number].tobytes() not in known]
         _compute(images, ids, missing, views, backbone, folder, batch_size, workers, progress)
     files, known = _read(folder)
-    return Features(images, files, np.array([known[one.tobytes()] for one in ids], dtype=np.int64)), len(missing)
+    return Features(
+        images, files, np.array([known[one.tobytes()] for one in ids], dtype=np.int64)
+    ), len(missing)
 
 
 def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[int, int]]]:
@@ -192,7 +220,9 @@ def _compute(
 ) -> None:
     per_batch = max(1, batch_size // views)
     parts = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
-    keys: list[list[Key]] = [[(view, number) for number in part for view in range(1, views + 1)] for part in parts]
+    keys: list[list[Key]] = [
+        [(view, number) for number in part for view in range(1, views + 1)] for part in parts
+    ]
     made: list[NDArray[np.float32]] = []
     done = saved = 0
     begun = time.monotonic()
@@ -202,7 +232,10 @@ def _compute(
             made.append(features.reshape(len(part), views, *features.shape[1:]))
             done += len(part)
             progress("computing features of", done, len(missing))
-            is_full = sum(one.nbytes for one in made) >= _FILE_BYTES or time.monotonic() - begun >= _FILE_SECONDS
+            is_full = (
+                sum(one.nbytes for one in made) >= _FILE_BYTES
+                or time.monotonic() - begun >= _FILE_SECONDS
+            )
             if is_full or done == len(missing):
                 _write(folder, ids[missing[saved:done]], np.concatenate(made))
                 made, saved, begun = [], done, time.monotonic()
@@ -216,7 +249,9 @@ def _fitting(backbone: Backbone, images: Tensor) -> Tensor:
         if not is_out_of_memory(error):
             raise
     if len(images) == 1:
-        raise OutOfMemory("out of memory: the backbone does not take even one image; a smaller data.image_size or network may fit")
+        raise OutOfMemory(
+            "out of memory: the backbone does not take even one image; a smaller data.image_size or network may fit"
+        )
     return torch.cat([_fitting(backbone, half) for half in images.tensor_split(2)])
 
 
@@ -237,7 +272,11 @@ def ids_of(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
     """
 
     def texts() -> Iterator[str]:
-        yield from (f"{content} {number}" for number, content in enumerate(contents)) if numbered else contents
+        yield from (
+            (f"{content} {number}" for number, content in enumerate(contents))
+            if numbered
+            else contents
+        )
 
     digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts())
     return np.frombuffer(digests, np.uint8).reshape(-1, _ID_BYTES)

@@ -17,7 +17,14 @@ from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
 from pipeline.ranking import score
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import State, copied, random_states, save_weights, set_random_states, weights_of
+from pipeline.training.checkpoint import (
+    State,
+    copied,
+    random_states,
+    save_weights,
+    set_random_states,
+    weights_of,
+)
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
@@ -31,7 +38,9 @@ _MOST_PENDING = 2
 """Files that wait or are being written: a copy of a whole state, and one of the best weights."""
 
 
-def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
+def fit(
+    configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted
+) -> None:
     """Train, validate after each epoch, and keep the best weights in `setting.checkpoint`.
 
     They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that among equal
@@ -59,12 +68,25 @@ def fit(configuration: Configuration, setting: Setting, callbacks: Sequence[Call
 class _Training:
     """The state of a training between two steps is `state`; all else follows from configuration and setting."""
 
-    def __init__(self, configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted) -> None:
-        self._configuration, self._setting, self._callbacks, self._fitted = configuration, setting, callbacks, fitted
+    def __init__(
+        self,
+        configuration: Configuration,
+        setting: Setting,
+        callbacks: Sequence[Callback],
+        fitted: Fitted,
+    ) -> None:
+        self._configuration, self._setting, self._callbacks, self._fitted = (
+            configuration,
+            setting,
+            callbacks,
+            fitted,
+        )
         self._module = setting.network.module.to(setting.device)
         train = setting.train
         weights = class_weights(configuration.training, train.labels.numpy(), train.num_classes)
-        self._stepper = Stepper(configuration, setting.called, setting.numerics, setting.device, weights, setting.group)
+        self._stepper = Stepper(
+            configuration, setting.called, setting.numerics, setting.device, weights, setting.group
+        )
         self._plateau = Plateau(configuration.schedule)
         self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
         self._saved = self._tick = time.perf_counter()
@@ -73,13 +95,18 @@ class _Training:
 
     def run(self) -> None:
         """Train to the end."""
-        epochs, patience = self._configuration.training.epochs, self._configuration.training.patience
+        epochs, patience = (
+            self._configuration.training.epochs,
+            self._configuration.training.patience,
+        )
         self._resume()
         for callback in self._callbacks:
             callback.on_start(epochs, len(self._setting.train))
             callback.on_resume(len(self._fitted.history), self._fitted.history)
         self._saved = self._tick = time.perf_counter()
-        while self._epoch <= epochs and not (patience and self._epoch - 1 - self._fitted.best_epoch >= patience):
+        while self._epoch <= epochs and not (
+            patience and self._epoch - 1 - self._fitted.best_epoch >= patience
+        ):
             self._train_epoch()
             self._validate()
             self._epoch, self._sums, self._epoch_seconds = self._epoch + 1, RunningMeans(), 0.0
@@ -115,7 +142,9 @@ class _Training:
         batch = BatchSums(*sums)
         if not math.isfinite(batch.loss):
             mean = batch.loss / batch.weight
-            raise LossNotFinite(f"the loss is not finite at {self._place()} ({mean}); {self._advice_for_loss()}")
+            raise LossNotFinite(
+                f"the loss is not finite at {self._place()} ({mean}); {self._advice_for_loss()}"
+            )
         if group.size > 1:
             # Gradients become the mean over the processes; the loss of a batch is the mean over its images.
             loss = loss * (own.weight * group.size / batch.weight)
@@ -148,7 +177,9 @@ class _Training:
                 self._break_group()
             return None, NOTHING
         # A batch smaller than the group leaves some with an image that is another's.
-        return loss, sums if setting.group.rank < setting.train.length_of(self._sums.steps) else NOTHING
+        return loss, sums if setting.group.rank < setting.train.length_of(
+            self._sums.steps
+        ) else NOTHING
 
     def _break_group(self) -> None:
         """End the training where memory does not suffice and others wait for this process's gradients or statistics; alone do nothing."""
@@ -162,7 +193,11 @@ class _Training:
 
     def _advice_for_loss(self) -> str:
         best = self._fitted.best_epoch
-        kept = f"the weights of epoch {best}, the best so far, are kept" if best else "no weights are kept, since no epoch was good"
+        kept = (
+            f"the weights of epoch {best}, the best so far, are kept"
+            if best
+            else "no weights are kept, since no epoch was good"
+        )
         return f"a lower optimizer.lr may help; {kept}"
 
     def _advice(self, images: Tensor, labels: Tensor) -> str:
@@ -173,7 +208,11 @@ class _Training:
         size, labels = len(labels), labels.to(self._setting.device)
         while (size := size // 2) and not self._fits(images[:size], labels[:size]):
             pass
-        advice = f"data.batch_size {size} fits" if size else "not even one image fits; a smaller data.image_size or network may"
+        advice = (
+            f"data.batch_size {size} fits"
+            if size
+            else "not even one image fits; a smaller data.image_size or network may"
+        )
         return f"out of memory at data.batch_size {len(labels)} ({place}); {advice}"
 
     def _fits(self, images: Tensor, labels: Tensor) -> bool:
@@ -188,7 +227,13 @@ class _Training:
     def _lr(self) -> float:
         schedule, steps_per_epoch = self._configuration.schedule, len(self._setting.train)
         total = steps_per_epoch * self._configuration.training.epochs
-        lr = lr_at(len(self._fitted.lrs), schedule, self._configuration.optimizer.lr, steps_per_epoch, total)
+        lr = lr_at(
+            len(self._fitted.lrs),
+            schedule,
+            self._configuration.optimizer.lr,
+            steps_per_epoch,
+            total,
+        )
         return max(lr * self._plateau.factor, min(lr, schedule.min_lr))
 
     def _validate(self) -> None:
@@ -196,7 +241,9 @@ class _Training:
         train_seconds = self._epoch_seconds + self._lap()
         preprocessing = None if setting.part else setting.preprocessing
         setting.group.share_buffers(self._module)
-        labels, logits = predict_logits(setting.called, setting.val, preprocessing, setting.device, setting.numerics)
+        labels, logits = predict_logits(
+            setting.called, setting.val, preprocessing, setting.device, setting.numerics
+        )
         labels, logits = setting.group.interleaved(labels), setting.group.interleaved(logits)
         scores = metrics.score(labels, logits)
         if not math.isfinite(scores["loss"]):
@@ -204,7 +251,11 @@ class _Training:
                 f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']}); {self._advice_for_loss()}"
             )
         self._plateau.observe(scores["loss"])
-        values = {"train/loss": sums.loss, "train/accuracy": sums.accuracy, **{f"val/{name}": value for name, value in scores.items()}}
+        values = {
+            "train/loss": sums.loss,
+            "train/accuracy": sums.accuracy,
+            **{f"val/{name}": value for name, value in scores.items()},
+        }
         values |= {
             "lr": fitted.lrs[-1],
             "epoch_seconds": train_seconds + self._lap(),
@@ -212,7 +263,9 @@ class _Training:
         }
         fitted.history.append(values)
         metric = self._configuration.training.best_metric
-        is_best = fitted.best_epoch == 0 or score(values[metric], metric) >= score(fitted.best[metric], metric)
+        is_best = fitted.best_epoch == 0 or score(values[metric], metric) >= score(
+            fitted.best[metric], metric
+        )
         if is_best:
             fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
             if setting.group.is_first:
@@ -222,7 +275,13 @@ class _Training:
         if setting.group.sum([given_up is not None])[0]:
             raise given_up or GivenUp(f"the first process gave up after epoch {self._epoch}")
 
-    def _tell(self, labels: NDArray[np.int64], logits: NDArray[np.float32], values: dict[str, float], is_best: bool) -> Exception | None:
+    def _tell(
+        self,
+        labels: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        values: dict[str, float],
+        is_best: bool,
+    ) -> Exception | None:
         """Call back after an epoch; return what a callback raises, of which the other processes must know before it goes further."""
         try:
             for callback in self._callbacks:
@@ -267,7 +326,9 @@ class _Training:
                 "labels": torch.from_numpy(fitted.labels),
                 "logits": torch.from_numpy(fitted.logits),
                 "seconds": fitted.seconds,
-                "callbacks": {type(callback).__name__: callback.state() for callback in self._callbacks},
+                "callbacks": {
+                    type(callback).__name__: callback.state() for callback in self._callbacks
+                },
             }
         )
         number, has_best = len(fitted.lrs), fitted.best_epoch > 0
@@ -288,7 +349,11 @@ class _Training:
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if there is one. Best weights of epochs that will be trained again are removed."""
-        resume, checkpoint, group = self._setting.resume, self._setting.checkpoint, self._setting.group
+        resume, checkpoint, group = (
+            self._setting.resume,
+            self._setting.checkpoint,
+            self._setting.group,
+        )
         state = group.share_state(resume.load(checkpoint) if resume else None)
         if state is not None:
             self._load(state)
@@ -300,9 +365,21 @@ class _Training:
         self._module.load_state_dict(state["network"])
         self._stepper.load_state(state)
         self._plateau.load_state(state["plateau"])
-        self._epoch, self._epoch_seconds, self._sums = state["epoch"], state["epoch_seconds"], RunningMeans(**state["sums"])
-        fitted.history, fitted.lrs, fitted.best_epoch = state["history"], state["lrs"].tolist(), state["best_epoch"]
-        fitted.labels, fitted.logits, fitted.seconds = state["labels"].numpy(), state["logits"].numpy(), state["seconds"]
+        self._epoch, self._epoch_seconds, self._sums = (
+            state["epoch"],
+            state["epoch_seconds"],
+            RunningMeans(**state["sums"]),
+        )
+        fitted.history, fitted.lrs, fitted.best_epoch = (
+            state["history"],
+            state["lrs"].tolist(),
+            state["best_epoch"],
+        )
+        fitted.labels, fitted.logits, fitted.seconds = (
+            state["labels"].numpy(),
+            state["logits"].numpy(),
+            state["seconds"],
+        )
         for callback in self._callbacks:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
         if self._setting.group.rank < len(state["random"]):

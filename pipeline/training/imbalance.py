@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pipeline.config import Training
 
 
-def class_weights(training: Training, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32] | None:
+def class_weights(
+    training: Training, labels: NDArray[np.int64], num_classes: int
+) -> NDArray[np.float32] | None:
     """Return the weights in the loss that ``training.class_weights`` names, shape (num_classes,); None weighs all classes alike."""
     match training.class_weights:
         case "none":

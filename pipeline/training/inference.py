@@ -26,14 +26,22 @@ def set_training_mode(network: Network, frozen: bool) -> None:
 
 
 def predict_logits(
-    module: nn.Module, loader: Loader, preprocessing: Preprocessing | None, device: torch.device, numerics: Numerics = PLAIN
+    module: nn.Module,
+    loader: Loader,
+    preprocessing: Preprocessing | None,
+    device: torch.device,
+    numerics: Numerics = PLAIN,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return labels (images,) and logits (images, classes) of all images of a loader, in its order; without preprocessing as they are."""
     module.eval()
     all_labels, all_logits = [], []
     with torch.inference_mode(), numerics.autocast(device):
         for images, labels in loader.epoch(0):
-            inputs = images.to(device) if preprocessing is None else preprocessing.normalise(images.to(device))
+            inputs = (
+                images.to(device)
+                if preprocessing is None
+                else preprocessing.normalise(images.to(device))
+            )
             all_logits.append(main_output(module(numerics.arrange(inputs))).float().cpu())
             all_labels.append(labels)
     return torch.cat(all_labels).numpy(), torch.cat(all_logits).numpy()

@@ -59,7 +59,9 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # They start in the user's folder, whatever is called pipeline there (-P), and import this package.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     # Each would take all cores for itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
@@ -90,5 +92,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 
 def _told(rank: int, failure: ProcessFailure, count: int) -> str:
-    hint = "; the memory of this machine may not suffice" if failure.signal_name() == "SIGKILL" else ""
+    hint = (
+        "; the memory of this machine may not suffice" if failure.signal_name() == "SIGKILL" else ""
+    )
     return f"process {rank} (of 0 to {count - 1}) was killed by {failure.signal_name()}{hint}"

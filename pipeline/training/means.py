@@ -24,7 +24,9 @@ class BatchSums(NamedTuple):
     seen: float
 
     @classmethod
-    def of(cls, loss: float, logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> BatchSums:
+    def of(
+        cls, loss: float, logits: Tensor, labels: Tensor, class_weights: Tensor | None
+    ) -> BatchSums:
         """Return those of a batch with a mean loss."""
         weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
         return cls(loss * weight, weight, int((logits.argmax(1) == labels).sum()), len(labels))

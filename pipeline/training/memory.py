@@ -65,4 +65,8 @@ def let_go(error: BaseException) -> None:
             continue
         seen.append(one)
         traceback.clear_frames(one.__traceback__)
-        waiting += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+        waiting += [
+            one.__cause__,
+            one.__context__,
+            *(one.exceptions if isinstance(one, BaseExceptionGroup) else ()),
+        ]

@@ -96,9 +96,19 @@ def candidates(training: Training, device: torch.device) -> list[Numerics]:
 
     fp16 needs a range that only the loss scaling of GPUs gives, so that ``auto`` tries it on CUDA only.
     """
-    precisions = [training.precision] if training.precision != "auto" else ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
-    formats = [training.memory_format == "channels_last"] if training.memory_format != "auto" else [False, True]
-    return [Numerics(precision, channels_last) for precision in precisions for channels_last in formats]
+    precisions = (
+        [training.precision]
+        if training.precision != "auto"
+        else ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
+    )
+    formats = (
+        [training.memory_format == "channels_last"]
+        if training.memory_format != "auto"
+        else [False, True]
+    )
+    return [
+        Numerics(precision, channels_last) for precision in precisions for channels_last in formats
+    ]
 
 
 OneStep = Callable[[Tensor, Tensor], float]
@@ -136,7 +146,12 @@ def fastest(
         for form in forms:
             torch.manual_seed(0)
             try:
-                losses, taken = _time(stepper(copy.deepcopy(module), form), batches, device, min(seconds.values(), default=math.inf))
+                losses, taken = _time(
+                    stepper(copy.deepcopy(module), form),
+                    batches,
+                    device,
+                    min(seconds.values(), default=math.inf),
+                )
             except (RuntimeError, ValueError, MemoryError) as error:
                 # Out of memory, an operation that this device has not in this form, or a share of the batch that is too small for a
                 # BatchNorm that will see all of it. Where no form works, the training itself will tell.
@@ -159,7 +174,9 @@ def fastest(
     return Choice(forms[0] if hardly else best, seconds, refused)
 
 
-def _time(step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float) -> tuple[list[float], float]:
+def _time(
+    step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float
+) -> tuple[list[float], float]:
     """Return the loss of each step, and the shortest time of a step in seconds: what disturbs only makes it longer."""
     losses, shortest = [], math.inf
     for number in range(WARM_UP + STEPS):

@@ -13,7 +13,9 @@ from pipeline.config import Optimizer
 _FUSED_ON = ("cpu", "cuda")
 
 
-def build_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
     """Build it over the parameters that require a gradient, which must be on their device already."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     # One pass over all numbers instead of one per operation: on a CPU two to four times as fast, which is 5 to 10% of a training.
@@ -21,10 +23,16 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     lr, weight_decay = optimizer.lr, optimizer.weight_decay
     match optimizer.name:
         case "sgd":
-            return torch.optim.SGD(trained, lr=lr, momentum=optimizer.momentum, weight_decay=weight_decay, fused=fused)
+            return torch.optim.SGD(
+                trained, lr=lr, momentum=optimizer.momentum, weight_decay=weight_decay, fused=fused
+            )
         case "adam":
-            return torch.optim.Adam(trained, lr=lr, betas=optimizer.betas, weight_decay=weight_decay, fused=fused)
+            return torch.optim.Adam(
+                trained, lr=lr, betas=optimizer.betas, weight_decay=weight_decay, fused=fused
+            )
         case "adamw":
-            return torch.optim.AdamW(trained, lr=lr, betas=optimizer.betas, weight_decay=weight_decay, fused=fused)
+            return torch.optim.AdamW(
+                trained, lr=lr, betas=optimizer.betas, weight_decay=weight_decay, fused=fused
+            )
         case _:
             assert_never(optimizer.name)

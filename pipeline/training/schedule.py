@@ -8,7 +8,9 @@ from typing import assert_never
 from pipeline.config import Schedule
 
 
-def lr_at(step: int, schedule: Schedule, lr: float, steps_per_epoch: int, total_steps: int) -> float:
+def lr_at(
+    step: int, schedule: Schedule, lr: float, steps_per_epoch: int, total_steps: int
+) -> float:
     """Return the learning rate of one optimizer step.
 
     Linear warm-up to `lr`, then the decay, which counts from the end of the warm-up: exponential

@@ -47,7 +47,9 @@ class Stepper:
             self._module = cast(nn.Module, torch.compile(self._module))
         self._numerics, self._device = numerics, device
         self._training = configuration.training
-        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
+        self.class_weights = (
+            None if class_weights is None else torch.from_numpy(class_weights).to(device)
+        )
         self.optimizer = build_optimizer(configuration.optimizer, module.parameters())
         # Small gradients vanish in fp16 unless the loss is scaled up; bf16 has the range of fp32.
         self._scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
@@ -58,7 +60,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
         # A scale of 1, at which no gradient overflows: the update, with all its memory, would be left out.
-        self._scaler = torch.amp.GradScaler(self._device.type, init_scale=1.0, enabled=self._scaler.is_enabled())
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, init_scale=1.0, enabled=self._scaler.is_enabled()
+        )
         self.backward(self.forward(inputs, labels)[0])
         self.update(0.0)
 
@@ -67,7 +71,9 @@ class Stepper:
         with self._numerics.autocast(self._device):
             logits = main_output(self._module(self._numerics.arrange(inputs)))
         smoothing = self._training.label_smoothing
-        loss = functional.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing)
+        loss = functional.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
+        )
         return loss, logits
 
     def backward(self, loss: Tensor) -> None:
@@ -79,7 +85,9 @@ class Stepper:
     def update(self, lr: float) -> None:
         """Change the weights at a learning rate, by gradients clipped as asked."""
         if self._training.clip_norm:
-            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            trained = [
+                parameter for group in self.optimizer.param_groups for parameter in group["params"]
+            ]
             nn.utils.clip_grad_norm_(trained, self._training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -15,7 +15,9 @@ from pipeline.training.inference import main_output
 WARM_UP = 2
 
 
-def seconds_per_image(network: Network, batch_size: int, image_size: int, device: torch.device, steps: int = 2) -> float | None:
+def seconds_per_image(
+    network: Network, batch_size: int, image_size: int, device: torch.device, steps: int = 2
+) -> float | None:
     """Time real training steps on random images, after two to warm up: the first ones choose and compile kernels.
 
     Returns:
@@ -24,7 +26,9 @@ def seconds_per_image(network: Network, batch_size: int, image_size: int, device
     times = []
     try:
         module = network.module.to(device).train()
-        optimizer = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=1e-6)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad], lr=1e-6
+        )
         images = torch.randn(batch_size, 3, image_size, image_size, device=device)
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         for _ in range(steps + WARM_UP):

@@ -83,10 +83,14 @@ class Watch(Callback):
         keep_events(self._folder, self._is_done)
         # A queue that is full would make the training wait for the disk.
         self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
-        self._parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        self._parameters = [
+            parameter for parameter in self._module.parameters() if parameter.requires_grad
+        ]
         self._kernels = {name: kernels(group) for name, group in layer_groups(self._module).items()}
         norms = min(max(_NORMS_PER_EPOCH, math.ceil(_NORMS_AT_LEAST / epochs)), steps_per_epoch)
-        self._norm_places = {math.ceil(number * steps_per_epoch / norms) for number in range(1, norms + 1)}
+        self._norm_places = {
+            math.ceil(number * steps_per_epoch / norms) for number in range(1, norms + 1)
+        }
         self._started = time.perf_counter()
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
@@ -101,11 +105,17 @@ class Watch(Callback):
         is_last = place == self._steps
         with self._counted():
             if self._is_affordable() or (is_last and epoch in (1, self._epochs)):
-                gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-                self._events.add_scalar("gradient_norm", float(torch.nn.utils.get_total_norm(gradients)), step)
+                gradients = [
+                    parameter.grad for parameter in self._parameters if parameter.grad is not None
+                ]
+                self._events.add_scalar(
+                    "gradient_norm", float(torch.nn.utils.get_total_norm(gradients)), step
+                )
             if is_last and self._is_due(epoch):
                 for name, parameters in self._kernels.items():
-                    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                    gradients = [
+                        parameter.grad for parameter in parameters if parameter.grad is not None
+                    ]
                     if gradients:
                         self._add_histogram(f"gradients/{name}", gradients, epoch)
 
@@ -147,7 +157,9 @@ class Watch(Callback):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on with the histories of `state`."""
         self.histories = {
-            name: History(list(saved["epochs"]), list(saved["edges"].numpy()), list(saved["counts"].numpy()))
+            name: History(
+                list(saved["epochs"]), list(saved["edges"].numpy()), list(saved["counts"].numpy())
+            )
             for name, saved in state.items()
         }
 
@@ -202,12 +214,18 @@ class Watch(Callback):
                 history.edges.append(made[0])
                 history.counts.append(made[1])
 
-    def _add_histogram(self, tag: str, tensors: Sequence[Tensor], epoch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    def _add_histogram(
+        self, tag: str, tensors: Sequence[Tensor], epoch: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         values = subsample(tensors)
         values = values[np.isfinite(values)]
         if not len(values):
             return None
         edges, counts = histogram(values)
-        low, high, total, squares = (float(one) for one in (values.min(), values.max(), values.sum(), values.dot(values)))
-        self._events.add_histogram_raw(tag, low, high, len(values), total, squares, edges[1:].tolist(), counts.tolist(), epoch)
+        low, high, total, squares = (
+            float(one) for one in (values.min(), values.max(), values.sum(), values.dot(values))
+        )
+        self._events.add_histogram_raw(
+            tag, low, high, len(values), total, squares, edges[1:].tolist(), counts.tolist(), epoch
+        )
         return edges, counts

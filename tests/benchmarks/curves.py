@@ -46,7 +46,9 @@ SEEDS = (0, 1)
 GRID = [Point(*values) for values in itertools.product(SEEDS, SCHEDULES, LRS, MODELS)]
 
 
-def train(point: Point, prepared_in: Path, callbacks: Sequence[Callback] = ()) -> list[tuple[float, float]]:
+def train(
+    point: Point, prepared_in: Path, callbacks: Sequence[Callback] = ()
+) -> list[tuple[float, float]]:
     """Return validation accuracy and loss of each epoch of a training; it is shorter where the loss is not finite."""
     import torch
 
@@ -63,12 +65,21 @@ def train(point: Point, prepared_in: Path, callbacks: Sequence[Callback] = ()) -
         "model": {"name": point.model},
         "optimizer": {"name": "adamw", "lr": point.lr, "weight_decay": 1e-4},
         "schedule": {"name": point.schedule, "gamma": 0.6, "warmup_epochs": 1},
-        "training": {"epochs": EPOCHS, "seed": point.seed, "device": "cpu", "precision": "fp32", "memory_format": "contiguous"},
+        "training": {
+            "epochs": EPOCHS,
+            "seed": point.seed,
+            "device": "cpu",
+            "precision": "fp32",
+            "memory_format": "contiguous",
+        },
     }
     configuration = Configuration.model_validate(raw)
     prepared = prepare(configuration.data, prepared_in)
     fitted = Fitted()
-    with tempfile.TemporaryDirectory() as folder, built(configuration, prepared, Path(folder) / "best.safetensors") as setting:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+    ):
         try:
             fit(configuration, setting, callbacks, fitted)
         except LossNotFinite as error:
@@ -80,7 +91,9 @@ def _train_into(given: tuple[Point, Path]) -> None:
     point, folder = given
     file = folder / ("-".join(map(str, asdict(point).values())).replace("/", "_") + ".json")
     if not file.exists():
-        write_whole(file, json.dumps({**asdict(point), "epochs": train(point, folder / "prepared")}))
+        write_whole(
+            file, json.dumps({**asdict(point), "epochs": train(point, folder / "prepared")})
+        )
 
 
 def record(folder: Path, grid: Sequence[Point] = GRID, processes: int = 2) -> None:
@@ -96,11 +109,21 @@ def pack(folder: Path) -> None:
     """Write the file from what has been trained."""
     trainings = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     rows = [
-        {**training, "epochs": None, "epoch": epoch, "val_accuracy": round(accuracy, 6), "val_loss": round(loss, 5)}
+        {
+            **training,
+            "epochs": None,
+            "epoch": epoch,
+            "val_accuracy": round(accuracy, 6),
+            "val_loss": round(loss, 5),
+        }
         for training in trainings
         for epoch, (accuracy, loss) in enumerate(training["epochs"], 1)
     ]
-    table = pd.DataFrame(rows).drop(columns="epochs").sort_values(["model", "schedule", "lr", "seed", "epoch"])
+    table = (
+        pd.DataFrame(rows)
+        .drop(columns="epochs")
+        .sort_values(["model", "schedule", "lr", "seed", "epoch"])
+    )
     table.to_csv(FILE, index=False, compression={"method": "gzip", "mtime": 0})
 
 

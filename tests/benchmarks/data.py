@@ -52,7 +52,9 @@ def originals() -> list[bytes]:
         side = rng.randint(100, 300)
         left, top = rng.randint(0, 640 - side), rng.randint(0, 427 - side)
         buffer = io.BytesIO()
-        Image.fromarray(photograph).crop((left, top, left + side, top + rng.randint(80, side))).save(buffer, "JPEG", quality=90)
+        Image.fromarray(photograph).crop(
+            (left, top, left + side, top + rng.randint(80, side))
+        ).save(buffer, "JPEG", quality=90)
         pictures.append(buffer.getvalue())
     return pictures
 
@@ -68,7 +70,15 @@ def write_images(root: Path, count: int) -> None:
 
 
 def data_of(root: Path, **fields: object) -> Data:
-    return Data.model_validate({"source": f"folder:{root}", "image_size": SIZE, "batch_size": 64, "duplicates": "ignore", **fields})
+    return Data.model_validate(
+        {
+            "source": f"folder:{root}",
+            "image_size": SIZE,
+            "batch_size": 64,
+            "duplicates": "ignore",
+            **fields,
+        }
+    )
 
 
 def prepare(data: Data, root: Path) -> Prepared:
@@ -83,7 +93,9 @@ def decode_and_resize(file: str) -> int:
         image = opened.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     scale = SIZE / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR
+    )
     return int(np.asarray(image).nbytes)
 
 
@@ -129,7 +141,14 @@ def our_epoch(prepared: Prepared, data: Data, preprocessing: Preprocessing, epoc
     from pipeline.data.loader import Images, Loader
     from pipeline.data.transforms import build_augmentation
 
-    images = Images(prepared.images, np.arange(len(prepared.manifest)), prepared.labels(), SIZE, build_augmentation(data), 0)
+    images = Images(
+        prepared.images,
+        np.arange(len(prepared.manifest)),
+        prepared.labels(),
+        SIZE,
+        build_augmentation(data),
+        0,
+    )
     loader = Loader(images, data.batch_size, shuffle_seed=0)
     return sum(len(preprocessing.normalise(batch)) for batch, _ in loader.epoch(epoch))
 
@@ -142,12 +161,23 @@ def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
     from pipeline.data.transforms import Preprocessing
 
     mean, std = prepared.normalisation()
-    for augment, what in (([], "an epoch of batches"), (["RandomHorizontalFlip"], "the same with random flips")):
+    for augment, what in (
+        ([], "an epoch of batches"),
+        (["RandomHorizontalFlip"], "the same with random flips"),
+    ):
         data = data_of(root, augment=augment)
         preprocessing = Preprocessing.of(data, (mean, std))
         flips = [transforms.RandomHorizontalFlip()] if augment else []
-        steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), *flips, transforms.ToTensor(), transforms.Normalize(mean, std)]
-        loader = DataLoader(ImageFolder(str(root), transforms.Compose(steps)), 64, shuffle=True, num_workers=2)
+        steps = [
+            transforms.Resize(SIZE),
+            transforms.CenterCrop(SIZE),
+            *flips,
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+        loader = DataLoader(
+            ImageFolder(str(root), transforms.Compose(steps)), 64, shuffle=True, num_workers=2
+        )
 
         def folder_epoch(loader: Any = loader) -> int:
             return sum(len(images) for images, _ in loader)
@@ -159,7 +189,12 @@ def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
         own, peer, ratio = interleaved(store_epoch, folder_epoch, 4)
         count = len(prepared.manifest)
         rates = (f"{count / own:.0f} images/s", f"{count / peer:.0f} images/s")
-        results.add(f"{what}; against ImageFolder and two workers", *rates, f"{ratio:.1f}, bound {EPOCH_BOUND:.0f}", ratio >= EPOCH_BOUND)
+        results.add(
+            f"{what}; against ImageFolder and two workers",
+            *rates,
+            f"{ratio:.1f}, bound {EPOCH_BOUND:.0f}",
+            ratio >= EPOCH_BOUND,
+        )
 
 
 def measure_memory(root: Path) -> None:
@@ -177,7 +212,12 @@ def measure_memory(root: Path) -> None:
             prepared = prepare(data_of(root), Path(folder))
         preparing = peak[0] - before
         with peak_memory() as peak:
-            our_epoch(prepared, data_of(root), Preprocessing.of(data_of(root), prepared.normalisation()), 1)
+            our_epoch(
+                prepared,
+                data_of(root),
+                Preprocessing.of(data_of(root), prepared.normalisation()),
+                1,
+            )
         print(json.dumps({"preparing": preparing, "epoch": peak[0] - before}))
 
 
@@ -185,7 +225,9 @@ def benchmark_memory(few: Path, many: Path, results: Results) -> None:
     measured = []
     for root in (few, many):
         command = [sys.executable, "-m", "tests.benchmarks.data", "--memory", str(root)]
-        measured.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        measured.append(
+            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        )
     for phase in ("preparing", "epoch"):
         small, large = (one[phase] / 1e6 for one in measured)
         more = (large - small) * 1e6
@@ -201,12 +243,18 @@ def benchmark_memory(few: Path, many: Path, results: Results) -> None:
 def main() -> int:
     """Run all, or the memory measurement of one folder."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--memory", default="", help="measure the memory of preparing this folder, and print it as JSON")
+    parser.add_argument(
+        "--memory",
+        default="",
+        help="measure the memory of preparing this folder, and print it as JSON",
+    )
     arguments = parser.parse_args()
     if arguments.memory:
         measure_memory(Path(arguments.memory))
         return 0
-    results = Results(f"Data: {NUM_IMAGES:,} real images of mixed size, {SIZE} pixels, {os.cpu_count()} cores")
+    results = Results(
+        f"Data: {NUM_IMAGES:,} real images of mixed size, {SIZE} pixels, {os.cpu_count()} cores"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         few, many, prepared_root = (Path(temporary) / name for name in ("few", "many", "prepared"))
         write_images(few, NUM_IMAGES)

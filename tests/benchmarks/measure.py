@@ -35,7 +35,15 @@ class Results:
 
     def conclude(self) -> int:
         """Print the table; return the exit code."""
-        table = Table("what", "ours", "peer", "measured", "bound holds", title=self.title, title_justify="left")
+        table = Table(
+            "what",
+            "ours",
+            "peer",
+            "measured",
+            "bound holds",
+            title=self.title,
+            title_justify="left",
+        )
         for *cells, holds in self.rows:
             table.add_row(*cells, "yes" if holds else "NO")
         console.print(table)
@@ -49,7 +57,9 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+def interleaved(
+    ours: Callable[[], object], peer: Callable[[], object], rounds: int
+) -> tuple[float, float, float]:
     """Time two calls in turns, each order as often as the other.
 
     Returns:
@@ -63,7 +73,11 @@ def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: 
         else:
             pairs.append((seconds(ours), seconds(peer)))
     ratio = statistics.median(other / own for own, other in pairs)
-    return statistics.median(own for own, _ in pairs), statistics.median(other for _, other in pairs), ratio
+    return (
+        statistics.median(own for own, _ in pairs),
+        statistics.median(other for _, other in pairs),
+        ratio,
+    )
 
 
 def _serve(connection: Connection, make: Callable[[], Callable[[], Any]]) -> None:
@@ -117,7 +131,10 @@ class Contestant:
 
 
 def sliced(
-    ours: Callable[[], Callable[[], Any]], peer: Callable[[], Callable[[], Any]], rounds: int, slice_seconds: float = 0.5
+    ours: Callable[[], Callable[[], Any]],
+    peer: Callable[[], Callable[[], Any]],
+    rounds: int,
+    slice_seconds: float = 0.5,
 ) -> tuple[float, float, float, tuple[Any, Any]]:
     """Time two calls that alternate every half second, each in a process of its own, the other one stopped meanwhile.
 
@@ -136,16 +153,25 @@ def sliced(
             for contestant in running:
                 contestant.begin()
             while running:
-                running = [contestant for contestant in running if not contestant.advance(slice_seconds)]
+                running = [
+                    contestant for contestant in running if not contestant.advance(slice_seconds)
+                ]
         finally:
             for contestant in contestants:
                 contestant.close()
         own, other = (contestant.seconds for contestant in contestants)
-        console.print(f"     {own:.2f} s, peer {other:.2f} s, ratio {own / other:.3f}", markup=False)
+        console.print(
+            f"     {own:.2f} s, peer {other:.2f} s, ratio {own / other:.3f}", markup=False
+        )
         pairs.append((own, other))
         results = (contestants[0].result, contestants[1].result)
     ratio = statistics.median(other / own for own, other in pairs)
-    return statistics.median(own for own, _ in pairs), statistics.median(other for _, other in pairs), ratio, results
+    return (
+        statistics.median(own for own, _ in pairs),
+        statistics.median(other for _, other in pairs),
+        ratio,
+        results,
+    )
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
@@ -153,10 +179,17 @@ def anonymous_bytes(pid: int | str = "self") -> int:
     folder = Path(f"/proc/{pid}")
     try:
         status = (folder / "status").read_text()
-        children = [child for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()]
+        children = [
+            child
+            for task in (folder / "task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except OSError:
         return 0
-    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    own = next(
+        (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")),
+        0,
+    )
     return own + sum(map(anonymous_bytes, children))
 
 

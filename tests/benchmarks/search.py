@@ -33,7 +33,13 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from rich.table import Table
 
@@ -64,7 +70,11 @@ REAL = "small_cnn"
 def space_of(models: Sequence[str]) -> Space:
     """Return the space of some networks."""
     choices: Space = {"model.name": list(models)} if len(models) > 1 else {}
-    return {**choices, "optimizer.lr": Range(low=LRS[0], high=LRS[-1], log=True), "schedule.name": list(SCHEDULES)}
+    return {
+        **choices,
+        "optimizer.lr": Range(low=LRS[0], high=LRS[-1], log=True),
+        "schedule.name": list(SCHEDULES),
+    }
 
 
 @dataclass(frozen=True)
@@ -88,11 +98,15 @@ class Grid:
         self.space, self._models = space_of(models), models
         self.curves: dict[tuple[str, str, float], list[Curve]] = {}
         of_models = table[table["model"].isin(models)]
-        for (model, schedule, lr, _), rows in of_models.groupby(["model", "schedule", "lr", "seed"]):
+        for (model, schedule, lr, _), rows in of_models.groupby(
+            ["model", "schedule", "lr", "seed"]
+        ):
             ordered = rows.sort_values("epoch")
             curve = Curve(tuple(ordered["val_accuracy"]), tuple(ordered["val_loss"]))
             self.curves.setdefault((str(model), str(schedule), float(str(lr))), []).append(curve)
-        self.truth = {key: fmean(curve.best[0] for curve in curves) for key, curves in self.curves.items()}
+        self.truth = {
+            key: fmean(curve.best[0] for curve in curves) for key, curves in self.curves.items()
+        }
 
     @property
     def best(self) -> float:
@@ -107,8 +121,19 @@ class Grid:
     @property
     def listed(self) -> list[Point]:
         """Eight entries such as a person lists: usual learning rates, each with another schedule, for each network."""
-        usual = ((1e-3, "cosine"), (5e-4, "exponential"), (2e-3, "none"), (3e-4, "cosine"), (3e-3, "cosine"), (2e-4, "none"))
-        entries = [{"model.name": model, "optimizer.lr": lr, "schedule.name": schedule} for lr, schedule in usual for model in self._models]
+        usual = (
+            (1e-3, "cosine"),
+            (5e-4, "exponential"),
+            (2e-3, "none"),
+            (3e-4, "cosine"),
+            (3e-3, "cosine"),
+            (2e-4, "none"),
+        )
+        entries = [
+            {"model.name": model, "optimizer.lr": lr, "schedule.name": schedule}
+            for lr, schedule in usual
+            for model in self._models
+        ]
         return [{name: entry[name] for name in self.space} for entry in entries[:8]]
 
 
@@ -161,7 +186,9 @@ class _Replay:
     epochs: int = 0
     complete: int = 0
 
-    def train(self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS) -> None:
+    def train(
+        self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS
+    ) -> None:
         key = self.grid.nearest(point)
         curves = self.grid.curves[key]
         curve = curves[self.random.integers(len(curves))]
@@ -184,8 +211,22 @@ class _Replay:
 
     def keep(self, key: tuple[str, str, float], curve: Curve) -> None:
         accuracy, loss = curve.best
-        row = {"key": key, "config_hash": str(key), "state": "complete", "fold": "0", "data_digest": ""}
-        self.rows.append({**row, "val_accuracy": accuracy, "val_loss": loss, "parameters": 0.0, "start_time": len(self.rows)})
+        row = {
+            "key": key,
+            "config_hash": str(key),
+            "state": "complete",
+            "fold": "0",
+            "data_digest": "",
+        }
+        self.rows.append(
+            {
+                **row,
+                "val_accuracy": accuracy,
+                "val_loss": loss,
+                "parameters": 0.0,
+                "start_time": len(self.rows),
+            }
+        )
 
     def train_all_for_one_epoch(self, count: int, go_on_with: int) -> None:
         """Draw so many configurations, train each for one epoch, and go on with the best of them."""
@@ -215,11 +256,20 @@ class _Real(_Replay, Callback):
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         self.epochs += 1
 
-    def train(self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS) -> None:
+    def train(
+        self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS
+    ) -> None:
         key = self.grid.nearest(point)
-        training = TrainedPoint(int(self.random.integers(1000)), key[1], point["optimizer.lr"], key[0])
+        training = TrainedPoint(
+            int(self.random.integers(1000)), key[1], point["optimizer.lr"], key[0]
+        )
         try:
-            curve = Curve(*zip(*train(training, self.prepared_in, [self, Report(trial, METRIC, prunable)]), strict=True))
+            curve = Curve(
+                *zip(
+                    *train(training, self.prepared_in, [self, Report(trial, METRIC, prunable)]),
+                    strict=True,
+                )
+            )
         except Pruned:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
@@ -243,7 +293,13 @@ class Situation:
     budget: int = 0
 
 
-def replay(setting: Setting, landscape: str, situation: Situation, seed: int, prepared_in: Path | None = None) -> Outcome:
+def replay(
+    setting: Setting,
+    landscape: str,
+    situation: Situation,
+    seed: int,
+    prepared_in: Path | None = None,
+) -> Outcome:
     """Run one study.
 
     Args:
@@ -257,16 +313,27 @@ def replay(setting: Setting, landscape: str, situation: Situation, seed: int, pr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study = optuna.create_study(
-            study_name=f"study {seed}", direction="maximize", sampler=setting.sampler(seed, situation.listed), pruner=setting.pruner()
+            study_name=f"study {seed}",
+            direction="maximize",
+            sampler=setting.sampler(seed, situation.listed),
+            pruner=setting.pruner(),
         )
-    replayed = _Replay(grid, study, random) if prepared_in is None else _Real(grid, study, random, prepared_in=prepared_in)
+    replayed = (
+        _Replay(grid, study, random)
+        if prepared_in is None
+        else _Real(grid, study, random, prepared_in=prepared_in)
+    )
     for number, point in enumerate(grid.listed[: situation.listed]):
         is_inside = number >= situation.outside
         study.enqueue_trial(point if is_inside else {})
         trial = study.ask()
         replayed.train(trial, suggest(trial, grid.space) if is_inside else point, prunable=False)
     if setting.first:
-        drawn = situation.budget - replayed.epochs - setting.first * (EPOCHS - 1) if situation.budget else TRIALS - situation.listed
+        drawn = (
+            situation.budget - replayed.epochs - setting.first * (EPOCHS - 1)
+            if situation.budget
+            else TRIALS - situation.listed
+        )
         replayed.train_all_for_one_epoch(drawn, setting.first)
     else:
         trials = situation.listed
@@ -275,12 +342,16 @@ def replay(setting: Setting, landscape: str, situation: Situation, seed: int, pr
             replayed.train(trial, suggest(trial, grid.space), prunable=True)
             trials += 1
     leader = ranking.rank(replayed.rows)[0]
-    return Outcome(100 * (grid.best - grid.truth[leader["key"]]), replayed.epochs, replayed.complete)
+    return Outcome(
+        100 * (grid.best - grid.truth[leader["key"]]), replayed.epochs, replayed.complete
+    )
 
 
 def tpe(startup: int, of_search: bool = False) -> Callable[[int, int], BaseSampler]:
     """Return a maker of TPE samplers that draw at random until so many trials are done, the list counted or not."""
-    return lambda seed, listed: TPESampler(seed=seed, n_startup_trials=startup + listed * of_search, group=True, multivariate=True)
+    return lambda seed, listed: TPESampler(
+        seed=seed, n_startup_trials=startup + listed * of_search, group=True, multivariate=True
+    )
 
 
 def at_random(seed: int, listed: int) -> BaseSampler:
@@ -292,7 +363,9 @@ def hyperband(factor: int, least: int) -> Callable[[], BasePruner]:
 
 
 def halving(factor: int, least: int, first: int = 0) -> Callable[[], BasePruner]:
-    return lambda: SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor, bootstrap_count=first)
+    return lambda: SuccessiveHalvingPruner(
+        min_resource=least, reduction_factor=factor, bootstrap_count=first
+    )
 
 
 def median(startup: int, warmup: int) -> Callable[[], BasePruner]:
@@ -303,27 +376,54 @@ def defaults(**changed: Any) -> Setting:
     """Return what the pipeline does by default, or with other values of the study section."""
     study = Study(**changed)
     name = "pipeline's defaults" + "".join(f", {key} {value}" for key, value in changed.items())
-    return Setting(name, lambda seed, listed: build_sampler(study, seed), lambda: build_pruner(study, EPOCHS))
+    return Setting(
+        name, lambda seed, listed: build_sampler(study, seed), lambda: build_pruner(study, EPOCHS)
+    )
 
 
 DEFAULTS = defaults()
-NEIGHBOURS = [defaults(pruner=pruner) for pruner in ("hyperband", "median", "none")] + [defaults(sampler="random")]
+NEIGHBOURS = [defaults(pruner=pruner) for pruner in ("hyperband", "median", "none")] + [
+    defaults(sampler="random")
+]
 
 
 def all_settings() -> list[Setting]:
     """Return every setting that was looked at."""
     samplers: dict[str, Callable[[int, int], BaseSampler]] = {"random": at_random}
     samplers |= {f"tpe {startup}": tpe(startup) for startup in (0, 5, 10)}
-    samplers |= {f"tpe {startup} beside the list": tpe(startup, of_search=True) for startup in (2, 5)}
+    samplers |= {
+        f"tpe {startup} beside the list": tpe(startup, of_search=True) for startup in (2, 5)
+    }
     pruners: dict[str, Callable[[], BasePruner]] = {"none": NopPruner}
-    pruners |= {f"hyperband {factor}, from {least}": hyperband(factor, least) for factor in (2, 3, 4) for least in (1, 2, 3)}
-    pruners |= {f"halving {factor}, from {least}": halving(factor, least) for factor in (2, 3, 4) for least in (1, 2, 3)}
-    pruners |= {f"median {startup}, from {warmup}": median(startup, warmup) for startup in (0, 5, 10) for warmup in (1, 2, 3)}
+    pruners |= {
+        f"hyperband {factor}, from {least}": hyperband(factor, least)
+        for factor in (2, 3, 4)
+        for least in (1, 2, 3)
+    }
+    pruners |= {
+        f"halving {factor}, from {least}": halving(factor, least)
+        for factor in (2, 3, 4)
+        for least in (1, 2, 3)
+    }
+    pruners |= {
+        f"median {startup}, from {warmup}": median(startup, warmup)
+        for startup in (0, 5, 10)
+        for warmup in (1, 2, 3)
+    }
     found = [Setting(f"tpe 5 | {name}", tpe(5), pruner) for name, pruner in pruners.items()]
     found += [Setting(f"{name} | none", sampler, NopPruner) for name, sampler in samplers.items()]
-    found += [Setting(f"{name} | hyperband 3, from 2", sampler, hyperband(3, 2)) for name, sampler in samplers.items()]
-    found += [Setting(f"{name} | median 5, from 1", sampler, median(5, 1)) for name, sampler in samplers.items()]
-    found += [Setting(f"random | all for one epoch, then {count}", at_random, NopPruner, count) for count in (1, 2, 3, 5)]
+    found += [
+        Setting(f"{name} | hyperband 3, from 2", sampler, hyperband(3, 2))
+        for name, sampler in samplers.items()
+    ]
+    found += [
+        Setting(f"{name} | median 5, from 1", sampler, median(5, 1))
+        for name, sampler in samplers.items()
+    ]
+    found += [
+        Setting(f"random | all for one epoch, then {count}", at_random, NopPruner, count)
+        for count in (1, 2, 3, 5)
+    ]
     return list({setting.name: setting for setting in found}.values())
 
 
@@ -331,40 +431,79 @@ SITUATIONS = {
     "a list of eight, then twelve searched": Situation(8),
     "two of the eight outside the space": Situation(8, outside=2),
     "twenty searched": Situation(0),
-    "a list of eight, then as many as take the epochs of twelve whole ones": Situation(8, budget=TRIALS * EPOCHS),
-    "as many searched as take the epochs of twenty whole ones": Situation(0, budget=TRIALS * EPOCHS),
+    "a list of eight, then as many as take the epochs of twelve whole ones": Situation(
+        8, budget=TRIALS * EPOCHS
+    ),
+    "as many searched as take the epochs of twenty whole ones": Situation(
+        0, budget=TRIALS * EPOCHS
+    ),
 }
 
 
 def _outcomes(setting: str, situation: str, landscape: str, seeds: int) -> list[Outcome]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     by_name = {one.name: one for one in [*all_settings(), DEFAULTS, *NEIGHBOURS]}
-    return [replay(by_name[setting], landscape, SITUATIONS[situation], seed) for seed in range(seeds)]
+    return [
+        replay(by_name[setting], landscape, SITUATIONS[situation], seed) for seed in range(seeds)
+    ]
 
 
-def compare(settings: Sequence[Setting], seeds: int) -> dict[tuple[str, str], dict[str, list[Outcome]]]:
+def compare(
+    settings: Sequence[Setting], seeds: int
+) -> dict[tuple[str, str], dict[str, list[Outcome]]]:
     """Run all settings in all situations and landscapes on two processes; return outcomes by situation and landscape, and by setting."""
     places = list(itertools.product(SITUATIONS, LANDSCAPES))
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        running = {place: {setting.name: pool.submit(_outcomes, setting.name, *place, seeds) for setting in settings} for place in places}
-        return {place: {name: future.result() for name, future in found.items()} for place, found in running.items()}
+    with ProcessPoolExecutor(
+        min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")
+    ) as pool:
+        running = {
+            place: {
+                setting.name: pool.submit(_outcomes, setting.name, *place, seeds)
+                for setting in settings
+            }
+            for place in places
+        }
+        return {
+            place: {name: future.result() for name, future in found.items()}
+            for place, found in running.items()
+        }
 
 
 def show(title: str, outcomes: dict[str, list[Outcome]]) -> bool:
     """Print a table; return whether no setting is better than the defaults in no more epochs, beyond two standard errors."""
     ours = outcomes[DEFAULTS.name]
-    columns = ["setting", "regret: median", "10%", "90%", "mean", "epochs: median", "10%", "90%", "less regret than the defaults"]
+    columns = [
+        "setting",
+        "regret: median",
+        "10%",
+        "90%",
+        "mean",
+        "epochs: median",
+        "10%",
+        "90%",
+        "less regret than the defaults",
+    ]
     table, holds = Table(*columns, title=title, title_justify="left"), True
     for name, found in outcomes.items():
-        regrets, epochs = np.array([one.regret for one in found]), np.array([one.epochs for one in found])
+        regrets, epochs = (
+            np.array([one.regret for one in found]),
+            np.array([one.epochs for one in found]),
+        )
         gains = np.array([own.regret - one.regret for own, one in zip(ours, found, strict=True)])
         gain, error = gains.mean(), gains.std(ddof=1) / math.sqrt(len(gains))
         # As many as ours: a study that has epochs to use up finishes the training with which they end.
         beats = gain > 2 * error and epochs.mean() < np.mean([own.epochs for own in ours]) + EPOCHS
         holds &= not beats
-        figures = [f"{figure:.2f}" for figure in [*np.quantile(regrets, [0.5, 0.1, 0.9]), regrets.mean()]]
+        figures = [
+            f"{figure:.2f}" for figure in [*np.quantile(regrets, [0.5, 0.1, 0.9]), regrets.mean()]
+        ]
         counts = [f"{count:.0f}" for count in np.quantile(epochs, [0.5, 0.1, 0.9])]
-        table.add_row(name, *figures, *counts, f"{gain:+.3f} ± {error:.3f}" + " better and cheaper" * int(beats))
+        table.add_row(
+            name,
+            *figures,
+            *counts,
+            f"{gain:+.3f} ± {error:.3f}" + " better and cheaper" * int(beats),
+        )
     console.print(table)
     return holds
 
@@ -373,14 +512,25 @@ def _real_outcome(setting: str, seed: int) -> Outcome:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     by_name = {one.name: one for one in [DEFAULTS, *NEIGHBOURS]}
     with tempfile.TemporaryDirectory() as folder:
-        return replay(by_name[setting], REAL, SITUATIONS["a list of eight, then twelve searched"], seed, Path(folder))
+        return replay(
+            by_name[setting],
+            REAL,
+            SITUATIONS["a list of eight, then twelve searched"],
+            seed,
+            Path(folder),
+        )
 
 
 def show_real(count: int) -> int:
     """Run so many real studies with the defaults and each neighbour, two at a time; print the table."""
     names = list(dict.fromkeys([DEFAULTS.name, *(one.name for one in NEIGHBOURS)]))
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        running = {name: [pool.submit(_real_outcome, name, seed) for seed in range(count)] for name in names}
+    with ProcessPoolExecutor(
+        min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")
+    ) as pool:
+        running = {
+            name: [pool.submit(_real_outcome, name, seed) for seed in range(count)]
+            for name in names
+        }
         outcomes = {name: [future.result() for future in found] for name, found in running.items()}
     show(f"{count} real studies each: {REAL}, a list of eight, then twelve searched", outcomes)
     return 0
@@ -397,10 +547,16 @@ def main() -> int:
         return show_real(given.real)
     settings = [DEFAULTS, *(all_settings() if given.all == "true" else NEIGHBOURS)]
     outcomes = compare(settings, given.seeds)
-    pooled = {setting.name: [one for found in outcomes.values() for one in found[setting.name]] for setting in settings}
+    pooled = {
+        setting.name: [one for found in outcomes.values() for one in found[setting.name]]
+        for setting in settings
+    }
     for (situation, landscape), found in outcomes.items():
         grid = recorded(landscape)
-        show(f"{landscape} ({len(grid.truth)} configurations, the best is true in {grid.best:.2%}): {situation}", found)
+        show(
+            f"{landscape} ({len(grid.truth)} configurations, the best is true in {grid.best:.2%}): {situation}",
+            found,
+        )
     return 0 if show("all of these together", pooled) else 1
 
 

@@ -25,7 +25,10 @@ GOOD_EVERY = 50
 def memory_by_request(count: int) -> list[float]:
     """Return the resident megabytes of a server before the first request and after each; a good image is answered all the while."""
     requests = hostile()
-    with tempfile.TemporaryDirectory() as folder, scoring_server(train_model(Path(folder)), {}) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        scoring_server(train_model(Path(folder)), {}) as server,
+    ):
         megabytes = [server.memory() / 1e6]
         for number in range(count):
             server.post(requests[number % len(requests)])
@@ -40,8 +43,17 @@ def draw(megabytes: list[float], file: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(megabytes, label="after each request", linewidth=1)
-    axes.axhline(MOST * megabytes[10], linestyle="--", color="tab:red", label=f"{MOST} times that after the tenth")
-    axes.set(xlabel="hostile requests", ylabel="memory of the server in MB", ylim=(0, 1.2 * max(megabytes)))
+    axes.axhline(
+        MOST * megabytes[10],
+        linestyle="--",
+        color="tab:red",
+        label=f"{MOST} times that after the tenth",
+    )
+    axes.set(
+        xlabel="hostile requests",
+        ylabel="memory of the server in MB",
+        ylim=(0, 1.2 * max(megabytes)),
+    )
     axes.set_title("Memory of a served model", loc="left")
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=100)

@@ -34,8 +34,15 @@ MOST = 3.0
 def make_runs(workspace: Workspace, count: int) -> None:
     """Log a study of so many complete trainings, no two of the same configuration, with the params, metrics and tags that ours have."""
     client, drawn = workspace.client, random.Random(0)
-    shared = {names.EXPERIMENT: workspace.experiment, names.STUDY: STUDY, names.DATA_DIGEST: "a" * 32, names.STATE: names.COMPLETE}
-    parent = client.create_run(workspace.experiment_id, tags={**shared, names.STEP: "tune", names.TARGET: "0.9"}).info.run_id
+    shared = {
+        names.EXPERIMENT: workspace.experiment,
+        names.STUDY: STUDY,
+        names.DATA_DIGEST: "a" * 32,
+        names.STATE: names.COMPLETE,
+    }
+    parent = client.create_run(
+        workspace.experiment_id, tags={**shared, names.STEP: "tune", names.TARGET: "0.9"}
+    ).info.run_id
     client.log_param(parent, "data.source", "digits")
     for number in range(count):
         chosen = {
@@ -54,21 +61,39 @@ def make_runs(workspace: Workspace, count: int) -> None:
             names.PARENT: parent,
             names.UID: f"{number:032x}",
         }
-        run_id = client.create_run(workspace.experiment_id, tags=tags, run_name=f"{number:02d} {configuration.model.name}").info.run_id
+        run_id = client.create_run(
+            workspace.experiment_id, tags=tags, run_name=f"{number:02d} {configuration.model.name}"
+        ).info.run_id
         accuracy = drawn.uniform(0.5, 0.99)
         metrics = {
-            **{"best/val_accuracy": accuracy, "best/val_loss": drawn.uniform(0.1, 2), "best/epoch": 4, "parameters": 1e7, "seconds": 40},
+            **{
+                "best/val_accuracy": accuracy,
+                "best/val_loss": drawn.uniform(0.1, 2),
+                "best/epoch": 4,
+                "parameters": 1e7,
+                "seconds": 40,
+            },
             **{
                 "majority_rate": 0.1,
                 "test/accuracy": accuracy,
                 "test/accuracy_low": accuracy - 0.01,
                 "test/accuracy_high": accuracy + 0.01,
             },
-            **{"val/accuracy": accuracy, "val/loss": 0.3, "train/loss": 0.2, "train/accuracy": 0.9, "lr": 1e-3},
+            **{
+                "val/accuracy": accuracy,
+                "val/loss": 0.3,
+                "train/loss": 0.2,
+                "train/accuracy": 0.9,
+                "lr": 1e-3,
+            },
         }
         now = int(time.time() * 1000)
         params = [Param(name, as_param(value)) for name, value in configuration.flat().items()]
-        client.log_batch(run_id, metrics=[Metric(name, value, now, 4) for name, value in metrics.items()], params=params)
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, now, 4) for name, value in metrics.items()],
+            params=params,
+        )
         client.set_terminated(run_id)
     client.set_terminated(parent)
 
@@ -87,13 +112,19 @@ def main() -> int:
         wanted = f"tags.`{names.EXPERIMENT}` = 'big'"
 
         def search() -> object:
-            return workspace.client.search_runs([workspace.experiment_id], wanted, max_results=50_000)
+            return workspace.client.search_runs(
+                [workspace.experiment_id], wanted, max_results=50_000
+            )
 
         # The first call of each imports what it needs.
         search(), summarise(workspace, STUDY)
         ours, peer, ratio = interleaved(lambda: summarise(workspace, STUDY), search, given.rounds)
     results.add(
-        f"summary of {given.runs:,} runs", f"{ours:.2f} s", f"{peer:.2f} s", f"{1 / ratio:.2f} times, at most {MOST:g}", 1 / ratio <= MOST
+        f"summary of {given.runs:,} runs",
+        f"{ours:.2f} s",
+        f"{peer:.2f} s",
+        f"{1 / ratio:.2f} times, at most {MOST:g}",
+        1 / ratio <= MOST,
     )
     return results.conclude()
 

@@ -58,7 +58,9 @@ def job_of(raw: dict[str, Any], prepared: Prepared) -> Job:
 def sgd_of(configuration: Configuration, network: torch.nn.Module) -> torch.optim.SGD:
     given = configuration.optimizer
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(trained, lr=given.lr, momentum=given.momentum, weight_decay=given.weight_decay, fused=True)
+    return torch.optim.SGD(
+        trained, lr=given.lr, momentum=given.momentum, weight_decay=given.weight_decay, fused=True
+    )
 
 
 class BareLoop:
@@ -73,7 +75,9 @@ class BareLoop:
         self.splits = {}
         for split in ("train", "val"):
             positions = prepared.positions(split)
-            images = torch.from_numpy(np.stack([prepared.images[int(position)] for position in positions]))
+            images = torch.from_numpy(
+                np.stack([prepared.images[int(position)] for position in positions])
+            )
             self.splits[split] = (images, labels[positions])
 
     def batches(self, split: str, epoch: int) -> DataLoader[Any]:
@@ -81,10 +85,16 @@ class BareLoop:
         images, labels = self.splits[split]
         order = np.arange(len(labels))
         if split == "train":
-            order = np.random.default_rng((self.configuration.training.seed, epoch)).permutation(len(labels))
+            order = np.random.default_rng((self.configuration.training.seed, epoch)).permutation(
+                len(labels)
+            )
         size = self.configuration.data.batch_size
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        pairs = [(images[part].float().div_(255), labels[part]) for part in parts if len(part) > 1 or split == "val"]
+        pairs = [
+            (images[part].float().div_(255), labels[part])
+            for part in parts
+            if len(part) > 1 or split == "val"
+        ]
         return DataLoader(pairs, batch_size=None)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -94,7 +104,9 @@ class BareLoop:
     def __call__(self) -> list[float]:
         """Train; return the mean training loss of each epoch."""
         torch.manual_seed(self.configuration.training.seed)
-        network = models.build(self.configuration.model, 10, self.configuration.data.image_size).module
+        network = models.build(
+            self.configuration.model, 10, self.configuration.data.image_size
+        ).module
         sgd = sgd_of(self.configuration, network)
         losses = []
         for epoch in range(1, self.configuration.training.epochs + 1):
@@ -110,7 +122,8 @@ class BareLoop:
             network.eval()
             with torch.inference_mode():
                 correct = sum(
-                    int((network(self.normalise(images)).argmax(1) == labels).sum()) for images, labels in self.batches("val", epoch)
+                    int((network(self.normalise(images)).argmax(1) == labels).sum())
+                    for images, labels in self.batches("val", epoch)
                 )
             assert correct >= 0
             losses.append(total / seen)
@@ -124,7 +137,9 @@ def lightning_of(bare: BareLoop) -> Any:
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = models.build(configuration.model, 10, configuration.data.image_size).module
+            self.network = models.build(
+                configuration.model, 10, configuration.data.image_size
+            ).module
             self.losses: list[float] = []
 
         def train_dataloader(self) -> DataLoader[Any]:
@@ -143,7 +158,9 @@ def lightning_of(bare: BareLoop) -> Any:
             images, labels = batch
             logits = self.network(bare.normalise(images))
             self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
-            self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), batch_size=len(labels))
+            self.log(
+                "val_accuracy", (logits.argmax(1) == labels).float().mean(), batch_size=len(labels)
+            )
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return sgd_of(configuration, self.network)
@@ -164,8 +181,12 @@ class Lightning:
         trainer = lightning.Trainer(
             max_epochs=self.bare.configuration.training.epochs,
             accelerator="cpu",
-            logger=MLFlowLogger("lightning", tracking_uri=f"sqlite:///{self.folder / 'lightning.db'}"),
-            callbacks=[ModelCheckpoint(self.folder / "lightning", monitor="val_accuracy", mode="max")],
+            logger=MLFlowLogger(
+                "lightning", tracking_uri=f"sqlite:///{self.folder / 'lightning.db'}"
+            ),
+            callbacks=[
+                ModelCheckpoint(self.folder / "lightning", monitor="val_accuracy", mode="max")
+            ],
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -184,7 +205,10 @@ class Ours:
     def __call__(self) -> list[float]:
         """Train; return the mean training loss of each epoch."""
         done = train(self.workspace, self.job, Placement("benchmark"))
-        return [metric.value for metric in self.workspace.client.get_metric_history(done.run_id, "train/loss")]
+        return [
+            metric.value
+            for metric in self.workspace.client.get_metric_history(done.run_id, "train/loss")
+        ]
 
 
 def shortened(raw: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +259,9 @@ def make_ours_with_features_anew(raw: dict[str, Any], folder: Path) -> Callable[
 
 def compare_with_loop(results: Results, folder: Path, rounds: int) -> None:
     raw = RESNET_ON_DIGITS
-    own, other, ratio, losses = sliced(partial(make_ours, raw, folder, "loop"), partial(make_bare, raw, folder), rounds)
+    own, other, ratio, losses = sliced(
+        partial(make_ours, raw, folder, "loop"), partial(make_bare, raw, folder), rounds
+    )
     assert np.allclose(*losses, rtol=1e-4), "the loss curves differ: not the same work"
     measured = f"{1 / ratio:.3f} times as long, at most {LOOP_BOUND}"
     what = f"resnet18 on the digits, {raw['training']['epochs']} epochs, everything logged"
@@ -244,17 +270,33 @@ def compare_with_loop(results: Results, folder: Path, rounds: int) -> None:
 
 def compare_with_lightning(results: Results, folder: Path, rounds: int) -> None:
     raw = RESNET_ON_DIGITS
-    own, other, ratio, _ = sliced(partial(make_ours, raw, folder, "against"), partial(make_lightning, raw, folder), rounds)
+    own, other, ratio, _ = sliced(
+        partial(make_ours, raw, folder, "against"), partial(make_lightning, raw, folder), rounds
+    )
     measured = f"{1 / ratio:.3f} times as long, less than 1"
-    results.add("the same against Lightning", f"{own:.1f} s", f"Lightning {other:.1f} s", measured, ratio > 1)
+    results.add(
+        "the same against Lightning",
+        f"{own:.1f} s",
+        f"Lightning {other:.1f} s",
+        measured,
+        ratio > 1,
+    )
 
 
 def compare_frozen(results: Results, folder: Path, rounds: int) -> None:
     raw = merge(RESNET_ON_DIGITS, {"data": {"image_size": 64}, "model": {"freeze": "backbone"}})
-    own, other, ratio, losses = sliced(partial(make_ours_with_features_anew, raw, folder), partial(make_bare, raw, folder), rounds)
+    own, other, ratio, losses = sliced(
+        partial(make_ours_with_features_anew, raw, folder), partial(make_bare, raw, folder), rounds
+    )
     assert np.allclose(*losses, rtol=1e-4), "the loss curves differ: not the same work"
     measured = f"{ratio:.1f} times as fast, at least {FROZEN_BOUND}"
-    results.add("frozen resnet18 at 64, 10 epochs", f"{own:.1f} s", f"plain frozen loop {other:.1f} s", measured, ratio >= FROZEN_BOUND)
+    results.add(
+        "frozen resnet18 at 64, 10 epochs",
+        f"{own:.1f} s",
+        f"plain frozen loop {other:.1f} s",
+        measured,
+        ratio >= FROZEN_BOUND,
+    )
 
 
 def write_crops(root: Path, count: int) -> Path:
@@ -264,12 +306,19 @@ def write_crops(root: Path, count: int) -> Path:
         (root / name).mkdir(parents=True)
         for number in range(count // 2):
             left, top = rng.integers(0, 640 - 260), rng.integers(0, 427 - 260)
-            Image.fromarray(photograph).crop((left, top, left + 260, top + 260)).save(root / name / f"{number}.jpg", quality=92)
+            Image.fromarray(photograph).crop((left, top, left + 260, top + 260)).save(
+                root / name / f"{number}.jpg", quality=92
+            )
     return root
 
 
 def compare_numerics(results: Results, folder: Path, rounds: int) -> None:
-    data = {"source": f"folder:{write_crops(folder / 'crops', 120)}", "image_size": 224, "batch_size": 16, "duplicates": "ignore"}
+    data = {
+        "source": f"folder:{write_crops(folder / 'crops', 120)}",
+        "image_size": 224,
+        "batch_size": 16,
+        "duplicates": "ignore",
+    }
     raw = {
         "data": data,
         "model": {"name": "resnet18"},
@@ -279,12 +328,20 @@ def compare_numerics(results: Results, folder: Path, rounds: int) -> None:
     plain = merge(raw, {"training": {"precision": "fp32", "memory_format": "contiguous"}})
     prepared_of(raw, folder)  # Which a contestant, that must not start processes, then finds.
     # Chooses in the training that warms up: once per study.
-    own, other, ratio, _ = sliced(partial(make_ours, raw, folder, "auto"), partial(make_ours, plain, folder, "plain"), rounds)
+    own, other, ratio, _ = sliced(
+        partial(make_ours, raw, folder, "auto"), partial(make_ours, plain, folder, "plain"), rounds
+    )
     has_amx = "amx_bf16" in Path("/proc/cpuinfo").read_text()
     bound = AUTO_BOUND if has_amx else AUTO_NEVER_BELOW
     where = "with AMX" if has_amx else "without AMX"
     measured = f"{ratio:.2f} times as fast, at least {bound} {where}"
-    results.add("resnet18 at 224, batch 16, auto", f"{own:.1f} s", f"fp32 contiguous {other:.1f} s", measured, ratio >= bound)
+    results.add(
+        "resnet18 at 224, batch 16, auto",
+        f"{own:.1f} s",
+        f"fp32 contiguous {other:.1f} s",
+        measured,
+        ratio >= bound,
+    )
 
 
 FIRST_STEP = """
@@ -318,13 +375,31 @@ def time_to_first_step(results: Results, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     times = []
     for seed in range(4):
-        arguments = [sys.executable, "-c", FIRST_STEP, "train", "--config", str(experiment), *options, "--training.seed", str(seed)]
-        out = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False).stdout
-        times.append(next(float(line.split()[1]) for line in out.splitlines() if line.startswith("SECONDS")))
+        arguments = [
+            sys.executable,
+            "-c",
+            FIRST_STEP,
+            "train",
+            "--config",
+            str(experiment),
+            *options,
+            "--training.seed",
+            str(seed),
+        ]
+        out = subprocess.run(
+            arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False
+        ).stdout
+        times.append(
+            next(float(line.split()[1]) for line in out.splitlines() if line.startswith("SECONDS"))
+        )
     # The first one makes the store and prepares.
     taken = float(np.median(times[1:]))
     results.add(
-        "from command to first step, beyond imports", f"{taken:.2f} s", "", f"{taken:.2f} s, at most {START_BOUND} s", taken <= START_BOUND
+        "from command to first step, beyond imports",
+        f"{taken:.2f} s",
+        "",
+        f"{taken:.2f} s, at most {START_BOUND} s",
+        taken <= START_BOUND,
     )
 
 
@@ -332,7 +407,9 @@ def main() -> int:
     """Run all; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="pairs of trainings that are timed")
-    parser.add_argument("--only", choices=["start", "loop", "lightning", "auto", "frozen"], help="one row")
+    parser.add_argument(
+        "--only", choices=["start", "loop", "lightning", "auto", "frozen"], help="one row"
+    )
     arguments = parser.parse_args()
     results = Results("Training, on the CPU")
     with tempfile.TemporaryDirectory() as temporary:

@@ -27,7 +27,10 @@ def write_image(file: Path, size: tuple[int, int] = (12, 10)) -> None:
 def write_store(folder: Path, images: Iterable[NDArray[np.uint8]], num_shards: int = 1) -> Store:
     """Store images in order, taking turns among so many shards."""
     writers = [ShardWriter(folder) for _ in range(num_shards)]
-    index = [(number % num_shards, writers[number % num_shards].append(pixels), *pixels.shape[1:]) for number, pixels in enumerate(images)]
+    index = [
+        (number % num_shards, writers[number % num_shards].append(pixels), *pixels.shape[1:])
+        for number, pixels in enumerate(images)
+    ]
     for writer in writers:
         writer.flush()
     return Store(folder, [writer.name for writer in writers], np.array(index, dtype=np.int64))

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_D65_TO_D50 = np.array([[1.0478112, 0.0228866, -0.0501270], [0.0295424, 0.9904844, -0.0170491], [-0.0092345, 0.0150436, 0.7521316]])
+_D65_TO_D50 = np.array(
+    [
+        [1.0478112, 0.0228866, -0.0501270],
+        [0.0295424, 0.9904844, -0.0170491],
+        [-0.0092345, 0.0150436, 0.7521316],
+    ]
+)
 """Bradford's adaptation, as profiles need it."""
 _D65 = (0.3127, 0.3290)
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -44,11 +50,15 @@ def matrix(primaries: tuple[tuple[float, float], ...]) -> Floats:
     return columns * np.linalg.solve(columns, _xyz(*_D65))
 
 
-def rgb_profile(primaries: tuple[tuple[float, float], ...], linear: Callable[[Floats], Floats]) -> bytes:
+def rgb_profile(
+    primaries: tuple[tuple[float, float], ...], linear: Callable[[Floats], Floats]
+) -> bytes:
     """Return an ICC profile of colours that lie at `primaries`, whose levels become light by `linear`."""
     adapted = _D65_TO_D50 @ matrix(primaries)
     curve = _curve(linear)
-    colours = {f"{name}XYZ".encode(): _place(adapted[:, number]) for number, name in enumerate("rgb")}
+    colours = {
+        f"{name}XYZ".encode(): _place(adapted[:, number]) for number, name in enumerate("rgb")
+    }
     return _profile(b"RGB ", {**colours, **{f"{name}TRC".encode(): curve for name in "rgb"}})
 
 
@@ -57,7 +67,9 @@ def grey_profile(gamma: float) -> bytes:
     return _profile(b"GRAY", {b"kTRC": _curve(partial(power, gamma=gamma))})
 
 
-def srgb_as(levels: NDArray[np.uint8], primaries: tuple[tuple[float, float], ...], gamma: float) -> NDArray[np.uint8]:
+def srgb_as(
+    levels: NDArray[np.uint8], primaries: tuple[tuple[float, float], ...], gamma: float
+) -> NDArray[np.uint8]:
     """Return an sRGB picture's pixels (height, width, 3) as another space of colours writes them, levels by a power."""
     light = linear_srgb(levels / 255) @ (np.linalg.inv(matrix(primaries)) @ matrix(SRGB)).T
     return (power(light, 1 / gamma) * 255).round().clip(0, 255).astype(np.uint8)
@@ -73,7 +85,10 @@ def _place(xyz: Floats) -> bytes:
 
 
 def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    texts = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0"}
+    texts = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+    }
     white = {b"wtpt": _place(np.array([0.9642, 1.0, 0.8249]))}
     offset, table, body = 128 + 4 + 12 * (len(tags) + 3), b"", b""
     for name, content in {**texts, **white, **tags}.items():
@@ -81,6 +96,8 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
         table += struct.pack(">4sII", name, offset + len(body), len(content))
         body += padded
     size = offset + len(body)
-    header = struct.pack(">I4sI4s4s4s12s4s", size, bytes(4), 0x02400000, b"mntr", space, b"XYZ ", bytes(12), b"acsp")
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s", size, bytes(4), 0x02400000, b"mntr", space, b"XYZ ", bytes(12), b"acsp"
+    )
     header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
     return header.ljust(128, b"\0") + struct.pack(">I", len(tags) + 3) + table + body

@@ -23,12 +23,19 @@ def test_the_catalogue_keeps_every_value(tmp_path: Path) -> None:
     ]
     by_path = {f"{number}.png": found for number, found in enumerate(rows)}
     catalogue.add("source", RECIPE, [(path, "1-2-3", found) for path, found in by_path.items()])
-    assert catalogue.of_files("source", {f"{number}.png": "1-2-3" for number in range(5)}, RECIPE) == by_path
+    assert (
+        catalogue.of_files("source", {f"{number}.png": "1-2-3" for number in range(5)}, RECIPE)
+        == by_path
+    )
     assert [catalogue.of_content(found.content, RECIPE) for found in rows] == rows
     changed = {**dict.fromkeys(by_path, "1-2-3"), "0.png": "1-2-4", "none.png": "1-2-3"}
     del by_path["0.png"]
     assert catalogue.of_files("source", changed, RECIPE) == by_path
-    assert catalogue.of_files("source", {}, RECIPE) == catalogue.of_files("another", {"0.png": "1-2-3"}, RECIPE) == {}
+    assert (
+        catalogue.of_files("source", {}, RECIPE)
+        == catalogue.of_files("another", {"0.png": "1-2-3"}, RECIPE)
+        == {}
+    )
     assert catalogue.of_content(rows[0].content, ANOTHER) is None
     assert catalogue.shards(RECIPE) == {"a.bin"}
     assert catalogue.shards(ANOTHER) == set()
@@ -46,16 +53,23 @@ METHODS: list[Callable[[Catalogue], object]] = [
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_file_damaged_while_it_is_open_is_told(tmp_path: Path, method: Callable[[Catalogue], object]) -> None:
+def test_a_file_damaged_while_it_is_open_is_told(
+    tmp_path: Path, method: Callable[[Catalogue], object]
+) -> None:
     catalogue = Catalogue(tmp_path)
     (tmp_path / "catalogue.sqlite").write_bytes(b"garbage" * 4000)
-    with pytest.raises(OSError, match=r"^catalogue\.sqlite: .*; delete that file, the next prepare writes it anew$"):
+    with pytest.raises(
+        OSError, match=r"^catalogue\.sqlite: .*; delete that file, the next prepare writes it anew$"
+    ):
         method(catalogue)
 
 
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "catalogue.sqlite").write_bytes(b"garbage" * 1000)
-    with pytest.raises(OSError, match=r"^catalogue\.sqlite: file is not a database; delete that file, the next prepare writes it anew$"):
+    with pytest.raises(
+        OSError,
+        match=r"^catalogue\.sqlite: file is not a database; delete that file, the next prepare writes it anew$",
+    ):
         Catalogue(tmp_path)
 
 
@@ -77,7 +91,10 @@ def test_a_full_disk_is_told_when_the_file_is_made(tmp_path: Path) -> None:
     Catalogue(tmp_path).add("source", RECIPE, [("a.png", "1", FOUND)])
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE files (a)", "CREATE TABLE images (a)", "PRAGMA user_version = 99", ""])
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TABLE files (a)", "CREATE TABLE images (a)", "PRAGMA user_version = 99", ""],
+)
 def test_tables_of_another_version_are_made_anew(tmp_path: Path, statement: str) -> None:
     connection = sqlite3.connect(tmp_path / "catalogue.sqlite")
     connection.execute(statement)

@@ -30,9 +30,13 @@ def difference(image: Image.Image, pixels: np.ndarray) -> int:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize(
-    ("primaries", "gamma", "off"), [(profiles.ADOBE_RGB, 2.19921875, 30), (profiles.DISPLAY_P3, 2.2, 20)], ids=["Adobe RGB", "Display P3"]
+    ("primaries", "gamma", "off"),
+    [(profiles.ADOBE_RGB, 2.19921875, 30), (profiles.DISPLAY_P3, 2.2, 20)],
+    ids=["Adobe RGB", "Display P3"],
 )
-def test_the_same_picture_in_another_space_of_colours_decodes_to_the_same(kind: str, primaries: Any, gamma: float, off: int) -> None:
+def test_the_same_picture_in_another_space_of_colours_decodes_to_the_same(
+    kind: str, primaries: Any, gamma: float, off: int
+) -> None:
     profile = profiles.rgb_profile(primaries, partial(profiles.power, gamma=gamma))
     written = Image.fromarray(profiles.srgb_as(GENTLE, primaries, gamma))
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -47,7 +51,12 @@ def test_the_same_picture_in_another_space_of_colours_decodes_to_the_same(kind: 
 def test_a_photograph_in_adobe_rgb_is_what_it_is_in_srgb() -> None:
     smooth = np.asarray(Image.fromarray(GENTLE).resize((320, 240), Image.Resampling.BICUBIC))
     profile = profiles.rgb_profile(profiles.ADOBE_RGB, partial(profiles.power, gamma=2.19921875))
-    found = decoded(Image.fromarray(profiles.srgb_as(smooth, profiles.ADOBE_RGB, 2.19921875)), "JPEG", quality=95, icc_profile=profile)
+    found = decoded(
+        Image.fromarray(profiles.srgb_as(smooth, profiles.ADOBE_RGB, 2.19921875)),
+        "JPEG",
+        quality=95,
+        icc_profile=profile,
+    )
     assert np.abs(np.asarray(found.image, float) - smooth).mean() < 3
 
 
@@ -74,7 +83,9 @@ def test_the_profile_of_grey_levels_is_followed() -> None:
     expected = (profiles.levels_srgb(levels / 255) * 255).round()[..., None]
     found = decoded(Image.fromarray(levels), icc_profile=profiles.grey_profile(1.0))
     assert found.is_changed and difference(found.image, np.repeat(expected, 3, axis=2)) <= 2
-    of_sixteen = decoded(Image.fromarray(levels.astype(np.uint16) * 257), icc_profile=profiles.grey_profile(1.0))
+    of_sixteen = decoded(
+        Image.fromarray(levels.astype(np.uint16) * 257), icc_profile=profiles.grey_profile(1.0)
+    )
     assert np.array_equal(of_sixteen.image, found.image)
 
 
@@ -97,5 +108,7 @@ def test_a_palettes_colours_are_converted() -> None:
 
 
 def test_cmyk_without_a_profile_stays_as_it_was() -> None:
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 4), dtype=np.uint8), "CMYK")
+    image = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (8, 8, 4), dtype=np.uint8), "CMYK"
+    )
     assert np.array_equal(decoded(image, "TIFF").image, decoded(image, "TIFF", version=1).image)

@@ -25,7 +25,9 @@ PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
 INTERPOLATIONS = ["bilinear", "bicubic", "nearest", "lanczos"]
 
 
-def decode(file: Path | io.BytesIO, background: str = "white", max_pixels: int = 64_000_000) -> Image.Image:
+def decode(
+    file: Path | io.BytesIO, background: str = "white", max_pixels: int = 64_000_000
+) -> Image.Image:
     return Decoding(background=background, max_pixels=max_pixels).decode(file).image
 
 
@@ -59,7 +61,9 @@ def test_the_cameras_orientation_is_applied(orientation: int, seen: np.ndarray) 
     assert np.array_equal(decode(encoded(Image.fromarray(PIXELS), "PNG", exif=exif)), seen)
 
 
-@pytest.mark.parametrize(("alpha", "expected"), [(0, (255, 255, 255)), (128, (255, 127, 127)), (255, (255, 0, 0))])
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [(0, (255, 255, 255)), (128, (255, 127, 127)), (255, (255, 0, 0))]
+)
 def test_transparency_is_composed_on_white(alpha: int, expected: tuple[int, int, int]) -> None:
     image = decode(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, alpha)), "PNG"))
     assert image.mode == "RGB"
@@ -67,7 +71,11 @@ def test_transparency_is_composed_on_white(alpha: int, expected: tuple[int, int,
 
 
 def test_grey_with_transparency_is_composed_on_white() -> None:
-    assert decode(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG")).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG")).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
 
 
 def test_a_palettes_transparent_colour_is_white() -> None:
@@ -92,18 +100,26 @@ def test_sixteen_bit_grey_is_scaled_to_eight(kind: str) -> None:
 
 def test_every_sixteen_bit_level_becomes_the_nearest_of_eight() -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(levels), "PNG")))[:, :, 0], np.round(levels / 257))
+    assert np.array_equal(
+        np.asarray(decode(encoded(Image.fromarray(levels), "PNG")))[:, :, 0], np.round(levels / 257)
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM"])
 @pytest.mark.parametrize("highest", [1, 200, 257 * 100, 65535])
 def test_white_is_white_for_dark_sixteen_bit_pictures_too(kind: str, highest: int) -> None:
     levels = np.array([[0, highest]], dtype=np.uint16)
-    assert np.asarray(decode(encoded(Image.fromarray(levels), kind)))[0, :, 0].tolist() == [0, round(highest / 257)]
+    assert np.asarray(decode(encoded(Image.fromarray(levels), kind)))[0, :, 0].tolist() == [
+        0,
+        round(highest / 257),
+    ]
 
 
 def test_a_pgm_of_twelve_bits_is_scaled_by_its_own_white() -> None:
-    assert np.asarray(decode(io.BytesIO(b"P5 2 1 4095\n\x0f\xff\x00\x10")))[0, :, 0].tolist() == [255, 1]
+    assert np.asarray(decode(io.BytesIO(b"P5 2 1 4095\n\x0f\xff\x00\x10")))[0, :, 0].tolist() == [
+        255,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +136,13 @@ def test_a_pgm_of_twelve_bits_is_scaled_by_its_own_white() -> None:
         (np.array([0, 25700, 65535], np.int32), [0, 100, 255]),
     ],
 )
-def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(levels: np.ndarray, expected: list[int]) -> None:
-    assert np.asarray(decode(encoded(Image.fromarray(levels[None]), "TIFF")))[0, :, 0].tolist() == expected
+def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(
+    levels: np.ndarray, expected: list[int]
+) -> None:
+    assert (
+        np.asarray(decode(encoded(Image.fromarray(levels[None]), "TIFF")))[0, :, 0].tolist()
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,10 +151,22 @@ def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(levels: np.nd
         (np.array([0, 0.5, np.nan], np.float32), "holds values that are not finite"),
         (np.array([0, 0.5, np.inf], np.float32), "holds values that are not finite"),
         (np.array([-np.inf, 0.5, np.inf], np.float32), "holds values that are not finite"),
-        (np.array([0, 1e6], np.float32), "grey levels from 0 to 1e+06, expected 0 to 1, 255 or 65535, or data.white"),
-        (np.array([-1, 1], np.float32), "grey levels from -1 to 1, expected 0 to 1, 255 or 65535, or data.white"),
-        (np.array([0, 2**31 - 1], np.int32), "grey levels from 0 to 2.14748e+09, expected 0 to 1, 255 or 65535, or data.white"),
-        (np.array([-1024, 3071], np.int32), "grey levels from -1024 to 3071, expected 0 to 1, 255 or 65535, or data.white"),
+        (
+            np.array([0, 1e6], np.float32),
+            "grey levels from 0 to 1e+06, expected 0 to 1, 255 or 65535, or data.white",
+        ),
+        (
+            np.array([-1, 1], np.float32),
+            "grey levels from -1 to 1, expected 0 to 1, 255 or 65535, or data.white",
+        ),
+        (
+            np.array([0, 2**31 - 1], np.int32),
+            "grey levels from 0 to 2.14748e+09, expected 0 to 1, 255 or 65535, or data.white",
+        ),
+        (
+            np.array([-1024, 3071], np.int32),
+            "grey levels from -1024 to 3071, expected 0 to 1, 255 or 65535, or data.white",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -145,15 +178,29 @@ def test_levels_without_a_known_white_are_unreadable(levels: np.ndarray, why: st
 
 def png(header: bytes, transparent: bytes, rows: bytes) -> io.BytesIO:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
-    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks))
+    chunks = [
+        (b"IHDR", header),
+        (b"tRNS", transparent),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks)
+    )
 
 
 def test_the_transparent_level_of_sixteen_bit_grey_is_composed() -> None:
     header = struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0)
-    image = decode(png(header, struct.pack(">H", 257), b"\0" + struct.pack(">3H", 0, 257, 65535)), "red")
+    image = decode(
+        png(header, struct.pack(">H", 257), b"\0" + struct.pack(">3H", 0, 257, 65535)), "red"
+    )
     assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
 
 
@@ -174,14 +221,22 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="the peak of a process's memory is read as Linux tells it",
+)
 def test_scaling_takes_little_memory() -> None:
-    ended = subprocess.run([sys.executable, "-c", MEMORY], cwd=PROJECT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     # 16 million pixels: 48 MB as RGB, 128 MB as double precision.
     assert int(ended.stdout) < 140_000
 
 
-@pytest.mark.parametrize(("mode", "value", "expected"), [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGB", (1, 2, 3), (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGB", (1, 2, 3), (1, 2, 3))],
+)
 def test_each_mode_becomes_rgb(mode: str, value: Any, expected: tuple[int, int, int]) -> None:
     image = decode(encoded(Image.new(mode, (3, 3), value), "PNG"))
     assert (image.mode, image.getpixel((1, 1))) == ("RGB", expected)
@@ -203,7 +258,11 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
 def test_each_extension_is_read(tmp_path: Path, extension: str) -> None:
     file = tmp_path / f"image{extension}"
-    Image.new("L" if extension == ".pgm" else "RGB", (16, 16), 200 if extension == ".pgm" else (200, 200, 200)).save(file)
+    Image.new(
+        "L" if extension == ".pgm" else "RGB",
+        (16, 16),
+        200 if extension == ".pgm" else (200, 200, 200),
+    ).save(file)
     image = decode(file)
     assert (image.mode, image.size) == ("RGB", (16, 16))
     assert np.allclose(image.getpixel((8, 8)), 200, atol=5)
@@ -219,7 +278,9 @@ def test_the_first_of_two_pictures_in_a_jpeg_is_taken() -> None:
 def test_other_formats_are_refused_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "image.png"
     # Not to the file itself: Pillow's SPIDER writer would register .png for itself.
-    file.write_bytes(encoded(Image.new("F" if kind == "SPIDER" else "L", (16, 16)), kind).getvalue())
+    file.write_bytes(
+        encoded(Image.new("F" if kind == "SPIDER" else "L", (16, 16)), kind).getvalue()
+    )
     with pytest.raises(UNREADABLE) as caught:
         decode(file)
     assert reason(caught.value) == "not an image"
@@ -234,7 +295,9 @@ def test_a_program_in_postscript_is_not_run(tmp_path: Path) -> None:
 
 def damaged(kind: str) -> bytes:
     rng = np.random.default_rng(0)
-    return encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind).getvalue()
+    return encoded(
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind
+    ).getvalue()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +325,9 @@ def test_a_damaged_picture_is_unreadable(content: bytes) -> None:
     st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "AVIF"]),
     st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4))),
 )
-def test_whatever_pillow_stumbles_over_is_unreadable(kind: str, changes: list[tuple[float, bytes]]) -> None:
+def test_whatever_pillow_stumbles_over_is_unreadable(
+    kind: str, changes: list[tuple[float, bytes]]
+) -> None:
     content = bytearray(damaged(kind))
     for place, change in changes:
         # Most of them near the beginning, where formats keep what matters.
@@ -272,7 +337,9 @@ def test_whatever_pillow_stumbles_over_is_unreadable(kind: str, changes: list[tu
         assert decode(io.BytesIO(bytes(content)), max_pixels=10**6).mode == "RGB"
 
 
-@pytest.mark.parametrize(("width", "height", "limit"), [(9_000, 9_000, 64_000_000), (60_000, 30_000, 10**9), (11, 1, 10)])
+@pytest.mark.parametrize(
+    ("width", "height", "limit"), [(9_000, 9_000, 64_000_000), (60_000, 30_000, 10**9), (11, 1, 10)]
+)
 def test_too_many_pixels_are_refused_by_our_own_limit(width: int, height: int, limit: int) -> None:
     header = encoded(Image.new("1", (8, 8)), "BMP").getvalue()
     content = header[:18] + width.to_bytes(4, "little") + height.to_bytes(4, "little") + header[26:]
@@ -306,14 +373,18 @@ def test_a_picture_too_large_for_memory_is_unreadable() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.sampled_from(INTERPOLATIONS))
-def test_the_shorter_side_is_as_asked_and_the_longer_at_most_three_times_it(width: int, height: int, side: int, interpolation: str) -> None:
+def test_the_shorter_side_is_as_asked_and_the_longer_at_most_three_times_it(
+    width: int, height: int, side: int, interpolation: str
+) -> None:
     pixels = resize(Image.new("RGB", (width, height), (9, 9, 9)), side, interpolation)
     assert pixels.shape[0] == 3 and pixels.dtype == np.uint8
     assert min(pixels.shape[1:]) == side
     assert max(pixels.shape[1:]) <= 3 * side
     assert (pixels == 9).all()
     if max(width, height) <= 3 * min(width, height):
-        assert max(pixels.shape[1:]) == pytest.approx(side * max(width, height) / min(width, height), abs=0.5)
+        assert max(pixels.shape[1:]) == pytest.approx(
+            side * max(width, height) / min(width, height), abs=0.5
+        )
 
 
 def test_a_strip_keeps_its_middle() -> None:
@@ -321,7 +392,9 @@ def test_a_strip_keeps_its_middle() -> None:
     strip[:, 40:60] = 255
     pixels = resize(Image.fromarray(strip), 10, "bilinear")
     assert pixels.shape == (3, 10, 30)
-    assert pixels[:, :, 5:25].min() == 255 and pixels[:, :, :5].max() == pixels[:, :, 25:].max() == 0
+    assert (
+        pixels[:, :, 5:25].min() == 255 and pixels[:, :, :5].max() == pixels[:, :, 25:].max() == 0
+    )
 
 
 def test_a_picture_of_the_size_asked_stays_as_it_is() -> None:
@@ -330,7 +403,9 @@ def test_a_picture_of_the_size_asked_stays_as_it_is() -> None:
 
 def test_interpolations_differ() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    assert len({resize(image, 11, name).tobytes() for name in INTERPOLATIONS}) == len(INTERPOLATIONS)
+    assert len({resize(image, 11, name).tobytes() for name in INTERPOLATIONS}) == len(
+        INTERPOLATIONS
+    )
 
 
 def test_shrinking_is_antialiased() -> None:
@@ -360,7 +435,16 @@ def test_what_libraries_say_of_damaged_files_stays_off_the_console(tmp_path: Pat
         "for name in sys.argv[1:]:\n    try: print(Decoding().decode(Path(name)).image.size)\n    except OSError: print('refused')"
     )
     files = [str(file) for file in sorted(tmp_path.iterdir())]
-    done = subprocess.run([sys.executable, "-c", script, *files], cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *files],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seen = dict(zip([Path(file).name for file in files], done.stdout.splitlines(), strict=True))
-    assert seen["broken.jpg"] == seen["twice.jpg"] == "(60, 60)" and list(seen.values()).count("refused") >= 2
+    assert (
+        seen["broken.jpg"] == seen["twice.jpg"] == "(60, 60)"
+        and list(seen.values()).count("refused") >= 2
+    )
     assert done.stderr == ""

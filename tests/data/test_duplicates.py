@@ -25,9 +25,16 @@ def brute_force(hashes: list[int], distance: int) -> list[int]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data(), st.integers(0, 16))
-def test_near_hashes_are_those_that_comparing_all_pairs_finds(data: st.DataObject, distance: int) -> None:
+def test_near_hashes_are_those_that_comparing_all_pairs_finds(
+    data: st.DataObject, distance: int
+) -> None:
     centres = data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6))
-    flips = data.draw(st.lists(st.tuples(st.sampled_from(centres), st.sets(st.integers(0, 63), max_size=9)), max_size=25))
+    flips = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from(centres), st.sets(st.integers(0, 63), max_size=9)),
+            max_size=25,
+        )
+    )
     hashes = sorted({*centres, *(centre ^ sum(1 << bit for bit in bits) for centre, bits in flips)})
     found = near_pairs_united(np.array(hashes, dtype=np.uint64), distance)
     assert found.tolist() == brute_force(hashes, distance)
@@ -49,7 +56,10 @@ def test_sets_are_disjoint_and_named_by_their_smallest(pairs: list[tuple[int, in
     assert all(root <= number and roots[root] == root for number, root in enumerate(roots))
     members = [number for one in sets.larger_than_one() for number in one]
     assert len(members) == len(set(members))
-    assert all(len({roots[number] for number in one}) == 1 and len(one) > 1 for one in sets.larger_than_one())
+    assert all(
+        len({roots[number] for number in one}) == 1 and len(one) > 1
+        for one in sets.larger_than_one()
+    )
 
 
 def drawing(seed: int, size: int = 200) -> Image.Image:
@@ -57,9 +67,12 @@ def drawing(seed: int, size: int = 200) -> Image.Image:
     image = Image.new("RGB", (size, size), tuple(rng.integers(0, 256, 3).tolist()))
     draw = ImageDraw.Draw(image)
     for _ in range(12):
-        left, top, right, bottom = sorted(rng.integers(0, size, 2).tolist()) + sorted(rng.integers(0, size, 2).tolist())
+        left, top, right, bottom = sorted(rng.integers(0, size, 2).tolist()) + sorted(
+            rng.integers(0, size, 2).tolist()
+        )
         draw.ellipse(
-            (min(left, right), min(top, bottom), max(left, right) + 20, max(top, bottom) + 20), tuple(rng.integers(0, 256, 3).tolist())
+            (min(left, right), min(top, bottom), max(left, right) + 20, max(top, bottom) + 20),
+            tuple(rng.integers(0, 256, 3).tolist()),
         )
     return image
 
@@ -68,12 +81,18 @@ def found(images: list[Image.Image], distance: int) -> list[list[int]]:
     hashes = [perceptual_hash(image) for image in images]
     pixels = np.array([list(hash_of_pixels(image)) for image in images], dtype=np.uint8)
     has = np.array([value is not None for value in hashes])
-    return duplicate_sets(pixels, np.array([value or 0 for value in hashes], dtype=np.uint64), has, distance)[0]
+    return duplicate_sets(
+        pixels, np.array([value or 0 for value in hashes], dtype=np.uint64), has, distance
+    )[0]
 
 
 def test_a_resized_a_recompressed_and_a_blurred_copy_are_near_and_other_pictures_are_not() -> None:
     images = [drawing(seed) for seed in range(30)]
-    copies = [images[0].resize((140, 140)), images[0].filter(ImageFilter.GaussianBlur(1)), images[0].quantize(64).convert("RGB")]
+    copies = [
+        images[0].resize((140, 140)),
+        images[0].filter(ImageFilter.GaussianBlur(1)),
+        images[0].quantize(64).convert("RGB"),
+    ]
     assert found([*images, *copies], 4) == [[0, 30, 31, 32]]
 
 
@@ -101,13 +120,18 @@ def test_small_images_that_are_equal_are_found() -> None:
 def test_perceptual_hashes_are_those_of_imagehash(seed: int) -> None:
     small = drawing(seed).convert("L").resize((64, 64), Image.Resampling.BOX)
     expected = imagehash.phash(small.reduce(2)).hash
-    assert perceptual_hash(small.convert("RGB")) == int("".join("01"[bit] for bit in expected.ravel().astype(int)), 2)
+    assert perceptual_hash(small.convert("RGB")) == int(
+        "".join("01"[bit] for bit in expected.ravel().astype(int)), 2
+    )
 
 
 @pytest.mark.parametrize("noise", [0, 1])
 def test_pages_of_one_colour_are_not_near(noise: int) -> None:
     rng = np.random.default_rng(0)
-    pages = [Image.fromarray((level + rng.integers(0, noise + 1, (80, 80, 3))).astype(np.uint8)) for level in (0, 60, 120, 180, 240)]
+    pages = [
+        Image.fromarray((level + rng.integers(0, noise + 1, (80, 80, 3))).astype(np.uint8))
+        for level in (0, 60, 120, 180, 240)
+    ]
     assert [perceptual_hash(page) for page in pages] == [None] * 5
     assert found(pages, 16) == []
     assert found([*pages, pages[2].copy()], 4) == [[2, 5]]

@@ -38,7 +38,12 @@ def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[in
     data = Data.model_validate({"source": f"folder:{root}", "image_size": 8, **fields})
     source = open_source(data)
     decoded: list[int] = []
-    return examine(source, source.items, Recipe.of(data, prepared), lambda what, done, total: decoded.append(done)), decoded
+    return examine(
+        source,
+        source.items,
+        Recipe.of(data, prepared),
+        lambda what, done, total: decoded.append(done),
+    ), decoded
 
 
 def check(examined: Examined, root: Path, prepared: Path) -> None:
@@ -47,11 +52,15 @@ def check(examined: Examined, root: Path, prepared: Path) -> None:
     files = [item.path for item in open_source(Data(source=f"folder:{root}")).items]
     assert len(files) == len(store)
     for number, path in enumerate(files):
-        assert np.array_equal(store[number], decoding.resize(decoding.decode(root / path).image)), path
+        assert np.array_equal(store[number], decoding.resize(decoding.decode(root / path).image)), (
+            path
+        )
 
 
 @pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
-def test_the_pixels_are_those_of_the_files(photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float) -> None:
+def test_the_pixels_are_those_of_the_files(
+    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float
+) -> None:
     monkeypatch.setattr(module, "_ALONE_SECONDS", alone)
     root = photos({"cat": 60, "dog": 60})
     examined, decoded = run(root, tmp_path / "prepared")
@@ -59,7 +68,9 @@ def test_the_pixels_are_those_of_the_files(photos: WriteImages, tmp_path: Path, 
     check(examined, root, tmp_path / "prepared")
 
 
-def test_a_changed_an_added_and_a_removed_file_cost_only_themselves(photos: WriteImages, tmp_path: Path) -> None:
+def test_a_changed_an_added_and_a_removed_file_cost_only_themselves(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 20, "dog": 20})
     run(root, tmp_path / "prepared")
     assert run(root, tmp_path / "prepared")[1] == []
@@ -99,7 +110,12 @@ def test_lost_pixels_are_decoded_again(photos: WriteImages, tmp_path: Path, dama
 @pytest.mark.parametrize("change", ["touched", "copied"])
 @pytest.mark.parametrize("alone", [1e9, 0.0], ids=["this process", "worker processes"])
 def test_lost_pixels_of_files_known_by_their_content_are_decoded_again(
-    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, change: str, alone: float
+    photos: WriteImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    change: str,
+    alone: float,
 ) -> None:
     monkeypatch.setattr(module, "_ALONE_SECONDS", alone)
     root, prepared = photos({"cat": 40, "dog": 40}), tmp_path / "prepared"
@@ -124,7 +140,9 @@ def test_lost_pixels_of_files_known_by_their_content_are_decoded_again(
     assert run(root, prepared)[1] == []
 
 
-def test_pixels_that_a_deleted_catalogue_named_are_removed_a_day_later(photos: WriteImages, tmp_path: Path) -> None:
+def test_pixels_that_a_deleted_catalogue_named_are_removed_a_day_later(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root, prepared = photos({"cat": 10, "dog": 10}), tmp_path / "prepared"
     run(root, prepared)
     (old,) = prepared.glob("images-*/*.bin")
@@ -140,16 +158,26 @@ def test_pixels_that_a_deleted_catalogue_named_are_removed_a_day_later(photos: W
     check(examined, root, prepared)
 
 
-def test_another_version_of_the_decoding_has_another_store(photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_decoding_has_another_store(
+    photos: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, prepared = photos({"cat": 3, "dog": 3}), tmp_path / "prepared"
     run(root, prepared)
     pillow = PIL.__version__.split(".")[0]
     data = Data(source=f"folder:{root}", image_size=8)
     assert recipe(root, prepared).name == f"8-bilinear-white-{VERSION}-pillow{pillow}"
-    assert Recipe.of(data.model_copy(update={"store": "none"}), prepared).name == f"none-white-{VERSION}-pillow{pillow}"
+    assert (
+        Recipe.of(data.model_copy(update={"store": "none"}), prepared).name
+        == f"none-white-{VERSION}-pillow{pillow}"
+    )
     source = open_source(data)
     decoded: list[int] = []
-    examine(source, source.items, Recipe.of(data, prepared, 1), lambda what, done, total: decoded.append(done))
+    examine(
+        source,
+        source.items,
+        Recipe.of(data, prepared, 1),
+        lambda what, done, total: decoded.append(done),
+    )
     assert len(decoded) == 6
     assert {folder.name for folder in prepared.glob("images-*")} == {
         f"images-8-bilinear-white-{one}-pillow{pillow}" for one in (1, VERSION)
@@ -165,7 +193,9 @@ def test_arrays_of_too_many_pixels_are_refused_the_first_time_too(tmp_path: Path
     source = open_source(data)
     for _ in range(2):
         examined = examine(source, source.items[:5], Recipe.of(data, tmp_path))
-        assert examined.unreadable == dict.fromkeys(range(5), "8 × 8 pixels, more than data.max_pixels (63)")
+        assert examined.unreadable == dict.fromkeys(
+            range(5), "8 × 8 pixels, more than data.max_pixels (63)"
+        )
     allowed = data.model_copy(update={"max_pixels": 64})
     assert examine(source, source.items[:5], Recipe.of(allowed, tmp_path)).unreadable == {}
 
@@ -178,7 +208,9 @@ def test_a_damaged_catalogue_is_told_and_can_be_deleted(
     root, prepared = photos({"cat": 40, "dog": 40}), tmp_path / "prepared"
     prepared.mkdir()
     (prepared / "catalogue.sqlite").write_bytes(b"garbage" * 1000)
-    with pytest.raises(OSError, match=r"catalogue\.sqlite: file is not a database; delete that file"):
+    with pytest.raises(
+        OSError, match=r"catalogue\.sqlite: file is not a database; delete that file"
+    ):
         run(root, prepared)
     (prepared / "catalogue.sqlite").unlink()
     check(run(root, prepared)[0], root, prepared)
@@ -195,7 +227,9 @@ def test_an_unreadable_file_is_tried_again_each_time(photos: WriteImages, tmp_pa
     check(examined, root, tmp_path / "prepared")
 
 
-def test_too_many_pixels_are_refused_by_their_header_and_taken_once_allowed(photos: WriteImages, tmp_path: Path) -> None:
+def test_too_many_pixels_are_refused_by_their_header_and_taken_once_allowed(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 3, "dog": 3})
     write_image(root / "cat" / "large.png", (100, 50))
     examined, _ = run(root, tmp_path / "prepared", max_pixels=4999)
@@ -228,13 +262,20 @@ if __name__ == "__main__":
 
 def started(*command: str | Path) -> subprocess.Popen[str]:
     project = str(Path(__file__).resolve().parents[2])
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": project})
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": project},
+    )
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     return process
 
 
 @pytest.mark.parametrize("alone", ["1e9", "0"], ids=["this process", "worker processes"])
-def test_killed_at_any_moment_the_next_goes_on_from_what_is_done(photos: WriteImages, tmp_path: Path, alone: str) -> None:
+def test_killed_at_any_moment_the_next_goes_on_from_what_is_done(
+    photos: WriteImages, tmp_path: Path, alone: str
+) -> None:
     root = photos({"cat": 400, "dog": 400})
     for number in range(8):
         write_image(root / "cat" / f"slow{number}.png", (600, 600))
@@ -265,7 +306,11 @@ class Deadly(Files):
     def image(self, content: bytes, decoding: Decoding) -> Decoded:
         decoded = super().image(content, decoding)
         killed = self.root.parent / "killed"
-        if decoded.image.size == (41, 41) and multiprocessing.parent_process() and not (self.only_once and killed.exists()):
+        if (
+            decoded.image.size == (41, 41)
+            and multiprocessing.parent_process()
+            and not (self.only_once and killed.exists())
+        ):
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return decoded
@@ -282,7 +327,10 @@ def test_an_image_that_a_process_is_killed_over_is_named_and_one_killed_by_chanc
     source.reader = Deadly(root, only_once)
     kept = recipe(root, tmp_path / "prepared")
     if not only_once:
-        with pytest.raises(UserError, match=r"^cat/003\.png: the process that decodes it is killed; perhaps memory does not suffice"):
+        with pytest.raises(
+            UserError,
+            match=r"^cat/003\.png: the process that decodes it is killed; perhaps memory does not suffice",
+        ):
             examine(source, source.items, kept)
         return
     examined = examine(source, source.items, kept)
@@ -316,13 +364,22 @@ def test_worker_processes_die_with_their_parent(photos: WriteImages, tmp_path: P
     process.communicate()
     while group and time.monotonic() < deadline:
         time.sleep(0.05)
-        group = {pid for pid in group if Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()}
+        group = {
+            pid
+            for pid in group
+            if Path(f"/proc/{pid}").exists()
+            and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        }
     assert group == set()
 
 
 def _descendants(pid: int) -> set[int]:
     try:
-        children = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+        children = {
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        }
     except OSError:
         return set()
     return children.union(*map(_descendants, children)) if children else children

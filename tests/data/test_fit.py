@@ -30,7 +30,9 @@ def has(pixels: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 @pytest.mark.parametrize("size", [(64, 640), (640, 64), (65, 640), (100, 100), (5, 5000), (1, 300)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos"])
-def test_a_padded_picture_is_whole_in_the_middle_of_its_background(size: tuple[int, int], interpolation: str) -> None:
+def test_a_padded_picture_is_whole_in_the_middle_of_its_background(
+    size: tuple[int, int], interpolation: str
+) -> None:
     pixels = Decoding(64, interpolation, "lime", fit="pad").resize(marked(*size))
     assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
     # A side of one pixel at least, whose ends interpolation may mix.
@@ -40,7 +42,9 @@ def test_a_padded_picture_is_whole_in_the_middle_of_its_background(size: tuple[i
     inner = max(1, round(64 * size[0] / max(size))) * max(1, round(64 * size[1] / max(size)))
     assert (~background).sum() == inner
     rows, columns = np.nonzero(~background)
-    assert abs(rows.min() - (63 - rows.max())) <= 1 and abs(columns.min() - (63 - columns.max())) <= 1
+    assert (
+        abs(rows.min() - (63 - rows.max())) <= 1 and abs(columns.min() - (63 - columns.max())) <= 1
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 640), (640, 64), (5, 5000)])
@@ -56,7 +60,13 @@ def test_what_is_predicted_sees_what_was_trained_on(tmp_path: Path, fit: Any) ->
         folder.mkdir(parents=True)
         for number in range(4):
             marked(30 + number, 200).save(folder / f"{number}.png")
-    data = Data(source=f"folder:{tmp_path / 'strips'}", duplicates="ignore", image_size=160, fit=fit, background="navy")
+    data = Data(
+        source=f"folder:{tmp_path / 'strips'}",
+        duplicates="ignore",
+        image_size=160,
+        fit=fit,
+        background="navy",
+    )
     prepared = prepare(data, tmp_path / "prepared")
     preprocessing = Preprocessing.of(data, prepared.normalisation())
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
@@ -68,7 +78,8 @@ def test_what_is_predicted_sees_what_was_trained_on(tmp_path: Path, fit: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("fit", "store_size", "stored"), [("crop", 0, 256), ("pad", 0, 224), ("stretch", 0, 224), ("pad", 224, 224), ("crop", 300, 300)]
+    ("fit", "store_size", "stored"),
+    [("crop", 0, 256), ("pad", 0, 224), ("stretch", 0, 224), ("pad", 224, 224), ("crop", 300, 300)],
 )
 def test_what_is_kept_whole_is_stored_as_it_is_seen(fit: Any, store_size: int, stored: int) -> None:
     assert Data(image_size=224, fit=fit, store_size=store_size).stored_size == stored
@@ -76,7 +87,9 @@ def test_what_is_kept_whole_is_stored_as_it_is_seen(fit: Any, store_size: int, s
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_what_is_kept_whole_is_not_stored_larger_since_its_middle_would_be_shown(fit: Any) -> None:
-    with pytest.raises(ValueError, match=rf"store_size must be 0 or image_size \(224\) with fit {fit}, got 300"):
+    with pytest.raises(
+        ValueError, match=rf"store_size must be 0 or image_size \(224\) with fit {fit}, got 300"
+    ):
         Data(image_size=224, fit=fit, store_size=300)
 
 
@@ -87,7 +100,9 @@ def test_it_is_warned_of_long_pictures_that_the_crop_cuts(tmp_path: Path) -> Non
         folder.mkdir(parents=True)
         for number in range(20):
             size = (20, 41) if number < long else (20, 40)
-            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
     data = Data(source=f"folder:{tmp_path / 'photos'}", duplicates="ignore", image_size=16)
 
     def warnings(data: Data) -> list[str]:

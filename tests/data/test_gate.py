@@ -26,7 +26,11 @@ def gated(root: Path, **fields: Any) -> tuple[Prepared, Report, dict[str, bytes]
     reports: list[tuple[Report, dict[str, bytes]]] = []
     data = Data.model_validate({"source": f"folder:{root}", "image_size": 8, **fields})
     paths = [str(file.relative_to(root)) for file in root.rglob("*.*")]
-    prepared = prepare(data, root.parent / "prepared", on_report=lambda report, show: reports.append((report, show(paths))))
+    prepared = prepare(
+        data,
+        root.parent / "prepared",
+        on_report=lambda report, show: reports.append((report, show(paths))),
+    )
     ((report, pictures),) = reports
     return prepared, report, pictures
 
@@ -48,7 +52,10 @@ def given_splits(photos: WriteImages) -> Path:
 def test_leaks_across_given_splits_are_reported_by_pair(given_splits: Path) -> None:
     _, report, _ = gated(given_splits)
     assert report["num_leaks"] == 2
-    assert {(pair["first"], pair["first_split"], pair["second"], pair["second_split"], pair["kind"]) for pair in report["leaks"]} == {
+    assert {
+        (pair["first"], pair["first_split"], pair["second"], pair["second_split"], pair["kind"])
+        for pair in report["leaks"]
+    } == {
         ("train/cat/leak.png", "train", "test/cat/000.png", "test", "equal"),
         ("train/cat/leak2.png", "train", "val/cat/000.png", "val", "equal"),
     }
@@ -79,7 +86,9 @@ def test_drop_removes_the_copy_from_training_never_from_test(given_splits: Path)
 def test_two_copies_within_test_both_stay(given_splits: Path) -> None:
     shutil.copyfile(given_splits / "test/dog/000.png", given_splits / "test/dog/zcopy.png")
     prepared, _, _ = gated(given_splits, duplicates="drop")
-    assert split_of(prepared)["test/dog/zcopy.png"] == split_of(prepared)["test/dog/000.png"] == "test"
+    assert (
+        split_of(prepared)["test/dog/zcopy.png"] == split_of(prepared)["test/dog/000.png"] == "test"
+    )
 
 
 @pytest.mark.parametrize("policy", ["warn", "ignore", "group"])
@@ -106,13 +115,29 @@ def test_group_keeps_copies_on_one_side(copied: Path, seed: int) -> None:
     prepared, _, _ = gated(copied, seed=seed)
     splits = split_of(prepared)
     for label in ("cat", "dog"):
-        assert len({split for path, split in splits.items() if path == f"{label}/000.png" or path.startswith(f"{label}/copy")}) == 1
+        assert (
+            len(
+                {
+                    split
+                    for path, split in splits.items()
+                    if path == f"{label}/000.png" or path.startswith(f"{label}/copy")
+                }
+            )
+            == 1
+        )
     assert splits["cat/001.png"] == splits["dog/cat.png"]
 
 
 def test_warn_lets_them_fall_apart(copied: Path) -> None:
     assert any(
-        len({split for path, split in split_of(gated(copied, seed=seed, duplicates="warn")[0]).items() if "copy" in path}) > 1
+        len(
+            {
+                split
+                for path, split in split_of(gated(copied, seed=seed, duplicates="warn")[0]).items()
+                if "copy" in path
+            }
+        )
+        > 1
         for seed in range(3)
     )
 
@@ -121,15 +146,22 @@ def test_warn_lets_them_fall_apart(copied: Path) -> None:
 def test_equal_pictures_under_two_labels_are_listed_first(copied: Path, policy: str) -> None:
     _, report, _ = gated(copied, duplicates=policy)
     assert report["duplicates"]["under_two_labels"] == 1
-    assert {image["path"] for image in report["duplicates"]["groups"][0]["images"]} == {"cat/001.png", "dog/cat.png"}
+    assert {image["path"] for image in report["duplicates"]["groups"][0]["images"]} == {
+        "cat/001.png",
+        "dog/cat.png",
+    }
 
 
 def test_error_refuses_duplicates_and_still_reports(copied: Path) -> None:
     reports: list[Report] = []
     data = Data(source=f"folder:{copied}", image_size=8, duplicates="error")
     with pytest.raises(Refused) as caught:
-        prepare(data, copied.parent / "prepared", on_report=lambda report, show: reports.append(report))
-    assert caught.value.message.startswith(f"18 images in {copied.resolve()} are copies or nearly so, in 3 sets; data.duplicates is error")
+        prepare(
+            data, copied.parent / "prepared", on_report=lambda report, show: reports.append(report)
+        )
+    assert caught.value.message.startswith(
+        f"18 images in {copied.resolve()} are copies or nearly so, in 3 sets; data.duplicates is error"
+    )
     assert "equal, under 2 labels: cat, dog: cat/001.png, dog/cat.png" in caught.value.findings
     (report,) = reports
     assert report["refused"] == caught.value.message
@@ -145,9 +177,10 @@ def test_nearly_equal_pictures_are_kept_together_and_named_near(tmp_path: Path) 
             drawing(offset + number).save(tmp_path / "photos" / label / f"{number}.png")
     drawing(3).resize((120, 120)).save(tmp_path / "photos" / "cat" / "small.jpg")
     prepared, report, _ = gated(tmp_path / "photos")
-    assert [(group["kind"], [image["path"] for image in group["images"]]) for group in report["duplicates"]["groups"]] == [
-        ("near", ["cat/3.png", "cat/small.jpg"])
-    ]
+    assert [
+        (group["kind"], [image["path"] for image in group["images"]])
+        for group in report["duplicates"]["groups"]
+    ] == [("near", ["cat/3.png", "cat/small.jpg"])]
     assert split_of(prepared)["cat/3.png"] == split_of(prepared)["cat/small.jpg"]
     assert gated(tmp_path / "photos", near_distance=-1)[1]["duplicates"]["num_groups"] == 0
 
@@ -173,7 +206,9 @@ def bad(photos: WriteImages) -> Path:
 
 
 @pytest.mark.parametrize("policy", ["warn", "drop"])
-def test_unreadable_images_are_left_out_and_listed_with_their_reasons(bad: Path, policy: str) -> None:
+def test_unreadable_images_are_left_out_and_listed_with_their_reasons(
+    bad: Path, policy: str
+) -> None:
     before = {file: file.lstat().st_mtime_ns for file in bad.rglob("*")}
     prepared, report, pictures = gated(bad, bad=policy, max_pixels=50_000)
     reasons = {entry["path"]: entry["reason"] for entry in report["quarantined"]}
@@ -189,8 +224,15 @@ def test_unreadable_images_are_left_out_and_listed_with_their_reasons(bad: Path,
 
 def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> None:
     reports: list[Report] = []
-    with pytest.raises(Refused, match=r"^5 images in .* cannot be read; repair or remove, or leave them out with data\.bad warn"):
-        prepare(Data(source=f"folder:{bad}", image_size=8), bad.parent / "prepared", on_report=lambda report, show: reports.append(report))
+    with pytest.raises(
+        Refused,
+        match=r"^5 images in .* cannot be read; repair or remove, or leave them out with data\.bad warn",
+    ):
+        prepare(
+            Data(source=f"folder:{bad}", image_size=8),
+            bad.parent / "prepared",
+            on_report=lambda report, show: reports.append(report),
+        )
     assert len(reports[0]["quarantined"]) == 5
 
 
@@ -203,12 +245,16 @@ def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> Non
         ("cat", "cats", False), ("1", "1a", False), ("-", "_", False), ("1e3", "1000", False),
     ],
 )  # fmt: skip
-def test_labels_that_are_probably_one_class_are_warned_of(tmp_path: Path, one: str, other: str, alike: bool) -> None:
+def test_labels_that_are_probably_one_class_are_warned_of(
+    tmp_path: Path, one: str, other: str, alike: bool
+) -> None:
     rows = [("image", "label")]
     for number in range(24):
         write_image(tmp_path / f"{number}.png")
         rows.append((f"{number}.png", f'"{one if number % 2 else other}"'))
-    (tmp_path / "table.csv").write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "table.csv").write_text(
+        "".join(",".join(row) + "\n" for row in rows), encoding="utf-8"
+    )
     reports: list[dict[str, Any]] = []
     prepare(
         Data(source=f"csv:{tmp_path / 'table.csv'}", image_size=8),
@@ -219,14 +265,29 @@ def test_labels_that_are_probably_one_class_are_warned_of(tmp_path: Path, one: s
 
 
 def test_classes_are_warned_of(photos: WriteImages) -> None:
-    root = photos({"train/Cat": 12, "train/cat ": 12, "train/dog": 3, "val/dog": 1, "test/dog": 2, "test/Cat": 2, "test/cat ": 2})
+    root = photos(
+        {
+            "train/Cat": 12,
+            "train/cat ": 12,
+            "train/dog": 3,
+            "val/dog": 1,
+            "test/dog": 2,
+            "test/Cat": 2,
+            "test/cat ": 2,
+        }
+    )
     warnings = gated(root)[1]["warnings"]
-    assert "classes 'Cat' and 'cat ' differ only in how they are written: one class in 2 spellings?" in warnings
+    assert (
+        "classes 'Cat' and 'cat ' differ only in how they are written: one class in 2 spellings?"
+        in warnings
+    )
     assert "class 'Cat' has no images in val" in warnings
     assert "class 'dog' has 3 training images" in warnings
 
 
-def test_the_majority_rate_is_what_always_answering_the_largest_class_scores(photos: WriteImages) -> None:
+def test_the_majority_rate_is_what_always_answering_the_largest_class_scores(
+    photos: WriteImages,
+) -> None:
     prepared, report, _ = gated(photos({"cat": 10, "dog": 30}))
     labels, val = prepared.manifest["label"].to_numpy(), prepared.positions("val")
     assert report["majority"] == {"class": "dog", "share": (labels[val] == "dog").mean()}
@@ -234,9 +295,15 @@ def test_the_majority_rate_is_what_always_answering_the_largest_class_scores(pho
     assert report["majority"]["share"] == pytest.approx(0.75, abs=0.02)
 
 
-def test_groups_of_a_csv_are_not_divided_whatever_the_policy(photos: WriteImages, tmp_path: Path) -> None:
+def test_groups_of_a_csv_are_not_divided_whatever_the_policy(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 40, "dog": 40})
-    rows = [(f"{label}/{number:03d}.png", label, f"{label}{number // 4}") for label in ("cat", "dog") for number in range(40)]
+    rows = [
+        (f"{label}/{number:03d}.png", label, f"{label}{number // 4}")
+        for label in ("cat", "dog")
+        for number in range(40)
+    ]
     pd.DataFrame(rows, columns=["image", "label", "group"]).to_csv(root / "list.csv", index=False)
     for policy in POLICIES:
         data = Data(source=f"csv:{root / 'list.csv'}", image_size=8, duplicates=policy)  # type: ignore[arg-type]
@@ -249,12 +316,18 @@ def test_groups_of_a_csv_are_not_divided_whatever_the_policy(photos: WriteImages
 def test_a_group_that_the_given_splits_divide_is_warned_of(photos: WriteImages) -> None:
     root = photos({"cat": 20, "dog": 20})
     rows = [
-        (f"{label}/{n:03d}.png", label, "test" if n < 5 else "train", f"p{n // 4}{label}") for label in ("cat", "dog") for n in range(20)
+        (f"{label}/{n:03d}.png", label, "test" if n < 5 else "train", f"p{n // 4}{label}")
+        for label in ("cat", "dog")
+        for n in range(20)
     ]
-    pd.DataFrame(rows, columns=["image", "label", "split", "group"]).to_csv(root / "list.csv", index=False)
+    pd.DataFrame(rows, columns=["image", "label", "split", "group"]).to_csv(
+        root / "list.csv", index=False
+    )
     reports: list[Report] = []
     prepare(
-        Data(source=f"csv:{root / 'list.csv'}", image_size=8), root.parent / "prepared", on_report=lambda report, _: reports.append(report)
+        Data(source=f"csv:{root / 'list.csv'}", image_size=8),
+        root.parent / "prepared",
+        on_report=lambda report, _: reports.append(report),
     )
     assert [warning for warning in reports[0]["warnings"] if warning.startswith("group")] == [
         "group 'p1cat' stands in test and train",
@@ -263,15 +336,22 @@ def test_a_group_that_the_given_splits_divide_is_warned_of(photos: WriteImages) 
 
 
 @pytest.mark.parametrize(("num_alike", "warned"), [(30, True), (4, False)])
-def test_one_large_set_of_nearly_equal_images_is_doubted(tmp_path: Path, num_alike: int, warned: bool) -> None:
+def test_one_large_set_of_nearly_equal_images_is_doubted(
+    tmp_path: Path, num_alike: int, warned: bool
+) -> None:
     for label, offset in (("cat", 0), ("dog", 100)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(30):
             drawing(offset + number).save(tmp_path / "photos" / label / f"{number}.png")
     for number in range(num_alike):
-        drawing(0).resize((150 + number, 150 + number)).save(tmp_path / "photos" / "cat" / f"alike{number}.png")
+        drawing(0).resize((150 + number, 150 + number)).save(
+            tmp_path / "photos" / "cat" / f"alike{number}.png"
+        )
     warnings = gated(tmp_path / "photos")[1]["warnings"]
-    assert [warning.startswith(f"{num_alike + 1} of {60 + num_alike} images are one set") for warning in warnings] == [True] * warned
+    assert [
+        warning.startswith(f"{num_alike + 1} of {60 + num_alike} images are one set")
+        for warning in warnings
+    ] == [True] * warned
 
 
 def test_thumbnails_are_small_pictures_of_the_files(photos: WriteImages) -> None:
@@ -292,11 +372,22 @@ def test_copies_that_our_own_splits_separate_are_leaks_too(copied: Path) -> None
 
 def test_an_image_without_a_split_follows_its_copy_in_test(given_splits: Path) -> None:
     files = sorted(given_splits.rglob("*.png"))
-    rows = [(file.relative_to(given_splits), file.parent.name, file.parts[-3] if file.parts[-3] == "test" else "") for file in files]
-    pd.DataFrame(rows, columns=["image", "label", "split"]).to_csv(given_splits / "list.csv", index=False)
+    rows = [
+        (
+            file.relative_to(given_splits),
+            file.parent.name,
+            file.parts[-3] if file.parts[-3] == "test" else "",
+        )
+        for file in files
+    ]
+    pd.DataFrame(rows, columns=["image", "label", "split"]).to_csv(
+        given_splits / "list.csv", index=False
+    )
     reports: list[Report] = []
     data = Data(source=f"csv:{given_splits / 'list.csv'}", image_size=8)
-    prepared = prepare(data, given_splits.parent / "prepared", on_report=lambda report, _: reports.append(report))
+    prepared = prepare(
+        data, given_splits.parent / "prepared", on_report=lambda report, _: reports.append(report)
+    )
     splits = split_of(prepared)
     assert splits["train/cat/leak.png"] == splits["test/cat/000.png"] == "test"
     assert splits["train/cat/leak2.png"] == splits["val/cat/000.png"]

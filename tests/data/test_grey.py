@@ -30,7 +30,18 @@ def decoded(levels: np.ndarray, white: str | int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("brightest", "white"),
-    [(0, 1), (0.5, 1), (1, 1), (1.5, 3), (250, 255), (255, 255), (256, 511), (4095, 4095), (4096, 8191), (65535, 65535)],
+    [
+        (0, 1),
+        (0.5, 1),
+        (1, 1),
+        (1.5, 3),
+        (250, 255),
+        (255, 255),
+        (256, 511),
+        (4095, 4095),
+        (4096, 8191),
+        (65535, 65535),
+    ],
 )
 def test_the_next_white_is_the_least_of_so_many_bits(brightest: float, white: int) -> None:
     assert next_white(brightest) == white
@@ -43,20 +54,26 @@ def test_twelve_bits_in_sixteen_keep_all_greys_once_it_is_known_which_is_white()
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_a_grey_of_thirty_two_bits_is_the_same_beside_a_brighter_one_once_white_is_known(kind: type) -> None:
+def test_a_grey_of_thirty_two_bits_is_the_same_beside_a_brighter_one_once_white_is_known(
+    kind: type,
+) -> None:
     dim, bright = (np.array([[200, brightest]], kind) for brightest in (250, 400))
     assert [decoded(levels, "type")[0, 0] for levels in (dim, bright)] == [200, 1]
     assert {decoded(levels, 511)[0, 0] for levels in (dim, bright)} == {100}
 
 
 def test_what_is_beyond_white_is_white() -> None:
-    assert decoded(np.array([[0, 500, 1000, 3071]], np.int32), 1000).tolist() == [[0, 128, 255, 255]]
+    assert decoded(np.array([[0, 500, 1000, 3071]], np.int32), 1000).tolist() == [
+        [0, 128, 255, 255]
+    ]
 
 
 @pytest.mark.parametrize("white", ["auto", 1023, 4095])
 def test_levels_below_zero_are_refused_but_for_what_resampling_leaves(white: Any) -> None:
     for levels in (np.array([[-1024, 0, 1000]], np.int32), np.array([[-300, 0, 1000]], np.float32)):
-        with pytest.raises(UNREADABLE, match=r"^grey levels from -\d+ to 1000; those below 0 would all be black"):
+        with pytest.raises(
+            UNREADABLE, match=r"^grey levels from -\d+ to 1000; those below 0 would all be black"
+        ):
             decoded(levels, white)
     assert decoded(np.array([[-200, 0, 1000]], np.float32), white)[0, :2].tolist() == [0, 0]
 
@@ -82,11 +99,15 @@ def write(root: Path, brightest: int = 4095, eight: int = 6) -> Data:
             folder.mkdir(parents=True)
             for number in range(count):
                 top = brightest if split == "train" else 3 * brightest
-                levels = rng.integers(0, top // (1 if (label, number) == ("cat", 0) else 2), (20, 20), endpoint=True).astype(np.uint16)
+                levels = rng.integers(
+                    0, top // (1 if (label, number) == ("cat", 0) else 2), (20, 20), endpoint=True
+                ).astype(np.uint16)
                 levels[0, 0] = top if (label, number) == ("cat", 0) else 0
                 Image.fromarray(levels).save(folder / f"{number}.png")
             for number in range(eight if split == "train" else 0):
-                Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(folder / f"eight{number}.png")
+                Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(
+                    folder / f"eight{number}.png"
+                )
     return Data(source=f"folder:{root / 'scans'}", image_size=16, duplicates="ignore")
 
 
@@ -110,7 +131,9 @@ def test_auto_is_the_number_that_the_training_images_give(tmp_path: Path) -> Non
     assert pixels_of(prepare(with_white(data, "auto"), tmp_path / "prepared")) == pixels_of(auto)
 
 
-def test_only_images_of_more_than_eight_bits_are_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_images_of_more_than_eight_bits_are_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, root = write(tmp_path), tmp_path / "prepared"
     counts: list[int] = []
 
@@ -133,7 +156,9 @@ def test_only_images_of_more_than_eight_bits_are_read_twice(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("first", ["type", 1023, "auto"])
-def test_pixels_of_another_white_in_the_same_folder_are_not_taken(tmp_path: Path, first: Any) -> None:
+def test_pixels_of_another_white_in_the_same_folder_are_not_taken(
+    tmp_path: Path, first: Any
+) -> None:
     data = write(tmp_path)
     prepare(with_white(data, first), tmp_path / "prepared")
     again = prepare(with_white(data, 4095), tmp_path / "prepared")
@@ -141,13 +166,19 @@ def test_pixels_of_another_white_in_the_same_folder_are_not_taken(tmp_path: Path
 
 
 @pytest.mark.parametrize("first", ["auto", 4095])
-def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(tmp_path: Path, first: Any) -> None:
+def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(
+    tmp_path: Path, first: Any
+) -> None:
     for label, brightest in {"empty": 7, "bright": 4000}.items():
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
         for number in range(20):
             # Pairs that differ in one level of one pixel; of the empty ones eight bits under white keep nothing.
-            levels = np.random.default_rng(number // 2).integers(0, brightest, (70, 80), endpoint=True).astype(np.uint16)
+            levels = (
+                np.random.default_rng(number // 2)
+                .integers(0, brightest, (70, 80), endpoint=True)
+                .astype(np.uint16)
+            )
             levels[0, 0] = brightest + number % 2
             Image.fromarray(levels).save(folder / f"{number:02d}.png")
     data = with_white(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16), first)
@@ -161,15 +192,28 @@ def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(tmp_path: Path
 @pytest.mark.parametrize("bad", ["drop", "warn"])
 def test_auto_where_only_images_to_validate_on_have_more_bits(tmp_path: Path, bad: Any) -> None:
     rng = np.random.default_rng(0)
-    for split, kind, most in (("train", np.uint8, 255), ("val", np.float32, 3e5), ("test", np.int32, 3000)):
+    for split, kind, most in (
+        ("train", np.uint8, 255),
+        ("val", np.float32, 3e5),
+        ("test", np.int32, 3000),
+    ):
         for label in ("cat", "dog"):
             folder = tmp_path / "scans" / split / label
             folder.mkdir(parents=True)
             for number in range(4):
-                levels = rng.integers(-1000 if (split, number) == ("test", 0) else 0, most, (20, 20)).astype(kind)
+                levels = rng.integers(
+                    -1000 if (split, number) == ("test", 0) else 0, most, (20, 20)
+                ).astype(kind)
                 Image.fromarray(levels).save(folder / f"{number}.tif")
-    prepared = prepare(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, white="auto", bad=bad), tmp_path / "prepared")
-    assert prepared.data.white == 2**19 - 1 and prepared.counts()["cat"] == {"train": 4, "val": 4, "test": 3}
+    prepared = prepare(
+        Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, white="auto", bad=bad),
+        tmp_path / "prepared",
+    )
+    assert prepared.data.white == 2**19 - 1 and prepared.counts()["cat"] == {
+        "train": 4,
+        "val": 4,
+        "test": 3,
+    }
 
 
 def test_auto_without_a_store_shows_the_same_pixels(tmp_path: Path) -> None:
@@ -191,10 +235,20 @@ def test_with_folds_white_is_that_of_all_that_is_not_test(tmp_path: Path) -> Non
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
         for number in range(12):
-            Image.fromarray(rng.integers(0, 1000, (16, 16)).astype(np.uint16)).save(folder / f"{number}.png")
-    data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore", folds=3, white="auto")
+            Image.fromarray(rng.integers(0, 1000, (16, 16)).astype(np.uint16)).save(
+                folder / f"{number}.png"
+            )
+    data = Data(
+        source=f"folder:{tmp_path / 'scans'}",
+        image_size=16,
+        duplicates="ignore",
+        folds=3,
+        white="auto",
+    )
     prepared = prepare(data, tmp_path / "prepared")
-    assert prepared.data.white == 1023 and {prepared.with_fold(fold).data.white for fold in range(3)} == {1023}
+    assert prepared.data.white == 1023 and {
+        prepared.with_fold(fold).data.white for fold in range(3)
+    } == {1023}
 
 
 @pytest.mark.parametrize(
@@ -207,9 +261,15 @@ def test_with_folds_white_is_that_of_all_that_is_not_test(tmp_path: Path) -> Non
         ("auto", 255, ""),
     ],
 )
-def test_it_is_warned_of_where_white_is_far_above_all_levels(tmp_path: Path, white: Any, brightest: int, message: str) -> None:
+def test_it_is_warned_of_where_white_is_far_above_all_levels(
+    tmp_path: Path, white: Any, brightest: int, message: str
+) -> None:
     reports: list[dict[str, Any]] = []
-    prepare(with_white(write(tmp_path, brightest), white), tmp_path / "prepared", on_report=lambda report, _: reports.append(report))
+    prepare(
+        with_white(write(tmp_path, brightest), white),
+        tmp_path / "prepared",
+        on_report=lambda report, _: reports.append(report),
+    )
     warnings = [line for line in reports[0]["warnings"] if "is white: they are" in line]
     assert [message in line for line in warnings] == [True] * bool(message)
 
@@ -217,12 +277,29 @@ def test_it_is_warned_of_where_white_is_far_above_all_levels(tmp_path: Path, whi
 @pytest.mark.parametrize(
     ("white", "warnings"),
     [
-        (4095, ["12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"]),
-        (511, ["12 images (low/00.tif and others): grey levels above 511, which is white: all of these look the same"]),
-        ("auto", ["12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"]),
+        (
+            4095,
+            [
+                "12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"
+            ],
+        ),
+        (
+            511,
+            [
+                "12 images (low/00.tif and others): grey levels above 511, which is white: all of these look the same"
+            ],
+        ),
+        (
+            "auto",
+            [
+                "12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"
+            ],
+        ),
     ],
 )
-def test_it_is_warned_of_pictures_that_white_leaves_nothing_of(tmp_path: Path, white: Any, warnings: list[str]) -> None:
+def test_it_is_warned_of_pictures_that_white_leaves_nothing_of(
+    tmp_path: Path, white: Any, warnings: list[str]
+) -> None:
     for label, top in (("high", 100), ("low", 4000)):
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
@@ -230,7 +307,9 @@ def test_it_is_warned_of_pictures_that_white_leaves_nothing_of(tmp_path: Path, w
             levels = np.random.default_rng(number).integers(0, top, (16, 16)).astype(np.int32)
             levels[0, 0] = top
             Image.fromarray(levels).save(folder / f"{number:02d}.tif")
-    data = with_white(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore"), white)
+    data = with_white(
+        Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore"), white
+    )
     reports: list[dict[str, Any]] = []
     prepare(data, tmp_path / "prepared", on_report=lambda report, _: reports.append(report))
     assert [line for line in reports[0]["warnings"] if "which is white" in line] == warnings
@@ -241,11 +320,17 @@ def test_it_is_warned_of_where_thirty_two_bits_do_not_say_which_is_white(tmp_pat
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
         for number in range(10):
-            Image.fromarray(np.random.default_rng(number).integers(0, 250, (16, 16)).astype(np.float32)).save(folder / f"{number}.tif")
+            Image.fromarray(
+                np.random.default_rng(number).integers(0, 250, (16, 16)).astype(np.float32)
+            ).save(folder / f"{number}.tif")
     data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore")
     for white, count in (("type", 1), ("auto", 0), (255, 0)):
         reports: list[dict[str, Any]] = []
-        prepare(with_white(data, white), tmp_path / "prepared", on_report=lambda report, _, reports=reports: reports.append(report))
+        prepare(
+            with_white(data, white),
+            tmp_path / "prepared",
+            on_report=lambda report, _, reports=reports: reports.append(report),
+        )
         assert sum("do not say which is white" in line for line in reports[0]["warnings"]) == count
 
 
@@ -254,7 +339,13 @@ def test_levels_without_bounds_need_a_given_white(tmp_path: Path) -> None:
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
         for number in range(10):
-            Image.fromarray(np.random.default_rng(number).random((16, 16), np.float32) * np.float32(1e20)).save(folder / f"{number}.tif")
-    data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore", white="auto")
-    with pytest.raises(UserError, match=r"^data.white auto: the brightest image has the level .*e\+1"):
+            Image.fromarray(
+                np.random.default_rng(number).random((16, 16), np.float32) * np.float32(1e20)
+            ).save(folder / f"{number}.tif")
+    data = Data(
+        source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore", white="auto"
+    )
+    with pytest.raises(
+        UserError, match=r"^data.white auto: the brightest image has the level .*e\+1"
+    ):
         prepare(data, tmp_path / "prepared")

@@ -32,13 +32,22 @@ def predicted(root: Path) -> list[str]:
     return list_images(str(root)).paths
 
 
-@pytest.mark.parametrize("name", sorted({*LEFTOVERS, "__MACOSX", "@eaDir", ".hidden", "$RECYCLE.BIN", "Lost+Found"}))
+@pytest.mark.parametrize(
+    "name", sorted({*LEFTOVERS, "__MACOSX", "@eaDir", ".hidden", "$RECYCLE.BIN", "Lost+Found"})
+)
 @pytest.mark.parametrize("splits", [False, True])
-def test_leftovers_are_passed_over_wherever_they_lie_and_counted(photos: WriteImages, name: str, splits: bool) -> None:
+def test_leftovers_are_passed_over_wherever_they_lie_and_counted(
+    photos: WriteImages, name: str, splits: bool
+) -> None:
     classes = ["train/cat", "train/dog", "val/cat", "val/dog"] if splits else ["cat", "dog"]
     root = photos(dict.fromkeys(classes, 2))
     before = used(root)
-    places = [root, root / classes[0], root / classes[0] / "deeper", *([root / "train"] if splits else [])]
+    places = [
+        root,
+        root / classes[0],
+        root / classes[0] / "deeper",
+        *([root / "train"] if splits else []),
+    ]
     write_image(root / classes[0] / "deeper" / "x.png")
     before = used(root)
     for place in places:
@@ -59,13 +68,23 @@ def test_a_file_named_like_a_thumbnail_database_is_no_image(photos: WriteImages)
     assert opened(root).ignored == {".db": 1, ".ini": 1, "hidden": 2}
 
 
-@pytest.mark.parametrize("extension", sorted({extension for kind in UNREAD for extension in kind.extensions} - {"no extension"}))
-def test_pictures_that_are_not_read_are_said_with_their_share_of_each_class(photos: WriteImages, extension: str) -> None:
+@pytest.mark.parametrize(
+    "extension",
+    sorted({extension for kind in UNREAD for extension in kind.extensions} - {"no extension"}),
+)
+def test_pictures_that_are_not_read_are_said_with_their_share_of_each_class(
+    photos: WriteImages, extension: str
+) -> None:
     root = photos({"cat": 4, "dog": 9, "owl": 5})
     for name in ("cat/a", "cat/b", "cat/c", "cat/d", "dog/a"):
         (root / f"{name}{extension.upper()}").write_bytes(b"not read")
     (line,) = opened(root).warnings
-    assert line.startswith("5 ") and f"({extension})" in line.lower() and "'cat' 50%, 'dog' 10% of all; " in line and "owl" not in line
+    assert (
+        line.startswith("5 ")
+        and f"({extension})" in line.lower()
+        and "'cat' 50%, 'dog' 10% of all; " in line
+        and "owl" not in line
+    )
     assert "magick" not in line or line.endswith(f"*{extension.upper()}")
 
 
@@ -76,20 +95,28 @@ def test_what_is_not_read_is_said_on_the_console_and_where_nothing_else_is_there
     for number in range(3):
         (root / "cat" / f"{number}.heic").write_bytes(b"not read")
     list_images(str(root))
-    assert "warning: 3 HEIF files (.heic) are not read: 33% of all; convert them with ImageMagick" in capsys.readouterr().out
+    assert (
+        "warning: 3 HEIF files (.heic) are not read: 33% of all; convert them with ImageMagick"
+        in capsys.readouterr().out
+    )
     for file in root.rglob("*.png"):
         file.unlink()
     for attempt in (lambda: opened(root), lambda: list_images(str(root))):
         with pytest.raises(UserError) as caught:
             attempt()
-        assert caught.value.findings and "3 HEIF files (.heic) are not read" in caught.value.findings[0]
+        assert (
+            caught.value.findings
+            and "3 HEIF files (.heic) are not read" in caught.value.findings[0]
+        )
 
 
 def link(place: Path, target: str) -> None:
     place.symlink_to(target, target_is_directory=True)
 
 
-def test_links_to_class_folders_are_followed_by_prepare_and_predict_alike(photos: WriteImages) -> None:
+def test_links_to_class_folders_are_followed_by_prepare_and_predict_alike(
+    photos: WriteImages,
+) -> None:
     root = photos({"cat": 2, "dog": 1, "dog/hounds": 1})
     link(root / "puppy", "dog")
     link(root / "cat" / "more", "../dog/hounds")
@@ -131,7 +158,11 @@ def test_two_links_in_a_circle_end(photos: WriteImages) -> None:
     root = photos({"cat": 1, "dog": 1})
     link(root / "cat" / "to dog", "../dog")
     link(root / "dog" / "to cat", "../cat")
-    assert used(root) == predicted(root) == ["cat/000.png", "cat/to dog/000.png", "dog/000.png", "dog/to cat/000.png"]
+    assert (
+        used(root)
+        == predicted(root)
+        == ["cat/000.png", "cat/to dog/000.png", "dog/000.png", "dog/to cat/000.png"]
+    )
 
 
 def test_folders_that_are_all_linked_with_one_another_end(photos: WriteImages) -> None:

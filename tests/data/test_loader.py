@@ -22,7 +22,11 @@ from tests.data.conftest import write_store
 
 NUM_IMAGES = 21
 AUGMENTED = Data.model_validate(
-    {"augment": [{"RandomRotation": 30}, {"ColorJitter": {"brightness": 0.5}}, "RandomCrop"], "image_size": 8, "store_size": 10}
+    {
+        "augment": [{"RandomRotation": 30}, {"ColorJitter": {"brightness": 0.5}}, "RandomCrop"],
+        "image_size": 8,
+        "store_size": 10,
+    }
 )
 
 
@@ -34,13 +38,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def images_of(store: Store, augmented: bool = False, seed: int = 0) -> Images:
     labels = np.arange(NUM_IMAGES, dtype=np.int64)
-    return Images(store, labels, labels, 8, build_augmentation(AUGMENTED) if augmented else None, seed)
+    return Images(
+        store, labels, labels, 8, build_augmentation(AUGMENTED) if augmented else None, seed
+    )
 
 
 def epoch_of(loader: Loader, number: int) -> tuple[Tensor, Tensor]:
     batches = list(loader.epoch(number))
     assert len(batches) == len(loader)
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    return torch.cat([images for images, _ in batches]), torch.cat(
+        [labels for _, labels in batches]
+    )
 
 
 def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -51,7 +59,9 @@ def test_images_without_augmentation_are_the_middles_in_order(store: Store) -> N
     images, labels = epoch_of(Loader(images_of(store), 4), 1)
     assert labels.tolist() == list(range(NUM_IMAGES))
     assert (images.shape, images.dtype) == ((NUM_IMAGES, 3, 8, 8), torch.uint8)
-    assert all(np.array_equal(images[number], store[number][:, 1:9, 2:10]) for number in range(NUM_IMAGES))
+    assert all(
+        np.array_equal(images[number], store[number][:, 1:9, 2:10]) for number in range(NUM_IMAGES)
+    )
 
 
 def test_a_split_is_the_images_at_its_positions(store: Store) -> None:
@@ -63,14 +73,20 @@ def test_a_split_is_the_images_at_its_positions(store: Store) -> None:
 
 @pytest.mark.parametrize("shuffle_seed", [None, 3])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_workers_do_not_change_the_batches(store: Store, augmented: bool, shuffle_seed: int | None) -> None:
-    alone, helped = (Loader(images_of(store, augmented), 4, shuffle_seed, workers) for workers in (0, 2))
+def test_workers_do_not_change_the_batches(
+    store: Store, augmented: bool, shuffle_seed: int | None
+) -> None:
+    alone, helped = (
+        Loader(images_of(store, augmented), 4, shuffle_seed, workers) for workers in (0, 2)
+    )
     for number in (1, 2, 1):
         assert same(epoch_of(alone, number), epoch_of(helped, number))
 
 
 def test_the_same_seed_gives_the_same_epoch(store: Store) -> None:
-    one, other = (Loader(images_of(store, augmented=True, seed=5), 4, shuffle_seed=5) for _ in range(2))
+    one, other = (
+        Loader(images_of(store, augmented=True, seed=5), 4, shuffle_seed=5) for _ in range(2)
+    )
     epoch_of(one, 1)
     assert same(epoch_of(one, 2), epoch_of(other, 2))
 
@@ -87,16 +103,22 @@ def test_another_epoch_has_another_order_and_other_augmentations(store: Store) -
 
 
 def test_another_seed_has_another_order_and_other_augmentations(store: Store) -> None:
-    first, second = (epoch_of(Loader(images_of(store, augmented=True, seed=seed), 4), 1) for seed in (0, 1))
+    first, second = (
+        epoch_of(Loader(images_of(store, augmented=True, seed=seed), 4), 1) for seed in (0, 1)
+    )
     assert first[1].tolist() == second[1].tolist()
     assert not torch.equal(first[0], second[0])
-    orders = [epoch_of(Loader(images_of(store), 4, shuffle_seed=seed), 1)[1].tolist() for seed in (0, 1)]
+    orders = [
+        epoch_of(Loader(images_of(store), 4, shuffle_seed=seed), 1)[1].tolist() for seed in (0, 1)
+    ]
     assert orders[0] != orders[1]
 
 
 def test_augmentation_does_not_depend_on_batches_or_order(store: Store) -> None:
     ordered_images, ordered = epoch_of(Loader(images_of(store, augmented=True), 4), 1)
-    shuffled_images, shuffled = epoch_of(Loader(images_of(store, augmented=True), 5, shuffle_seed=1), 1)
+    shuffled_images, shuffled = epoch_of(
+        Loader(images_of(store, augmented=True), 5, shuffle_seed=1), 1
+    )
     for label in shuffled.tolist():
         assert torch.equal(shuffled_images[shuffled == label], ordered_images[ordered == label])
 
@@ -115,12 +137,18 @@ def next_random_number(loader: Loader) -> float:
 
 
 def test_augmenting_leaves_the_random_numbers_of_training_alone(store: Store) -> None:
-    plain, augmented = (next_random_number(Loader(images_of(store, augmented), 4, shuffle_seed=0)) for augmented in (False, True))
+    plain, augmented = (
+        next_random_number(Loader(images_of(store, augmented), 4, shuffle_seed=0))
+        for augmented in (False, True)
+    )
     assert plain == augmented
 
 
 def test_workers_leave_the_random_numbers_of_training_alone(store: Store) -> None:
-    alone, helped = (next_random_number(Loader(images_of(store, augmented=True), 4, 0, workers)) for workers in (0, 2))
+    alone, helped = (
+        next_random_number(Loader(images_of(store, augmented=True), 4, 0, workers))
+        for workers in (0, 2)
+    )
     assert alone == helped
 
 
@@ -146,8 +174,15 @@ def test_batches_of_one_image_are_kept_where_asked_for() -> None:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(1, 60), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 5)), st.integers(0, 3))
-def test_each_image_is_seen_once_an_epoch(num_images: int, batch_size: int, seed: int | None, epoch: int) -> None:
+@given(
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.one_of(st.none(), st.integers(0, 5)),
+    st.integers(0, 3),
+)
+def test_each_image_is_seen_once_an_epoch(
+    num_images: int, batch_size: int, seed: int | None, epoch: int
+) -> None:
     batches = Batches(num_images, batch_size, seed)
     batches.epoch = epoch
     listed = list(batches)
@@ -164,7 +199,10 @@ def test_the_shuffle_of_a_seed_stays_what_it_was() -> None:
     orders = {}
     for batches.epoch in (1, 2):
         orders[batches.epoch] = [[key[1] for key in batch] for batch in batches]
-    assert orders == {1: [[4, 1, 2, 8], [5, 0, 7, 9], [6, 3]], 2: [[7, 4, 1, 8], [6, 0, 2, 9], [3, 5]]}
+    assert orders == {
+        1: [[4, 1, 2, 8], [5, 0, 7, 9], [6, 3]],
+        2: [[7, 4, 1, 8], [6, 0, 2, 9], [3, 5]],
+    }
 
 
 class Seeds(v2.Transform):
@@ -222,7 +260,9 @@ def test_a_draw_carries_its_place_in_the_epoch() -> None:
 
 def test_an_image_drawn_twice_is_augmented_in_two_ways(store: Store) -> None:
     always_the_first = np.eye(NUM_IMAGES)[0]
-    images, labels = epoch_of(Loader(images_of(store, augmented=True), 5, 0, probabilities=always_the_first), 1)
+    images, labels = epoch_of(
+        Loader(images_of(store, augmented=True), 5, 0, probabilities=always_the_first), 1
+    )
     assert set(labels.tolist()) == {0}
     assert len({image.numpy().tobytes() for image in images}) > NUM_IMAGES / 2
 
@@ -249,7 +289,9 @@ def test_the_preview_is_what_training_sees(store: Store) -> None:
         images, labels = epoch_of(loader, epoch)
         # A last batch of one is dropped, so that not every image is in each epoch.
         for row, number in enumerate([7, 2]):
-            assert all(np.array_equal(views[row, epoch - 1], image) for image in images[labels == number])
+            assert all(
+                np.array_equal(views[row, epoch - 1], image) for image in images[labels == number]
+            )
 
 
 def test_the_preview_of_pixels_as_fractions_is_in_whole_levels(store: Store) -> None:
@@ -269,7 +311,9 @@ def test_images_may_come_from_anything_that_gives_arrays() -> None:
 def test_loader_knows_its_images_labels_and_classes(store: Store) -> None:
     loader = Loader(images_of(store), 4)
     assert (loader.num_images, len(loader), loader.num_classes) == (NUM_IMAGES, 6, NUM_IMAGES)
-    part = Loader(Images(store, np.array([5, 2]), np.arange(NUM_IMAGES, dtype=np.int64), 8), 2, shuffle_seed=0)
+    part = Loader(
+        Images(store, np.array([5, 2]), np.arange(NUM_IMAGES, dtype=np.int64), 8), 2, shuffle_seed=0
+    )
     assert (part.labels.tolist(), part.num_classes) == ([5, 2], NUM_IMAGES)
 
 
@@ -284,7 +328,9 @@ def processes() -> int:
     return len(psutil.Process().children())
 
 
-def test_closed_in_the_middle_of_an_epoch_it_leaves_no_process_and_can_be_used_again(store: Store) -> None:
+def test_closed_in_the_middle_of_an_epoch_it_leaves_no_process_and_can_be_used_again(
+    store: Store,
+) -> None:
     loader, before = Loader(images_of(store), 4, shuffle_seed=0, workers=2), processes()
     expected = epoch_of(loader, 2)
     # Whoever has a part of an epoch in hand, as an error's traceback does, keeps what makes it.
@@ -302,7 +348,9 @@ def test_closed_in_the_middle_of_an_epoch_it_leaves_no_process_and_can_be_used_a
 
 def test_batches_that_are_not_wanted_any_more_leave_no_process(store: Store) -> None:
     before = processes()
-    batches = batches_of(images_of(store), [[(1, number)] for number in range(NUM_IMAGES)], workers=2)
+    batches = batches_of(
+        images_of(store), [[(1, number)] for number in range(NUM_IMAGES)], workers=2
+    )
     next(batches)
     assert processes() == before + 2
     batches.close()

@@ -26,7 +26,12 @@ def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> byte
 
 def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
     right = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", right if checksum is None else checksum)
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", right if checksum is None else checksum)
+    )
 
 
 def with_chunk(*added: bytes) -> bytes:
@@ -48,7 +53,12 @@ EXIF_OF_NINE = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0
         (with_chunk(chunk(b"eXIf", b"junk")), DAMAGED_EXIF),
         (with_chunk(chunk(b"eXIf", EXIF_OF_NINE)), DAMAGED_EXIF),
         (with_chunk(chunk(b"eXIf", b"")), ""),
-        (with_chunk(chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nzzzz"))), DAMAGED_EXIF),
+        (
+            with_chunk(
+                chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nzzzz"))
+            ),
+            DAMAGED_EXIF,
+        ),
         (with_chunk(chunk(b"iTXt", b"a\0\0\0", checksum=1)), DAMAGED_METADATA),
         (with_chunk(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000)))), DAMAGED_METADATA),
         (with_chunk(chunk(b"tEXt", b"a\0" + bytes(2_000_000))), ""),
@@ -57,7 +67,19 @@ EXIF_OF_NINE = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0
         (with_chunk(chunk(b"acTL", b"12345678")), ""),
         (with_chunk(chunk(b"iCCP", b"icc\0\0junk")), ""),
     ],
-    ids=["junk", "9", "none", "junk as text", "checksum", "a bomb of text", "long text", "pHYs", "gAMA", "acTL", "profile"],
+    ids=[
+        "junk",
+        "9",
+        "none",
+        "junk as text",
+        "checksum",
+        "a bomb of text",
+        "long text",
+        "pHYs",
+        "gAMA",
+        "acTL",
+        "profile",
+    ],
 )
 def test_a_png_with_damaged_metadata_keeps_its_pixels(content: bytes, note: str) -> None:
     found = Decoding().decode(content)
@@ -78,7 +100,9 @@ def test_a_png_with_damaged_metadata_keeps_its_pixels(content: bytes, note: str)
     ],
     ids=["junk", "9", "offset", "profile", "photoshop", "several pictures", "comment"],
 )
-def test_a_jpeg_with_damaged_metadata_keeps_its_pixels(marker: int, content: bytes, note: str) -> None:
+def test_a_jpeg_with_damaged_metadata_keeps_its_pixels(
+    marker: int, content: bytes, note: str
+) -> None:
     found = Decoding().decode(with_segment(marker, content))
     assert np.array_equal(found.image, Decoding().decode(encoded("JPEG", quality=95)).image)
     assert found.note == note
@@ -95,8 +119,16 @@ def test_without_metadata_the_pixels_are_the_same(kind: str) -> None:
     exif[0x010E] = "a description"
     rgb, grey = Image.fromarray(PIXELS), Image.fromarray(PIXELS[:, :, 0])
     pictures = {
-        "PNG": [(rgb, {"transparency": (1, 2, 3)}), (grey, {"transparency": 3}), (rgb.convert("P"), {"transparency": 3})],
-        "JPEG": [(rgb, {"progressive": True}), (grey, {"comment": "a description"}), (rgb.convert("CMYK"), {})],
+        "PNG": [
+            (rgb, {"transparency": (1, 2, 3)}),
+            (grey, {"transparency": 3}),
+            (rgb.convert("P"), {"transparency": 3}),
+        ],
+        "JPEG": [
+            (rgb, {"progressive": True}),
+            (grey, {"comment": "a description"}),
+            (rgb.convert("CMYK"), {}),
+        ],
     }
     for image, options in pictures[kind]:
         content = encoded(kind, image, exif=exif, **options)
@@ -105,7 +137,15 @@ def test_without_metadata_the_pixels_are_the_same(kind: str) -> None:
         assert np.array_equal(Decoding().decode(bare).image, Decoding().decode(content).image)
 
 
-CUT_OFF = [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\xff\xff", b"\x89PNG\r\n\x1a\n", encoded("PNG")[:200], encoded("GIF")]
+CUT_OFF = [
+    b"",
+    b"\xff\xd8",
+    b"\xff\xd8\xff",
+    b"\xff\xd8\xff\xe1\xff\xff",
+    b"\x89PNG\r\n\x1a\n",
+    encoded("PNG")[:200],
+    encoded("GIF"),
+]
 
 
 @pytest.mark.parametrize("content", CUT_OFF)

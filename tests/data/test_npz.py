@@ -31,7 +31,9 @@ from tests.conftest import PROJECT
 Layout = dict[str, NDArray[Any]]
 
 
-def medmnist(counts: dict[str, int] | None = None, shape: tuple[int, ...] = (8, 6, 3), classes: int = 3) -> Layout:
+def medmnist(
+    counts: dict[str, int] | None = None, shape: tuple[int, ...] = (8, 6, 3), classes: int = 3
+) -> Layout:
     """Arrays as MedMNIST lays them out, with other pixels in each image."""
     rng = np.random.default_rng(0)
     arrays: Layout = {}
@@ -41,7 +43,12 @@ def medmnist(counts: dict[str, int] | None = None, shape: tuple[int, ...] = (8, 
     return arrays
 
 
-def write(folder: Path, arrays: Layout, name: str = "set.npz", save: Callable[..., None] = np.savez_compressed) -> Path:
+def write(
+    folder: Path,
+    arrays: Layout,
+    name: str = "set.npz",
+    save: Callable[..., None] = np.savez_compressed,
+) -> Path:
     save(folder / name, **arrays)
     return folder / name
 
@@ -78,7 +85,9 @@ def test_splits_and_labels_are_the_files(tmp_path: Path, save: Callable[..., Non
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6), (1, 1), (3, 3), (5, 3)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_images_are_the_files_pixels(tmp_path: Path, save: Callable[..., None], shape: tuple[int, ...], order: Any) -> None:
+def test_images_are_the_files_pixels(
+    tmp_path: Path, save: Callable[..., None], shape: tuple[int, ...], order: Any
+) -> None:
     arrays = {name: array.copy(order) for name, array in medmnist(shape=shape).items()}
     source = open_npz(str(write(tmp_path, arrays, save=save)))
     for item in source.items:
@@ -86,7 +95,9 @@ def test_images_are_the_files_pixels(tmp_path: Path, save: Callable[..., None], 
         expected = arrays[f"{split}_images"][int(number)]
         found = pixels(source, item)
         assert found.shape == (*shape[:2], 3)
-        assert np.array_equal(found, expected if len(shape) == 3 else np.repeat(expected[:, :, None], 3, axis=2))
+        assert np.array_equal(
+            found, expected if len(shape) == 3 else np.repeat(expected[:, :, None], 3, axis=2)
+        )
 
 
 def test_the_source_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +106,10 @@ def test_the_source_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert open_source(Data(source="npz:~/set.npz")).items == open_npz(str(file)).items
 
 
-@pytest.mark.parametrize("counts", [{"train": 4}, {"train": 4, "val": 2}, {"train": 4, "test": 2}, {"train": 4, "val": 0}])
+@pytest.mark.parametrize(
+    "counts",
+    [{"train": 4}, {"train": 4, "val": 2}, {"train": 4, "test": 2}, {"train": 4, "val": 0}],
+)
 def test_val_and_test_are_optional(tmp_path: Path, counts: dict[str, int]) -> None:
     source = open_npz(str(write(tmp_path, medmnist(counts))))
     assert {split: sum(item.split == split for item in source.items) for split in counts} == counts
@@ -117,9 +131,20 @@ def test_labels_sort_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<i8", ">i4", "<u8"])
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
-def test_labels_of_each_whole_type_and_shape(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-    arrays = medmnist({"train": 6}) | {"train_labels": np.array([5, 0, 3, 3, 0, 5], dtype).reshape(shape)}
-    assert [item.label for item in open_npz(str(write(tmp_path, arrays))).items] == ["5", "0", "3", "3", "0", "5"]
+def test_labels_of_each_whole_type_and_shape(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...]
+) -> None:
+    arrays = medmnist({"train": 6}) | {
+        "train_labels": np.array([5, 0, 3, 3, 0, 5], dtype).reshape(shape)
+    }
+    assert [item.label for item in open_npz(str(write(tmp_path, arrays))).items] == [
+        "5",
+        "0",
+        "3",
+        "3",
+        "0",
+        "5",
+    ]
 
 
 def test_nothing_is_unpacked_before_an_image_is_read(tmp_path: Path) -> None:
@@ -158,7 +183,9 @@ def test_a_file_that_changes_between_listing_and_reading_is_refused(tmp_path: Pa
 def test_a_file_that_is_gone_before_reading_is_refused(tmp_path: Path) -> None:
     source = open_npz(str(write(tmp_path, medmnist())))
     (tmp_path / "set.npz").unlink()
-    with pytest.raises(UserError, match=r"train_images of .*set\.npz cannot be unpacked: .*No such file"):
+    with pytest.raises(
+        UserError, match=r"train_images of .*set\.npz cannot be unpacked: .*No such file"
+    ):
         source.reader.read("train/000000")
     write(tmp_path, medmnist())
 
@@ -168,12 +195,16 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
     source = open_npz(str(write(tmp_path, arrays)))
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(source.reader.read, [item.path for item in source.items]))
-    assert [content[12:] for content in contents] == [image.tobytes() for image in arrays["train_images"]]
+    assert [content[12:] for content in contents] == [
+        image.tobytes() for image in arrays["train_images"]
+    ]
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 @pytest.mark.parametrize("read_before", [True, False])
-def test_worker_processes_share_what_is_unpacked(tmp_path: Path, method: str, read_before: bool) -> None:
+def test_worker_processes_share_what_is_unpacked(
+    tmp_path: Path, method: str, read_before: bool
+) -> None:
     source = open_npz(str(write(tmp_path, medmnist())))
     paths = [item.path for item in source.items]
     if read_before:
@@ -216,17 +247,27 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "fork by hand"])
 @pytest.mark.parametrize("end", ["success", "error"])
-def test_what_is_unpacked_is_removed_when_the_process_ends(tmp_path: Path, method: str, end: str) -> None:
+def test_what_is_unpacked_is_removed_when_the_process_ends(
+    tmp_path: Path, method: str, end: str
+) -> None:
     file = write(tmp_path, medmnist())
     (tmp_path / "leaves.py").write_text(LEAVES)
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / "temporary")}
     ended = subprocess.run(
-        [sys.executable, tmp_path / "leaves.py", file, method, end], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, tmp_path / "leaves.py", file, method, end],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (0 if end == "success" else 3, "")
     assert Path(ended.stdout.strip()).parent == tmp_path / "temporary"
-    assert [entry.name for entry in (tmp_path / "temporary").iterdir() if not entry.name.startswith("pymp-")] == []
+    assert [
+        entry.name
+        for entry in (tmp_path / "temporary").iterdir()
+        if not entry.name.startswith("pymp-")
+    ] == []
 
 
 KILLED = """
@@ -249,7 +290,11 @@ def test_what_a_killed_process_has_unpacked_is_removed_by_the_next(tmp_path: Pat
 
     def started(end: str) -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, file, end], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", KILLED, file, end],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         return process, Path(process.stdout.readline().strip())
@@ -284,14 +329,23 @@ print(len(source.items), peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="the peak of a process's memory is read as Linux tells it",
+)
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_memory_does_not_grow_with_the_images(tmp_path: Path, save: Callable[..., None]) -> None:
     images = np.zeros((2000, 224, 224), np.uint8)
     images[:] = np.arange(2000, dtype=np.uint16)[:, None, None] % 251
     file = write(tmp_path, {"train_images": images, "train_labels": np.arange(2000) % 2}, save=save)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", MEMORY, file], env=environment, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", MEMORY, file],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     count, kilobytes = map(int, ended.stdout.split())
     assert count == 2000
     # The array has 100 MB.
@@ -302,7 +356,9 @@ def test_without_room_to_unpack_it_is_said_where_room_is_needed(tmp_path: Path) 
     """A header and a directory of the .zip that promise more than the disk has."""
     header = io.BytesIO()
     shape = (2, 10**7, 10**8)
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     size = len(header.getvalue()) + int(np.prod(shape))
     file = tmp_path / "set.npz"
     with zipfile.ZipFile(file, "w") as archive:
@@ -310,7 +366,10 @@ def test_without_room_to_unpack_it_is_said_where_room_is_needed(tmp_path: Path) 
         archive.writestr("train_labels.npy", npy(np.zeros(shape[0], np.uint8)))
         archive.getinfo("train_images.npy").file_size = size
     source = open_npz(str(file), 10**16)
-    with pytest.raises(UserError, match=rf"train_images takes {size} bytes unpacked, .* has \d+; set TMPDIR to a folder with more room"):
+    with pytest.raises(
+        UserError,
+        match=rf"train_images takes {size} bytes unpacked, .* has \d+; set TMPDIR to a folder with more room",
+    ):
         source.reader.read("train/000000")
 
 
@@ -321,7 +380,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_array(tmp_path: Path) -> Non
     # A limit on the size of files ends a write as a full disk does; SIGXFSZ is ignored by Python.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"train_images of .* cannot be unpacked: .*File too large"):
+        with pytest.raises(
+            UserError, match=r"train_images of .* cannot be unpacked: .*File too large"
+        ):
             source.reader.read("train/000000")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -349,14 +410,23 @@ def test_a_damaged_array_is_met_when_it_is_unpacked(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
     file = write(tmp_path, medmnist(), name="bloodmnist.npz")
-    assert refused(tmp_path / "bloodmnist_.npz") == f"data.source: file '{tmp_path}/bloodmnist_.npz' does not exist; nearest: {file}"
-    assert refused(tmp_path / "no" / "set.npz") == f"data.source: file '{tmp_path}/no/set.npz' does not exist"
+    assert (
+        refused(tmp_path / "bloodmnist_.npz")
+        == f"data.source: file '{tmp_path}/bloodmnist_.npz' does not exist; nearest: {file}"
+    )
+    assert (
+        refused(tmp_path / "no" / "set.npz")
+        == f"data.source: file '{tmp_path}/no/set.npz' does not exist"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", npy(np.zeros(3)), b"PK\x03\x04"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.npz").write_bytes(content)
-    assert refused(tmp_path / "set.npz") == f"data.source: '{tmp_path}/set.npz' cannot be read as an .npz file: File is not a zip file"
+    assert (
+        refused(tmp_path / "set.npz")
+        == f"data.source: '{tmp_path}/set.npz' cannot be read as an .npz file: File is not a zip file"
+    )
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
@@ -366,14 +436,22 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "expected"),
     [
-        (["train_images"], "has no train_images; arrays: train_labels, val_images, val_labels, test_images, test_labels"),
+        (
+            ["train_images"],
+            "has no train_images; arrays: train_labels, val_images, val_labels, test_images, test_labels",
+        ),
         (["train_labels"], "has no train_labels; arrays: train_images, val_images,"),
-        (["train_images", "train_labels"], "has no train_images and no train_labels; arrays: val_images,"),
+        (
+            ["train_images", "train_labels"],
+            "has no train_images and no train_labels; arrays: val_images,",
+        ),
         (["val_labels"], "has no val_labels; arrays: train_images,"),
         (["test_images"], "has no test_images; arrays: train_images,"),
     ],
 )
-def test_missing_arrays_are_named_with_those_there_are(tmp_path: Path, missing: list[str], expected: str) -> None:
+def test_missing_arrays_are_named_with_those_there_are(
+    tmp_path: Path, missing: list[str], expected: str
+) -> None:
     arrays = {name: array for name, array in medmnist().items() if name not in missing}
     assert expected in refused(write(tmp_path, arrays))
 
@@ -387,7 +465,10 @@ def test_an_archive_of_other_files_has_no_arrays(tmp_path: Path) -> None:
 
 def test_a_misspelled_array_is_named_with_the_nearest(tmp_path: Path) -> None:
     arrays = medmnist({"train": 4}) | {"valid_images": np.zeros((2, 8, 6), np.uint8)}
-    assert "unknown array 'valid_images'; nearest: val_images; allowed: train_images, train_labels," in refused(write(tmp_path, arrays))
+    assert (
+        "unknown array 'valid_images'; nearest: val_images; allowed: train_images, train_labels,"
+        in refused(write(tmp_path, arrays))
+    )
 
 
 def test_other_arrays_are_of_no_concern(tmp_path: Path) -> None:
@@ -412,28 +493,41 @@ def test_other_arrays_are_of_no_concern(tmp_path: Path) -> None:
         (np.zeros((6, 0, 8), np.uint8), "train_images is uint8 of shape (6, 0, 8)"),
     ],
 )
-def test_images_of_another_type_or_shape_are_refused(tmp_path: Path, images: NDArray[Any], expected: str) -> None:
+def test_images_of_another_type_or_shape_are_refused(
+    tmp_path: Path, images: NDArray[Any], expected: str
+) -> None:
     message = refused(write(tmp_path, medmnist() | {"train_images": images}))
-    assert f"{expected}; allowed: uint8 of shape (n, height, width) or (n, height, width, 3)" in message
+    assert (
+        f"{expected}; allowed: uint8 of shape (n, height, width) or (n, height, width, 3)"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (np.zeros(6, np.float64), "train_labels is float64 of shape (6,); allowed: whole numbers of shape (n,) or (n, 1)"),
+        (
+            np.zeros(6, np.float64),
+            "train_labels is float64 of shape (6,); allowed: whole numbers of shape (n,) or (n, 1)",
+        ),
         (np.zeros(6, np.bool_), "train_labels is bool of shape (6,)"),
         (np.array(["cat"] * 6), "train_labels is <U3 of shape (6,)"),
         (np.array(["cat"] * 6, object), "train_labels is object of shape (6,)"),
         (np.zeros((), np.uint8), "train_labels is uint8 of shape ()"),
         (np.zeros((6, 1, 1), np.uint8), "train_labels is uint8 of shape (6, 1, 1)"),
         (np.zeros((6, 0), np.uint8), "train_labels is uint8 of shape (6, 0)"),
-        (np.zeros((6, 14), np.uint8), "train_labels has 14 labels an image; allowed: one, of shape (n,) or (n, 1)"),
+        (
+            np.zeros((6, 14), np.uint8),
+            "train_labels has 14 labels an image; allowed: one, of shape (n,) or (n, 1)",
+        ),
         (np.array([0, 1, -1, 0, 1, 0]), "train_labels has the label -1; allowed: 0 and above"),
         (np.zeros(5, np.uint8), "6 train_images, but 5 train_labels"),
         (np.zeros((7, 1), np.uint8), "6 train_images, but 7 train_labels"),
     ],
 )
-def test_labels_of_another_type_shape_or_count_are_refused(tmp_path: Path, labels: NDArray[Any], expected: str) -> None:
+def test_labels_of_another_type_shape_or_count_are_refused(
+    tmp_path: Path, labels: NDArray[Any], expected: str
+) -> None:
     assert expected in refused(write(tmp_path, medmnist() | {"train_labels": labels}))
 
 
@@ -443,7 +537,9 @@ def test_counts_of_other_splits_are_compared_too(tmp_path: Path) -> None:
 
 
 def test_a_set_without_training_images_is_refused(tmp_path: Path) -> None:
-    assert "train_images holds no image" in refused(write(tmp_path, medmnist({"train": 0, "test": 3})))
+    assert "train_images holds no image" in refused(
+        write(tmp_path, medmnist({"train": 0, "test": 3}))
+    )
 
 
 class Trap:
@@ -486,12 +582,18 @@ def test_nothing_is_unpickled(tmp_path: Path, name: str) -> None:
         lambda content: content[:6] + b"\x09" + content[7:],
     ],
 )
-def test_a_damaged_header_is_one_line(tmp_path: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_header_is_one_line(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
         for other, array in medmnist().items():
             archive.writestr(f"{other}.npy", damage(npy(array)) if other == name else npy(array))
     message = refused(tmp_path / "set.npz")
-    assert "cannot be read as an .npz file" in message or f"{name} is " in message or "6 train_images, but 9 train_labels" in message
+    assert (
+        "cannot be read as an .npz file" in message
+        or f"{name} is " in message
+        or "6 train_images, but 9 train_labels" in message
+    )
 
 
 def packed(file: Path, method: int, arrays: dict[str, np.ndarray]) -> Path:
@@ -504,19 +606,32 @@ def packed(file: Path, method: int, arrays: dict[str, np.ndarray]) -> Path:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_other_methods_of_packing_are_refused_before_anything_is_unpacked(tmp_path: Path, method: int) -> None:
-    arrays = {"train_images": np.zeros((40, 1000, 1000), np.uint8), "train_labels": np.arange(40) % 2}
+def test_other_methods_of_packing_are_refused_before_anything_is_unpacked(
+    tmp_path: Path, method: int
+) -> None:
+    arrays = {
+        "train_images": np.zeros((40, 1000, 1000), np.uint8),
+        "train_labels": np.arange(40) % 2,
+    }
     file = packed(tmp_path / "bomb.npz", method, arrays)
     assert file.stat().st_size < 60_000
     started = time.process_time()
-    with pytest.raises(UserError, match=r"train_images\.npy is packed by another method than deflate"):
+    with pytest.raises(
+        UserError, match=r"train_images\.npy is packed by another method than deflate"
+    ):
         open_npz(str(file))
     assert time.process_time() - started < 5
-    assert len(open_npz(str(packed(tmp_path / "good.npz", zipfile.ZIP_DEFLATED, arrays))).items) == 40
+    assert (
+        len(open_npz(str(packed(tmp_path / "good.npz", zipfile.ZIP_DEFLATED, arrays))).items) == 40
+    )
 
 
 def test_images_of_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> None:
-    file = packed(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, {"train_images": np.zeros((2, 30, 40), np.uint8), "train_labels": np.arange(2)})
+    file = packed(
+        tmp_path / "x.npz",
+        zipfile.ZIP_DEFLATED,
+        {"train_images": np.zeros((2, 30, 40), np.uint8), "train_labels": np.arange(2)},
+    )
     with pytest.raises(UserError, match=r"40 × 30 pixels, more than data.max_pixels \(1199\)"):
         open_npz(str(file), 1199)
     assert len(open_npz(str(file), 1200).items) == 2
@@ -524,7 +639,9 @@ def test_images_of_too_many_pixels_are_refused_by_the_header(tmp_path: Path) -> 
 
 def header(shape: str, length: int | None = None) -> bytes:
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x02\0" + (len(text) if length is None else length).to_bytes(4, "little") + text
+    return (
+        b"\x93NUMPY\x02\0" + (len(text) if length is None else length).to_bytes(4, "little") + text
+    )
 
 
 @pytest.mark.parametrize(

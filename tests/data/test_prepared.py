@@ -29,7 +29,9 @@ def check_pixels(prepared: Prepared, data: Data, root: Path) -> None:
     store = prepared.images
     assert len(store) == len(prepared.manifest)
     for position, path in enumerate(prepared.manifest["path"]):
-        assert np.array_equal(store[position], prepared.decoding.resize(prepared.decoding.decode(root / path).image)), path
+        assert np.array_equal(
+            store[position], prepared.decoding.resize(prepared.decoding.decode(root / path).image)
+        ), path
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Prepared]:
 
 def test_digits_are_split_and_decoded(digits: tuple[Data, Prepared]) -> None:
     _, prepared = digits
-    assert {split: len(prepared.positions(split)) for split in SPLITS} == {"train": 1259, "val": 269, "test": 269}
+    assert {split: len(prepared.positions(split)) for split in SPLITS} == {
+        "train": 1259,
+        "val": 269,
+        "test": 269,
+    }
     assert prepared.classes == list("0123456789")
     assert len(prepared.images) == 1797
 
@@ -53,7 +59,9 @@ def test_positions_are_disjoint_and_complete(digits: tuple[Data, Prepared]) -> N
 
 def test_labels_are_indices_of_classes(digits: tuple[Data, Prepared]) -> None:
     _, prepared = digits
-    assert [prepared.classes[label] for label in prepared.labels()] == prepared.manifest["label"].tolist()
+    assert [prepared.classes[label] for label in prepared.labels()] == prepared.manifest[
+        "label"
+    ].tolist()
 
 
 def test_counts_are_those_of_the_manifest(digits: tuple[Data, Prepared]) -> None:
@@ -87,7 +95,10 @@ def test_a_folder_is_prepared(photos: WriteImages, tmp_path: Path) -> None:
     assert prepared.folder.parent == tmp_path / "prepared"
     assert prepared.folder.name == f"photos-{prepared.digest[:8]}"
     assert prepared.source == str(root.resolve())
-    assert prepared.counts() == {"cat": {"train": 6, "val": 2, "test": 2}, "dog": {"train": 3, "val": 1, "test": 1}}
+    assert prepared.counts() == {
+        "cat": {"train": 6, "val": 2, "test": 2},
+        "dog": {"train": 3, "val": 1, "test": 1},
+    }
     check_pixels(prepared, data, root)
 
 
@@ -111,7 +122,9 @@ def test_pictures_of_other_shapes_are_stored_at_their_own(tmp_path: Path) -> Non
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in sorted(folder.rglob("*"))}
+    return {
+        str(file.relative_to(folder)): file.stat().st_mtime_ns for file in sorted(folder.rglob("*"))
+    }
 
 
 def test_preparing_twice_uses_the_first(photos: WriteImages, tmp_path: Path) -> None:
@@ -127,7 +140,11 @@ def test_preparing_twice_uses_the_first(photos: WriteImages, tmp_path: Path) -> 
 
 def test_progress_counts_up_to_all(photos: WriteImages, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    prepare(data_of(photos({"cat": 3, "dog": 4})), tmp_path / "prepared", lambda *stage: told.append(stage))
+    prepare(
+        data_of(photos({"cat": 3, "dog": 4})),
+        tmp_path / "prepared",
+        lambda *stage: told.append(stage),
+    )
     assert told == [("decoding", done, 7) for done in range(1, 8)]
 
 
@@ -161,8 +178,14 @@ def test_the_digest_does_not_depend_on_the_place(photos: WriteImages, tmp_path: 
     assert prepare(data_of(tmp_path / "moved"), tmp_path / "prepared").digest == first.digest
 
 
-@pytest.mark.parametrize(("old", "new"), [("val", "Validation"), ("train/cat/000.png", "train/cat/zzz.png")], ids=["folder", "file"])
-def test_renamed_images_keep_their_pixels(photos: WriteImages, tmp_path: Path, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("val", "Validation"), ("train/cat/000.png", "train/cat/zzz.png")],
+    ids=["folder", "file"],
+)
+def test_renamed_images_keep_their_pixels(
+    photos: WriteImages, tmp_path: Path, old: str, new: str
+) -> None:
     root = photos({f"{split}/{label}": 3 for split in SPLITS for label in ("cat", "dog")})
     data = data_of(root)
     prepare(data, tmp_path / "prepared")
@@ -178,8 +201,15 @@ def test_all_unreadable_images_are_listed(photos: WriteImages, tmp_path: Path) -
     (root / "dog" / "003.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError) as caught:
         prepare(data_of(root), tmp_path / "prepared")
-    assert caught.value.message == f"3 images in {root.resolve()} cannot be read; repair or remove, or leave them out with data.bad warn"
-    assert [finding.partition(":")[0] for finding in caught.value.findings] == ["cat/001.png", "dog/002.png", "dog/003.png"]
+    assert (
+        caught.value.message
+        == f"3 images in {root.resolve()} cannot be read; repair or remove, or leave them out with data.bad warn"
+    )
+    assert [finding.partition(":")[0] for finding in caught.value.findings] == [
+        "cat/001.png",
+        "dog/002.png",
+        "dog/003.png",
+    ]
     assert caught.value.findings[:2] == ["cat/001.png: empty file", "dog/002.png: not an image"]
     assert "<_io.BytesIO" not in str(caught.value)
     assert not list((tmp_path / "prepared").glob("photos-*"))
@@ -216,7 +246,9 @@ def test_two_processes_may_prepare_at_once(photos: WriteImages, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("other_size", [8, 16])
-def test_another_process_may_prepare_the_same_meanwhile(photos: WriteImages, tmp_path: Path, other_size: int) -> None:
+def test_another_process_may_prepare_the_same_meanwhile(
+    photos: WriteImages, tmp_path: Path, other_size: int
+) -> None:
     root = photos({"cat": 5, "dog": 5})
     data = data_of(root)
     processes = []
@@ -224,7 +256,9 @@ def test_another_process_may_prepare_the_same_meanwhile(photos: WriteImages, tmp
     def overtake(what: str, done: int, total: int) -> None:
         if done == total:
             arguments = (data_of(root, image_size=other_size), tmp_path / "prepared")
-            processes.append(multiprocessing.get_context("spawn").Process(target=prepare_in, args=arguments))
+            processes.append(
+                multiprocessing.get_context("spawn").Process(target=prepare_in, args=arguments)
+            )
             processes[-1].start()
             if other_size != 8:
                 processes[-1].join()
@@ -235,20 +269,28 @@ def test_another_process_may_prepare_the_same_meanwhile(photos: WriteImages, tmp
     check_pixels(prepare(data, tmp_path / "prepared"), data, root)
 
 
-def test_without_a_store_the_tensors_are_the_same_to_the_last_bit(photos: WriteImages, tmp_path: Path) -> None:
+def test_without_a_store_the_tensors_are_the_same_to_the_last_bit(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 5, "dog": 5})
     write_image(root / "cat" / "wide.png", (90, 33))
     stored = prepare(data_of(root), tmp_path / "stored")
     unstored = prepare(data_of(root, store="none"), tmp_path / "unstored")
     assert not list((tmp_path / "unstored").glob("images-*"))
     assert stored.digest == unstored.digest
-    assert all(np.array_equal(stored.images[position], unstored.images[position]) for position in range(11))
+    assert all(
+        np.array_equal(stored.images[position], unstored.images[position]) for position in range(11)
+    )
     assert stored.normalisation() == unstored.normalisation()
 
 
-def test_folds_take_turns_to_validate_and_share_a_digest(photos: WriteImages, tmp_path: Path) -> None:
+def test_folds_take_turns_to_validate_and_share_a_digest(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 20, "dog": 20})
-    prepared = [prepare(data_of(root, folds=4, fold=fold), tmp_path / "prepared") for fold in range(4)]
+    prepared = [
+        prepare(data_of(root, folds=4, fold=fold), tmp_path / "prepared") for fold in range(4)
+    ]
     assert len({one.digest for one in prepared}) == 1
     assert prepared[0].digest != prepare(data_of(root), tmp_path / "prepared").digest
     validating = np.concatenate([one.positions("val") for one in prepared])
@@ -257,13 +299,21 @@ def test_folds_take_turns_to_validate_and_share_a_digest(photos: WriteImages, tm
     for fold, one in enumerate(prepared):
         assert not set(one.positions("train").tolist()) & set(one.positions("val").tolist())
         assert len(one.positions("train")) + len(one.positions("val")) + len(tested) == 40
-        assert one.positions("val").tolist() == prepared[0].with_fold(fold).positions("val").tolist()
+        assert (
+            one.positions("val").tolist() == prepared[0].with_fold(fold).positions("val").tolist()
+        )
     assert len({str(one.normalisation()) for one in prepared}) == 4
 
 
 @pytest.mark.parametrize("colour", ["blakc", "white5"])
 def test_a_colour_that_is_none_is_refused(photos: WriteImages, tmp_path: Path, colour: str) -> None:
-    data = Data.model_construct(**{**Data().model_dump(), "source": f"folder:{photos({'cat': 3, 'dog': 3})}", "background": colour})
+    data = Data.model_construct(
+        **{
+            **Data().model_dump(),
+            "source": f"folder:{photos({'cat': 3, 'dog': 3})}",
+            "background": colour,
+        }
+    )
     with pytest.raises(UserError, match=r"unknown data\.background"):
         prepare(data, tmp_path / "prepared")
 
@@ -281,7 +331,9 @@ def test_the_background_shows_below_transparent_pixels(tmp_path: Path) -> None:
     assert min(white.images[0][:, 0, 0].tolist()) > 240
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(photos: WriteImages, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(
+    photos: WriteImages, tmp_path: Path
+) -> None:
     root = photos({"cat": 8, "dog": 8})
     old = data_of(root)
     prepare(old, tmp_path / "prepared")

@@ -38,7 +38,9 @@ def test_digits_are_scikit_learns_pixels() -> None:
     for number in (0, 1000, 1796):
         image = source.reader.image(source.reader.read(source.items[number].path), Decoding()).image
         assert image.mode == "RGB"
-        assert np.array_equal(np.asarray(image)[:, :, 0], np.round(digits.images[number] * 255 / 16))
+        assert np.array_equal(
+            np.asarray(image)[:, :, 0], np.round(digits.images[number] * 255 / 16)
+        )
         assert source.items[number].label == str(digits.target[number])
 
 
@@ -46,7 +48,9 @@ def test_the_digest_of_digits_never_changes() -> None:
     source = open_source("digits")
     contents = [hashlib.sha256(source.reader.read(item.path)).hexdigest() for item in source.items]
     assert (
-        data_digest((content, item.label, "") for content, item in zip(contents, source.items, strict=True))
+        data_digest(
+            (content, item.label, "") for content, item in zip(contents, source.items, strict=True)
+        )
         == "3ff77068f3c58fd34a2015d21f6abef5"
     )
 
@@ -72,14 +76,23 @@ def test_what_is_hidden_or_no_image_is_left_out(photos: WriteImages) -> None:
         (root / "cat" / name).write_text("no image")
     source = open_source(f"folder:{root}")
     assert [item.path for item in source.items] == ["cat/000.png", "dog/000.png"]
-    assert source.ignored == {".txt": 1, ".db": 1, ".csv": 1, "no extension": 1, ".png": 1, "hidden": 3}
+    assert source.ignored == {
+        ".txt": 1,
+        ".db": 1,
+        ".csv": 1,
+        "no extension": 1,
+        ".png": 1,
+        "hidden": 3,
+    }
     assert source.warnings == [
         "1 file without extension is not read: 'cat' 50% of all; give them the extension of their format",
         "1 image lies in no class folder, and cannot be used: 'outside.png'",
     ]
 
 
-def test_a_fingerprint_changes_with_the_file_even_where_its_time_is_set_back(photos: WriteImages) -> None:
+def test_a_fingerprint_changes_with_the_file_even_where_its_time_is_set_back(
+    photos: WriteImages,
+) -> None:
     root = photos({"cat": 1, "dog": 1})
     reader, file = open_source(f"folder:{root}").reader, root / "cat" / "000.png"
     before, status, content = reader.fingerprint("cat/000.png"), file.stat(), file.read_bytes()
@@ -95,7 +108,10 @@ def test_each_extension_is_taken_in_either_case(photos: WriteImages, extension: 
     root = photos({"cat": 1, "dog": 1})
     for name in (f"x{extension}", f"y{extension.upper()}"):
         (root / "cat" / name).write_bytes(b"taken by its name")
-    assert [item.path for item in open_source(f"folder:{root}").items][1:-1] == [f"cat/x{extension}", f"cat/y{extension.upper()}"]
+    assert [item.path for item in open_source(f"folder:{root}").items][1:-1] == [
+        f"cat/x{extension}",
+        f"cat/y{extension.upper()}",
+    ]
 
 
 def test_class_folders_without_images_are_named(photos: WriteImages) -> None:
@@ -104,13 +120,23 @@ def test_class_folders_without_images_are_named(photos: WriteImages) -> None:
     (root / "texts").mkdir()
     (root / "texts" / "notes.txt").write_text("no image")
     source = open_source(f"folder:{root}")
-    assert source.warnings == ["class folder 'empty' has no images", "class folder 'texts' has no images"]
+    assert source.warnings == [
+        "class folder 'empty' has no images",
+        "class folder 'texts' has no images",
+    ]
     assert open_source("digits").warnings == []
 
 
 def test_images_beside_the_folders_of_splits_and_classes_are_counted(photos: WriteImages) -> None:
     root = photos({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/dog": 1})
-    for name in ("a.png", "b.jpg", "train/c.jfif", "val/.hidden.png", "README.md", "train/labels.csv"):
+    for name in (
+        "a.png",
+        "b.jpg",
+        "train/c.jfif",
+        "val/.hidden.png",
+        "README.md",
+        "train/labels.csv",
+    ):
         (root / name).write_bytes(b"taken by its name")
     (root / "val" / "bird").mkdir()
     source = open_source(f"folder:{root}")
@@ -142,16 +168,30 @@ def test_a_class_folder_that_may_not_be_read_is_named(unprivileged: Path) -> Non
     finally:
         os.seteuid(user)
         (unprivileged / "locked").chmod(0o755)
-    assert str(caught.value) == f"data.source: folder '{unprivileged}/locked' cannot be read: Permission denied"
+    assert (
+        str(caught.value)
+        == f"data.source: folder '{unprivileged}/locked' cannot be read: Permission denied"
+    )
 
 
 @pytest.mark.parametrize("spell", [str.lower, str.capitalize, str.upper])
 @pytest.mark.parametrize("name", sorted(set(SPLIT_NAMES) - {"train", "training"}))
-def test_split_folders_above_the_class_folders(photos: WriteImages, name: str, spell: type[str]) -> None:
-    root = photos({f"{spell('train')}/cat": 2, f"{spell('train')}/dog": 1, f"{spell(name)}/cat": 1, f"{spell(name)}/dog": 1})
+def test_split_folders_above_the_class_folders(
+    photos: WriteImages, name: str, spell: type[str]
+) -> None:
+    root = photos(
+        {
+            f"{spell('train')}/cat": 2,
+            f"{spell('train')}/dog": 1,
+            f"{spell(name)}/cat": 1,
+            f"{spell(name)}/dog": 1,
+        }
+    )
     found = sorted((item.label, item.split) for item in open_source(f"folder:{root}").items)
     split = SPLIT_NAMES[name]
-    assert found == sorted([("cat", "train"), ("cat", "train"), ("dog", "train"), ("cat", split), ("dog", split)])
+    assert found == sorted(
+        [("cat", "train"), ("cat", "train"), ("dog", "train"), ("cat", split), ("dog", split)]
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "training"])
@@ -162,7 +202,10 @@ def test_each_name_of_the_training_folder(photos: WriteImages, name: str) -> Non
 
 def test_val_and_test_without_train_are_classes(photos: WriteImages) -> None:
     root = photos({"test": 1, "val": 1})
-    assert [(item.label, item.split) for item in open_source(f"folder:{root}").items] == [("test", ""), ("val", "")]
+    assert [(item.label, item.split) for item in open_source(f"folder:{root}").items] == [
+        ("test", ""),
+        ("val", ""),
+    ]
 
 
 def test_a_home_folder_is_expanded(photos: WriteImages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +216,9 @@ def test_a_home_folder_is_expanded(photos: WriteImages, monkeypatch: pytest.Monk
 
 def test_a_missing_folder_is_named_with_the_nearest(photos: WriteImages) -> None:
     root = photos({"cat": 1, "dog": 1})
-    with pytest.raises(UserError, match=r"data\.source: folder '.*/photo' does not exist; nearest: .*/photos"):
+    with pytest.raises(
+        UserError, match=r"data\.source: folder '.*/photo' does not exist; nearest: .*/photos"
+    ):
         open_source(f"folder:{root.parent}/photo")
 
 
@@ -184,7 +229,10 @@ def test_a_folder_without_images_says_what_is_expected(tmp_path: Path, content: 
     elif content == "no images":
         (tmp_path / "cat").mkdir()
         (tmp_path / "cat" / "image.txt").write_text("")
-    with pytest.raises(UserError, match=r"has no images in class folders; expected .*/CLASS/IMAGE with one of \.avif, \.bmp"):
+    with pytest.raises(
+        UserError,
+        match=r"has no images in class folders; expected .*/CLASS/IMAGE with one of \.avif, \.bmp",
+    ):
         open_source(f"folder:{tmp_path}")
 
 
@@ -196,7 +244,10 @@ def test_one_class_is_not_enough(photos: WriteImages) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("digit", "unknown data.source 'digit'; nearest: digits; allowed: digits, folder:PATH, csv:PATH, torchvision:NAME, npz:PATH"),
+        (
+            "digit",
+            "unknown data.source 'digit'; nearest: digits; allowed: digits, folder:PATH, csv:PATH, torchvision:NAME, npz:PATH",
+        ),
         ("folder:", "unknown data.source 'folder:'"),
         ("folders:photos", "unknown data.source 'folders:photos'; nearest: folder:PATH"),
         ("", "unknown data.source ''"),
@@ -213,7 +264,9 @@ def test_a_bare_path_is_answered_with_folder(tmp_path: Path) -> None:
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("option", ["root", "labels", "image_column", "label_column", "split_column", "group_column"])
+@pytest.mark.parametrize(
+    "option", ["root", "labels", "image_column", "label_column", "split_column", "group_column"]
+)
 @pytest.mark.parametrize("kind", ["digits", "folder:PATH", "npz:PATH", "torchvision:MNIST"])
 def test_an_option_of_another_source_is_refused(tmp_path: Path, kind: str, option: str) -> None:
     name = kind.replace("PATH", str(tmp_path))

@@ -28,7 +28,9 @@ def images_of(sizes: list[tuple[int, int]]) -> list[np.ndarray[Any, np.dtype[np.
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(SIZES, st.integers(1, 3))
-def test_the_store_reads_back_exactly_the_pixels(sizes: list[tuple[int, int]], num_shards: int) -> None:
+def test_the_store_reads_back_exactly_the_pixels(
+    sizes: list[tuple[int, int]], num_shards: int
+) -> None:
     with TemporaryDirectory() as folder:
         images = images_of(sizes)
         store = write_store(Path(folder) / "images", images, num_shards)
@@ -76,7 +78,9 @@ def test_two_writers_have_two_files(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([first.name, second.name])
 
 
-@pytest.mark.parametrize(("damage", "lost"), [("none", 0), ("removed", 1), ("truncated", 1), ("longer", 0)])
+@pytest.mark.parametrize(
+    ("damage", "lost"), [("none", 0), ("removed", 1), ("truncated", 1), ("longer", 0)]
+)
 def test_a_shard_that_has_lost_pixels_is_noticed(tmp_path: Path, damage: str, lost: int) -> None:
     store = write_store(tmp_path, images_of([(3, 3), (4, 4), (5, 5)]), 2)
     file = tmp_path / store._shards[1]
@@ -91,9 +95,18 @@ def test_a_shard_that_has_lost_pixels_is_noticed(tmp_path: Path, damage: str, lo
 
 def test_shards_without_a_name_are_removed_after_a_day(tmp_path: Path) -> None:
     hour = 3600
-    for name, age in (("named.bin", 48 * hour), ("old.bin", 25 * hour), ("young.bin", 23 * hour), ("notes.txt", 48 * hour)):
+    for name, age in (
+        ("named.bin", 48 * hour),
+        ("old.bin", 25 * hour),
+        ("young.bin", 23 * hour),
+        ("notes.txt", 48 * hour),
+    ):
         (tmp_path / name).write_bytes(b"pixels")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     remove_unnamed(tmp_path, {"named.bin"})
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["named.bin", "notes.txt", "young.bin"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "named.bin",
+        "notes.txt",
+        "young.bin",
+    ]
     remove_unnamed(tmp_path / "missing", set())

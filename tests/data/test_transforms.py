@@ -29,7 +29,9 @@ NAMED: dict[str, Any] = {
 
 
 def data_of(*entries: Any, image_size: int = 24, store_size: int = 32) -> Data:
-    return Data.model_validate({"augment": list(entries), "image_size": image_size, "store_size": store_size})
+    return Data.model_validate(
+        {"augment": list(entries), "image_size": image_size, "store_size": store_size}
+    )
 
 
 def picture(height: int = 32, width: int = 32) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -53,10 +55,15 @@ def test_each_augmentation_gives_the_networks_size(name: str, height: int, width
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_each_augmentation_changes_the_image(name: str) -> None:
     plain = torch.from_numpy(picture()[:, 4:28, 4:28].copy())
-    assert any(not torch.equal(applied(data_of({name: NAMED[name]}), picture(), seed), plain) for seed in range(3))
+    assert any(
+        not torch.equal(applied(data_of({name: NAMED[name]}), picture(), seed), plain)
+        for seed in range(3)
+    )
 
 
-@pytest.mark.parametrize("name", sorted({"RandomRotation", "ColorJitter", "RandomResizedCrop", "RandomCrop"}))
+@pytest.mark.parametrize(
+    "name", sorted({"RandomRotation", "ColorJitter", "RandomResizedCrop", "RandomCrop"})
+)
 def test_each_random_augmentation_depends_on_the_seed_alone(name: str) -> None:
     data = data_of({name: NAMED[name]})
     assert torch.equal(applied(data, picture(), 1), applied(data, picture(), 1))
@@ -65,8 +72,14 @@ def test_each_random_augmentation_depends_on_the_seed_alone(name: str) -> None:
 
 def test_flips_mirror_the_image() -> None:
     pixels = picture(24, 24)
-    assert torch.equal(applied(data_of({"RandomHorizontalFlip": 1.0}), pixels), torch.from_numpy(pixels[:, :, ::-1].copy()))
-    assert torch.equal(applied(data_of({"RandomVerticalFlip": 1.0}), pixels), torch.from_numpy(pixels[:, ::-1].copy()))
+    assert torch.equal(
+        applied(data_of({"RandomHorizontalFlip": 1.0}), pixels),
+        torch.from_numpy(pixels[:, :, ::-1].copy()),
+    )
+    assert torch.equal(
+        applied(data_of({"RandomVerticalFlip": 1.0}), pixels),
+        torch.from_numpy(pixels[:, ::-1].copy()),
+    )
 
 
 def test_grayscale_keeps_three_equal_channels() -> None:
@@ -78,7 +91,9 @@ def test_a_crop_takes_the_size_of_the_image_by_itself() -> None:
     pixels = picture()
     image = applied(data_of("RandomCrop"), pixels).numpy()
     places = [(top, left) for top in range(9) for left in range(9)]
-    assert any(np.array_equal(image, pixels[:, top : top + 24, left : left + 24]) for top, left in places)
+    assert any(
+        np.array_equal(image, pixels[:, top : top + 24, left : left + 24]) for top, left in places
+    )
 
 
 def test_a_smaller_crop_is_enlarged_to_the_size_of_the_image() -> None:
@@ -88,7 +103,10 @@ def test_a_smaller_crop_is_enlarged_to_the_size_of_the_image() -> None:
 def test_augmentations_are_applied_in_order() -> None:
     # A transform that is certain twice is none, a crop before it is.
     pixels = picture(24, 24)
-    assert torch.equal(applied(data_of({"RandomHorizontalFlip": 1.0}, {"RandomHorizontalFlip": 1.0}), pixels), torch.from_numpy(pixels))
+    assert torch.equal(
+        applied(data_of({"RandomHorizontalFlip": 1.0}, {"RandomHorizontalFlip": 1.0}), pixels),
+        torch.from_numpy(pixels),
+    )
     cropped = applied(data_of({"CenterCrop": 24}, {"Pad": 1}), pixels)
     padded = applied(data_of({"Pad": 1}, {"CenterCrop": 26}, "Grayscale"), pixels)
     assert cropped.shape == padded.shape == (3, 24, 24)
@@ -132,15 +150,24 @@ def test_each_name_of_torchvision_is_built_or_refused(name: str) -> None:
         ("Normalize", "unknown augmentation 'Normalize'"),
         ("MixUp", "unknown augmentation 'MixUp'"),
         ("Compose", "unknown augmentation 'Compose'"),
-        ({"RandomHorizontalFlip": {"prob": 0.5}}, "data.augment: RandomHorizontalFlip: .*'prob'; arguments: p"),
+        (
+            {"RandomHorizontalFlip": {"prob": 0.5}},
+            "data.augment: RandomHorizontalFlip: .*'prob'; arguments: p",
+        ),
         ({"RandomRotation": {}}, "data.augment: RandomRotation: .*degrees.*; arguments: degrees, "),
         ({"RandomRotation": -3}, "data.augment: RandomRotation: "),
         ({"RandomHorizontalFlip": 2}, "data.augment: RandomHorizontalFlip: "),
         ({"ColorJitter": {"hue": 0.9}}, "data.augment: ColorJitter: "),
-        ({"RandomHorizontalFlip": 0.5, "RandomVerticalFlip": 0.5}, "each entry is a NAME or one {NAME: arguments}"),
+        (
+            {"RandomHorizontalFlip": 0.5, "RandomVerticalFlip": 0.5},
+            "each entry is a NAME or one {NAME: arguments}",
+        ),
         ({}, "each entry is a NAME or one {NAME: arguments}"),
         ({"RandomCrop": {"size": 100}}, "data.augment does not fit images of 32 pixels"),
-        ({"Grayscale": 1}, r"data.augment yields images of shape \(1, 24, 24\); \(3, 24, 24\) is needed"),
+        (
+            {"Grayscale": 1},
+            r"data.augment yields images of shape \(1, 24, 24\); \(3, 24, 24\) is needed",
+        ),
     ],
 )
 def test_a_wrong_augmentation_is_refused(entry: Any, expected: str) -> None:
@@ -149,7 +176,14 @@ def test_a_wrong_augmentation_is_refused(entry: Any, expected: str) -> None:
 
 
 def test_containers_are_no_augmentations() -> None:
-    assert not {"Transform", "Compose", "RandomApply", "RandomChoice", "RandomOrder", "Lambda"} & set(augmentations())
+    assert not {
+        "Transform",
+        "Compose",
+        "RandomApply",
+        "RandomChoice",
+        "RandomOrder",
+        "Lambda",
+    } & set(augmentations())
     assert set(NAMED) <= set(augmentations())
     assert all(issubclass(kind, v2.Transform) for kind in augmentations().values())
 
@@ -167,7 +201,9 @@ def test_pixels_are_normalised_per_channel() -> None:
 
 def test_floats_are_normalised_like_bytes() -> None:
     images = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
-    assert torch.allclose(PREPROCESSING.normalise(images.float() / 255), PREPROCESSING.normalise(images))
+    assert torch.allclose(
+        PREPROCESSING.normalise(images.float() / 255), PREPROCESSING.normalise(images)
+    )
 
 
 def test_normalising_leaves_the_images_as_they_are() -> None:
@@ -183,7 +219,9 @@ def test_preprocessing_survives_json() -> None:
 
 def test_preprocessing_of_a_configuration() -> None:
     data = Data(image_size=64, interpolation="bicubic")
-    assert Preprocessing.of(data, ([0, 0, 0], [1, 1, 1])) == Preprocessing(64, 64, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert Preprocessing.of(data, ([0, 0, 0], [1, 1, 1])) == Preprocessing(
+        64, 64, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    )
 
 
 def test_one_image_is_resized_and_cropped_as_the_stored_ones(tmp_path: Path) -> None:
@@ -192,9 +230,13 @@ def test_one_image_is_resized_and_cropped_as_the_stored_ones(tmp_path: Path) -> 
             file = tmp_path / "photos" / label / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(40, 90).transpose(1, 2, 0) // (number + 1)).save(file)
-    data = Data(source=f"folder:{tmp_path / 'photos'}", duplicates="ignore", image_size=24, store_size=32)
+    data = Data(
+        source=f"folder:{tmp_path / 'photos'}", duplicates="ignore", image_size=24, store_size=32
+    )
     prepared = prepare(data, tmp_path / "prepared")
-    pixels = Preprocessing.of(data, prepared.normalisation()).pixels(tmp_path / "photos" / prepared.manifest["path"][1])
+    pixels = Preprocessing.of(data, prepared.normalisation()).pixels(
+        tmp_path / "photos" / prepared.manifest["path"][1]
+    )
     assert pixels.shape == (3, 24, 24)
     stored = prepared.images[1]
     left = (stored.shape[2] - 24) // 2

@@ -67,7 +67,10 @@ def _reset_peak() -> int:
 
 def changed(samples: list[bytes], words: list[bytes] | None = None) -> st.SearchStrategy[bytes]:
     """Return changes of samples: bytes and words put in, parts repeated or left out, numbers set to their limits."""
-    pieces = st.one_of(st.binary(max_size=8), st.sampled_from([b"\0", b"\xff", b"\xff" * 4, b"\x7f\xff\xff\xff", *(words or [])]))
+    pieces = st.one_of(
+        st.binary(max_size=8),
+        st.sampled_from([b"\0", b"\xff", b"\xff" * 4, b"\x7f\xff\xff\xff", *(words or [])]),
+    )
     change = st.tuples(st.floats(0, 1), st.integers(0, 3), pieces, st.integers(1, 40))
 
     def put(sample: bytes, changes: list[tuple[float, int, bytes, int]]) -> bytes:
@@ -83,7 +86,9 @@ def changed(samples: list[bytes], words: list[bytes] | None = None) -> st.Search
                 case 2:
                     content = content[:start] + content[start + count :]
                 case _:
-                    content = content[:start] + content[start : start + count] * count + content[start:]
+                    content = (
+                        content[:start] + content[start : start + count] * count + content[start:]
+                    )
         return content
 
     return st.builds(put, st.sampled_from(samples), st.lists(change, max_size=6))
@@ -99,7 +104,12 @@ def fuzz(target: str, inputs: st.SearchStrategy[bytes], check: Check) -> int:
     for number in range(10**9):
 
         @seed(SEED * 10**6 + number)
-        @settings(max_examples=_PER_ROUND, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=_PER_ROUND,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         @given(inputs)
         def one(content: bytes) -> None:
             nonlocal count

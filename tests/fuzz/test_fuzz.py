@@ -45,13 +45,39 @@ def pictures() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = profiles.grey_profile(1.8)
-    found = [encoded(kind, rgb) for kind in ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")]
-    found += [encoded("JPEG", rgb, progressive=True, exif=exif), encoded("JPEG", rgb.convert("CMYK")), encoded("MPO", rgb, save_all=True)]
-    found += [encoded("PNG", grey), encoded("TIFF", grey), encoded("TIFF", Image.fromarray(np.float32(rng.random((9, 12)))))]
-    found += [encoded("TIFF", rgb, compression=kind) for kind in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")]
-    found += [encoded("PNG", rgb.convert("L"), icc_profile=profile, exif=exif), encoded("PNG", rgb.convert("P"), transparency=3)]
-    found += [encoded("PNG", rgb.convert("RGBA")), b"P2 3 2 255\n1 2 3\n4 5 6\n", b"P5 2 2 65535\n" + bytes(range(8))]
-    rle = b"BM" + (1078 + 40).to_bytes(4, "little") + bytes(4) + (1078).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    found = [
+        encoded(kind, rgb) for kind in ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+    ]
+    found += [
+        encoded("JPEG", rgb, progressive=True, exif=exif),
+        encoded("JPEG", rgb.convert("CMYK")),
+        encoded("MPO", rgb, save_all=True),
+    ]
+    found += [
+        encoded("PNG", grey),
+        encoded("TIFF", grey),
+        encoded("TIFF", Image.fromarray(np.float32(rng.random((9, 12))))),
+    ]
+    found += [
+        encoded("TIFF", rgb, compression=kind)
+        for kind in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")
+    ]
+    found += [
+        encoded("PNG", rgb.convert("L"), icc_profile=profile, exif=exif),
+        encoded("PNG", rgb.convert("P"), transparency=3),
+    ]
+    found += [
+        encoded("PNG", rgb.convert("RGBA")),
+        b"P2 3 2 255\n1 2 3\n4 5 6\n",
+        b"P5 2 2 65535\n" + bytes(range(8)),
+    ]
+    rle = (
+        b"BM"
+        + (1078 + 40).to_bytes(4, "little")
+        + bytes(4)
+        + (1078).to_bytes(4, "little")
+        + (40).to_bytes(4, "little")
+    )
     rle += (
         (16).to_bytes(4, "little") * 2
         + b"\1\0\x08\0"
@@ -65,7 +91,11 @@ def pictures() -> list[bytes]:
 
 def test_decoding() -> None:
     def check(content: bytes) -> None:
-        for decoding in (Decoding(16), Decoding(16, white="auto", fit="pad"), Decoding(16, white=4095, fit="stretch", version=1)):
+        for decoding in (
+            Decoding(16),
+            Decoding(16, white="auto", fit="pad"),
+            Decoding(16, white=4095, fit="stretch", version=1),
+        ):
             try:
                 image = decoding.decode(content).image
             except UNREADABLE:
@@ -73,13 +103,37 @@ def test_decoding() -> None:
             assert image.mode == "RGB" and image.width * image.height <= decoding.max_pixels
             assert decoding.resize(image).nbytes <= 3 * 16 * 48
 
-    assert fuzz("decode", changed(pictures(), [b"IHDR", b"eXIf", b"\xff\xda", b"\xff\xe1", b"II*\0", b"acTL"]), check) > 40
+    assert (
+        fuzz(
+            "decode",
+            changed(pictures(), [b"IHDR", b"eXIf", b"\xff\xda", b"\xff\xe1", b"II*\0", b"acTL"]),
+            check,
+        )
+        > 40
+    )
 
 
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    words = [b'"', b";", b"\t", b"\r\n", b"sep=;\n", b"\\", b"..", b"/", b"image", b"\xef\xbb\xbf", b"\xff\xfe", "é".encode()]
-    samples = [b"image,label\na.png,cat\nb.png,dog\n", "image;label;split\r\na;cat;train\r\n".encode("utf-16"), b"image\tlabel\n./a\tcat\n"]
+    words = [
+        b'"',
+        b";",
+        b"\t",
+        b"\r\n",
+        b"sep=;\n",
+        b"\\",
+        b"..",
+        b"/",
+        b"image",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        "é".encode(),
+    ]
+    samples = [
+        b"image,label\na.png,cat\nb.png,dog\n",
+        "image;label;split\r\na;cat;train\r\n".encode("utf-16"),
+        b"image\tlabel\n./a\tcat\n",
+    ]
     data = Data(source=f"csv:{tmp_path / 'table.csv'}")
 
     def check(content: bytes) -> None:
@@ -89,7 +143,10 @@ def test_tables(tmp_path: Path) -> None:
         except UserError as error:
             one_line(error)
         else:
-            assert all(not item.path.startswith("/") and ".." not in item.path.split("/") for item in source.items)
+            assert all(
+                not item.path.startswith("/") and ".." not in item.path.split("/")
+                for item in source.items
+            )
 
     assert fuzz("csv", changed(samples, words), check) > 40
 
@@ -98,7 +155,9 @@ def test_arrays(tmp_path: Path) -> None:
     samples = []
     for save in (np.savez, np.savez_compressed):
         buffer = io.BytesIO()
-        save(buffer, train_images=np.zeros((4, 5, 6), np.uint8), train_labels=np.array([0, 1, 0, 1]))
+        save(
+            buffer, train_images=np.zeros((4, 5, 6), np.uint8), train_labels=np.array([0, 1, 0, 1])
+        )
         samples.append(buffer.getvalue())
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         buffer = io.BytesIO()
@@ -115,13 +174,24 @@ def test_arrays(tmp_path: Path) -> None:
         except UserError as error:
             one_line(error)
 
-    assert fuzz("npz", changed(samples, [b"'shape': (", b"PK\1\2", b"PK\5\6", b"train_labels.npy"]), check) > 40
+    assert (
+        fuzz(
+            "npz",
+            changed(samples, [b"'shape': (", b"PK\1\2", b"PK\5\6", b"train_labels.npy"]),
+            check,
+        )
+        > 40
+    )
 
 
 def test_weights(tmp_path: Path) -> None:
     state = {"conv.weight": torch.ones(2, 3), "head.bias": torch.zeros(4)}
     buffers = []
-    for content in (state, {"model": state, "epoch": 3}, {"state_dict": {f"module.{key}": value for key, value in state.items()}}):
+    for content in (
+        state,
+        {"model": state, "epoch": 3},
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    ):
         buffer = io.BytesIO()
         torch.save(content, buffer)
         buffers.append(buffer.getvalue())
@@ -137,7 +207,14 @@ def test_weights(tmp_path: Path) -> None:
             except UserError as error:
                 one_line(error)
 
-    assert fuzz("weights", changed(samples, [b"cposix\nsystem\n", b"R.", b"c__builtin__\neval\n", b'"shape":[']), check) > 40
+    assert (
+        fuzz(
+            "weights",
+            changed(samples, [b"cposix\nsystem\n", b"R.", b"c__builtin__\neval\n", b'"shape":[']),
+            check,
+        )
+        > 40
+    )
 
 
 def test_exported_networks(tmp_path: Path) -> None:
@@ -150,12 +227,38 @@ def test_exported_networks(tmp_path: Path) -> None:
         except UserError as error:
             one_line(error)
 
-    assert fuzz("pt2", changed([(tmp_path / "whole.pt2").read_bytes()], [b"PK\1\2", b'"as_int": ', b"torch.ops.aten."]), check) > 10
+    assert (
+        fuzz(
+            "pt2",
+            changed(
+                [(tmp_path / "whole.pt2").read_bytes()],
+                [b"PK\1\2", b'"as_int": ', b"torch.ops.aten."],
+            ),
+            check,
+        )
+        > 10
+    )
 
 
 def test_experiment_files(tmp_path: Path) -> None:
-    samples = [(Path(__file__).parents[2] / "experiments" / name).read_bytes() for name in ("smoke.yaml", "digits.yaml")]
-    words = [b"&a ", b"*a", b"!!python/object/apply:os.system ", b"? ", b"- ", b"{", b"}", b"\t", b"1e999", b".nan", b"\n---\n", b"<<: "]
+    samples = [
+        (Path(__file__).parents[2] / "experiments" / name).read_bytes()
+        for name in ("smoke.yaml", "digits.yaml")
+    ]
+    words = [
+        b"&a ",
+        b"*a",
+        b"!!python/object/apply:os.system ",
+        b"? ",
+        b"- ",
+        b"{",
+        b"}",
+        b"\t",
+        b"1e999",
+        b".nan",
+        b"\n---\n",
+        b"<<: ",
+    ]
 
     def check(content: bytes) -> None:
         file = tmp_path / "experiment.yaml"
@@ -180,7 +283,22 @@ def test_options() -> None:
         "--training.epochs",
     ]
     values = st.one_of(
-        st.sampled_from(["1e-3", "[", "{a: 1}", "null", "true", "", "-1", "NaN", "[[1]]", "file:x.py:f", "9" * 400]), st.text()
+        st.sampled_from(
+            [
+                "1e-3",
+                "[",
+                "{a: 1}",
+                "null",
+                "true",
+                "",
+                "-1",
+                "NaN",
+                "[[1]]",
+                "file:x.py:f",
+                "9" * 400,
+            ]
+        ),
+        st.text(),
     )
     words = st.one_of(st.sampled_from(known), values)
     given = st.lists(words, max_size=6).map(lambda found: json.dumps(found).encode())
@@ -195,8 +313,12 @@ def test_options() -> None:
 
 
 def test_requests(server: ScoringServer) -> None:
-    good = json.dumps({"dataframe_records": [{"image": text(GOOD)}, {"image": "no image"}]}).encode()
-    split = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text(small_and_large())]]}}).encode()
+    good = json.dumps(
+        {"dataframe_records": [{"image": text(GOOD)}, {"image": "no image"}]}
+    ).encode()
+    split = json.dumps(
+        {"dataframe_split": {"columns": ["image"], "data": [[text(small_and_large())]]}}
+    ).encode()
     inputs = json.dumps({"inputs": {"image": [text(GOOD), None, 3]}, "params": {"a": 1}}).encode()
 
     def check(content: bytes) -> None:
@@ -204,10 +326,21 @@ def test_requests(server: ScoringServer) -> None:
             body = server.post(content.decode(errors="replace"))
         except urllib.error.HTTPError as error:
             # What MLflow answers before the model is asked; lists nested some thousand times it cannot read.
-            assert error.code in (400, 413, 415, 422) or (error.code == 500 and content.count(b"[") > 900), error.code
+            assert error.code in (400, 413, 415, 422) or (
+                error.code == 500 and content.count(b"[") > 900
+            ), error.code
             return
         for answer in server.strictly(body):
             assert (answer["label"] is None) == bool(answer.get("error"))
 
-    assert fuzz("requests", changed([good, split, inputs], [b"[[", b"null", b'"image"', b"NaN", b"1e999", b"\\u0000"]), check) > 40
+    assert (
+        fuzz(
+            "requests",
+            changed(
+                [good, split, inputs], [b"[[", b"null", b'"image"', b"NaN", b"1e999", b"\\u0000"]
+            ),
+            check,
+        )
+        > 40
+    )
     assert server.ask(text(GOOD))[0]["label"]

@@ -26,7 +26,9 @@ _numbers: list[str] = []
 class _NotNeeded(MetaPathFinder):
     """Refuses to import what the engine must do without."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname.partition(".")[0] in ("mlflow", "optuna", "pydantic_settings"):
             raise ImportError(f"{fullname} must not be needed for a training")
         return None

@@ -28,10 +28,22 @@ NETWORK = "resnet18" if ON_GPU else "small_cnn"
 GIB = 2**30
 
 BASE: dict[str, Any] = {
-    "data": {"source": "digits", "image_size": 32, "batch_size": 64, "limit": 1797 if ON_GPU else 160, "workers": 0},
+    "data": {
+        "source": "digits",
+        "image_size": 32,
+        "batch_size": 64,
+        "limit": 1797 if ON_GPU else 160,
+        "workers": 0,
+    },
     "model": {"name": NETWORK},
     "optimizer": {"name": "adam", "lr": 1e-3},
-    "training": {"epochs": 2, "device": DEVICE, "precision": "fp32", "memory_format": "contiguous", "checkpoint_seconds": 1000},
+    "training": {
+        "epochs": 2,
+        "device": DEVICE,
+        "precision": "fp32",
+        "memory_format": "contiguous",
+        "checkpoint_seconds": 1000,
+    },
 }
 
 
@@ -52,14 +64,20 @@ def configuration_of(**changes: Any) -> Configuration:
 
 
 @contextmanager
-def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, group: Group = ALONE) -> Iterator[Setting]:
+def setting_of(
+    configuration: Configuration, prepared: Prepared, folder: Path, group: Group = ALONE
+) -> Iterator[Setting]:
     """Build a training in a folder, in the number and memory format that its configuration names."""
     with built(configuration, prepared, folder / "best.safetensors", group) as setting:
         yield replace(setting, numerics=candidates(configuration.training, setting.device)[0])
 
 
 def train(
-    configuration: Configuration, prepared: Prepared, folder: Path, callbacks: Sequence[Callback] = (), group: Group = ALONE
+    configuration: Configuration,
+    prepared: Prepared,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    group: Group = ALONE,
 ) -> Trained:
     """Train in a folder, going on from a checkpoint in it."""
     fitted = Fitted()
@@ -75,7 +93,9 @@ def at_most(num_bytes: int) -> Iterator[None]:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         assert free > num_bytes, "others use the GPU"
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + num_bytes) / total)
+        torch.cuda.set_per_process_memory_fraction(
+            (torch.cuda.memory_reserved() + num_bytes) / total
+        )
         try:
             yield
         finally:

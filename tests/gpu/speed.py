@@ -89,10 +89,20 @@ class Rate(Callback):
 
 def configuration_of(size: Size, network: str, root: Path, augment: list[Any]) -> Configuration:
     """Return the configuration of a training."""
-    data = {"source": f"folder:{root}", "image_size": size.image_size, "batch_size": size.batch_size, "duplicates": "ignore"}
+    data = {
+        "source": f"folder:{root}",
+        "image_size": size.image_size,
+        "batch_size": size.batch_size,
+        "duplicates": "ignore",
+    }
     training = {"device": DEVICE, "precision": "bf16", "checkpoint_seconds": 1000}
     optimizer = {"name": "sgd", "lr": 0.01, "momentum": 0.9}
-    raw = {"data": {**data, "augment": augment}, "model": {"name": network}, "optimizer": optimizer, "training": training}
+    raw = {
+        "data": {**data, "augment": augment},
+        "model": {"name": network},
+        "optimizer": optimizer,
+        "training": training,
+    }
     return Configuration.model_validate(raw)
 
 
@@ -104,21 +114,34 @@ def write_crops(root: Path, count: int, side: int) -> None:
         picture = Image.fromarray(photograph)
         for number in range(count // 2):
             left, top = rng.integers(0, 640 - side), rng.integers(0, 427 - side)
-            picture.crop((left, top, left + side, top + side)).save(root / name / f"{number}.jpg", quality=92)
+            picture.crop((left, top, left + side, top + side)).save(
+                root / name / f"{number}.jpg", quality=92
+            )
 
 
 def endless(setting: Setting, configuration: Configuration, prepared: Prepared) -> Setting:
     """Return a setting whose epoch is longer than any measurement: the store's images again and again, each time augmented anew."""
     data, positions = configuration.data, prepared.positions("train")
     positions = np.tile(positions, 1 + 100_000 // len(positions))
-    images = Images(prepared.images, positions, prepared.labels(), data.image_size, build_augmentation(data))
-    return replace(setting, numerics=BF16, train=Loader(images, data.batch_size, shuffle_seed=0, workers=setting.train.workers))
+    images = Images(
+        prepared.images, positions, prepared.labels(), data.image_size, build_augmentation(data)
+    )
+    return replace(
+        setting,
+        numerics=BF16,
+        train=Loader(images, data.batch_size, shuffle_seed=0, workers=setting.train.workers),
+    )
 
 
-def from_the_store(configuration: Configuration, prepared: Prepared, size: Size) -> tuple[float, int]:
+def from_the_store(
+    configuration: Configuration, prepared: Prepared, size: Size
+) -> tuple[float, int]:
     """Return images a second of a training as users run it, and the processes that load."""
     rate = Rate(size)
-    with tempfile.TemporaryDirectory() as folder, built(configuration, prepared, Path(folder) / "best.safetensors") as setting:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+    ):
         setting = endless(setting, configuration, prepared)
         try:
             fit(configuration, setting, [rate], Fitted())
@@ -131,13 +154,18 @@ def from_the_store(configuration: Configuration, prepared: Prepared, size: Size)
 
 def on_the_device(configuration: Configuration, prepared: Prepared, size: Size) -> float:
     """Return images a second of the same steps on one batch that stays on the device, of which nothing is read back."""
-    with tempfile.TemporaryDirectory() as folder, built(configuration, prepared, Path(folder) / "best.safetensors") as setting:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+    ):
         images, labels = next(iter(setting.train.epoch(1)))
         times = -(-size.batch_size // len(labels))
         inputs = setting.inputs(images.repeat(times, 1, 1, 1)[: size.batch_size])
         labels = labels.repeat(times)[: size.batch_size].to(setting.device)
         set_training_mode(setting.network, frozen=False)
-        stepper = Stepper(configuration, setting.network.module.to(setting.device), BF16, setting.device, None)
+        stepper = Stepper(
+            configuration, setting.network.module.to(setting.device), BF16, setting.device, None
+        )
 
         def steps(count: int) -> float:
             wait()
@@ -167,8 +195,19 @@ def measure(size: Size, network: str, root: Path, folder: Path) -> str:
     resident = on_the_device(plain, prepared, size)
     flipped, workers = from_the_store(plain, prepared, size)
     colored, more_workers = from_the_store(jittered, prepared, size)
-    cells = [f"{network:12}", f"{size.batch_size:5}", f"{workers:3}/{more_workers:<3}", f"{resident:10.0f}"]
-    return " ".join([*cells, f"{flipped:14.0f} {flipped / resident:5.2f}", f"{colored:17.0f} {colored / resident:5.2f}"])
+    cells = [
+        f"{network:12}",
+        f"{size.batch_size:5}",
+        f"{workers:3}/{more_workers:<3}",
+        f"{resident:10.0f}",
+    ]
+    return " ".join(
+        [
+            *cells,
+            f"{flipped:14.0f} {flipped / resident:5.2f}",
+            f"{colored:17.0f} {colored / resident:5.2f}",
+        ]
+    )
 
 
 def main() -> int:
@@ -179,8 +218,13 @@ def main() -> int:
     settle_memory()
     size = FULL if ON_GPU else TRIED
     name = torch.cuda.get_device_name() if ON_GPU else "processor"
-    print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}; bf16 channels_last, {size.image_size} pixels; images a second")
-    print(f"{'network':12} batch workers {'one batch':>10} {'crop and flip':>14} ratio {'with ColorJitter':>17} ratio", flush=True)
+    print(
+        f"{name}, {os.cpu_count()} cores, torch {torch.__version__}; bf16 channels_last, {size.image_size} pixels; images a second"
+    )
+    print(
+        f"{'network':12} batch workers {'one batch':>10} {'crop and flip':>14} ratio {'with ColorJitter':>17} ratio",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_crops(folder / "crops", size.crops, min(260, 8 * size.image_size))
@@ -188,10 +232,15 @@ def main() -> int:
             fitting = size
             while True:
                 try:
-                    print(measure(fitting, network, folder / "crops", folder / "prepared"), flush=True)
+                    print(
+                        measure(fitting, network, folder / "crops", folder / "prepared"), flush=True
+                    )
                     break
                 except (RuntimeError, OutOfMemory) as error:
-                    if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)) or fitting.batch_size == 1:
+                    if (
+                        not (isinstance(error, OutOfMemory) or is_out_of_memory(error))
+                        or fitting.batch_size == 1
+                    ):
                         raise
                     let_go(error)
                 fitting = fitting._replace(batch_size=fitting.batch_size // 2)

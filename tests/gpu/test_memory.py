@@ -80,11 +80,15 @@ class Passed(Callback):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("where", ["forward", "backward", "step"])
-def test_out_of_memory_is_told_with_the_batch_that_fits(digits: Prepared, tmp_path: Path, tell: Tell, where: str, precision: str) -> None:
+def test_out_of_memory_is_told_with_the_batch_that_fits(
+    digits: Prepared, tmp_path: Path, tell: Tell, where: str, precision: str
+) -> None:
     network = tmp_path / "hungry.py"
     network.write_text(HUNGRY.replace("WIDE", str(_WIDE)))
     configuration = configuration_of(
-        model={"name": f"file:{network}:{where}"}, training={"precision": precision}, optimizer={"name": "adam", "lr": 1e-3}
+        model={"name": f"file:{network}:{where}"},
+        training={"precision": precision},
+        optimizer={"name": "adam", "lr": 1e-3},
     )
     passed = Passed()
     # Weights and gradients of the wide layer take as much each, Adam's moments twice that; there is room for three of the four.
@@ -93,7 +97,9 @@ def test_out_of_memory_is_told_with_the_batch_that_fits(digits: Prepared, tmp_pa
         train(configuration, digits, tmp_path, [passed])
     tell(str(caught.value))
     let_go(caught.value)
-    found = re.fullmatch(r"out of memory at data\.batch_size 64 \(step 1 of epoch 1\); (.*)", str(caught.value))
+    found = re.fullmatch(
+        r"out of memory at data\.batch_size 64 \(step 1 of epoch 1\); (.*)", str(caught.value)
+    )
     assert found is not None
     if where == "step":
         assert passed.backward == 1
@@ -103,7 +109,14 @@ def test_out_of_memory_is_told_with_the_batch_that_fits(digits: Prepared, tmp_pa
         assert found[1] in ("data.batch_size 16 fits", "data.batch_size 8 fits")
     # The next training has all the memory again.
     (tmp_path / "next").mkdir()
-    assert len(train(configuration_of(training={"epochs": 1}), digits, tmp_path / "next").fitted.history) == 1
+    assert (
+        len(
+            train(
+                configuration_of(training={"epochs": 1}), digits, tmp_path / "next"
+            ).fitted.history
+        )
+        == 1
+    )
 
 
 class GivenUpError(Exception):
@@ -117,10 +130,14 @@ class GiveUp(Callback):
         raise GivenUpError
 
 
-def test_ten_trainings_that_were_given_up_leave_no_memory_and_no_process(digits: Prepared, tmp_path: Path, tell: Tell) -> None:
+def test_ten_trainings_that_were_given_up_leave_no_memory_and_no_process(
+    digits: Prepared, tmp_path: Path, tell: Tell
+) -> None:
     settle_memory()
     configuration = configuration_of(
-        model={"name": "resnet50" if ON_GPU else NETWORK}, data={"workers": 2, "limit": 300}, training={"epochs": 3}
+        model={"name": "resnet50" if ON_GPU else NETWORK},
+        data={"workers": 2, "limit": 300},
+        training={"epochs": 3},
     )
     process, kept, seen = psutil.Process(), [], []
     for number in range(11):
@@ -134,8 +151,18 @@ def test_ten_trainings_that_were_given_up_leave_no_memory_and_no_process(digits:
         del caught
         release()
         device = torch.cuda.memory_allocated() if ON_GPU else 0
-        seen.append((process.memory_info().rss, device, torch.cuda.memory_reserved() if ON_GPU else 0, len(process.children())))
-    (first_rss, first_device, first_reserved, _), (rss, device, reserved, children) = seen[0], seen[-1]
+        seen.append(
+            (
+                process.memory_info().rss,
+                device,
+                torch.cuda.memory_reserved() if ON_GPU else 0,
+                len(process.children()),
+            )
+        )
+    (first_rss, first_device, first_reserved, _), (rss, device, reserved, children) = (
+        seen[0],
+        seen[-1],
+    )
     tell(
         f"after one and after eleven: {first_rss / 1e6:.0f} and {rss / 1e6:.0f} MB of this process, "
         f"{first_device / 1e6:.1f} and {device / 1e6:.1f} MB of the GPU, {first_reserved / 1e6:.0f} and {reserved / 1e6:.0f} MB reserved; "

@@ -36,7 +36,9 @@ class Run:
 
     def latest(self, name: str) -> float:
         """Return the value of the highest step, and of that the last one."""
-        return max(enumerate(self.logged), key=lambda entry: (entry[1][0] == name, entry[1][1], entry[0]))[1][2]
+        return max(
+            enumerate(self.logged), key=lambda entry: (entry[1][0] == name, entry[1][1], entry[0])
+        )[1][2]
 
     def history(self) -> dict[int, dict[str, float]]:
         """Return the last value of each metric at each epoch."""
@@ -87,7 +89,9 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
 ) -> None:
     # On a processor the same numbers would come again: there another format stands for a GPU.
     configuration = configuration_of(
-        model={"dropout": 0.2}, training={"epochs": EPOCHS, "checkpoint_seconds": 0, "precision": precision}, optimizer={"lr": 1e-2}
+        model={"dropout": 0.2},
+        training={"epochs": EPOCHS, "checkpoint_seconds": 0, "precision": precision},
+        optimizer={"lr": 1e-2},
     )
     run, from_where, fitted = Run(), TakenUp(), Fitted()
     with setting_of(configuration, digits, tmp_path) as setting, pytest.raises(StoppedError):
@@ -100,7 +104,9 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
         fit(configuration, setting, [from_where, log], fitted)
         log.conclude()
         load_state(setting.network.module, setting.checkpoint, configuration.model.name)
-        labels, logits = predict_logits(setting.network.module, setting.val, setting.preprocessing, device, setting.numerics)
+        labels, logits = predict_logits(
+            setting.network.module, setting.val, setting.preprocessing, device, setting.numerics
+        )
     kept = metrics.score(labels, logits)
     history = run.history()
     again = [epoch for epoch in before if before[epoch] != history[epoch]]
@@ -108,16 +114,24 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
         f"epochs {again} came out otherwise; best/val_accuracy {run.latest('best/val_accuracy'):.4f}, of the weights {kept['accuracy']:.4f}"
     )
     assert from_where.epoch <= 1 and again
-    assert [step for name, step, _ in run.logged if name == "val/loss" and step <= from_where.epoch] == list(range(1, from_where.epoch + 1))
-    assert [history[epoch]["val/loss"] for epoch in range(1, EPOCHS + 1)] == [values["val/loss"] for values in fitted.history]
+    assert [
+        step for name, step, _ in run.logged if name == "val/loss" and step <= from_where.epoch
+    ] == list(range(1, from_where.epoch + 1))
+    assert [history[epoch]["val/loss"] for epoch in range(1, EPOCHS + 1)] == [
+        values["val/loss"] for values in fitted.history
+    ]
     assert run.latest("best/epoch") == fitted.best_epoch
     assert run.latest("best/val_accuracy") == pytest.approx(kept["accuracy"], abs=2 / len(labels))
     assert run.latest("best/val_loss") == pytest.approx(kept["loss"], rel=0.02)
 
 
-def test_stopped_and_taken_up_with_deterministic_kernels_it_ends_with_the_same_bits(digits: Prepared, tmp_path: Path) -> None:
+def test_stopped_and_taken_up_with_deterministic_kernels_it_ends_with_the_same_bits(
+    digits: Prepared, tmp_path: Path
+) -> None:
     changes = {"epochs": 3, "checkpoint_seconds": 0, "deterministic": True}
-    configuration = configuration_of(model={"dropout": 0.2}, training={**changes, "precision": "fp16" if ON_GPU else "fp32"})
+    configuration = configuration_of(
+        model={"dropout": 0.2}, training={**changes, "precision": "fp16" if ON_GPU else "fp32"}
+    )
 
     class StopEarly(Callback):
         def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
@@ -131,5 +145,7 @@ def test_stopped_and_taken_up_with_deterministic_kernels_it_ends_with_the_same_b
         train(configuration, digits, tmp_path / "parts", [StopEarly()])
     assert list((tmp_path / "parts").glob("resume-*.pt"))
     parts = train(configuration, digits, tmp_path / "parts")
-    assert [epoch["val/loss"] for epoch in parts.fitted.history] == [epoch["val/loss"] for epoch in whole.fitted.history]
+    assert [epoch["val/loss"] for epoch in parts.fitted.history] == [
+        epoch["val/loss"] for epoch in whole.fitted.history
+    ]
     assert parts.checkpoint.read_bytes() == whole.checkpoint.read_bytes()

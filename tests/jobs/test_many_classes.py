@@ -20,13 +20,17 @@ from pipeline.tracking.store import Workspace
 from tests.conftest import Cli
 
 
-def logged(workspace: Workspace, folder: Path, classes: list[str], labels: list[int], answers: list[int]) -> pd.DataFrame:
+def logged(
+    workspace: Workspace, folder: Path, classes: list[str], labels: list[int], answers: list[int]
+) -> pd.DataFrame:
     """Return the confusion CSV that is logged for some answers."""
     logits = np.zeros((len(labels), len(classes)), dtype=np.float32)
     logits[np.arange(len(labels)), answers] = 1
     with TrackedRun(workspace, "evaluate", "confusion") as run:
         log_confusion(run, "test", np.array(labels), logits, classes, "test")
-    with Image.open(find.artifact(workspace, run.id, "confusion_matrix/test.png", folder)) as figure:
+    with Image.open(
+        find.artifact(workspace, run.id, "confusion_matrix/test.png", folder)
+    ) as figure:
         assert max(figure.size) < 6000
     return pd.read_csv(find.artifact(workspace, run.id, "confusion_matrix/test.csv", folder))
 
@@ -45,10 +49,17 @@ def test_classes_stand_in_natural_order_in_the_matrix(workspace: Workspace, tmp_
     ordered = [str(number) for number in range(1, 13)]
     assert list(table) == ["true", *ordered] and [str(name) for name in table["true"]] == ordered
     matrix = table.set_index("true")
-    assert (matrix.loc[1, "1"], matrix.loc[10, "10"], matrix.loc[10, classes[4]], matrix.to_numpy().sum()) == (1, 1, 1, 3)
+    assert (
+        matrix.loc[1, "1"],
+        matrix.loc[10, "10"],
+        matrix.loc[10, classes[4]],
+        matrix.to_numpy().sum(),
+    ) == (1, 1, 1, 3)
 
 
-def test_beyond_a_thousand_classes_the_csv_lists_what_occurs(workspace: Workspace, tmp_path: Path) -> None:
+def test_beyond_a_thousand_classes_the_csv_lists_what_occurs(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     classes = [f'class "{number}", 猫' for number in range(20_000)]
     table = logged(workspace, tmp_path, classes, [5, 5, 5, 19_999, 7], [5, 19_999, 19_999, 5, 7])
     assert table.to_dict("split")["data"] == [
@@ -75,7 +86,11 @@ def test_the_version_lists_all_classes_or_says_where_they_are(
     assert (len(json.dumps(classes)) <= registry.LONGEST_TAG) == is_whole
     champion = promote(workspace, "many", run.info.run_id)
     kept = json.loads(workspace.client.get_model_version("many", champion.version).tags["classes"])
-    assert kept == (classes if is_whole else {"count": count, "artifact": f"runs:/{run.info.run_id}/classes.json"})
+    assert kept == (
+        classes
+        if is_whole
+        else {"count": count, "artifact": f"runs:/{run.info.run_id}/classes.json"}
+    )
 
 
 @pytest.fixture
@@ -86,14 +101,29 @@ def many(quick: Path) -> Path:
     for number in range(1100):
         (root / f"数字 {number:04d}").mkdir(parents=True)
         colour = rng.integers(60, 256, 3)
-        for place, index in enumerate(rng.permutation(np.flatnonzero(digits.target == number % 10))[:4]):
+        for place, index in enumerate(
+            rng.permutation(np.flatnonzero(digits.target == number % 10))[:4]
+        ):
             pixels = digits.images[index][..., None] / 16 * colour
-            Image.fromarray(pixels.astype(np.uint8)).save(root / f"数字 {number:04d}" / f"{place}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                root / f"数字 {number:04d}" / f"{place}.png"
+            )
     return quick
 
 
-def test_a_thousand_classes_are_trained_evaluated_and_registered(cli: Cli, many: Path, workspace: Workspace, tmp_path: Path) -> None:
-    options = ("--config", many, "--data.source", f"folder:{many.parent / 'many'}", "--training.epochs", "1", "--data.image_size", "8")
+def test_a_thousand_classes_are_trained_evaluated_and_registered(
+    cli: Cli, many: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    options = (
+        "--config",
+        many,
+        "--data.source",
+        f"folder:{many.parent / 'many'}",
+        "--training.epochs",
+        "1",
+        "--data.image_size",
+        "8",
+    )
     done = cli("train", *options, "--data.batch_size", "256", "--data.duplicates", "ignore")
     assert done.code == 0, done.err
     (run,) = workspace.client.search_runs([workspace.experiment_id])
@@ -101,12 +131,20 @@ def test_a_thousand_classes_are_trained_evaluated_and_registered(cli: Cli, many:
     assert done.code == 0, done.err
     assert "test scores of the 20 of 1,100 classes with the lowest F1" in done.out
     assert done.out.count("│ 数字 ") == 20
-    per_class = pd.read_csv(find.artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path))
+    per_class = pd.read_csv(
+        find.artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path)
+    )
     assert per_class["class"].tolist() == [f"数字 {number:04d}" for number in range(1100)]
     for split in ("val", "test"):
-        table = pd.read_csv(find.artifact(workspace, run.info.run_id, f"confusion_matrix/{split}.csv", tmp_path / split))
+        table = pd.read_csv(
+            find.artifact(
+                workspace, run.info.run_id, f"confusion_matrix/{split}.csv", tmp_path / split
+            )
+        )
         right = table.loc[table["true"] == table["predicted"], "count"].sum() / table["count"].sum()
-        logged_accuracy = workspace.client.get_run(run.info.run_id).data.metrics[f"{'best/val_' if split == 'val' else 'test/'}accuracy"]
+        logged_accuracy = workspace.client.get_run(run.info.run_id).data.metrics[
+            f"{'best/val_' if split == 'val' else 'test/'}accuracy"
+        ]
         assert right == pytest.approx(logged_accuracy)
     assert cli("register", "--config", many, "--run_id", run.info.run_id).code == 0
     version = workspace.client.get_model_version_by_alias("quick", "champion")
@@ -122,14 +160,30 @@ def test_predictions_are_kept_as_csv_for_up_to_a_hundred_classes(
     for number in range(count):
         (root / str(number)).mkdir(parents=True)
         for copy in range(4):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / str(number) / f"{copy}.png")
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                root / str(number) / f"{copy}.png"
+            )
     options = ("--data.source", f"folder:{root}", "--data.duplicates", "ignore")
-    assert cli("train", "--config", quick, "--training.epochs", "1", "--model.name", "small_cnn", *options).code == 0
+    assert (
+        cli(
+            "train",
+            "--config",
+            quick,
+            "--training.epochs",
+            "1",
+            "--model.name",
+            "small_cnn",
+            *options,
+        ).code
+        == 0
+    )
     (row,) = find.trainings(workspace)
     done = cli("evaluate", "--run_id", row["run_id"])
     assert done.code == 0, done.err
     assert find.has_artifact(workspace, row["run_id"], "test/predictions.csv") == as_csv
-    kept = pd.read_parquet(find.artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path))
+    kept = pd.read_parquet(
+        find.artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path)
+    )
     assert len(kept) > 0 and len(kept.columns) == 3 + count
     per_class = pd.read_csv(find.artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path))
     assert list(per_class["class"]) == list(range(count))

@@ -29,26 +29,46 @@ def artifacts(workspace: Workspace, run_id: str, folder: str) -> set[str]:
     return {Path(file.path).name for file in workspace.client.list_artifacts(run_id, folder)}
 
 
-def test_the_report_stands_in_the_outputs_and_in_mlflow(cli: Cli, flawed: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_the_report_stands_in_the_outputs_and_in_mlflow(
+    cli: Cli, flawed: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     done = cli("prepare", "--config", flawed, "--data.bad", "warn")
     assert done.code == 0, done.err
     assert "1 image cannot be used and is left out:" in done.out
     assert "  digit 0/broken.png: not an image" in done.out
-    assert "4 images are equal or nearly so, in 2 sets, 1 of them under several labels: kept on one side of a split" in done.out
+    assert (
+        "4 images are equal or nearly so, in 2 sets, 1 of them under several labels: kept on one side of a split"
+        in done.out
+    )
     (run,) = workspace.client.search_runs([workspace.experiment_id])
-    assert artifacts(workspace, run.info.run_id, "prepare") == {"manifest.csv", "classes.json", "data.json", "report.html", "report.json"}
+    assert artifacts(workspace, run.info.run_id, "prepare") == {
+        "manifest.csv",
+        "classes.json",
+        "data.json",
+        "report.html",
+        "report.json",
+    }
     report = json.loads((workspace.outputs / "prepare" / "report.json").read_text())
-    assert report == json.loads(find.artifact(workspace, run.info.run_id, "prepare/report.json", tmp_path).read_text())
+    assert report == json.loads(
+        find.artifact(workspace, run.info.run_id, "prepare/report.json", tmp_path).read_text()
+    )
     assert report["num_images"] == 92
-    assert run.data.metrics["majority_rate"] == report["majority"]["share"] == pytest.approx(1 / 3, abs=0.1)
+    assert (
+        run.data.metrics["majority_rate"]
+        == report["majority"]["share"]
+        == pytest.approx(1 / 3, abs=0.1)
+    )
     page = (workspace.outputs / "prepare" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 24
 
 
 @pytest.mark.parametrize(
-    ("option", "messages"), [("bad", ["  digit 0/broken.png: not an image"]), ("duplicates", ["  equal, under 2 labels"])]
+    ("option", "messages"),
+    [("bad", ["  digit 0/broken.png: not an image"]), ("duplicates", ["  equal, under 2 labels"])],
 )
-def test_error_exits_2_and_writes_the_report(cli: Cli, flawed: Path, workspace: Workspace, option: str, messages: list[str]) -> None:
+def test_error_exits_2_and_writes_the_report(
+    cli: Cli, flawed: Path, workspace: Workspace, option: str, messages: list[str]
+) -> None:
     done = cli("prepare", "--config", flawed, "--data.bad", "warn", f"--data.{option}", "error")
     assert done.code == 2
     assert [message for message in messages if message not in done.err] == []
@@ -56,7 +76,9 @@ def test_error_exits_2_and_writes_the_report(cli: Cli, flawed: Path, workspace: 
     assert report["refused"] in done.err
     assert "Not prepared" in (workspace.outputs / "prepare" / "report.html").read_text()
     (run,) = workspace.client.search_runs([workspace.experiment_id])
-    assert run.info.status == "FAILED" and run.data.tags["pipeline.reason"].startswith(report["refused"])
+    assert run.info.status == "FAILED" and run.data.tags["pipeline.reason"].startswith(
+        report["refused"]
+    )
     assert artifacts(workspace, run.info.run_id, "prepare") == {"report.html", "report.json"}
 
 
@@ -70,11 +92,26 @@ def write_study(quick: Path, **parts: object) -> Path:
     return file
 
 
-def test_of_private_images_no_picture_is_written_or_logged(cli: Cli, flawed: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_of_private_images_no_picture_is_written_or_logged(
+    cli: Cli, flawed: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     study = write_study(flawed)
-    options = ("--data.bad", "drop", "--tracking.log_images", "false", "--data.augment", "[RandomHorizontalFlip]", "--training.epochs", "1")
+    options = (
+        "--data.bad",
+        "drop",
+        "--tracking.log_images",
+        "false",
+        "--data.augment",
+        "[RandomHorizontalFlip]",
+        "--training.epochs",
+        "1",
+    )
     assert cli("tune", "--config", study, *options).code == 0
-    (parent,) = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "tune"]
+    (parent,) = [
+        run
+        for run in workspace.client.search_runs([workspace.experiment_id])
+        if run.data.tags["pipeline.step"] == "tune"
+    ]
     assert artifacts(workspace, parent.info.run_id, "prepare") == {
         "manifest.csv",
         "classes.json",
@@ -86,23 +123,51 @@ def test_of_private_images_no_picture_is_written_or_logged(cli: Cli, flawed: Pat
     assert "data:image" not in page and "private" in page and "digit 0/broken.png" in page
 
 
-def test_with_pictures_the_parent_has_the_augmentation_preview(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_with_pictures_the_parent_has_the_augmentation_preview(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     study = write_study(quick)
-    assert cli("tune", "--config", study, "--data.augment", "[RandomHorizontalFlip]", "--training.epochs", "1").code == 0
-    (parent,) = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "tune"]
-    assert {"augmentation.png", "report.html"} <= artifacts(workspace, parent.info.run_id, "prepare")
+    assert (
+        cli(
+            "tune",
+            "--config",
+            study,
+            "--data.augment",
+            "[RandomHorizontalFlip]",
+            "--training.epochs",
+            "1",
+        ).code
+        == 0
+    )
+    (parent,) = [
+        run
+        for run in workspace.client.search_runs([workspace.experiment_id])
+        if run.data.tags["pipeline.step"] == "tune"
+    ]
+    assert {"augmentation.png", "report.html"} <= artifacts(
+        workspace, parent.info.run_id, "prepare"
+    )
 
 
 @pytest.mark.thorough
-def test_every_configuration_is_trained_on_every_fold_and_merged_as_repeats(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_every_configuration_is_trained_on_every_fold_and_merged_as_repeats(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     configs = [{"optimizer": {"lr": 3e-3}}, {"optimizer": {"lr": 1e-3}}]
     study = write_study(
-        quick, configs=configs, study={"trials": 3, "pruner": "none"}, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+        quick,
+        configs=configs,
+        study={"trials": 3, "pruner": "none"},
+        space={"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
     )
     options = ("--data.folds", "3", "--data.fold", "all", "--training.epochs", "1")
     done = cli("tune", "--config", study, *options)
     assert done.code == 0, done.err
-    runs = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "train"]
+    runs = [
+        run
+        for run in workspace.client.search_runs([workspace.experiment_id])
+        if run.data.tags["pipeline.step"] == "train"
+    ]
     assert len(runs) == 9
     assert {run.data.params["data.fold"] for run in runs} == {"0", "1", "2"}
     assert len({run.data.tags["pipeline.config_hash"] for run in runs}) == 3
@@ -111,19 +176,46 @@ def test_every_configuration_is_trained_on_every_fold_and_merged_as_repeats(cli:
     assert merged["repeats"].tolist() == [3, 3, 3]
     compared = pd.read_csv(workspace.outputs / "comparison.csv")
     means = compared.groupby("config_hash")["val_accuracy"].mean()
-    assert merged.set_index("config_hash")["val_accuracy"].to_dict() == pytest.approx(means.to_dict())
+    assert merged.set_index("config_hash")["val_accuracy"].to_dict() == pytest.approx(
+        means.to_dict()
+    )
     again = cli("tune", "--config", study, *options)
     assert "3 of 3 trainings are there" in again.out
     assert len(workspace.client.search_runs([workspace.experiment_id])) == 10
 
 
-def test_folds_validate_on_different_images_and_test_on_the_same(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_folds_validate_on_different_images_and_test_on_the_same(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     study = write_study(quick)
-    assert cli("tune", "--config", study, "--data.folds", "3", "--data.fold", "all", "--training.epochs", "1").code == 0
+    assert (
+        cli(
+            "tune",
+            "--config",
+            study,
+            "--data.folds",
+            "3",
+            "--data.fold",
+            "all",
+            "--training.epochs",
+            "1",
+        ).code
+        == 0
+    )
     assert cli("summary", "--config", study, "--evaluate", "all").code == 0
-    runs = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "train"]
+    runs = [
+        run
+        for run in workspace.client.search_runs([workspace.experiment_id])
+        if run.data.tags["pipeline.step"] == "train"
+    ]
     tested = [
-        set(pd.read_csv(find.artifact(workspace, run.info.run_id, "test/predictions.csv", tmp_path / run.info.run_id))["path"])
+        set(
+            pd.read_csv(
+                find.artifact(
+                    workspace, run.info.run_id, "test/predictions.csv", tmp_path / run.info.run_id
+                )
+            )["path"]
+        )
         for run in runs
     ]
     assert len(tested) == 3 and tested[0] == tested[1] == tested[2]
@@ -131,13 +223,32 @@ def test_folds_validate_on_different_images_and_test_on_the_same(cli: Cli, quick
 
 def test_all_folds_are_for_tune_only(cli: Cli, quick: Path) -> None:
     done = cli("train", "--config", quick, "--data.folds", "3", "--data.fold", "all")
-    assert (done.code, done.err.strip()) == (2, "error: data.fold: all is for tune; train takes one fold, 0 to 2")
+    assert (done.code, done.err.strip()) == (
+        2,
+        "error: data.fold: all is for tune; train takes one fold, 0 to 2",
+    )
 
 
 def test_one_fold_is_trained_once(cli: Cli, quick: Path, workspace: Workspace) -> None:
     for fold in ("0", "1", "1"):
-        assert cli("train", "--config", quick, "--data.folds", "3", "--data.fold", fold, "--training.epochs", "1").code == 0
-    assert sorted(run.data.params["data.fold"] for run in workspace.client.search_runs([workspace.experiment_id])) == ["0", "1"]
+        assert (
+            cli(
+                "train",
+                "--config",
+                quick,
+                "--data.folds",
+                "3",
+                "--data.fold",
+                fold,
+                "--training.epochs",
+                "1",
+            ).code
+            == 0
+        )
+    assert sorted(
+        run.data.params["data.fold"]
+        for run in workspace.client.search_runs([workspace.experiment_id])
+    ) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +257,10 @@ def test_one_fold_is_trained_once(cli: Cli, quick: Path, workspace: Workspace) -
         (("--data.folds", "1"), "folds must be 0 (none) or at least 2, got 1"),
         (("--data.folds", "3", "--data.fold", "3"), "fold must be all or below folds (3), got 3"),
         (("--data.fold", "all"), "fold all needs folds"),
-        (("--data.fold", "first"), "data.fold: 'first' given; must be a whole number from 0, or all"),
+        (
+            ("--data.fold", "first"),
+            "data.fold: 'first' given; must be a whole number from 0, or all",
+        ),
         (("--data.bad", "ignore"), "data.bad: 'ignore' given; must be 'error', 'warn' or 'drop'"),
         (("--data.duplicates", "grop"), "nearest: group"),
         (("--data.background", "blakc"), "unknown data.background 'blakc'; nearest: black"),
@@ -154,46 +268,86 @@ def test_one_fold_is_trained_once(cli: Cli, quick: Path, workspace: Workspace) -
         (("--training.class_weights", "balanced"), "training.class_weights is not read by prepare"),
     ],
 )
-def test_wrong_options_are_refused_in_one_line(cli: Cli, quick: Path, options: tuple[str, ...], message: str) -> None:
+def test_wrong_options_are_refused_in_one_line(
+    cli: Cli, quick: Path, options: tuple[str, ...], message: str
+) -> None:
     done = cli("prepare", "--config", quick, *options)
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_without_a_store_the_training_is_the_same(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_without_a_store_the_training_is_the_same(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     histories = []
     for store in ("disk", "none"):
-        assert cli("train", "--config", quick, "--data.store", store, "--experiment", store).code == 0
+        assert (
+            cli("train", "--config", quick, "--data.store", store, "--experiment", store).code == 0
+        )
         experiment = workspace.client.get_experiment_by_name(store)
         (run,) = workspace.client.search_runs([experiment.experiment_id])
-        histories.append([metric.value for metric in workspace.client.get_metric_history(run.info.run_id, "val/loss")])
+        histories.append(
+            [
+                metric.value
+                for metric in workspace.client.get_metric_history(run.info.run_id, "val/loss")
+            ]
+        )
     assert len(histories[0]) == 3 and histories[0] == histories[1]
 
 
 def test_another_fold_is_another_study(cli: Cli, quick: Path, workspace: Workspace) -> None:
     study = write_study(quick)
     for fold in ("0", "all"):
-        assert cli("tune", "--config", study, "--data.folds", "3", "--data.fold", fold, "--training.epochs", "1").code == 0
+        assert (
+            cli(
+                "tune",
+                "--config",
+                study,
+                "--data.folds",
+                "3",
+                "--data.fold",
+                fold,
+                "--training.epochs",
+                "1",
+            ).code
+            == 0
+        )
     runs = workspace.client.search_runs([workspace.experiment_id])
     assert len([run for run in runs if run.data.tags["pipeline.step"] == "tune"]) == 2
     # The first study's training is that of the first fold.
-    assert sorted(run.data.params["data.fold"] for run in runs if run.data.tags["pipeline.step"] == "train") == ["0", "1", "2"]
+    assert sorted(
+        run.data.params["data.fold"] for run in runs if run.data.tags["pipeline.step"] == "train"
+    ) == ["0", "1", "2"]
 
 
-def test_a_single_training_has_the_report_on_its_images(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_single_training_has_the_report_on_its_images(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     assert cli("train", "--config", quick, "--training.epochs", "1").code == 0
     (run,) = workspace.client.search_runs([workspace.experiment_id])
-    assert artifacts(workspace, run.info.run_id, "prepare") == {"manifest.csv", "classes.json", "data.json", "report.html", "report.json"}
+    assert artifacts(workspace, run.info.run_id, "prepare") == {
+        "manifest.csv",
+        "classes.json",
+        "data.json",
+        "report.html",
+        "report.json",
+    }
     assert len(workspace.client.get_metric_history(run.info.run_id, "majority_rate")) == 1
 
 
-def test_choices_that_do_not_fit_together_are_failed_runs(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_choices_that_do_not_fit_together_are_failed_runs(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     both = {"training.class_weights": ["balanced"], "training.sampler": ["balanced"]}
     study = write_study(quick, configs=[{}], space=both, study={"trials": 3})
     done = cli("tune", "--config", study, "--training.epochs", "1")
     assert done.code == 0, done.err
-    runs = [run for run in workspace.client.search_runs([workspace.experiment_id]) if run.data.tags["pipeline.step"] == "train"]
+    runs = [
+        run
+        for run in workspace.client.search_runs([workspace.experiment_id])
+        if run.data.tags["pipeline.step"] == "train"
+    ]
     assert sorted((run.data.tags["pipeline.trial"], run.info.status) for run in runs) == [
         ("0", "FINISHED"),
         ("1", "FAILED"),
@@ -204,8 +358,13 @@ def test_choices_that_do_not_fit_together_are_failed_runs(cli: Cli, quick: Path,
     assert all(run.data.params["training.sampler"] == "balanced" for run in failed)
 
 
-def test_a_step_names_and_examines_its_images_once(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    study = write_study(quick, configs=[{}, {"data": {"batch_size": 16}}, {"data": {"augment": ["RandomHorizontalFlip"]}}])
+def test_a_step_names_and_examines_its_images_once(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
+    study = write_study(
+        quick,
+        configs=[{}, {"data": {"batch_size": 16}}, {"data": {"augment": ["RandomHorizontalFlip"]}}],
+    )
     done = cli("main", "--config", study, "--training.epochs", "1", "--study.trials", "3")
     assert done.code == 0, done.err
     assert done.out.count(" images of 3 classes from ") == 1
@@ -215,7 +374,9 @@ def test_a_step_names_and_examines_its_images_once(cli: Cli, quick: Path, worksp
     assert again.code == 0 and again.out.count("evaluating ") == 2
 
 
-def test_images_that_have_changed_between_two_steps_are_noticed(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_images_that_have_changed_between_two_steps_are_noticed(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     study = write_study(quick)
     assert cli("tune", "--config", study, "--training.epochs", "1").code == 0
     (quick.parent / "digits" / "digit 0" / "000.png").unlink()

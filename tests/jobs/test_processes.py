@@ -34,18 +34,29 @@ def trainings(workspace: Workspace, experiment: str) -> dict[str, Any]:
 
 
 def curve(workspace: Workspace, run: Any, metric: str) -> list[tuple[int, float]]:
-    return [(entry.step, entry.value) for entry in workspace.client.get_metric_history(run.info.run_id, metric)]
+    return [
+        (entry.step, entry.value)
+        for entry in workspace.client.get_metric_history(run.info.run_id, metric)
+    ]
 
 
 @pytest.mark.thorough
-def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_two_processes_train_a_study_as_one_does(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     raw = yaml.safe_load(quick.read_text())
     # 65 training images: batches of 32, 32 and 1, which leaves one process nothing of the last.
     raw["base"]["data"] |= {"batch_size": 32, "image_size": 32}
     frozen = {"name": "resnet18", "freeze": "backbone"}
     raw["configs"] = [
-        {"data": {"augment": [{"RandomRotation": 15}]}, "training": {"class_weights": "balanced", "label_smoothing": 0.1}},
-        {"data": {"batch_size": 13}, "training": {"sampler": "balanced", "best_metric": "val/accuracy"}},
+        {
+            "data": {"augment": [{"RandomRotation": 15}]},
+            "training": {"class_weights": "balanced", "label_smoothing": 0.1},
+        },
+        {
+            "data": {"batch_size": 13},
+            "training": {"sampler": "balanced", "best_metric": "val/accuracy"},
+        },
         {"optimizer": {"lr": 1e30}},
         {"model": frozen, "data": {"augment": ["RandomHorizontalFlip"]}},
         {"model": frozen},
@@ -60,24 +71,48 @@ def test_two_processes_train_a_study_as_one_does(cli: Cli, quick: Path, workspac
     assert len(one) == 6
     trained = two.pop("05 resnet18")
     for name, run in two.items():
-        assert run.data.tags[names.STATE] == one[name].data.tags[names.STATE] == ("failed" if name.startswith("02") else "complete")
+        assert (
+            run.data.tags[names.STATE]
+            == one[name].data.tags[names.STATE]
+            == ("failed" if name.startswith("02") else "complete")
+        )
         assert run.data.tags[names.CONFIG_HASH] == one[name].data.tags[names.CONFIG_HASH]
         for metric in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"):
             alone = curve(workspace, one[name], metric)
-            assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in alone]
+            assert curve(workspace, run, metric) == [
+                (step, pytest.approx(value, abs=1e-3)) for step, value in alone
+            ]
     assert two["04 resnet18"].data.tags[names.FEATURES].startswith("1 per image, ")
     # BatchNorm's statistics are each process's own here; what was validated is the network that was kept.
     restored = restore(workspace, trained.info.run_id)
     prepared = prepare_images(workspace, restored.configuration.data)
     images = Images(prepared.images, prepared.positions("val"), prepared.labels(), 32)
-    labels, logits = predict_logits(restored.network, Loader(images, 32), restored.preprocessing, torch.device("cpu"))
-    assert metrics.score(labels, logits)["loss"] == pytest.approx(trained.data.metrics["best/val_loss"], abs=1e-4)
+    labels, logits = predict_logits(
+        restored.network, Loader(images, 32), restored.preprocessing, torch.device("cpu")
+    )
+    assert metrics.score(labels, logits)["loss"] == pytest.approx(
+        trained.data.metrics["best/val_loss"], abs=1e-4
+    )
 
 
 @pytest.mark.thorough
-def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    options = ["--config", str(quick), "--training.epochs", "20", "--training.checkpoint_seconds", "0", "--optimizer.lr", "3e-4"]
-    process = start([sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO], quick.parent)
+def test_ended_by_a_signal_it_goes_on_in_two_processes(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
+    options = [
+        "--config",
+        str(quick),
+        "--training.epochs",
+        "20",
+        "--training.checkpoint_seconds",
+        "0",
+        "--optimizer.lr",
+        "3e-4",
+    ]
+    process = start(
+        [sys.executable, "-m", "pipeline", "train", *options, "--experiment", "two", *TWO],
+        quick.parent,
+    )
     wait_for(process, "epoch 3/")
     process.send_signal(signal.SIGTERM)
     sent = time.time()
@@ -93,11 +128,16 @@ def test_ended_by_a_signal_it_goes_on_in_two_processes(cli: Cli, quick: Path, wo
     assert cli("train", *options, "--experiment", "one").code == 0
     (alone,) = trainings(workspace, "one").values()
     for metric in ("train/loss", "val/loss"):
-        assert curve(workspace, run, metric) == [(step, pytest.approx(value, abs=1e-3)) for step, value in curve(workspace, alone, metric)]
+        assert curve(workspace, run, metric) == [
+            (step, pytest.approx(value, abs=1e-3))
+            for step, value in curve(workspace, alone, metric)
+        ]
 
 
 @pytest.mark.thorough
-def test_a_process_that_is_killed_is_told_and_its_run_ended(quick: Path, workspace: Workspace) -> None:
+def test_a_process_that_is_killed_is_told_and_its_run_ended(
+    quick: Path, workspace: Workspace
+) -> None:
     options = ["--config", str(quick), "--training.epochs", "400", "--experiment", "two", *TWO]
     process = start([sys.executable, "-m", "pipeline", "train", *options], quick.parent)
     wait_for(process, "epoch 2/")
@@ -114,9 +154,29 @@ def test_a_process_that_is_killed_is_told_and_its_run_ended(quick: Path, workspa
 
 
 @pytest.mark.thorough
-def test_what_torchrun_has_trained_goes_on_in_as_many_processes(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline", "train"]
-    options = ["--config", str(quick), "--training.epochs", "30", "--training.checkpoint_seconds", "0", "--experiment", "two"]
+def test_what_torchrun_has_trained_goes_on_in_as_many_processes(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline",
+        "train",
+    ]
+    options = [
+        "--config",
+        str(quick),
+        "--training.epochs",
+        "30",
+        "--training.checkpoint_seconds",
+        "0",
+        "--experiment",
+        "two",
+    ]
     process = start([*command, *options], quick.parent)
     wait_for(process, "epoch 3/")
     process.terminate()
@@ -128,7 +188,9 @@ def test_what_torchrun_has_trained_goes_on_in_as_many_processes(cli: Cli, quick:
         assert cli("train", "--run_id", run.info.run_id).code == 102
 
 
-def test_wrong_input_is_told_once_with_its_exit_code(quick: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_told_once_with_its_exit_code(
+    quick: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     too_few = ["--model.name", "resnet18", "--data.batch_size", "3"]
     assert main(["train", "--config", str(quick), *too_few, *TWO]) == 2
     told = capfd.readouterr().err

@@ -36,16 +36,22 @@ LONG = ("--training.epochs", "400", "--training.checkpoint_seconds", "0")
 
 
 def trainings(workspace: Workspace) -> list[Any]:
-    found = workspace.client.search_runs([workspace.experiment_id], order_by=["attributes.start_time ASC"])
+    found = workspace.client.search_runs(
+        [workspace.experiment_id], order_by=["attributes.start_time ASC"]
+    )
     return [run for run in found if run.data.tags.get(names.STEP) == "train"]
 
 
-def kill_in_epoch(arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL) -> int:
+def kill_in_epoch(
+    arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL
+) -> int:
     """Start a step, send it a signal when that epoch is over and a checkpoint of the second one written, and return its exit code."""
     process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
     wait_for(process, f"epoch {epoch}/")
     # An epoch has three steps.
-    while process.poll() is None and not any(int(file.stem[7:]) > 3 for file in cwd.glob("checkpoints/*/*/resume-*.pt")):
+    while process.poll() is None and not any(
+        int(file.stem[7:]) > 3 for file in cwd.glob("checkpoints/*/*/resume-*.pt")
+    ):
         time.sleep(0.001)
     process.send_signal(with_signal)
     process.communicate()
@@ -58,10 +64,14 @@ def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]
 
 
 def history(workspace: Workspace, run_id: str, metric: str) -> list[tuple[int, float]]:
-    return [(entry.step, entry.value) for entry in workspace.client.get_metric_history(run_id, metric)]
+    return [
+        (entry.step, entry.value) for entry in workspace.client.get_metric_history(run_id, metric)
+    ]
 
 
-def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     options = [*LONG[2:], "--training.epochs", "120"]
     kill_in_epoch(["train", "--config", str(quick), *options], quick.parent, 2)
     (killed,) = trainings(workspace)
@@ -75,18 +85,48 @@ def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(cli: Cli, quic
     assert cli("train", "--config", quick, *options, "--experiment", "whole").code == 0
     experiment = workspace.client.get_experiment_by_name("whole")
     (whole,) = workspace.client.search_runs([experiment.experiment_id])
-    for metric in ("train/loss", "val/loss", "val/accuracy", "best/val_accuracy", "best/epoch", "lr"):
-        assert history(workspace, resumed.info.run_id, metric) == history(workspace, whole.info.run_id, metric)
-    assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(range(1, 121))
-    assert weights(workspace, resumed.info.run_id, tmp_path) == weights(workspace, whole.info.run_id, tmp_path)
+    for metric in (
+        "train/loss",
+        "val/loss",
+        "val/accuracy",
+        "best/val_accuracy",
+        "best/epoch",
+        "lr",
+    ):
+        assert history(workspace, resumed.info.run_id, metric) == history(
+            workspace, whole.info.run_id, metric
+        )
+    assert [step for step, _ in history(workspace, resumed.info.run_id, "val/loss")] == list(
+        range(1, 121)
+    )
+    assert weights(workspace, resumed.info.run_id, tmp_path) == weights(
+        workspace, whole.info.run_id, tmp_path
+    )
 
 
 def log_of_another_life(workspace: Workspace, run_id: str, epochs: list[int]) -> None:
     """Log epochs as a GPU might have made them in a life whose weights are gone: better ones."""
-    values = {"train/loss": 0.01, "train/accuracy": 1.0, "val/loss": 0.011, "val/accuracy": 0.999, "lr": 0.003}
+    values = {
+        "train/loss": 0.01,
+        "train/accuracy": 1.0,
+        "val/loss": 0.011,
+        "val/accuracy": 0.999,
+        "lr": 0.003,
+    }
     for epoch in epochs:
-        of_epoch = {**values, "best/val_accuracy": 0.999, "best/val_loss": 0.011, "best/epoch": epoch}
-        workspace.client.log_batch(run_id, [Metric(name, value, int(1000 * time.time()), epoch) for name, value in of_epoch.items()])
+        of_epoch = {
+            **values,
+            "best/val_accuracy": 0.999,
+            "best/val_loss": 0.011,
+            "best/epoch": epoch,
+        }
+        workspace.client.log_batch(
+            run_id,
+            [
+                Metric(name, value, int(1000 * time.time()), epoch)
+                for name, value in of_epoch.items()
+            ],
+        )
 
 
 def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_that_are_kept(
@@ -101,7 +141,9 @@ def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_th
     done = cli("train", "--run_id", run_id)
     assert done.code == 0, done.err
     assert cli("train", "--config", quick, *options, "--experiment", "whole").code == 0
-    (whole,) = workspace.client.search_runs([workspace.client.get_experiment_by_name("whole").experiment_id])
+    (whole,) = workspace.client.search_runs(
+        [workspace.client.get_experiment_by_name("whole").experiment_id]
+    )
     resumed = workspace.client.get_run(run_id)
     for metric in ("val/loss", "val/accuracy", "train/loss", "lr"):
         last = find.history(workspace, run_id, metric)
@@ -114,7 +156,9 @@ def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_th
     assert [step for step, _ in history(workspace, run_id, "val/loss") if step <= 2] == [1, 2]
 
 
-def test_a_training_begun_anew_that_fails_keeps_no_weights_and_tells_no_best(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_training_begun_anew_that_fails_keeps_no_weights_and_tells_no_best(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     options = ["--training.checkpoint_seconds", "1000", "--training.epochs", "4"]
     interrupt(cli, "train", "--config", str(quick), *options, epoch=2)
     (run,) = trainings(workspace)
@@ -129,16 +173,30 @@ def test_a_training_begun_anew_that_fails_keeps_no_weights_and_tells_no_best(cli
         assert cli("train", "--run_id", run.info.run_id).code == 1
     failed = workspace.client.get_run(run.info.run_id)
     assert "no weights are kept" in failed.data.tags[names.REASON]
-    assert math.isnan(failed.data.metrics["best/val_accuracy"]) and math.isnan(failed.data.metrics["val/loss"])
-    assert not [file for file in workspace.client.list_artifacts(run.info.run_id) if file.path == "checkpoint"]
+    assert math.isnan(failed.data.metrics["best/val_accuracy"]) and math.isnan(
+        failed.data.metrics["val/loss"]
+    )
+    assert not [
+        file
+        for file in workspace.client.list_artifacts(run.info.run_id)
+        if file.path == "checkpoint"
+    ]
     table = cli("summary", "--experiment", "quick")
     assert table.code == 0, table.err
 
 
-def test_who_reached_the_target_is_told_by_the_epochs_that_count(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_who_reached_the_target_is_told_by_the_epochs_that_count(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     study = quick.with_name("study.yaml")
     study.write_text(
-        yaml.safe_dump({**yaml.safe_load(quick.read_text()), "configs": [{"optimizer": {"lr": 1e-9}}], "study": {"target": 0.9}})
+        yaml.safe_dump(
+            {
+                **yaml.safe_load(quick.read_text()),
+                "configs": [{"optimizer": {"lr": 1e-9}}],
+                "study": {"target": 0.9},
+            }
+        )
     )
     assert cli("tune", "--config", study).code == 0
     (run,) = trainings(workspace)
@@ -149,14 +207,23 @@ def test_who_reached_the_target_is_told_by_the_epochs_that_count(cli: Cli, quick
     later = run.info.end_time + 1000
     again = [Metric("val/accuracy", 0.99, later, 2), Metric("best/val_accuracy", 0.99, later, 3)]
     workspace.client.log_batch(run.info.run_id, again)
-    assert f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2." in compare(workspace).notes
+    assert (
+        f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2."
+        in compare(workspace).notes
+    )
 
 
 @pytest.mark.thorough
-def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_killed_study_goes_on_with_the_training_it_was_at(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     raw = yaml.safe_load(quick.read_text())
     study = quick.with_name("study.yaml")
-    study.write_text(yaml.safe_dump({**raw, "configs": [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 3e-3}}]}))
+    study.write_text(
+        yaml.safe_dump(
+            {**raw, "configs": [{"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 3e-3}}]}
+        )
+    )
     options = [*LONG[2:], "--training.epochs", "120"]
     kill_in_epoch(["tune", "--config", str(study), *options], quick.parent, 3)
     (killed,) = trainings(workspace)
@@ -167,23 +234,33 @@ def test_a_killed_study_goes_on_with_the_training_it_was_at(cli: Cli, quick: Pat
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert runs[0].info.run_id == killed.info.run_id
     for run in runs:
-        assert [step for step, _ in history(workspace, run.info.run_id, "val/accuracy")] == list(range(1, 121))
+        assert [step for step, _ in history(workspace, run.info.run_id, "val/accuracy")] == list(
+            range(1, 121)
+        )
 
 
-def test_reconcile_ends_what_died_and_nothing_else(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_reconcile_ends_what_died_and_nothing_else(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     kill_in_epoch(["train", "--config", str(quick), *LONG], quick.parent, 1)
     (killed,) = trainings(workspace)
-    alive = workspace.client.create_run(workspace.experiment_id, tags={names.HEARTBEAT: str(Beat.now()), names.STATE: "running"})
+    alive = workspace.client.create_run(
+        workspace.experiment_id, tags={names.HEARTBEAT: str(Beat.now()), names.STATE: "running"}
+    )
     foreign = workspace.client.create_run(workspace.experiment_id)
     done = cli("reconcile")
     assert (done.code, done.out.splitlines()[-1]) == (0, "1 run ended as interrupted")
     assert f"go on with: train --run_id {killed.info.run_id}" in done.out
     ended = workspace.client.get_run(killed.info.run_id)
     assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", "interrupted")
-    assert {workspace.client.get_run(run.info.run_id).info.status for run in (alive, foreign)} == {"RUNNING"}
+    assert {workspace.client.get_run(run.info.run_id).info.status for run in (alive, foreign)} == {
+        "RUNNING"
+    }
     assert cli("reconcile").out == "0 runs ended as interrupted\n"
     # As mlflow run makes one for a mistyped name.
-    workspace.client.create_run(workspace.experiment_id, tags={names.STEP: "reconcile", names.EXPERIMENT: "quik"})
+    workspace.client.create_run(
+        workspace.experiment_id, tags={names.STEP: "reconcile", names.EXPERIMENT: "quik"}
+    )
     mistyped = cli("reconcile", "--experiment", "quik")
     assert mistyped.code == 2 and "unknown experiment 'quik'; nearest: quick" in mistyped.err
 
@@ -204,9 +281,15 @@ def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
 
 @pytest.mark.thorough
 def test_a_reader_that_goes_away_ends_the_run(cli: Cli, quick: Path, workspace: Workspace) -> None:
-    command = f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 3"
+    command = (
+        f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 3"
+    )
     told = start(["sh", "-c", command], quick.parent, OMP_NUM_THREADS="1").communicate()[0]
-    assert "stopped: its output was closed" in told and "Traceback" not in told and "Exception ignored" not in told
+    assert (
+        "stopped: its output was closed" in told
+        and "Traceback" not in told
+        and "Exception ignored" not in told
+    )
     (run,) = trainings(workspace)
     assert (run.info.status, run.data.tags[names.REASON]) == ("KILLED", "its output was closed")
 
@@ -219,7 +302,12 @@ def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) 
     assert "is complete; there is nothing to go on with" in refused.err
     assert "there is no run 'nothing'" in cli("train", "--run_id", "nothing").err
     here = str(Beat.now())
-    tags = {names.STEP: "train", names.STATE: "running", names.HEARTBEAT: here, names.EXPERIMENT: "quick"}
+    tags = {
+        names.STEP: "train",
+        names.STATE: "running",
+        names.HEARTBEAT: here,
+        names.EXPERIMENT: "quick",
+    }
     alive = workspace.client.create_run(workspace.experiment_id, tags=tags)
     both = cli("train", "--run_id", alive.info.run_id, "--optimizer.lr", "0.1", "--config", quick)
     assert "takes no other option; got optimizer.lr, config" in both.err
@@ -228,12 +316,16 @@ def test_what_cannot_go_on_is_said(cli: Cli, quick: Path, workspace: Workspace) 
 
 
 @pytest.mark.parametrize("changed", ["network", "neighbour", "weights", "normalisation"])
-def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, changed: str) -> None:
+def test_changed_network_or_weights_are_no_continuation(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, changed: str
+) -> None:
     network, weights = tmp_path / "net.py", tmp_path / "weights.safetensors"
     network.write_text("from blocks import SmallCNN as build\n")
     (tmp_path / "blocks.py").write_text("from pipeline.models import SmallCNN\n")
     save_file(SmallCNN(3).state_dict(), weights)
-    (tmp_path / "preprocessing.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}')
+    (tmp_path / "preprocessing.json").write_text(
+        '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}'
+    )
     own = ["--model.name", f"file:{network}:build", "--model.weights", f"file:{weights}"]
     interrupt(cli, "train", "--config", str(quick), *own, *LONG)
     (killed,) = trainings(workspace)
@@ -242,12 +334,17 @@ def test_changed_network_or_weights_are_no_continuation(cli: Cli, quick: Path, w
     elif changed == "neighbour":
         (tmp_path / "blocks.py").write_text("from pipeline.models import SmallCNN\n# edited\n")
     elif changed == "normalisation":
-        (tmp_path / "preprocessing.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.6]}')
+        (tmp_path / "preprocessing.json").write_text(
+            '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.6]}'
+        )
     else:
         save_file(SmallCNN(3).state_dict(), weights)
     refused = cli("train", "--run_id", killed.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert killed.data.tags[names.CONFIG_HASH] in refused.err and "has changed; train anew, or put it back" in refused.err
+    assert (
+        killed.data.tags[names.CONFIG_HASH] in refused.err
+        and "has changed; train anew, or put it back" in refused.err
+    )
 
 
 def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: Workspace) -> None:
@@ -257,7 +354,10 @@ def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: 
 
     def is_refused() -> bool:
         told = [cli("train", "--run_id", run.info.run_id), cli("tune", "--config", quick, *LONG)]
-        assert all(f"run {run.info.run_id} is being trained by" in one.err and one.err.count("\n") == 1 for one in told)
+        assert all(
+            f"run {run.info.run_id} is being trained by" in one.err and one.err.count("\n") == 1
+            for one in told
+        )
         return {one.code for one in told} == {2}
 
     with exclusively(workspace, run.info.run_id):
@@ -279,12 +379,17 @@ def test_a_deleted_run_is_not_taken_up(cli: Cli, quick: Path, workspace: Workspa
     workspace.client.delete_run(killed.info.run_id)
     refused = cli("train", "--run_id", killed.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert f"is deleted; `mlflow runs restore --run-id {killed.info.run_id}` brings it back" in refused.err
+    assert (
+        f"is deleted; `mlflow runs restore --run-id {killed.info.run_id}` brings it back"
+        in refused.err
+    )
 
 
 def test_a_deleted_run_that_nobody_has_ended_stays_as_it_is(workspace: Workspace) -> None:
     beat = Beat.now()._replace(started=0.0)
-    run = workspace.client.create_run(workspace.experiment_id, tags={names.HEARTBEAT: str(beat), names.STATE: names.RUNNING})
+    run = workspace.client.create_run(
+        workspace.experiment_id, tags={names.HEARTBEAT: str(beat), names.STATE: names.RUNNING}
+    )
     workspace.client.delete_run(run.info.run_id)
     assert not end_abandoned(workspace, run.info.run_id)
 
@@ -318,7 +423,9 @@ def test_a_run_whose_start_was_cut_off_gets_what_it_lacks(
     assert cli("tune", "--config", quick).code == 0
     (run,) = trainings(workspace)
     assert (run.info.run_id, run.info.status) == (cut_off.info.run_id, "FINISHED")
-    assert {"config.yaml", "classes.json", "preprocessing.json"} <= {file.path for file in workspace.client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "classes.json", "preprocessing.json"} <= {
+        file.path for file in workspace.client.list_artifacts(run.info.run_id)
+    }
 
 
 def test_a_signal_ends_the_run_also_where_the_store_is_away(
@@ -340,17 +447,23 @@ def test_a_signal_ends_the_run_also_where_the_store_is_away(
     assert (run.info.status, run.data.tags[names.REASON]) == ("KILLED", "stopped by SIGTERM")
 
 
-def test_begun_anew_without_its_checkpoints_it_has_each_event_once(cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_begun_anew_without_its_checkpoints_it_has_each_event_once(
+    cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     interrupt(cli, "train", "--config", str(quick), "--training.epochs", "3")
     (run,) = trainings(workspace)
     assert workspace.client.list_artifacts(run.info.run_id, "tensorboard")
     shutil.rmtree(workspace.checkpoints)
     assert cli("train", "--run_id", run.info.run_id).code == 0
-    events = EventAccumulator(str(find.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))).Reload()
+    events = EventAccumulator(
+        str(find.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
+    ).Reload()
     assert [one.step for one in events.Scalars("val/accuracy")] == [1, 2, 3]
 
 
-def test_checkpoints_are_kept_until_the_run_has_ended(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_kept_until_the_run_has_ended(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[bool] = []
     end = TrackedRun.end
 
@@ -370,14 +483,22 @@ def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:
         run.flush()
         log = FlagsLog(run, Diagnostics(10, 0.1))
         log.on_start(3, 1)
-        log.on_resume(1, [{"train/loss": 2.0, "train/accuracy": 0.1, "val/loss": 2.0, "val/accuracy": 0.1}])
+        log.on_resume(
+            1, [{"train/loss": 2.0, "train/accuracy": 0.1, "val/loss": 2.0, "val/accuracy": 0.1}]
+        )
         sound = np.arange(100) % 10
         log.on_validation(2, sound, np.eye(10, dtype=np.float32)[sound])
-        log.on_epoch(2, {"train/loss": 0.1, "train/accuracy": 1.0, "val/loss": 0.1, "val/accuracy": 1.0}, True)
+        log.on_epoch(
+            2,
+            {"train/loss": 0.1, "train/accuracy": 1.0, "val/loss": 0.1, "val/accuracy": 1.0},
+            True,
+        )
     assert names.FLAG + "collapse" not in workspace.client.get_run(run.id).data.tags
 
 
-def test_a_complete_run_names_the_way_to_train_on(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_complete_run_names_the_way_to_train_on(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     assert cli("train", "--config", quick, "--training.epochs", "1").code == 0
     (complete,) = trainings(workspace)
     refused = cli("train", "--run_id", complete.info.run_id, "--training.epochs", "2")
@@ -392,7 +513,8 @@ def test_a_complete_run_names_the_way_to_train_on(cli: Cli, quick: Path, workspa
 def test_reconcile_ends_what_mlflow_run_has_never_begun(cli: Cli, workspace: Workspace) -> None:
     entry = {"mlflow.project.entryPoint": "tune"}
     never_begun, foreign, taken = (
-        workspace.client.create_run(workspace.experiment_id, tags=tags) for tags in (entry, entry, {**entry, names.STEP: "tune"})
+        workspace.client.create_run(workspace.experiment_id, tags=tags)
+        for tags in (entry, entry, {**entry, names.STEP: "tune"})
     )
     for run in (never_begun, taken):
         for name in ("config", "experiment", "fast"):
@@ -401,5 +523,7 @@ def test_reconcile_ends_what_mlflow_run_has_never_begun(cli: Cli, workspace: Wor
     ended = workspace.client.get_run(never_begun.info.run_id)
     assert (ended.info.status, ended.data.tags[names.STATE]) == ("KILLED", names.INTERRUPTED)
     assert "mlflow run has ended without starting it" in ended.data.tags[names.REASON]
-    assert {workspace.client.get_run(run.info.run_id).info.status for run in (foreign, taken)} == {"RUNNING"}
+    assert {workspace.client.get_run(run.info.run_id).info.status for run in (foreign, taken)} == {
+        "RUNNING"
+    }
     assert cli("reconcile").out == "0 runs ended as interrupted\n"

@@ -47,7 +47,9 @@ def entry_of(name: str) -> Any:
 def published(name: str, cache: Path) -> Iterator[Path]:
     """Put a file of random weights where torchvision's published ones are looked for; those of vgg11 have half a gigabyte."""
     torch.manual_seed(1)
-    arguments = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    arguments = (
+        {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    )
     state = torchvision.models.get_model(name, **arguments).state_dict()
     file = cache / "hub" / "checkpoints" / Path(urlsplit(entry_of(name).url).path).name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,5 +66,7 @@ def publish_timms(name: str, cache: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = timm.create_model(name).state_dict()
     folder = cache / "hub" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(state, folder / f"timm-{name}.{timm.get_pretrained_cfg(name).tag}.safetensors")
+    safetensors.torch.save_file(
+        state, folder / f"timm-{name}.{timm.get_pretrained_cfg(name).tag}.safetensors"
+    )
     return state

@@ -30,7 +30,13 @@ def starts_normally(layer: nn.Module) -> bool:
     # A sample's deviation is within 4 of its own standard errors; a uniform distribution of the same one would fail the test of the shape.
     deviation, shape = weights.std().item(), scipy.stats.kstest(weights.numpy(), "norm", (0, 0.01))
     is_so_wide = abs(deviation - 0.01) < 4 * 0.01 / math.sqrt(2 * weights.numel())
-    return is_so_wide and shape.pvalue > 1e-4 and not any(parameter.any() for name, parameter in layer.named_parameters() if name == "bias")
+    return (
+        is_so_wide
+        and shape.pvalue > 1e-4
+        and not any(
+            parameter.any() for name, parameter in layer.named_parameters() if name == "bias"
+        )
+    )
 
 
 @pytest.mark.parametrize("classes", [CLASSES, 1000])
@@ -41,14 +47,18 @@ def test_a_head_on_timms_weights(cache: Path, name: str, classes: int) -> None:
     layer = network.module.get_submodule(network.head)
     assert starts_normally(layer) and layer.get_parameter("weight").shape[0] == classes
     # As many as the published ones are no reason to keep those: they are other people's classes, as on torchvision's weights.
-    assert classes == CLASSES or not torch.equal(layer.get_parameter("weight"), state[f"{network.head}.weight"])
+    assert classes == CLASSES or not torch.equal(
+        layer.get_parameter("weight"), state[f"{network.head}.weight"]
+    )
 
 
 def test_all_of_several_heads(cache: Path) -> None:
     name = "deit_tiny_distilled_patch16_224"
     publish_timms(name, cache)
     module = models.build(Model(name=f"timm/{name}", weights="DEFAULT"), CLASSES, 224).module
-    assert starts_normally(module.get_submodule("head")) and starts_normally(module.get_submodule("head_dist"))
+    assert starts_normally(module.get_submodule("head")) and starts_normally(
+        module.get_submodule("head_dist")
+    )
 
 
 OWN = """
@@ -68,7 +78,11 @@ class Net(nn.Module):
 
 def trained_file(folder: Path, name: str, classes: int, drop: str = "") -> str:
     trained = models.build(Model(name=name), classes, 64)
-    state = {key: value for key, value in weights_of(trained.module).items() if not drop or not key.startswith(f"{trained.head}.")}
+    state = {
+        key: value
+        for key, value in weights_of(trained.module).items()
+        if not drop or not key.startswith(f"{trained.head}.")
+    }
     save_weights(state, folder / "best.safetensors")
     return f"file:{folder}/best.safetensors"
 
@@ -76,7 +90,15 @@ def trained_file(folder: Path, name: str, classes: int, drop: str = "") -> str:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("drop", ["", "head"])
 @pytest.mark.parametrize(
-    "name", ["resnet18", "squeezenet1_1", "efficientnet_b0", "small_cnn", "timm/test_efficientnet", "file:{}/net.py:Net"]
+    "name",
+    [
+        "resnet18",
+        "squeezenet1_1",
+        "efficientnet_b0",
+        "small_cnn",
+        "timm/test_efficientnet",
+        "file:{}/net.py:Net",
+    ],
 )
 def test_a_head_on_weights_of_a_file(tmp_path: Path, name: str, drop: str, dropout: float) -> None:
     (tmp_path / "net.py").write_text(OWN)
@@ -91,7 +113,9 @@ def test_a_head_on_weights_of_a_file(tmp_path: Path, name: str, drop: str, dropo
 def test_a_head_that_a_file_brings_is_taken(tmp_path: Path, name: str) -> None:
     weights = trained_file(tmp_path, name, CLASSES)
     network = models.build(Model(name=name, weights=weights), CLASSES, 64)
-    trained = models.load_state(models.build(Model(name=name), CLASSES, 64).module, tmp_path / "best.safetensors", name)
+    trained = models.load_state(
+        models.build(Model(name=name), CLASSES, 64).module, tmp_path / "best.safetensors", name
+    )
     assert not trained.keeps_head
     assert not starts_normally(network.module.get_submodule(network.head))
 
@@ -105,7 +129,9 @@ def test_a_head_on_weights_of_a_run(workspace: Workspace, tmp_path: Path, form: 
         run.json(names.PREPROCESSING, {"mean": [0.5] * 3, "std": [0.5] * 3})
     workspace.client.create_registered_model("trained")
     workspace.client.create_model_version("trained", f"runs:/{run.id}/model", run.id)
-    network = models.build(transfer.with_file(Model(name="efficientnet_b0", weights=form.format(run.id))), CLASSES, 64)
+    network = models.build(
+        transfer.with_file(Model(name="efficientnet_b0", weights=form.format(run.id))), CLASSES, 64
+    )
     assert starts_normally(network.module.get_submodule(network.head))
 
 
@@ -113,7 +139,10 @@ def test_without_weights_the_librarys_start_stays(tmp_path: Path) -> None:
     torch.manual_seed(0)
     built = models.build(Model(name="timm/test_efficientnet"), CLASSES, 64).module
     torch.manual_seed(0)
-    assert torch.equal(built.classifier.weight, timm.create_model("test_efficientnet", num_classes=CLASSES).classifier.weight)
+    assert torch.equal(
+        built.classifier.weight,
+        timm.create_model("test_efficientnet", num_classes=CLASSES).classifier.weight,
+    )
     torch.manual_seed(0)
     built = models.build(Model(name="resnet18"), CLASSES, 64).module
     torch.manual_seed(0)

@@ -18,7 +18,12 @@ from pipeline.networks import timms
 from tests.conftest import Cli
 
 # Of different families, small enough to be built in a moment, and with heads under different names.
-HEADS = {"test_resnet": "fc", "test_convnext": "head.fc", "test_efficientnet": "classifier", "test_vit": "head"}
+HEADS = {
+    "test_resnet": "fc",
+    "test_convnext": "head.fc",
+    "test_efficientnet": "classifier",
+    "test_vit": "head",
+}
 
 
 @pytest.mark.parametrize(("name", "head"), HEADS.items())
@@ -26,33 +31,49 @@ def test_the_head_is_made_for_the_classes(name: str, head: str) -> None:
     network = models.build(Model(name=f"timm/{name}", freeze="backbone", dropout=0.2), 3, 96)
     assert network.head == head
     assert network.module.eval()(torch.rand(2, 3, 96, 96)).shape == (2, 3)
-    trained = {key for key, parameter in network.module.named_parameters() if parameter.requires_grad}
+    trained = {
+        key for key, parameter in network.module.named_parameters() if parameter.requires_grad
+    }
     assert trained == {f"{head}.1.weight", f"{head}.1.bias"}
     assert network.normalisation is None
 
 
-@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64), ("vit_tiny_patch16_224", 96), ("regnety_002", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("test_resnet", 64), ("test_vit", 64), ("vit_tiny_patch16_224", 96), ("regnety_002", 64)],
+)
 def test_images_of_other_sizes_are_taken(name: str, size: int) -> None:
     assert models.check(Model(name=f"timm/{name}"), 3, size) == ()
-    assert models.build(Model(name=f"timm/{name}"), 3, size).module.eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
+    assert models.build(Model(name=f"timm/{name}"), 3, size).module.eval()(
+        torch.rand(1, 3, size, size)
+    ).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("name", "size"), [("test_vit", 8), ("inception_v3", 32), ("nest_tiny", 50)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_vit", 8), ("inception_v3", 32), ("nest_tiny", 50)]
+)
 def test_images_that_do_not_fit_are_refused(name: str, size: int) -> None:
-    with pytest.raises(UserError, match=rf"model\.name: timm/{name} cannot .* data\.image_size {size}: "):
+    with pytest.raises(
+        UserError, match=rf"model\.name: timm/{name} cannot .* data\.image_size {size}: "
+    ):
         models.check(Model(name=f"timm/{name}"), 3, size)
 
 
 def test_a_network_of_several_heads_trains_whole_only() -> None:
     name = "timm/deit_tiny_distilled_patch16_224"
     models.check(Model(name=name), 3, 64)
-    with pytest.raises(UserError, match=f"model.freeze: backbone needs a network with one head; {name} has several"):
+    with pytest.raises(
+        UserError, match=f"model.freeze: backbone needs a network with one head; {name} has several"
+    ):
         models.check(Model(name=name, freeze="backbone"), 3, 64)
 
 
 @pytest.mark.parametrize("weights", ["none", "DEFAULT"])
 def test_an_unknown_network_is_named_with_the_nearest(weights: str) -> None:
-    with pytest.raises(UserError, match=r"unknown model\.name 'timm/efficientnet_light0'; nearest: timm/efficientnet_lite0; allowed: "):
+    with pytest.raises(
+        UserError,
+        match=r"unknown model\.name 'timm/efficientnet_light0'; nearest: timm/efficientnet_lite0; allowed: ",
+    ):
         models.check(Model(name="timm/efficientnet_light0", weights=weights), 3, 64)
 
 
@@ -62,7 +83,9 @@ def test_unknown_weights_are_named_with_what_is_allowed() -> None:
         models.origin(Model(name="timm/resnet18", weights="a1_in2k"))
 
 
-def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: Cli, quick: Path) -> None:
+def test_without_timm_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, quick: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # type: ignore[arg-type]
     done = cli("train", "--config", quick, "--model.name", "timm/test_resnet")
     assert done.code == 2
@@ -71,7 +94,16 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: C
 
 
 def test_a_training_is_exported_and_evaluated(cli: Cli, quick: Path) -> None:
-    options = ("--model.name", "timm/test_resnet", "--model.freeze", "backbone", "--data.image_size", "32", "--training.epochs", "1")
+    options = (
+        "--model.name",
+        "timm/test_resnet",
+        "--model.freeze",
+        "backbone",
+        "--data.image_size",
+        "32",
+        "--training.epochs",
+        "1",
+    )
     assert cli("train", "--config", quick, *options).code == 0
     done = cli("evaluate", "--config", quick)
     assert done.code == 0, done.err
@@ -99,7 +131,11 @@ def test_weights_that_were_put_there_are_used(cache: Path, name: str, weights: s
     model = Model(name=f"timm/{name}", weights=weights)
     network = models.build(model, 3, 160)
     loaded = network.module.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in state.items() if not key.startswith(f"{network.head}."))
+    assert all(
+        torch.equal(loaded[key], value)
+        for key, value in state.items()
+        if not key.startswith(f"{network.head}.")
+    )
     assert loaded[f"{network.head}.weight"].shape[0] == 3
     settings = timm.get_pretrained_cfg(name)
     assert network.normalisation == (list(settings.mean), list(settings.std))

@@ -28,7 +28,14 @@ TRANSFORMED = ("googlenet", "inception_v3")
 SMALL = ("googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 
 
-def run_of(workspace: Workspace, folder: Path, model: Model, size: int, module: nn.Module, normalisation: Sequence[Sequence[float]]) -> str:
+def run_of(
+    workspace: Workspace,
+    folder: Path,
+    model: Model,
+    size: int,
+    module: nn.Module,
+    normalisation: Sequence[Sequence[float]],
+) -> str:
     """Log what a training of a network leaves behind, as version 1 of the model ``trained`` too."""
     data = Data(image_size=size)
     with TrackedRun(workspace, "train", model.name) as run:
@@ -36,7 +43,10 @@ def run_of(workspace: Workspace, folder: Path, model: Model, size: int, module: 
         run.file(folder / "best.safetensors", "checkpoint")
         run.configuration(Configuration(data=data, model=model))
         run.json(names.CLASSES, ["a", "b", "c"])
-        run.json(names.PREPROCESSING, Preprocessing.of(data, (normalisation[0], normalisation[1])).to_dict())
+        run.json(
+            names.PREPROCESSING,
+            Preprocessing.of(data, (normalisation[0], normalisation[1])).to_dict(),
+        )
     (folder / "best.safetensors").unlink()
     workspace.client.create_registered_model("trained")
     workspace.client.create_model_version("trained", f"runs:/{run.id}/model", run.id)
@@ -51,7 +61,9 @@ def logits(module: nn.Module, normalisation: Any, pixels: Tensor) -> Tensor:
 
 
 def pixels_of(size: int) -> Tensor:
-    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def answers_out_of(workspace: Workspace, run: str, name: str, pixels: Tensor) -> list[Tensor]:
@@ -61,7 +73,10 @@ def answers_out_of(workspace: Workspace, run: str, name: str, pixels: Tensor) ->
         network = models.build(transfer.with_file(Model(name=name, weights=form)), 3, size)
         answers.append(logits(network.module, network.normalisation, pixels))
     restored = restore(workspace, run)
-    return [*answers, logits(restored.network, (restored.preprocessing.mean, restored.preprocessing.std), pixels)]
+    return [
+        *answers,
+        logits(restored.network, (restored.preprocessing.mean, restored.preprocessing.std), pixels),
+    ]
 
 
 def with_trained_head(module: nn.Module, head: str) -> nn.Module:
@@ -108,16 +123,23 @@ def as_torchvision_has_it(name: str, cache: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_the_normalisation_does_what_torchvision_does_inside_the_network(cache: Path, name: str) -> None:
+def test_the_normalisation_does_what_torchvision_does_inside_the_network(
+    cache: Path, name: str
+) -> None:
     expected = as_torchvision_has_it(name, cache)
     with published(name, cache):
         network = models.build(Model(name=name, weights="DEFAULT"), 3, FAMILIES[name])
     pixels = pixels_of(FAMILIES[name])
-    assert_same([logits(with_trained_head(network.module, "fc"), network.normalisation, pixels)], logits(expected, IMAGENET, pixels))
+    assert_same(
+        [logits(with_trained_head(network.module, "fc"), network.normalisation, pixels)],
+        logits(expected, IMAGENET, pixels),
+    )
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_a_run_of_the_first_release_answers_as_it_did(workspace: Workspace, cache: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_of_the_first_release_answers_as_it_did(
+    workspace: Workspace, cache: Path, tmp_path: Path, name: str
+) -> None:
     module = as_torchvision_has_it(name, cache)
     model = Model(name=name, weights="IMAGENET1K_V1")
     pixels = pixels_of(FAMILIES[name])
@@ -126,24 +148,41 @@ def test_a_run_of_the_first_release_answers_as_it_did(workspace: Workspace, cach
 
 
 @pytest.mark.parametrize("weights", ["none", "runs:/0123456789abcdef0123456789abcdef/model"])
-def test_a_run_that_had_no_map_inside_the_network_keeps_its_normalisation(workspace: Workspace, tmp_path: Path, weights: str) -> None:
+def test_a_run_that_had_no_map_inside_the_network_keeps_its_normalisation(
+    workspace: Workspace, tmp_path: Path, weights: str
+) -> None:
     network = models.build(Model(name="googlenet"), 3, 64)
     with_trained_head(network.module, "fc")
     pixels = pixels_of(64)
-    run = run_of(workspace, tmp_path, Model(name="googlenet", weights=weights), 64, network.module, IMAGENET)
-    assert_same(answers_out_of(workspace, run, "googlenet", pixels), logits(network.module, IMAGENET, pixels))
+    run = run_of(
+        workspace, tmp_path, Model(name="googlenet", weights=weights), 64, network.module, IMAGENET
+    )
+    assert_same(
+        answers_out_of(workspace, run, "googlenet", pixels),
+        logits(network.module, IMAGENET, pixels),
+    )
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_the_published_file_is_taken_by_path_too(cache: Path, name: str) -> None:
     with published(name, cache) as file:
-        named = models.build(Model(name=name, weights="DEFAULT"), 3, FAMILIES[name]).module.state_dict()
+        named = models.build(
+            Model(name=name, weights="DEFAULT"), 3, FAMILIES[name]
+        ).module.state_dict()
         network = models.build(Model(name=name, weights=f"file:{file}"), 3, FAMILIES[name])
     loaded = network.module.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in named.items() if not key.startswith("fc."))
-    assert "its auxiliary heads, which serve training from random weights, are left out" in network.notes
+    assert all(
+        torch.equal(loaded[key], value) for key, value in named.items() if not key.startswith("fc.")
+    )
+    assert (
+        "its auxiliary heads, which serve training from random weights, are left out"
+        in network.notes
+    )
 
 
 def test_weights_without_a_classifier_are_no_weights_of_a_classifier() -> None:
-    with pytest.raises(models.UserError, match=r"unknown model\.weights 'IMAGENET1K_FEATURES' of vgg16; nearest: IMAGENET1K_V1; allowed: "):
+    with pytest.raises(
+        models.UserError,
+        match=r"unknown model\.weights 'IMAGENET1K_FEATURES' of vgg16; nearest: IMAGENET1K_V1; allowed: ",
+    ):
         models.check(Model(name="vgg16", weights="IMAGENET1K_FEATURES"), 3, 64)

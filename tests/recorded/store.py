@@ -37,7 +37,9 @@ def unpack(folder: Path) -> None:
     _artifact_repos_cache.clear()
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    for file in [path for path in folder.rglob("*") if path.is_file() and path.suffix in {*_TEXTS, ".sql"}]:
+    for file in [
+        path for path in folder.rglob("*") if path.is_file() and path.suffix in {*_TEXTS, ".sql"}
+    ]:
         file.write_text(file.read_text().replace(_PLACEHOLDER, str(folder)))
     for name in _DATABASES:
         dump = folder / f"{name}.sql"

@@ -25,7 +25,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
     def of_width(width: int) -> io.StringIO:
         printed = io.StringIO()
-        screen = console._Output(highlight=False, width=width, force_terminal=True, color_system=None, soft_wrap=False, file=printed)
+        screen = console._Output(
+            highlight=False,
+            width=width,
+            force_terminal=True,
+            color_system=None,
+            soft_wrap=False,
+            file=printed,
+        )
         monkeypatch.setattr(console, "console", screen)
         return printed
 
@@ -34,7 +41,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def test_a_line_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("data from folder:phone: 1 run :smile: [red]x[/red] from folder:rose:")
-    assert capsys.readouterr().out == "data from folder:phone: 1 run :smile: [red]x[/red] from folder:rose:\n"
+    assert (
+        capsys.readouterr().out
+        == "data from folder:phone: 1 run :smile: [red]x[/red] from folder:rose:\n"
+    )
 
 
 def study(count: int = 20, metric: str = "val/accuracy") -> pd.DataFrame:
@@ -49,16 +59,32 @@ def study(count: int = 20, metric: str = "val/accuracy") -> pd.DataFrame:
             "data.image_size": 32 * (1 + number % 2),
             "optimizer.betas": [0.9, 0.999 if number % 2 else 0.99],
         }
-        values = {"run_name": f"{number:02d} mobilenet_v3_small", "val_accuracy": 1 - number / 100, "val_loss": 12.3456 + number}
-        values |= {"test_accuracy": 0.9 if number < 15 else None, "parameters": (26154, 11181642)[number % 2], "seconds": 4000.0 * number}
-        values |= {"state": "complete" if number < 17 else "interrupted", "metric": metric, "value": 0.5}
+        values = {
+            "run_name": f"{number:02d} mobilenet_v3_small",
+            "val_accuracy": 1 - number / 100,
+            "val_loss": 12.3456 + number,
+        }
+        values |= {
+            "test_accuracy": 0.9 if number < 15 else None,
+            "parameters": (26154, 11181642)[number % 2],
+            "seconds": 4000.0 * number,
+        }
+        values |= {
+            "state": "complete" if number < 17 else "interrupted",
+            "metric": metric,
+            "value": 0.5,
+        }
         rows.append(row(f"r{number}", settings, **values))
     return tables.for_people(rows, metric)
 
 
 def cells(printed: str) -> list[list[str]]:
     """Return the texts of each printed line of a table's body."""
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if line.startswith("│")]
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in printed.splitlines()
+        if line.startswith("│")
+    ]
 
 
 def left_out(printed: str) -> list[str]:
@@ -68,7 +94,11 @@ def left_out(printed: str) -> list[str]:
 
 
 def numbers(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,]+", text) if re.fullmatch(r"[\[(]?[\d.]+(e-?\d+)?[%)\]]?", word)]
+    return [
+        word
+        for word in re.split(r"[\s,]+", text)
+        if re.fullmatch(r"[\[(]?[\d.]+(e-?\d+)?[%)\]]?", word)
+    ]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -88,7 +118,9 @@ def test_no_number_of_a_comparison_is_broken(terminal: Terminal, width: int) -> 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("metric", ["val/accuracy", "val/loss", "val/f1_macro"])
-def test_rank_run_settings_and_what_ranks_are_always_shown(terminal: Terminal, width: int, metric: str) -> None:
+def test_rank_run_settings_and_what_ranks_are_always_shown(
+    terminal: Terminal, width: int, metric: str
+) -> None:
     printed, table = terminal(width), study(6, metric)
     console.show_table(table, "Comparison", expendable=tables.least_important(metric))
     columns = list(zip(*cells(printed.getvalue()), strict=True))
@@ -114,8 +146,15 @@ def test_what_is_left_out_is_named(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_number_of_the_scores_per_class_is_broken(terminal: Terminal, width: int) -> None:
-    names = ["cat", "a long name of a class with spaces", "averyveryverylongnamewithoutanyspacesatall", "大熊猫" * 9]
-    scores = pd.DataFrame({"class": names, "precision": 1.0, "recall": 0.51234, "f1": 0.25, "images": 123456})
+    names = [
+        "cat",
+        "a long name of a class with spaces",
+        "averyveryverylongnamewithoutanyspacesatall",
+        "大熊猫" * 9,
+    ]
+    scores = pd.DataFrame(
+        {"class": names, "precision": 1.0, "recall": 0.51234, "f1": 0.25, "images": 123456}
+    )
     printed = terminal(width)
     table, title = tables.scores_table(scores)
     console.show_table(table, title, ["class"], ["images", "precision"])
@@ -125,7 +164,9 @@ def test_no_number_of_the_scores_per_class_is_broken(terminal: Terminal, width: 
 
 
 @pytest.mark.parametrize("width", [1, 10, 20])
-def test_a_terminal_that_is_too_narrow_for_anything_is_no_error(terminal: Terminal, width: int) -> None:
+def test_a_terminal_that_is_too_narrow_for_anything_is_no_error(
+    terminal: Terminal, width: int
+) -> None:
     printed = terminal(width)
     console.show_table(study(2), "Comparison", expendable=tables.least_important("val/accuracy"))
     assert printed.getvalue()
@@ -150,6 +191,10 @@ def test_lines_go_on_at_a_space_and_addresses_stay_whole(terminal: Terminal, wid
 
 def test_a_file_gets_each_line_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    monkeypatch.setattr(console, "console", console._Output(highlight=False, width=140, soft_wrap=True, file=written))
+    monkeypatch.setattr(
+        console,
+        "console",
+        console._Output(highlight=False, width=140, soft_wrap=True, file=written),
+    )
     console.say("word " * 100)
     assert written.getvalue() == "word " * 100 + "\n"

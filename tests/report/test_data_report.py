@@ -22,14 +22,19 @@ VOID = {"meta", "col", "img"}
 Report = dict[str, Any]
 
 
-def image(path: str, label: str = "rose", split: str = "train", kept: bool = True) -> dict[str, Any]:
+def image(
+    path: str, label: str = "rose", split: str = "train", kept: bool = True
+) -> dict[str, Any]:
     return {"path": path, "label": label, "split": split, "kept": kept}
 
 
 def clean(num_classes: int = 3, splits: tuple[str, ...] = ("train", "val", "test")) -> Report:
     """A report without any finding, each class with more images than the one before."""
     classes = [f"class {number}" for number in range(num_classes)]
-    counts = {name: {split: 10 * number + place + 1 for place, split in enumerate(splits)} for number, name in enumerate(classes)}
+    counts = {
+        name: {split: 10 * number + place + 1 for place, split in enumerate(splits)}
+        for number, name in enumerate(classes)
+    }
     return {
         "name": "flowers", "source": "/data/flowers", "digest": "0123456789abcdef" * 2, "classes": classes, "splits": list(splits),
         "num_images": sum(sum(count.values()) for count in counts.values()), "counts": counts,
@@ -48,9 +53,26 @@ def with_findings() -> Report:
     ]
     return {
         **clean(),
-        "quarantined": [{"path": "bad.jpg", "label": "rose", "reason": "truncated: 12 bytes missing"}],
-        "duplicates": {"groups": groups, "num_images": 6, "num_groups": 3, "under_two_labels": 1, "across_splits": 1},
-        "leaks": [{"first": "g.jpg", "first_split": "train", "second": "h.jpg", "second_split": "test", "kind": "equal", "removed": False}],
+        "quarantined": [
+            {"path": "bad.jpg", "label": "rose", "reason": "truncated: 12 bytes missing"}
+        ],
+        "duplicates": {
+            "groups": groups,
+            "num_images": 6,
+            "num_groups": 3,
+            "under_two_labels": 1,
+            "across_splits": 1,
+        },
+        "leaks": [
+            {
+                "first": "g.jpg",
+                "first_split": "train",
+                "second": "h.jpg",
+                "second_split": "test",
+                "kind": "equal",
+                "removed": False,
+            }
+        ],
         "num_leaks": 1,
         "warnings": ["class 'Cat' and 'cat ' differ only by case or blanks"],
         "ignored": {".txt": 3, "": 1},
@@ -101,7 +123,9 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         inside = [tag for tag, _ in self.open]
         classes = self._classes()
-        section = next((str(attributes["id"]) for tag, attributes in self.open if tag == "section"), "")
+        section = next(
+            (str(attributes["id"]) for tag, attributes in self.open if tag == "section"), ""
+        )
         if "style" not in inside:
             self.sections[section] += data
         if inside[-1:] in (["td"], ["th"], ["i"]) and "tr" in inside:
@@ -113,7 +137,9 @@ class Page(HTMLParser):
             self.tiles[-1] = (self.tiles[-1][0] + data, self.tiles[-1][1])
 
     def _classes(self) -> set[str]:
-        return {name for _, attributes in self.open for name in (attributes.get("class") or "").split()}
+        return {
+            name for _, attributes in self.open for name in (attributes.get("class") or "").split()
+        }
 
     @property
     def images(self) -> list[dict[str, str | None]]:
@@ -149,12 +175,22 @@ def test_without_a_finding_there_are_counts_and_samples_only() -> None:
     ],
 )
 def test_a_section_without_content_is_absent(section: str, emptied: Report) -> None:
-    assert list(page_of({**with_findings(), **emptied}).sections) == ["", *(name for name in SECTIONS if name != section)]
+    assert list(page_of({**with_findings(), **emptied}).sections) == [
+        "",
+        *(name for name in SECTIONS if name != section),
+    ]
 
 
 def test_the_head_has_the_key_figures() -> None:
     head = page_of({**with_findings(), "num_images": 1234}).sections[""]
-    for text in ("flowers", "/data/flowers", "1,234 images", "3 classes", "train (33), val (36), test (39)", "digest 01234567"):
+    for text in (
+        "flowers",
+        "/data/flowers",
+        "1,234 images",
+        "3 classes",
+        "train (33), val (36), test (39)",
+        "digest 01234567",
+    ):
         assert text in head
     assert "012345678" not in head
     assert "3 .txt, 1 without extension" in head
@@ -183,11 +219,16 @@ def test_what_was_not_looked_for_is_grey_and_not_zero() -> None:
     page = page_of(report)
     assert page.tiles == [("0", "green"), ("–", "grey"), ("0", "green")]
     assert "not looked for" in page.sections[""]
-    assert page_of({**report, **{name: with_findings()[name] for name in ("leaks", "num_leaks")}}).tiles[2] == ("1", "red")
+    assert page_of(
+        {**report, **{name: with_findings()[name] for name in ("leaks", "num_leaks")}}
+    ).tiles[2] == ("1", "red")
 
 
 def test_the_baseline_is_a_sentence() -> None:
-    assert "validation accuracy of 73.1%: that of always answering class 2, the most frequent class" in page_of(clean()).sections[""]
+    assert (
+        "validation accuracy of 73.1%: that of always answering class 2, the most frequent class"
+        in page_of(clean()).sections[""]
+    )
 
 
 def test_the_chart_has_the_counts_given_the_largest_class_first() -> None:
@@ -201,7 +242,11 @@ def test_the_chart_has_the_counts_given_the_largest_class_first() -> None:
         ["class 1", "", "11", "12", "13", "36"],
     ]
     page = page_of(report)
-    assert [attributes["class"] for tag, attributes in page.tags if tag == "td" and attributes.get("class")] == ["zero", "zero"]
+    assert [
+        attributes["class"]
+        for tag, attributes in page.tags
+        if tag == "td" and attributes.get("class")
+    ] == ["zero", "zero"]
     assert "From 36 images (class 1) to 4,000 (class 0)." in page.sections["counts"]
 
 
@@ -211,9 +256,13 @@ def test_classes_of_one_size_are_said_to_be_so() -> None:
     assert "7 of every class." in page_of(report).sections["counts"]
 
 
-@pytest.mark.parametrize("splits", [("train", "val", "test"), ("fold 0", "fold 1", "fold 2", "fold 3", "fold 4", "test")])
+@pytest.mark.parametrize(
+    "splits", [("train", "val", "test"), ("fold 0", "fold 1", "fold 2", "fold 3", "fold 4", "test")]
+)
 @pytest.mark.parametrize("num_classes", [2, 40, 300])
-def test_every_class_has_a_row_and_a_bar_in_proportion(num_classes: int, splits: tuple[str, ...]) -> None:
+def test_every_class_has_a_row_and_a_bar_in_proportion(
+    num_classes: int, splits: tuple[str, ...]
+) -> None:
     report = clean(num_classes, splits)
     page = page_of(report)
     header, *rows = page.rows
@@ -222,29 +271,52 @@ def test_every_class_has_a_row_and_a_bar_in_proportion(num_classes: int, splits:
         name: list(count.values()) for name, count in report["counts"].items()
     }
     totals = [int(row[-1].replace(",", "")) for row in rows]
-    assert totals == sorted((sum(count.values()) for count in report["counts"].values()), reverse=True)
-    bars = [str(attributes["style"]) for _, attributes in page.tags if attributes.get("class") == "bar"]
+    assert totals == sorted(
+        (sum(count.values()) for count in report["counts"].values()), reverse=True
+    )
+    bars = [
+        str(attributes["style"]) for _, attributes in page.tags if attributes.get("class") == "bar"
+    ]
     assert [float(bar.removeprefix("width:").removesuffix("%")) for bar in bars] == pytest.approx(
         [100 * total / totals[0] for total in totals], abs=0.01
     )
-    parts = [attributes for _, attributes in page.tags if "flex-grow" in (attributes.get("style") or "")]
-    assert [part["class"] for part in parts] == [f"s{number}" for number in range(len(splits))] * num_classes
+    parts = [
+        attributes for _, attributes in page.tags if "flex-grow" in (attributes.get("style") or "")
+    ]
+    assert [part["class"] for part in parts] == [
+        f"s{number}" for number in range(len(splits))
+    ] * num_classes
 
 
 def test_splits_differ_in_colour() -> None:
     splits = ("train", "val", "fold 0", "fold 1", "fold 2", "fold 3", "fold 4", "test")
-    rules = re.findall(r"^\.s(\d) { background: (.+?);", data_report.to_html(clean(splits=splits), {}), flags=re.MULTILINE)
+    rules = re.findall(
+        r"^\.s(\d) { background: (.+?);",
+        data_report.to_html(clean(splits=splits), {}),
+        flags=re.MULTILINE,
+    )
     assert [number for number, _ in rules] == [str(number) for number in range(len(splits))]
     assert len({colour for _, colour in rules}) == len(splits)
 
 
-@pytest.mark.parametrize(("num_classes", "sizes"), [(40, []), (41, ["compact"]), (100, ["compact"]), (101, ["compact", "scrolled"])])
+@pytest.mark.parametrize(
+    ("num_classes", "sizes"),
+    [(40, []), (41, ["compact"]), (100, ["compact"]), (101, ["compact", "scrolled"])],
+)
 def test_many_classes_become_compact_then_scroll(num_classes: int, sizes: list[str]) -> None:
     page = page_of(clean(num_classes))
-    (chart,) = [attributes["class"] for _, attributes in page.tags if (attributes.get("class") or "").startswith("chart")]
+    (chart,) = [
+        attributes["class"]
+        for _, attributes in page.tags
+        if (attributes.get("class") or "").startswith("chart")
+    ]
     assert str(chart).split() == ["chart", *sizes]
     # The tallest layer lies at the bottom.
-    assert [attributes["class"] for tag, attributes in page.tags if tag == "polygon"] == ["s2", "s1", "s0"] * bool(sizes)
+    assert [attributes["class"] for tag, attributes in page.tags if tag == "polygon"] == [
+        "s2",
+        "s1",
+        "s0",
+    ] * bool(sizes)
 
 
 def test_pictures_are_embedded_with_their_type_and_path() -> None:
@@ -259,10 +331,17 @@ def test_pictures_are_embedded_with_their_type_and_path() -> None:
 
 def test_nothing_is_loaded_or_run() -> None:
     page = page_of(with_findings())
-    addresses = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    addresses = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href")
+    ]
     assert addresses and all(str(address).startswith(("data:image/", "#")) for address in addresses)
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
-    assert "url(" not in data_report.to_html(with_findings(), {}) and "@import" not in data_report.to_html(with_findings(), {})
+    assert "url(" not in data_report.to_html(
+        with_findings(), {}
+    ) and "@import" not in data_report.to_html(with_findings(), {})
 
 
 def test_private_images_are_not_shown_and_the_page_says_so() -> None:
@@ -280,18 +359,58 @@ def test_private_images_are_not_shown_and_the_page_says_so() -> None:
 def test_marks_of_duplicates() -> None:
     cards = page_of(with_findings()).cards
     assert cards == [
-        [("card", "red"), ("equal", ""), ("different labels", "red"), ("rose", "red"), ("train", ""), ("lily", "red"), ("train", "")],
-        [("card", "amber"), ("near", ""), ("across splits", "amber"), ("rose", ""), ("train", "amber"), ("rose", ""), ("test", "amber")],
-        [("card", ""), ("equal", ""), ("rose", ""), ("train", ""), ("rose", ""), ("train", ""), ("removed", "")],
-        [("card", "amber"), ("equal", ""), ("across splits", "amber"), ("train", "amber"), ("test", "amber")],
+        [
+            ("card", "red"),
+            ("equal", ""),
+            ("different labels", "red"),
+            ("rose", "red"),
+            ("train", ""),
+            ("lily", "red"),
+            ("train", ""),
+        ],
+        [
+            ("card", "amber"),
+            ("near", ""),
+            ("across splits", "amber"),
+            ("rose", ""),
+            ("train", "amber"),
+            ("rose", ""),
+            ("test", "amber"),
+        ],
+        [
+            ("card", ""),
+            ("equal", ""),
+            ("rose", ""),
+            ("train", ""),
+            ("rose", ""),
+            ("train", ""),
+            ("removed", ""),
+        ],
+        [
+            ("card", "amber"),
+            ("equal", ""),
+            ("across splits", "amber"),
+            ("train", "amber"),
+            ("test", "amber"),
+        ],
     ]
 
 
 def test_a_removed_copy_crosses_no_splits() -> None:
     report = with_findings()
-    report["duplicates"]["groups"] = [{"kind": "equal", "images": [image("a.jpg", split="test"), image("b.jpg", kept=False)]}]
+    report["duplicates"]["groups"] = [
+        {"kind": "equal", "images": [image("a.jpg", split="test"), image("b.jpg", kept=False)]}
+    ]
     assert page_of(report).cards[0] == [
-        *[("card", ""), ("equal", ""), ("rose", ""), ("test", ""), ("rose", ""), ("train", ""), ("removed", "")],
+        *[
+            ("card", ""),
+            ("equal", ""),
+            ("rose", ""),
+            ("test", ""),
+            ("rose", ""),
+            ("train", ""),
+            ("removed", ""),
+        ],
     ]
 
 
@@ -312,10 +431,16 @@ def test_what_the_policy_means_is_said(policy: str, text: str) -> None:
 
 
 def test_given_splits_are_said_to_limit_the_grouping() -> None:
-    assert "splits that came with the images are kept" in page_of(with_findings()).sections["duplicates"]
+    assert (
+        "splits that came with the images are kept"
+        in page_of(with_findings()).sections["duplicates"]
+    )
 
 
-@pytest.mark.parametrize(("policy", "text"), [("warn", "a score on them rewards memory"), ("drop", "the copies outside test were removed")])
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [("warn", "a score on them rewards memory"), ("drop", "the copies outside test were removed")],
+)
 def test_what_became_of_leaks_is_said(policy: str, text: str) -> None:
     report = with_findings()
     report["policies"]["duplicates"] = policy
@@ -326,7 +451,9 @@ def test_what_became_of_leaks_is_said(policy: str, text: str) -> None:
 def test_what_becomes_of_unreadable_images_is_said(policy: str) -> None:
     report = with_findings()
     report["policies"]["bad"] = policy
-    assert ("stop the preparation" if policy == "error" else "are left out") in page_of(report).sections["left-out"]
+    assert ("stop the preparation" if policy == "error" else "are left out") in page_of(
+        report
+    ).sections["left-out"]
 
 
 @pytest.mark.parametrize(("distance", "said"), [(-1, False), (0, True), (7, True)])
@@ -338,7 +465,9 @@ def test_near_is_explained_where_it_counts(distance: int, said: bool) -> None:
 
 def test_files_left_out_are_a_table_with_reasons() -> None:
     report = with_findings()
-    report["quarantined"] += [{"path": f"{name}.jpg", "label": "lily", "reason": f"copy of {name}"} for name in ("x", "y")]
+    report["quarantined"] += [
+        {"path": f"{name}.jpg", "label": "lily", "reason": f"copy of {name}"} for name in ("x", "y")
+    ]
     page = page_of(report)
     assert page.rows[-3:] == [
         ["bad.jpg", "rose", "truncated: 12 bytes missing"],
@@ -351,12 +480,28 @@ def test_files_left_out_are_a_table_with_reasons() -> None:
 def many_findings() -> Report:
     """More of everything than the page shows, and more duplicates and leaks than the report lists."""
     report = {**clean(33), "warnings": [f"warning {number}" for number in range(45)]}
-    report["quarantined"] = [{"path": f"{number}.jpg", "label": "rose", "reason": "empty"} for number in range(1502)]
-    groups = [{"kind": "equal", "images": [image(f"{number}-{side}.jpg") for side in range(2)]} for number in range(70)]
-    groups[0]["images"] = [image(f"0-{side}.jpg", label="lily" if side == 29 else "rose") for side in range(30)]
-    report["duplicates"] = {"groups": groups, "num_images": 9000, "num_groups": 4000, "under_two_labels": 0, "across_splits": 0}
+    report["quarantined"] = [
+        {"path": f"{number}.jpg", "label": "rose", "reason": "empty"} for number in range(1502)
+    ]
+    groups = [
+        {"kind": "equal", "images": [image(f"{number}-{side}.jpg") for side in range(2)]}
+        for number in range(70)
+    ]
+    groups[0]["images"] = [
+        image(f"0-{side}.jpg", label="lily" if side == 29 else "rose") for side in range(30)
+    ]
+    report["duplicates"] = {
+        "groups": groups,
+        "num_images": 9000,
+        "num_groups": 4000,
+        "under_two_labels": 0,
+        "across_splits": 0,
+    }
     leak = {"first_split": "train", "second_split": "test", "kind": "near", "removed": False}
-    report["leaks"] = [{"first": f"{number}-first.jpg", "second": f"{number}-second.jpg", **leak} for number in range(65)]
+    report["leaks"] = [
+        {"first": f"{number}-first.jpg", "second": f"{number}-second.jpg", **leak}
+        for number in range(65)
+    ]
     return {**report, "num_leaks": 65}
 
 
@@ -388,7 +533,9 @@ def test_limits_hold() -> None:
 def test_the_cause_of_a_mark_is_shown_though_the_group_is_cut() -> None:
     page = page_of(many_findings())
     assert ("lily", "red") in page.cards[0]
-    assert "0-29.jpg" in page.sections["duplicates"] and "0-28.jpg" not in page.sections["duplicates"]
+    assert (
+        "0-29.jpg" in page.sections["duplicates"] and "0-28.jpg" not in page.sections["duplicates"]
+    )
     assert "and 18 more" in page.sections["duplicates"]
 
 
@@ -398,7 +545,9 @@ def test_no_other_picture_is_needed_than_said() -> None:
     every |= {leak[side] for leak in report["leaks"] for side in ("first", "second")}
     every |= {path for paths in report["samples"].values() for path in paths}
     assert data_report.paths_shown(report) < every
-    assert data_report.to_html(report, dict.fromkeys(every, PNG)) == data_report.to_html(report, thumbnails(report))
+    assert data_report.to_html(report, dict.fromkeys(every, PNG)) == data_report.to_html(
+        report, thumbnails(report)
+    )
     assert {found["alt"] for found in page_of(report).images} == data_report.paths_shown(report)
 
 
@@ -441,7 +590,10 @@ def test_markup_in_names_and_paths_is_text() -> None:
     assert skeleton(page) == skeleton(page_of(named("rose", "rose.jpg")))
     assert [HOSTILE, "", "3", "2", "5"] in page.rows
     assert [f"folder/{HOSTILE}.jpg", HOSTILE, f"{HOSTILE}: folder/{HOSTILE}.jpg"] in page.rows
-    assert {found["alt"] for found in page.images} == {f"folder/{HOSTILE}.jpg", f"folder/{HOSTILE}.jpg too"}
+    assert {found["alt"] for found in page.images} == {
+        f"folder/{HOSTILE}.jpg",
+        f"folder/{HOSTILE}.jpg too",
+    }
 
 
 NAMES = st.text(min_size=1) | st.text(alphabet="<>&\"'/=!-; \nascript", min_size=1)

@@ -62,7 +62,9 @@ def test_a_matrix_is_drawn_in_natural_order(tmp_path: Path) -> None:
     as_sorted, natural = [0, 1, 2], [0, 2, 1]
     pictures = []
     for names, order in ((["1", "10", "2"], as_sorted), (["1", "2", "10"], natural)):
-        figures.confusion_matrix(tmp_path / "matrix.png", counts[np.ix_(order, order)], names, "validation")
+        figures.confusion_matrix(
+            tmp_path / "matrix.png", counts[np.ix_(order, order)], names, "validation"
+        )
         pictures.append(pixels_of(tmp_path / "matrix.png"))
     assert (pictures[0] == pictures[1]).all()
 
@@ -86,7 +88,16 @@ def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
         ["قطة", "बिल्ली", "แมว"],
         ["🐈", "❤️ heart", "\U000f0000"],
     ],
-    ids=["formulas", "blank", "long", "accents", "markup", "East Asian", "other scripts", "no letters"],
+    ids=[
+        "formulas",
+        "blank",
+        "long",
+        "accents",
+        "markup",
+        "East Asian",
+        "other scripts",
+        "no letters",
+    ],
 )
 def test_classes_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
     figures.confusion_matrix(tmp_path / "matrix.png", matrix(3), names, "validation")
@@ -94,12 +105,16 @@ def test_classes_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
 
 
 def test_a_class_without_images_is_drawn_empty(tmp_path: Path) -> None:
-    figures.confusion_matrix(tmp_path / "matrix.png", np.array([[3, 0], [0, 0]]), ["cat", "dog"], "validation")
+    figures.confusion_matrix(
+        tmp_path / "matrix.png", np.array([[3, 0], [0, 0]]), ["cat", "dog"], "validation"
+    )
     assert count(tmp_path / "matrix.png", DARKEST) > 1000
 
 
 def test_a_matrix_without_any_image_is_drawn_empty(tmp_path: Path) -> None:
-    figures.confusion_matrix(tmp_path / "matrix.png", np.zeros((2, 2), dtype=np.int64), ["cat", "dog"], "validation")
+    figures.confusion_matrix(
+        tmp_path / "matrix.png", np.zeros((2, 2), dtype=np.int64), ["cat", "dog"], "validation"
+    )
     assert count(tmp_path / "matrix.png", DARKEST) == 0
 
 
@@ -127,7 +142,9 @@ def test_shares_are_of_all_images_of_the_true_class(tmp_path: Path) -> None:
     pictures = []
     for cells in (among, [*among, *beyond]):
         table = pd.DataFrame(cells, columns=["true", "predicted", "count"])
-        figures.most_confused(tmp_path / "matrix.png", table, [str(number) for number in range(1200)], "test")
+        figures.most_confused(
+            tmp_path / "matrix.png", table, [str(number) for number in range(1200)], "test"
+        )
         pictures.append(pixels_of(tmp_path / "matrix.png"))
     counts, shares = (slice(0, len(pictures[0]) // 2), slice(len(pictures[0]) // 2, None))
     assert (pictures[0][counts] == pictures[1][counts]).all()
@@ -137,13 +154,20 @@ def test_shares_are_of_all_images_of_the_true_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("correct", [True, False])
 def test_few_or_no_confusions_are_drawn_too(tmp_path: Path, correct: bool) -> None:
     cells = pd.DataFrame({"true": [4], "predicted": [4 if correct else 7], "count": [1]})
-    figures.most_confused(tmp_path / "matrix.png", cells, [str(number) for number in range(1200)], "test")
+    figures.most_confused(
+        tmp_path / "matrix.png", cells, [str(number) for number in range(1200)], "test"
+    )
     assert count(tmp_path / "matrix.png", DARKEST) > 1000
 
 
 def history(epochs: int) -> list[dict[str, float]]:
     return [
-        {"train/loss": 2 / epoch, "val/loss": 3 / epoch, "train/accuracy": 1 - 0.5 / epoch, "val/accuracy": 1 - 0.7 / epoch}
+        {
+            "train/loss": 2 / epoch,
+            "val/loss": 3 / epoch,
+            "train/accuracy": 1 - 0.5 / epoch,
+            "val/accuracy": 1 - 0.7 / epoch,
+        }
         for epoch in range(1, epochs + 1)
     ]
 
@@ -157,7 +181,9 @@ def test_learning_curves_show_training_and_validation(tmp_path: Path, epochs: in
 
 def test_learning_curves_have_a_gap_where_a_value_is_missing(tmp_path: Path) -> None:
     figures.learning_curves(tmp_path / "whole.png", history(3), best_epoch=1)
-    figures.learning_curves(tmp_path / "gap.png", [*history(2), {**history(3)[2], "val/loss": math.nan}], best_epoch=1)
+    figures.learning_curves(
+        tmp_path / "gap.png", [*history(2), {**history(3)[2], "val/loss": math.nan}], best_epoch=1
+    )
     assert 0 < count(tmp_path / "gap.png", ORANGE) < count(tmp_path / "whole.png", ORANGE)
 
 
@@ -182,14 +208,21 @@ def height_of_curves(file: Path) -> int:
 
 @pytest.mark.parametrize("majority", [0.1, 0.0, 1.0, 0.735, 0.5])
 def test_the_majority_does_not_press_the_curves_together(tmp_path: Path, majority: float) -> None:
-    high = [{**values, "train/accuracy": 0.9 + values["train/accuracy"] / 10, "val/accuracy": 0.9} for values in history(10)]
+    high = [
+        {**values, "train/accuracy": 0.9 + values["train/accuracy"] / 10, "val/accuracy": 0.9}
+        for values in history(10)
+    ]
     high = [{**values, "val/accuracy": 0.88 + number / 100} for number, values in enumerate(high)]
     figures.learning_curves(tmp_path / "without.png", high, 10)
     figures.learning_curves(tmp_path / "with.png", high, 10, majority)
-    assert height_of_curves(tmp_path / "with.png") > 0.45 * height_of_curves(tmp_path / "without.png")
+    assert height_of_curves(tmp_path / "with.png") > 0.45 * height_of_curves(
+        tmp_path / "without.png"
+    )
 
 
-@pytest.mark.parametrize("lrs", [[1e-3], [1e-3] * 50, [1e-3 * 0.9**step for step in range(50)], [1e-12] * 3])
+@pytest.mark.parametrize(
+    "lrs", [[1e-3], [1e-3] * 50, [1e-3 * 0.9**step for step in range(50)], [1e-12] * 3]
+)
 def test_the_learning_rate_is_drawn(tmp_path: Path, lrs: list[float]) -> None:
     figures.learning_rate(tmp_path / "lr.png", lrs, steps_per_epoch=10)
     assert count(tmp_path / "lr.png", BLUE) > (0 if len(lrs) > 1 else -1)
@@ -197,7 +230,13 @@ def test_the_learning_rate_is_drawn(tmp_path: Path, lrs: list[float]) -> None:
 
 
 def run(**values: Any) -> dict[str, Any]:
-    defaults = {"state": "complete", "val_accuracy": 0.9, "test_accuracy": None, "test_accuracy_low": None, "test_accuracy_high": None}
+    defaults = {
+        "state": "complete",
+        "val_accuracy": 0.9,
+        "test_accuracy": None,
+        "test_accuracy_low": None,
+        "test_accuracy_high": None,
+    }
     return {**defaults, **values}
 
 
@@ -221,13 +260,19 @@ def test_the_comparison_shows_no_test_score_where_there_is_none(tmp_path: Path) 
 
 @pytest.mark.parametrize("state", ["pruned", "failed", "interrupted"])
 def test_runs_that_are_not_complete_are_grey(tmp_path: Path, state: str) -> None:
-    complete, other = drawn(tmp_path / "a.png", run(), run()), drawn(tmp_path / "b.png", run(), run(state=state))
+    complete, other = (
+        drawn(tmp_path / "a.png", run(), run()),
+        drawn(tmp_path / "b.png", run(), run(state=state)),
+    )
     assert count(other, GREY) > count(complete, GREY)
     assert 0 < count(other, BLUE) < count(complete, BLUE)
 
 
 def test_a_run_far_below_stands_at_the_edge(tmp_path: Path) -> None:
-    near, far = (drawn(tmp_path / f"{value}.png", run(), run(), run(state="pruned", val_accuracy=value)) for value in (0.89, 0.1))
+    near, far = (
+        drawn(tmp_path / f"{value}.png", run(), run(), run(state="pruned", val_accuracy=value))
+        for value in (0.89, 0.1)
+    )
     assert (pixels_of(near) != pixels_of(far)).any()
     assert abs(count(near, BLUE) - count(far, BLUE)) < 0.5 * count(near, BLUE)
 
@@ -240,11 +285,18 @@ def test_a_run_far_below_stands_at_the_edge(tmp_path: Path) -> None:
         {"test_accuracy": math.nan, "test_accuracy_low": math.nan, "test_accuracy_high": math.nan},
         {"test_accuracy": 0.8},
         {"val_accuracy": 0.0},
-        {"val_accuracy": 1.0, "test_accuracy": 1.0, "test_accuracy_low": 0.9, "test_accuracy_high": 1.0},
+        {
+            "val_accuracy": 1.0,
+            "test_accuracy": 1.0,
+            "test_accuracy_low": 0.9,
+            "test_accuracy_high": 1.0,
+        },
     ],
     ids=["NaN", "failed NaN", "test NaN", "no interval", "zero", "one"],
 )
-def test_the_comparison_shows_the_others_beside_an_odd_run(tmp_path: Path, odd: dict[str, Any]) -> None:
+def test_the_comparison_shows_the_others_beside_an_odd_run(
+    tmp_path: Path, odd: dict[str, Any]
+) -> None:
     first, last = run(**odd), run(**TESTED)
     for rows in ((first, last), (last, first)):
         file = drawn(tmp_path / "comparison.png", *rows)
@@ -266,7 +318,10 @@ def test_the_comparison_has_a_line_at_the_majority_or_a_note(
     tmp_path: Path, accuracies: tuple[float, ...], majority: float, is_line: bool
 ) -> None:
     rows = [run(val_accuracy=value) for value in accuracies]
-    plain, marked = drawn(tmp_path / "plain.png", *rows), drawn(tmp_path / "marked.png", *rows, majority=majority)
+    plain, marked = (
+        drawn(tmp_path / "plain.png", *rows),
+        drawn(tmp_path / "marked.png", *rows, majority=majority),
+    )
     assert (longest_grey_line(marked, axis=0) > 50) == is_line
     assert longest_grey_line(plain, axis=0) < 50
     assert not np.array_equal(pixels_of(marked), pixels_of(plain))
@@ -279,7 +334,10 @@ def test_the_majority_does_not_press_the_runs_together(tmp_path: Path, majority:
         return int(np.ptp(np.flatnonzero((pixels_of(file)[:120] == BLUE).all(axis=2).any(axis=0))))
 
     rows = [run(), run(val_accuracy=0.8), run(val_accuracy=0.7)]
-    plain, marked = drawn(tmp_path / "plain.png", *rows), drawn(tmp_path / "marked.png", *rows, majority=majority)
+    plain, marked = (
+        drawn(tmp_path / "plain.png", *rows),
+        drawn(tmp_path / "marked.png", *rows, majority=majority),
+    )
     assert width(marked) > 0.45 * width(plain)
 
 
@@ -287,19 +345,25 @@ def by_loss(value: float, **values: Any) -> dict[str, Any]:
     return run(value=value, test_value=value + 0.1, **values)
 
 
-def test_a_comparison_by_loss_shows_the_losses_and_notes_the_worst_at_the_right_edge(tmp_path: Path) -> None:
+def test_a_comparison_by_loss_shows_the_losses_and_notes_the_worst_at_the_right_edge(
+    tmp_path: Path,
+) -> None:
     rows = [by_loss(0.2), by_loss(0.3), by_loss(0.25, state="pruned")]
     far = [*rows[:2], by_loss(2.6, state="pruned", test_accuracy=None) | {"test_value": None}]
     for name, shown in (("near.png", rows), ("far.png", far)):
         figures.comparison(tmp_path / name, shown, ["a", "b", "c"], 0.5, "val/loss")
     assert count(tmp_path / "near.png", BLUE) > 30 and count(tmp_path / "near.png", ORANGE) > 30
-    assert abs(count(tmp_path / "near.png", BLUE) - count(tmp_path / "far.png", BLUE)) < 0.5 * count(tmp_path / "near.png", BLUE)
+    assert abs(
+        count(tmp_path / "near.png", BLUE) - count(tmp_path / "far.png", BLUE)
+    ) < 0.5 * count(tmp_path / "near.png", BLUE)
     # The accuracy of always answering the largest class is no loss.
     assert longest_grey_line(tmp_path / "near.png", axis=0) < 50
 
 
 def test_a_comparison_without_a_complete_run_is_drawn(tmp_path: Path) -> None:
-    assert count(drawn(tmp_path / "comparison.png", run(state="pruned", val_accuracy=0.3)), GREY) > 30
+    assert (
+        count(drawn(tmp_path / "comparison.png", run(state="pruned", val_accuracy=0.3)), GREY) > 30
+    )
 
 
 def test_an_empty_comparison_is_drawn(tmp_path: Path) -> None:
@@ -307,13 +371,19 @@ def test_an_empty_comparison_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_long_comparison_is_high_enough_for_its_labels(tmp_path: Path) -> None:
-    short, long = (pixels_of(drawn(tmp_path / f"{number}.png", *[run()] * number)) for number in (10, 60))
+    short, long = (
+        pixels_of(drawn(tmp_path / f"{number}.png", *[run()] * number)) for number in (10, 60)
+    )
     assert long.shape[0] - short.shape[0] > 50 * 12
 
 
-def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the_others_lie(tmp_path: Path) -> None:
+def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the_others_lie(
+    tmp_path: Path,
+) -> None:
     rows = [run(val_accuracy=0.99 - number / 2000) for number in range(1000)]
-    hundred, all_ = (pixels_of(drawn(tmp_path / f"{number}.png", *rows[:number])) for number in (100, 1000))
+    hundred, all_ = (
+        pixels_of(drawn(tmp_path / f"{number}.png", *rows[:number])) for number in (100, 1000)
+    )
     assert 20 < all_.shape[0] - hundred.shape[0] < 60
     # A grey bar, from the worst to the best of those without a row.
     bar = (np.abs(pixels_of(tmp_path / "1000.png").astype(int) - (202, 205, 209)) < 8).all(axis=2)
@@ -323,12 +393,16 @@ def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the
 
 
 def test_labels_may_hold_anything(tmp_path: Path) -> None:
-    figures.comparison(tmp_path / "comparison.png", [run(), run()], ["$1_$ {x^ $", "Kätzchen, lr 0.001"])
+    figures.comparison(
+        tmp_path / "comparison.png", [run(), run()], ["$1_$ {x^ $", "Kätzchen, lr 0.001"]
+    )
     assert count(tmp_path / "comparison.png", BLUE) > 30
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_a_terminal_acts_on_is_written_out_and_reaches_it_by_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_terminal_acts_on_is_written_out_and_reaches_it_by_no_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hostile = "a\x1b[2J\x07\u202eb"
     figures.confusion_matrix(tmp_path / "matrix.png", matrix(3), [hostile, "b", "c"], hostile)
     figures.comparison(tmp_path / "comparison.png", [run()], [hostile])
@@ -340,11 +414,17 @@ def test_what_a_terminal_acts_on_is_written_out_and_reaches_it_by_no_warning(tmp
     assert not set("\x1b\x07\u202e") & set(printed.out + printed.err)
 
 
-def preview(file: Path, rows: int, size: int = 16, epochs: int = 8, names: list[str] | None = None) -> Path:
+def preview(
+    file: Path, rows: int, size: int = 16, epochs: int = 8, names: list[str] | None = None
+) -> Path:
     rng = np.random.default_rng(0)
-    originals = [rng.integers(0, 256, (3, size + 4, size + 8 * row), dtype=np.uint8) for row in range(rows)]
+    originals = [
+        rng.integers(0, 256, (3, size + 4, size + 8 * row), dtype=np.uint8) for row in range(rows)
+    ]
     views = rng.integers(0, 256, (rows, epochs, 3, size, size), dtype=np.uint8)
-    figures.augmentation_preview(file, originals, views, names or [f"class {row}" for row in range(rows)])
+    figures.augmentation_preview(
+        file, originals, views, names or [f"class {row}" for row in range(rows)]
+    )
     return file
 
 
@@ -356,8 +436,13 @@ def test_the_preview_has_a_row_per_image(tmp_path: Path, rows: int) -> None:
 
 
 def test_the_preview_shows_the_pixels_it_is_given(tmp_path: Path) -> None:
-    one_colour = [np.broadcast_to(np.array(colour, np.uint8)[:, None, None], (3, 16, 16)) for colour in (BLUE, ORANGE)]
-    figures.augmentation_preview(tmp_path / "preview.png", [one_colour[0]], [np.stack([one_colour[1]] * 8)], ["cat"])
+    one_colour = [
+        np.broadcast_to(np.array(colour, np.uint8)[:, None, None], (3, 16, 16))
+        for colour in (BLUE, ORANGE)
+    ]
+    figures.augmentation_preview(
+        tmp_path / "preview.png", [one_colour[0]], [np.stack([one_colour[1]] * 8)], ["cat"]
+    )
     blue, orange = count(tmp_path / "preview.png", BLUE), count(tmp_path / "preview.png", ORANGE)
     assert blue > 90 * 90
     assert orange == pytest.approx(8 * blue, rel=0.05)

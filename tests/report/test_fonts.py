@@ -66,7 +66,10 @@ def test_a_name_is_drawn_by_a_font_that_has_it(tmp_path: Path, own_font: str) ->
     assert fonts.is_drawable(PRIVATE)
     assert fonts.families([f"a{PRIVATE}"])[-1] == own_font
     # Filled squares instead of the outline of one.
-    assert darkness(tmp_path / "own.png", PRIVATE * 8) > darkness(tmp_path / "none.png", fonts.INSTEAD * 8) + 500
+    assert (
+        darkness(tmp_path / "own.png", PRIVATE * 8)
+        > darkness(tmp_path / "none.png", fonts.INSTEAD * 8) + 500
+    )
 
 
 def test_what_no_font_has_is_a_box_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +77,9 @@ def test_what_no_font_has_is_a_box_and_said_once(capsys: pytest.CaptureFixture[s
     assert fonts.drawable([f"a{OTHER}", OTHER]) == [f"a{fonts.INSTEAD}", fonts.INSTEAD]
     assert not fonts.is_drawable(OTHER)
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "1 characters that no installed font has" in out and OTHER in out
+    assert (
+        out.count("\n") == 1 and "1 characters that no installed font has" in out and OTHER in out
+    )
     assert fonts.drawable([OTHER]) == [fonts.INSTEAD]
     assert capsys.readouterr().out == ""
 
@@ -83,7 +88,9 @@ def test_a_name_that_cannot_be_drawn_is_told_by_its_number(tmp_path: Path) -> No
     assert figures._names(["cat", OTHER, "dog"], [1, 2]) == [f"1 {fonts.INSTEAD}", "dog"]
 
 
-@pytest.mark.parametrize("text", ["resnet18, lr 0.001", "Kätzchen", "œuvre", "γάτα", "Кошка", "a\u200bb", ""])
+@pytest.mark.parametrize(
+    "text", ["resnet18, lr 0.001", "Kätzchen", "œuvre", "γάτα", "Кошка", "a\u200bb", ""]
+)
 def test_what_the_usual_font_has_needs_no_other(text: str) -> None:
     assert fonts.families([text]) == fonts.families([])
 
@@ -98,17 +105,31 @@ def test_a_formula_is_no_formula() -> None:
     assert fonts.drawable(["$x$"]) == [r"\$x\$"]
 
 
-def test_marks_that_only_shape_are_no_missing_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_marks_that_only_shape_are_no_missing_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert all(fonts.is_drawable(text) for text in ("a\u200d", "a\ufe0f", "\u2067a\u2069"))
     assert capsys.readouterr().out == ""
 
 
 def test_a_font_installed_later_is_found(tmp_path: Path) -> None:
-    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path / "cache"), "PYTHONPATH": str(PROJECT)}
+    environment = {
+        **os.environ,
+        "XDG_DATA_HOME": str(tmp_path),
+        "MPLCONFIGDIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(PROJECT),
+    }
     ask = f"from pipeline.report import fonts; print(fonts.is_drawable({PRIVATE!r}))"
 
     def answer() -> list[str]:
-        asked = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True, encoding="utf-8")
+        asked = subprocess.run(
+            [sys.executable, "-c", ask],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
+        )
         assert asked.stderr == ""
         return asked.stdout.splitlines()
 
@@ -122,8 +143,16 @@ def test_a_font_installed_later_is_found(tmp_path: Path) -> None:
 
 def test_a_folder_for_caches_that_cannot_be_made_is_no_line_on_the_console(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "file" / "cache"), "PYTHONPATH": str(PROJECT)}
+    environment = {
+        **os.environ,
+        "MPLCONFIGDIR": str(tmp_path / "file" / "cache"),
+        "PYTHONPATH": str(PROJECT),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", "import pipeline.report.figures"], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import pipeline.report.figures"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")

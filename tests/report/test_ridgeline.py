@@ -32,15 +32,23 @@ def dark(file: Path) -> int:
 
 def history(epochs: Sequence[int], width: float, number: int = 5000) -> History:
     rng = np.random.default_rng(0)
-    made = [histogram((width * (1 + epoch / 10) * rng.standard_normal(number)).astype(np.float32)) for epoch in epochs]
+    made = [
+        histogram((width * (1 + epoch / 10) * rng.standard_normal(number)).astype(np.float32))
+        for epoch in epochs
+    ]
     return History(list(epochs), [edges for edges, _ in made], [counts for _, counts in made])
 
 
 @strictly
 @pytest.mark.parametrize("groups", [1, 2, 5, 12])
 @pytest.mark.parametrize("epochs", [[0], [0, 1], [0, 1, *range(4, 100, 3)]], ids=len)
-def test_a_ridgeline_is_written_for_any_number_of_groups_and_epochs(tmp_path: Path, groups: int, epochs: list[int]) -> None:
-    ridgeline(tmp_path / "weights.png", {f"features.denseblock{number}": history(epochs, 0.1) for number in range(groups)})
+def test_a_ridgeline_is_written_for_any_number_of_groups_and_epochs(
+    tmp_path: Path, groups: int, epochs: list[int]
+) -> None:
+    ridgeline(
+        tmp_path / "weights.png",
+        {f"features.denseblock{number}": history(epochs, 0.1) for number in range(groups)},
+    )
     pixels = pixels_of(tmp_path / "weights.png")
     assert max(pixels.shape[:2]) < 2000
     # Each group has its last epoch in front.
@@ -50,16 +58,24 @@ def test_a_ridgeline_is_written_for_any_number_of_groups_and_epochs(tmp_path: Pa
 @strictly
 def test_names_of_any_length_stay_within_their_panel(tmp_path: Path) -> None:
     short = {f"group {number}": history([0, 1], 0.1) for number in range(4)}
-    long = {f"a.very.long.path.of.modules.that.has.no.room.{name}": one for name, one in short.items()}
+    long = {
+        f"a.very.long.path.of.modules.that.has.no.room.{name}": one for name, one in short.items()
+    }
     for file, histories in (("short.png", short), ("long.png", long)):
         ridgeline(tmp_path / file, histories)
     assert pixels_of(tmp_path / "short.png").shape == pixels_of(tmp_path / "long.png").shape
     assert dark(tmp_path / "short.png") == pytest.approx(dark(tmp_path / "long.png"), rel=0.01)
 
 
-@pytest.mark.parametrize(("epochs", "is_labelled"), [([0, 1, 2], False), ([0, 2], True)], ids=["the same", "others"])
-def test_epochs_stand_beside_the_first_panel_and_where_they_differ(tmp_path: Path, epochs: list[int], is_labelled: bool) -> None:
-    ridgeline(tmp_path / "weights.png", {"conv": history([0, 1, 2], 0.1), "fc": history(epochs, 0.1)})
+@pytest.mark.parametrize(
+    ("epochs", "is_labelled"), [([0, 1, 2], False), ([0, 2], True)], ids=["the same", "others"]
+)
+def test_epochs_stand_beside_the_first_panel_and_where_they_differ(
+    tmp_path: Path, epochs: list[int], is_labelled: bool
+) -> None:
+    ridgeline(
+        tmp_path / "weights.png", {"conv": history([0, 1, 2], 0.1), "fc": history(epochs, 0.1)}
+    )
     pixels = pixels_of(tmp_path / "weights.png")
     height, width, _ = pixels.shape
     # Between the panels, above the axes' numbers.
@@ -88,7 +104,11 @@ def test_single_far_values_do_not_press_the_others_together(tmp_path: Path) -> N
 
 
 def test_a_real_training_is_drawn(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {**BASE, "model": {"name": "resnet18"}, "training": {"epochs": 2, "device": "cpu"}}
+    changes: dict[str, Any] = {
+        **BASE,
+        "model": {"name": "resnet18"},
+        "training": {"epochs": 2, "device": "cpu"},
+    }
     changes["data"] = {**changes["data"], "limit": 200}
     configuration = Configuration.model_validate(changes)
     torch.manual_seed(0)

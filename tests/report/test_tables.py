@@ -39,10 +39,21 @@ FIRST_COLUMNS = [
     "config_hash",
     "data_digest",
 ]
-PEOPLES_COLUMNS = ["#", "run", "settings", "val accuracy", "val loss", "test accuracy (95%)", "parameters", "time"]
+PEOPLES_COLUMNS = [
+    "#",
+    "run",
+    "settings",
+    "val accuracy",
+    "val loss",
+    "test accuracy (95%)",
+    "parameters",
+    "time",
+]
 
 
-def row(run_id: str = "r1", settings: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+def row(
+    run_id: str = "r1", settings: dict[str, Any] | None = None, **values: Any
+) -> dict[str, Any]:
     configuration = Configuration.model_validate(nest(settings or {}))
     return {
         "run_id": run_id, "run_name": f"run {run_id}", "state": "complete", "model": "resnet18", "weights": "none", "freeze": "none",
@@ -58,24 +69,43 @@ def csv_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_the_columns_that_scripts_rely_on_come_first_and_in_order() -> None:
-    assert list(csv_of(tables.comparison([row()])).columns)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS == tables.COLUMNS
+    assert (
+        list(csv_of(tables.comparison([row()])).columns)[: len(FIRST_COLUMNS)]
+        == FIRST_COLUMNS
+        == tables.COLUMNS
+    )
 
 
 def test_runs_stay_in_the_order_given() -> None:
-    assert csv_of(tables.comparison([row("b"), row("a"), row("c")]))["run_id"].tolist() == ["b", "a", "c"]
+    assert csv_of(tables.comparison([row("b"), row("a"), row("c")]))["run_id"].tolist() == [
+        "b",
+        "a",
+        "c",
+    ]
 
 
 def test_values_survive_the_csv() -> None:
     (found,) = csv_of(tables.comparison([row(val_accuracy=1 / 3, lr=5e-5)])).to_dict("records")
     assert found["val_accuracy"] == pytest.approx(1 / 3, abs=1e-15)
     assert found["lr"] == 5e-5
-    assert (found["model"], found["weights"], found["state"]) == ("resnet18", "none", "complete") or math.isnan(found["weights"])
+    assert (found["model"], found["weights"], found["state"]) == (
+        "resnet18",
+        "none",
+        "complete",
+    ) or math.isnan(found["weights"])
 
 
 def test_whole_numbers_are_written_without_a_point_even_beside_missing_ones() -> None:
-    text = tables.comparison([row(best_epoch=7.0), row(best_epoch=None, parameters=None, state="failed")]).to_csv(index=False)
+    text = tables.comparison(
+        [row(best_epoch=7.0), row(best_epoch=None, parameters=None, state="failed")]
+    ).to_csv(index=False)
     first = dict(zip(*[line.split(",") for line in text.splitlines()[:2]], strict=True))
-    assert (first["best_epoch"], first["seed"], first["epochs"], first["parameters"]) == ("7", "0", "10", "11181642")
+    assert (first["best_epoch"], first["seed"], first["epochs"], first["parameters"]) == (
+        "7",
+        "0",
+        "10",
+        "11181642",
+    )
 
 
 def test_missing_values_are_empty() -> None:
@@ -103,13 +133,17 @@ def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
     assert math.isnan(table["val_accuracy_std"][1])
     assert table["test_repeats"].tolist() == [1, 1]
     # The mean of the one repeat that is evaluated would not be the configuration's.
-    assert math.isnan(table["test_accuracy"][0]) and table["test_accuracy"][1] == pytest.approx(0.92)
+    assert math.isnan(table["test_accuracy"][0]) and table["test_accuracy"][1] == pytest.approx(
+        0.92
+    )
 
 
 def test_a_test_accuracy_is_the_mean_of_all_repeats() -> None:
     rows = [row("r1", test_accuracy=0.8), row("r2", test_accuracy=0.9)]
     table = tables.configurations(rows)
-    assert table["test_accuracy"].tolist() == pytest.approx([0.85]) and table["test_repeats"].tolist() == [2]
+    assert table["test_accuracy"].tolist() == pytest.approx([0.85]) and table[
+        "test_repeats"
+    ].tolist() == [2]
 
 
 def test_merged_numbers_are_pandas_own() -> None:
@@ -129,7 +163,9 @@ def test_merged_numbers_are_pandas_own() -> None:
         for name in names:
             numbers, skips = pd.to_numeric(group[name]), name != "test_accuracy"
             expected = [numbers.mean(skipna=skips), numbers.std(ddof=1, skipna=skips)]
-            assert table.loc[config_hash, [name, f"{name}_std"]].tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+            assert table.loc[config_hash, [name, f"{name}_std"]].tolist() == pytest.approx(
+                expected, rel=1e-12, nan_ok=True
+            )
         assert table.loc[config_hash, "test_repeats"] == group["test_accuracy"].notna().sum()
 
 
@@ -138,7 +174,9 @@ def test_no_complete_run_is_an_empty_table() -> None:
     assert list(tables.configurations([])) == list(tables.configurations([row()]))
 
 
-@pytest.mark.parametrize("metric", ["val/accuracy", "val/loss", "val/f1_macro", "val/balanced_accuracy"])
+@pytest.mark.parametrize(
+    "metric", ["val/accuracy", "val/loss", "val/f1_macro", "val/balanced_accuracy"]
+)
 def test_what_ranks_is_never_expendable(metric: str) -> None:
     columns = list(tables.for_people([row(metric=metric, value=0.5)], metric))
     expendable = tables.least_important(metric)
@@ -153,7 +191,10 @@ def test_runs_of_unknown_configuration_are_not_merged() -> None:
 
 
 def test_runs_on_other_data_are_not_merged() -> None:
-    assert tables.configurations([row("r1"), row("r2", data_digest="d2")])["repeats"].tolist() == [1, 1]
+    assert tables.configurations([row("r1"), row("r2", data_digest="d2")])["repeats"].tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_without_a_complete_run_there_are_the_columns_still() -> None:
@@ -162,7 +203,10 @@ def test_without_a_complete_run_there_are_the_columns_still() -> None:
 
 
 def test_only_settings_that_differ_are_shown() -> None:
-    rows = [row(settings={"optimizer.lr": 1e-3}), row(settings={"optimizer.lr": 5e-5, "schedule.name": "cosine"})]
+    rows = [
+        row(settings={"optimizer.lr": 1e-3}),
+        row(settings={"optimizer.lr": 5e-5, "schedule.name": "cosine"}),
+    ]
     assert tables.differing_settings(rows) == ["lr 0.001, decay none", "lr 5e-05, decay cosine"]
 
 
@@ -172,7 +216,12 @@ def test_equal_runs_differ_in_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["model.name", "data.source", "data.workers", "training.device"])
 def test_what_is_no_setting_is_not_shown(name: str) -> None:
-    other = {"model.name": "resnet34", "data.source": "folder:x", "data.workers": 2, "training.device": "cpu"}[name]
+    other = {
+        "model.name": "resnet34",
+        "data.source": "folder:x",
+        "data.workers": 2,
+        "training.device": "cpu",
+    }[name]
     assert tables.differing_settings([row(), row(settings={name: other})]) == ["", ""]
 
 
@@ -189,23 +238,38 @@ def test_what_is_no_setting_is_not_shown(name: str) -> None:
 )
 def test_settings_that_differ_can_be_told_apart(name: str, one: Any, other: Any) -> None:
     under = {"optimizer.name": "sgd"} if name == "optimizer.momentum" else {}
-    first, second = tables.differing_settings([row(settings={**under, name: one}), row(settings={**under, name: other})])
+    first, second = tables.differing_settings(
+        [row(settings={**under, name: one}), row(settings={**under, name: other})]
+    )
     assert first != second
 
 
 def test_a_setting_without_effect_is_not_shown() -> None:
-    rows = [row(settings={"optimizer.name": "adam", "optimizer.momentum": momentum}) for momentum in (0.9, 0.95)]
+    rows = [
+        row(settings={"optimizer.name": "adam", "optimizer.momentum": momentum})
+        for momentum in (0.9, 0.95)
+    ]
     assert tables.differing_settings(rows) == ["", ""]
 
 
 def test_a_gamma_that_all_have_who_use_it_is_not_shown() -> None:
-    settings = [{"schedule.name": name, "schedule.gamma": 0.6} for name in ("exponential", "cosine", "exponential")]
+    settings = [
+        {"schedule.name": name, "schedule.gamma": 0.6}
+        for name in ("exponential", "cosine", "exponential")
+    ]
     rows = [row(settings=some) for some in settings]
-    assert tables.differing_settings(rows) == ["decay exponential", "decay cosine", "decay exponential"]
+    assert tables.differing_settings(rows) == [
+        "decay exponential",
+        "decay cosine",
+        "decay exponential",
+    ]
 
 
 def test_a_gamma_of_ones_own_is_shown() -> None:
-    rows = [row(settings={"schedule.name": "exponential", "schedule.gamma": gamma}) for gamma in (0.9, 0.8)]
+    rows = [
+        row(settings={"schedule.name": "exponential", "schedule.gamma": gamma})
+        for gamma in (0.9, 0.8)
+    ]
     assert tables.differing_settings(rows) == ["gamma 0.9", "gamma 0.8"]
 
 
@@ -217,7 +281,16 @@ def test_a_gamma_that_comes_with_the_schedule_is_not_shown() -> None:
 def test_eight_columns_for_people() -> None:
     table = tables.for_people([row()])
     assert list(table.columns) == PEOPLES_COLUMNS
-    assert table.loc[0].tolist() == ["1", "run r1", "", "98.14%", "0.0500", "92.00% (88.7 to 94.4)", "11.2 M", "48 s"]
+    assert table.loc[0].tolist() == [
+        "1",
+        "run r1",
+        "",
+        "98.14%",
+        "0.0500",
+        "92.00% (88.7 to 94.4)",
+        "11.2 M",
+        "48 s",
+    ]
 
 
 def test_a_metric_of_its_own_has_a_column_of_its_own() -> None:
@@ -232,13 +305,25 @@ def test_a_run_of_another_metric_has_no_rank() -> None:
 
 
 def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None:
-    rows = [row(), row(val_accuracy=0.9), row(state="pruned"), row(state="failed", val_accuracy=None), row(val_accuracy=math.nan)]
+    rows = [
+        row(),
+        row(val_accuracy=0.9),
+        row(state="pruned"),
+        row(state="failed", val_accuracy=None),
+        row(val_accuracy=math.nan),
+    ]
     assert tables.for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
 
 
 def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
-    rows = [row(val_accuracy=value, state=state) for value in (0.9, None, math.nan, 1.797e308) for state in ("complete", "pruned")]
-    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [ranking.can_be_ranked(one) for one in rows]
+    rows = [
+        row(val_accuracy=value, state=state)
+        for value in (0.9, None, math.nan, 1.797e308)
+        for state in ("complete", "pruned")
+    ]
+    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [
+        ranking.can_be_ranked(one) for one in rows
+    ]
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, 1.797e308])
@@ -249,40 +334,71 @@ def test_missing_scores_are_blank_for_people(missing: float | None) -> None:
 
 
 def test_a_test_score_without_interval_stands_alone() -> None:
-    assert tables.for_people([row(test_accuracy_low=None)])["test accuracy (95%)"].tolist() == ["92.00%"]
+    assert tables.for_people([row(test_accuracy_low=None)])["test accuracy (95%)"].tolist() == [
+        "92.00%"
+    ]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (48.2, "48 s"), (119, "119 s"), (120, "2 min"), (3600, "60 min"), (12600, "3.5 h"), (None, ""), (math.nan, "")],
+    [
+        (0.4, "0 s"),
+        (48.2, "48 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (3600, "60 min"),
+        (12600, "3.5 h"),
+        (None, ""),
+        (math.nan, ""),
+    ],
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert tables.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.98139, "98.14%"), (1, "100.00%"), (0, "0.00%"), (None, ""), (math.nan, "")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.98139, "98.14%"), (1, "100.00%"), (0, "0.00%"), (None, ""), (math.nan, "")],
+)
 def test_percents(value: float | None, text: str) -> None:
     assert tables.percent(value) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(11181642, "11.2 M"), (26154, "26,154"), (100000, "0.1 M")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(11181642, "11.2 M"), (26154, "26,154"), (100000, "0.1 M")]
+)
 def test_numbers_of_parameters(count: int, text: str) -> None:
     assert tables.for_people([row(parameters=count)])["parameters"].tolist() == [text]
 
 
 def test_scores_per_class_as_text() -> None:
-    per_class = pd.DataFrame({"class": ["cat"], "precision": [0.5], "recall": [1.0], "f1": [2 / 3], "images": [12]})
+    per_class = pd.DataFrame(
+        {"class": ["cat"], "precision": [0.5], "recall": [1.0], "f1": [2 / 3], "images": [12]}
+    )
     shown, title = tables.scores_table(per_class)
-    assert shown.to_dict("records") == [{"class": "cat", "precision": "50.00%", "recall": "100.00%", "f1": "66.67%", "images": "12"}]
+    assert shown.to_dict("records") == [
+        {"class": "cat", "precision": "50.00%", "recall": "100.00%", "f1": "66.67%", "images": "12"}
+    ]
     assert title == "test scores per class"
 
 
 def test_of_many_classes_the_worst_are_shown() -> None:
     f1 = [number / 2000 for number in range(2000)]
-    per_class = pd.DataFrame({"class": [f"c{number}" for number in range(2000)], "precision": f1, "recall": f1, "f1": f1, "images": 5})
+    per_class = pd.DataFrame(
+        {
+            "class": [f"c{number}" for number in range(2000)],
+            "precision": f1,
+            "recall": f1,
+            "f1": f1,
+            "images": 5,
+        }
+    )
     shown, title = tables.scores_table(per_class.iloc[::-1])
     assert shown["class"].tolist() == [f"c{number}" for number in range(20)]
-    assert title == "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's test/per_class.csv)"
+    assert (
+        title
+        == "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's test/per_class.csv)"
+    )
 
 
 HOSTILE = '<script>alert("x")</script> & more'
@@ -328,12 +444,18 @@ def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
     table = tables.for_people([row(), row(state="failed", val_accuracy=None)])
     parser = parsed(tables.to_html(table, "Comparison", ["a note"]))
     assert parser.cells == [str(value) for line in table.itertuples(index=False) for value in line]
-    assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [None, None, "unranked"]
+    assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [
+        None,
+        None,
+        "unranked",
+    ]
     assert "img" not in [tag for tag, _ in parser.tags]
 
 
 def test_the_markdown_has_a_line_per_run() -> None:
-    lines = tables.to_markdown(tables.for_people([row("r1"), row("r2")]), "Comparison", ["a note"]).splitlines()
+    lines = tables.to_markdown(
+        tables.for_people([row("r1"), row("r2")]), "Comparison", ["a note"]
+    ).splitlines()
     assert lines[0] == "# Comparison"
     assert "a note" in lines
     assert lines[-4] == "| " + " | ".join(PEOPLES_COLUMNS) + " |"
@@ -341,21 +463,31 @@ def test_the_markdown_has_a_line_per_run() -> None:
 
 
 def test_the_markdown_escapes_bars() -> None:
-    last = tables.to_markdown(tables.for_people([row(run_name="a|b")]), "Comparison", []).splitlines()[-1]
+    last = tables.to_markdown(
+        tables.for_people([row(run_name="a|b")]), "Comparison", []
+    ).splitlines()[-1]
     assert "a\\|b" in last
     assert last.replace("\\|", "").count("|") == len(PEOPLES_COLUMNS) + 1
 
 
 def test_a_training_is_described_by_what_tells_it_apart() -> None:
-    params = Configuration.model_validate(nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})).flat()
+    params = Configuration.model_validate(
+        nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})
+    ).flat()
     assert tables.describe(params) == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"
 
 
 def test_networks_of_ones_own_that_differ_in_their_code_are_told_apart() -> None:
     params = {"model.name": "file:net.py:build", "optimizer.lr": "0.001"}
-    rows = [row("a", config_hash="a" * 12, params=params), row("b", config_hash="b" * 12, params={**params, "optimizer.lr": "0.001"})]
+    rows = [
+        row("a", config_hash="a" * 12, params=params),
+        row("b", config_hash="b" * 12, params={**params, "optimizer.lr": "0.001"}),
+    ]
     assert tables.differing_settings(rows) == ["configuration aaaaaa", "configuration bbbbbb"]
-    assert tables.differing_settings([rows[0], row("c", config_hash="a" * 12, params=params)]) == ["", ""]
+    assert tables.differing_settings([rows[0], row("c", config_hash="a" * 12, params=params)]) == [
+        "",
+        "",
+    ]
 
 
 def test_a_number_that_nobody_writes_out_is_short() -> None:

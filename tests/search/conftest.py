@@ -14,7 +14,9 @@ from tests.servers import MLflowServer, PostgreSQL, mlflow_server
 
 
 @pytest.fixture(scope="session")
-def tracking_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MLflowServer]:
+def tracking_server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[MLflowServer]:
     """A real MLflow server with a store of its own."""
     database = tmp_path_factory.mktemp("server") / "mlflow.db"
     shutil.copy(empty_store, database)
@@ -26,7 +28,9 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path)
 def postgres() -> Iterator[PostgreSQL]:
     """A real PostgreSQL server; in CI, where one must be installed, its lack is a failure."""
     on_path = shutil.which("pg_ctl")
-    installed = [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    installed = (
+        [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    )
     missing = [] if installed else ["PostgreSQL's server"]
     missing += [] if importlib.util.find_spec("psycopg") else ["psycopg"]
     if missing:

@@ -18,7 +18,12 @@ def lrs() -> list[float]:
 
 def test_an_edited_entry_is_trained(cli: Cli, quick: Path) -> None:
     assert cli("tune", "--config", study_file(quick, configs=LIST)).code == 0
-    assert cli("tune", "--config", study_file(quick, configs=[LIST[0], {"optimizer": {"lr": 5e-3}}])).code == 0
+    assert (
+        cli(
+            "tune", "--config", study_file(quick, configs=[LIST[0], {"optimizer": {"lr": 5e-3}}])
+        ).code
+        == 0
+    )
     assert lrs() == [1e-3, 3e-3, 5e-3]
 
 
@@ -32,9 +37,14 @@ def test_another_seed_trains_the_list_again(cli: Cli, quick: Path) -> None:
 
 def test_an_entry_added_to_a_finished_search_is_trained(cli: Cli, quick: Path) -> None:
     study = {"trials": 3, "pruner": "none"}
-    assert cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).code == 0
+    assert (
+        cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).code == 0
+    )
     longer = [*LIST, {"optimizer": {"lr": 7e-3}}]
-    assert cli("tune", "--config", study_file(quick, configs=longer, space=SPACE, study=study)).code == 0
+    assert (
+        cli("tune", "--config", study_file(quick, configs=longer, space=SPACE, study=study)).code
+        == 0
+    )
     assert len(runs("train")) == 4
     assert 7e-3 in lrs()
 
@@ -49,27 +59,60 @@ def test_a_lost_study_database_keeps_parent_and_trainings(cli: Cli, quick: Path)
 
 
 @pytest.mark.thorough
-def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(cli: Cli, quick: Path) -> None:
+def test_choices_that_do_not_fit_together_are_failed_runs_with_the_reason(
+    cli: Cli, quick: Path
+) -> None:
     raw = yaml.safe_load(quick.read_text())["base"]
-    base = {**raw, "data": {**raw["data"], "image_size": 64}, "training": {"epochs": 1, "precision": "fp32", "memory_format": "contiguous"}}
+    base = {
+        **raw,
+        "data": {**raw["data"], "image_size": 64},
+        "training": {"epochs": 1, "precision": "fp32", "memory_format": "contiguous"},
+    }
     space = {"model.name": ["small_cnn", "alexnet"], "data.image_size": [16, 64]}
-    done = cli("tune", "--config", study_file(quick, base=base, space=space, study={"trials": 6, "pruner": "none", "sampler": "random"}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(
+            quick,
+            base=base,
+            space=space,
+            study={"trials": 6, "pruner": "none", "sampler": "random"},
+        ),
+    )
     assert done.code == 0, done.err
     trained = runs("train")
-    wrong = {run.info.run_id for run in trained if (run.data.params["model.name"], run.data.params["data.image_size"]) == ("alexnet", "16")}
+    wrong = {
+        run.info.run_id
+        for run in trained
+        if (run.data.params["model.name"], run.data.params["data.image_size"]) == ("alexnet", "16")
+    }
     failed = [run for run in trained if run.data.tags[names.STATE] == "failed"]
     assert wrong
     assert {run.info.run_id for run in failed} == wrong
-    assert all("cannot take images of data.image_size 16" in run.data.tags[names.REASON] for run in failed)
+    assert all(
+        "cannot take images of data.image_size 16" in run.data.tags[names.REASON] for run in failed
+    )
     again = cli("tune", "--config", quick.with_name("study.yaml"))
-    assert again.code == 0 and f"6 of 6 trainings are there (0 of the list, {len(wrong)} failed for good)" in again.out
+    assert (
+        again.code == 0
+        and f"6 of 6 trainings are there (0 of the list, {len(wrong)} failed for good)" in again.out
+    )
     assert len(runs("train")) == len(trained)
 
 
 def test_what_has_left_the_list_takes_no_place_of_the_search(cli: Cli, quick: Path) -> None:
     study = {"trials": 3, "pruner": "none"}
-    assert cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).code == 0
+    assert (
+        cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).code == 0
+    )
     edited = [LIST[0], {"optimizer": {"lr": 7e-3}}]
-    assert cli("tune", "--config", study_file(quick, configs=edited, space=SPACE, study={**study, "trials": 4})).code == 0
+    assert (
+        cli(
+            "tune",
+            "--config",
+            study_file(quick, configs=edited, space=SPACE, study={**study, "trials": 4}),
+        ).code
+        == 0
+    )
     # Three at first; then the new entry and, for the one that has left, a second searched trial.
     assert len(runs("train")) == 5

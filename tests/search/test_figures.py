@@ -18,7 +18,9 @@ from pipeline.search.figures import _of_values, write_figures
 def study_of(scores: list[float], choices: list[object] | None = None) -> optuna.Study:
     study = optuna.create_study(direction="maximize")
     for number, score in enumerate(scores):
-        trial = study.ask({"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)})
+        trial = study.ask(
+            {"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)}
+        )
         if choices is not None:
             trial.suggest_categorical("data.augment", choices)
         trial.report(score - 0.1 * number, 1)
@@ -47,13 +49,25 @@ def test_all_three_figures_are_written(tmp_path: Path, metric: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_choices_may_be_in_any_script(tmp_path: Path) -> None:
-    files = write_figures(study_of([0.5, 0.8, 0.7], choices=["file:猫.py:build", "file:고양이.py:build", "\U00100003"]), tmp_path)
+    files = write_figures(
+        study_of(
+            [0.5, 0.8, 0.7], choices=["file:猫.py:build", "file:고양이.py:build", "\U00100003"]
+        ),
+        tmp_path,
+    )
     assert [file.name for file in files] == ["history.png", "importances.png", "slices.png"]
 
 
 @pytest.mark.filterwarnings("ignore:Choices for a categorical")
-def test_what_cannot_be_drawn_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = write_figures(study_of([0.5, 0.8, 0.7], choices=[[], ["RandomHorizontalFlip"]]), tmp_path)
+def test_what_cannot_be_drawn_is_said_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_figures(
+        study_of([0.5, 0.8, 0.7], choices=[[], ["RandomHorizontalFlip"]]), tmp_path
+    )
     assert "history.png" in [file.name for file in files]
     told = capsys.readouterr().out
-    assert "importances.png" not in [file.name for file in files] and "optuna/importances.png cannot be drawn: " in told
+    assert (
+        "importances.png" not in [file.name for file in files]
+        and "optuna/importances.png cannot be drawn: " in told
+    )

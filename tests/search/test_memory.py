@@ -45,20 +45,34 @@ print(json.dumps([code, seen]))
 PRUNED = 11
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is given back where glibc manages it")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="memory is given back where glibc manages it"
+)
 @pytest.mark.thorough
-def test_after_ten_pruned_trials_there_is_as_much_memory_as_after_one_and_no_process(quick: Path) -> None:
+def test_after_ten_pruned_trials_there_is_as_much_memory_as_after_one_and_no_process(
+    quick: Path,
+) -> None:
     quick.with_name("net.py").write_text(NETWORK)
     raw = yaml.safe_load(quick.read_text())
     raw["base"]["data"]["workers"] = 2
     raw["base"]["model"] = {"name": f"file:{quick.with_name('net.py')}:build"}
     # The list learns; what is searched cannot, at a learning rate of 1e-9.
-    raw["configs"] = [{"model": {"name": "small_cnn"}, "optimizer": {"lr": lr}} for lr in (3e-3, 4e-3, 5e-3, 6e-3, 7e-3)]
+    raw["configs"] = [
+        {"model": {"name": "small_cnn"}, "optimizer": {"lr": lr}}
+        for lr in (3e-3, 4e-3, 5e-3, 6e-3, 7e-3)
+    ]
     raw["space"] = {"optimizer.lr": {"low": 1e-9, "high": 1.1e-9}}
     raw["study"] = {"trials": 5 + PRUNED, "pruner": "median"}
     quick.with_name("study.yaml").write_text(yaml.safe_dump(raw))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, "-c", STUDY], capture_output=True, text=True, env=environment, cwd=quick.parent, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", STUDY],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=quick.parent,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     code, seen = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr

@@ -23,7 +23,10 @@ from tests.conftest import Cli, interrupt
 from tests.search.test_study import runs, study_file
 
 METRIC = "val/accuracy"
-GOOD, BAD = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.96, 0.97], [0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9]
+GOOD, BAD = (
+    [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.96, 0.97],
+    [0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9],
+)
 
 
 def history(scores: list[float]) -> list[dict[str, float]]:
@@ -45,18 +48,26 @@ def reported(trial: optuna.Trial, scores: list[float], resumed_after: int = 0) -
 
 def study_with(pruner: str) -> optuna.Study:
     # The first four trials of a study of this name are in the bracket that judges after the second epoch, and after the sixth.
-    return optuna.create_study(study_name="21", direction="maximize", pruner=build_pruner(Study(pruner=pruner), 9))
+    return optuna.create_study(
+        study_name="21", direction="maximize", pruner=build_pruner(Study(pruner=pruner), 9)
+    )
 
 
 def rungs(study: optuna.Study) -> list[dict[str, float]]:
     return [
-        {name.removeprefix("completed_rung_"): value for name, value in trial.system_attrs.items() if name.startswith("completed_rung_")}
+        {
+            name.removeprefix("completed_rung_"): value
+            for name, value in trial.system_attrs.items()
+            if name.startswith("completed_rung_")
+        }
         for trial in study.trials
     ]
 
 
 @pytest.mark.parametrize("resumed_after", range(9))
-def test_a_resumed_training_has_the_rungs_of_one_that_was_never_interrupted(resumed_after: int) -> None:
+def test_a_resumed_training_has_the_rungs_of_one_that_was_never_interrupted(
+    resumed_after: int,
+) -> None:
     whole, resumed = study_with("hyperband"), study_with("hyperband")
     for _ in range(4):
         assert reported(whole.ask(), GOOD) == reported(resumed.ask(), GOOD, resumed_after)
@@ -103,9 +114,13 @@ def test_an_interrupted_searched_training_goes_on_as_the_same_trial(cli: Cli, qu
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
     (parent,) = runs("tune")
-    study = optuna.load_study(study_name=parent.data.tags[names.STUDY], storage=f"sqlite:///{quick.parent / 'optuna.db'}")
+    study = optuna.load_study(
+        study_name=parent.data.tags[names.STUDY], storage=f"sqlite:///{quick.parent / 'optuna.db'}"
+    )
     first, second = study.trials
-    assert [trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in (first, second)] == [True, True]
+    assert [
+        trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in (first, second)
+    ] == [True, True]
     assert sorted(first.intermediate_values) == list(range(1, 10))
     trained = runs("train")
     assert first.user_attrs["run_id"] == trained[0].info.run_id
@@ -115,10 +130,21 @@ def test_an_interrupted_searched_training_goes_on_as_the_same_trial(cli: Cli, qu
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 8, 9, 20])
 def test_hyperband_judges_trainings_of_any_length(epochs: int) -> None:
-    study = optuna.create_study(study_name="21", direction="maximize", pruner=build_pruner(Study(pruner="hyperband"), epochs))
+    study = optuna.create_study(
+        study_name="21",
+        direction="maximize",
+        pruner=build_pruner(Study(pruner="hyperband"), epochs),
+    )
     for score in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
         assert reported(study.ask(), [score] * epochs) <= epochs
-    first = min((trial.last_step for trial in study.trials if any("rung" in name for name in trial.system_attrs)), default=0)
+    first = min(
+        (
+            trial.last_step
+            for trial in study.trials
+            if any("rung" in name for name in trial.system_attrs)
+        ),
+        default=0,
+    )
     assert first_rung(epochs) == {1: 1, 2: 1, 3: 1, 4: 1, 7: 1, 8: 2, 9: 2, 20: 5}[epochs]
     assert first >= first_rung(epochs) or epochs == 1
 
@@ -136,23 +162,39 @@ def test_nothing_is_given_up_unless_a_pruner_is_named() -> None:
     assert isinstance(build_pruner(Study(), 9), NopPruner)
 
 
-def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(cli: Cli, quick: Path) -> None:
+def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(
+    cli: Cli, quick: Path
+) -> None:
     file = study_file(quick, space={"optimizer.lr": {"low": 1e-3, "high": 4e-3}})
     tune = ("tune", "--config", file, "--training.epochs", "9", "--study.trials")
     assert cli(*tune, "1", "--study.pruner", "hyperband").code == 0
-    (name,) = [study.study_name for study in optuna.get_all_study_summaries(f"sqlite:///{quick.parent / 'optuna.db'}")]
+    (name,) = [
+        study.study_name
+        for study in optuna.get_all_study_summaries(f"sqlite:///{quick.parent / 'optuna.db'}")
+    ]
     with closing(sqlite3.connect(quick.parent / "optuna.db")) as database, database:
         # Release 0.1.0 did not note it.
-        assert database.execute("DELETE FROM study_user_attributes WHERE key = 'first_rung'").rowcount == 1
+        assert (
+            database.execute("DELETE FROM study_user_attributes WHERE key = 'first_rung'").rowcount
+            == 1
+        )
     done = cli(*tune, "3")
     assert done.code == 0, done.err
-    assert f"study {name} goes on with study.pruner hyperband, with which it was begun; --study.pruner none changes that" in done.out
+    assert (
+        f"study {name} goes on with study.pruner hyperband, with which it was begun; --study.pruner none changes that"
+        in done.out
+    )
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{quick.parent / 'optuna.db'}")
     client = MlflowClient()
     for trial in study.trials[1:]:
-        scores = {one.step: one.value for one in client.get_metric_history(trial.user_attrs["run_id"], METRIC)}
+        scores = {
+            one.step: one.value
+            for one in client.get_metric_history(trial.user_attrs["run_id"], METRIC)
+        }
         # Brackets of 1, 3 and 9 epochs; now the first would be 2.
         assert trial.system_attrs["completed_rung_0"] in (scores[1], scores.get(3))
     done = cli(*tune, "4", "--study.pruner", "none")
     assert f"study {name} was begun with study.pruner hyperband, and goes on with none" in done.out
-    assert [trial for trial in study.trials[3:] if any("rung" in key for key in trial.system_attrs)] == []
+    assert [
+        trial for trial in study.trials[3:] if any("rung" in key for key in trial.system_attrs)
+    ] == []

@@ -11,7 +11,16 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.errors import InUse, LossNotFinite, OutOfMemory, PipelineError, StoreAway, Unreachable, UserError, may_pass
+from pipeline.errors import (
+    InUse,
+    LossNotFinite,
+    OutOfMemory,
+    PipelineError,
+    StoreAway,
+    Unreachable,
+    UserError,
+    may_pass,
+)
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, open_workspace
@@ -53,7 +62,9 @@ def states(workspace: Workspace) -> dict[str, str]:
     return {row["run_id"]: row["state"] for row in find.trainings(workspace)}
 
 
-def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     trap = quick.with_name("trap")
     network = quick.with_name("net.py")
     network.write_text(TRAPPED.replace("TRAP", str(trap)).replace("ERROR", NO_MEMORY))
@@ -62,9 +73,15 @@ def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint
     tune = ["tune", "--config", study_file(quick, configs=entries), *CHECKPOINTS]
     done = cli(*tune)
     assert done.code == 0, done.err
-    assert "failed: " in done.out and "; the study tries it again when it is started again" in done.out
+    assert (
+        "failed: " in done.out and "; the study tries it again when it is started again" in done.out
+    )
     failed, complete = runs("train")
-    assert (failed.info.status, failed.data.tags[names.STATE], failed.data.tags[names.RETRY]) == ("FAILED", "failed", "true")
+    assert (failed.info.status, failed.data.tags[names.STATE], failed.data.tags[names.RETRY]) == (
+        "FAILED",
+        "failed",
+        "true",
+    )
     assert "data.batch_size 4 fits" in failed.data.tags[names.REASON]
     assert list(workspace.checkpoints.glob(f"{failed.data.tags[names.UID]}/resume-*.pt"))
     # Still so: one more try, and no more.
@@ -80,22 +97,37 @@ def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint
     assert states(workspace) == {failed.info.run_id: "complete", complete.info.run_id: "complete"}
     tags = workspace.client.get_run(failed.info.run_id).data.tags
     assert not {names.RETRY, names.REASON, names.NOTE} & set(tags)
-    assert [metric.step for metric in workspace.client.get_metric_history(failed.info.run_id, "val/loss")] == [1, 2, 3]
+    assert [
+        metric.step
+        for metric in workspace.client.get_metric_history(failed.info.run_id, "val/loss")
+    ] == [1, 2, 3]
     assert not list(workspace.checkpoints.glob("*/resume-*.pt"))
     done = cli(*tune)
-    assert "2 of 2 trainings are there (2 of the list)" in done.out and "tried again" not in done.out
+    assert (
+        "2 of 2 trainings are there (2 of the list)" in done.out and "tried again" not in done.out
+    )
 
 
-def test_a_searched_training_is_tried_again_with_its_values(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_searched_training_is_tried_again_with_its_values(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     trap = quick.with_name("trap")
     network = quick.with_name("net.py")
     network.write_text(TRAPPED.replace("TRAP", str(trap)).replace("ERROR", BUSY))
     trap.touch()
     study = {"trials": 2, "pruner": "none"}
-    tune = ["tune", "--config", study_file(quick, space=SPACE, study=study), "--model.name", f"file:{network}:build"]
+    tune = [
+        "tune",
+        "--config",
+        study_file(quick, space=SPACE, study=study),
+        "--model.name",
+        f"file:{network}:build",
+    ]
     done = cli(*tune)
     assert done.code == 1 and "none of the 2 trainings of study" in done.err
-    assert all("CUDA error: the device is busy" in run.data.tags[names.REASON] for run in runs("train"))
+    assert all(
+        "CUDA error: the device is busy" in run.data.tags[names.REASON] for run in runs("train")
+    )
     before = {run.info.run_id: run.data.params["optimizer.lr"] for run in runs("train")}
     trap.unlink()
     done = cli(*tune)
@@ -105,7 +137,9 @@ def test_a_searched_training_is_tried_again_with_its_values(cli: Cli, quick: Pat
     assert set(states(workspace).values()) == {"complete"}
 
 
-def test_what_the_configuration_is_the_reason_of_is_not_tried_again(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_what_the_configuration_is_the_reason_of_is_not_tried_again(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     entries = [{"optimizer": {"name": "sgd", "lr": 1e30}}, LIST[0]]
     tune = ["tune", "--config", study_file(quick, configs=entries)]
     done = cli(*tune)
@@ -114,11 +148,16 @@ def test_what_the_configuration_is_the_reason_of_is_not_tried_again(cli: Cli, qu
     assert failed.data.tags[names.RETRY] == "false"
     assert not list(workspace.checkpoints.glob("*/*"))
     done = cli(*tune)
-    assert "2 of 2 trainings are there (2 of the list, 1 failed for good)" in done.out and "trial" not in done.out
+    assert (
+        "2 of 2 trainings are there (2 of the list, 1 failed for good)" in done.out
+        and "trial" not in done.out
+    )
     assert states(workspace) == {failed.info.run_id: "failed", complete.info.run_id: "complete"}
 
 
-def test_a_failure_recorded_by_release_0_1_0_is_judged_by_its_reason(cli: Cli, folder: Path) -> None:
+def test_a_failure_recorded_by_release_0_1_0_is_judged_by_its_reason(
+    cli: Cli, folder: Path
+) -> None:
     unpack(folder)
     workspace = open_workspace("half")
     before = states(workspace)
@@ -152,7 +191,9 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
 def test_a_disk_that_was_full(cli: Cli, quick: Path, workspace: Workspace) -> None:
     network = quick.with_name("net.py")
     layers = "nn.Flatten(), nn.Linear(3 * 16 * 16, 4096), nn.ReLU(), nn.Linear(4096, num_classes)"
-    network.write_text(f"from torch import nn\n\ndef build(num_classes):\n    return nn.Sequential({layers})\n")
+    network.write_text(
+        f"from torch import nn\n\ndef build(num_classes):\n    return nn.Sequential({layers})\n"
+    )
     entries = [{"model": {"name": f"file:{network}:build"}}, LIST[0]]
     tune = ["tune", "--config", str(study_file(quick, configs=entries)), *CHECKPOINTS]
     # No file may be larger: neither the weights of the wide network, of 13 MB, nor what it would go on from.
@@ -167,13 +208,17 @@ def test_a_disk_that_was_full(cli: Cli, quick: Path, workspace: Workspace) -> No
     )
     # The next training would find the same disk.
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "nothing can be written any more: File too large; make room and start again" in ended.stderr
+    assert (
+        "nothing can be written any more: File too large; make room and start again" in ended.stderr
+    )
     (failed,) = runs("train")
     assert (failed.data.tags[names.STATE], failed.data.tags[names.RETRY]) == ("failed", "true")
     assert "File too large" in failed.data.tags[names.REASON]
     done = cli(*tune)
     assert done.code == 0, done.err
-    assert list(states(workspace).values()) == ["complete"] * 2 and failed.info.run_id in states(workspace)
+    assert list(states(workspace).values()) == ["complete"] * 2 and failed.info.run_id in states(
+        workspace
+    )
 
 
 @pytest.mark.thorough
@@ -185,7 +230,9 @@ def test_a_server_that_did_not_take_artifacts(
     mlflow.set_tracking_uri(tracking_server.uri)
     aside, shown = tracking_server.artifacts.with_name("aside"), TrainingProgress.on_epoch
 
-    def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
+    def on_epoch(
+        progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool
+    ) -> None:
         shown(progress, number, values, is_best)
         if number == 1:
             let_a_checkpoint_be_written()
@@ -194,7 +241,14 @@ def test_a_server_that_did_not_take_artifacts(
             tracking_server.artifacts.rename(aside)
             tracking_server.artifacts.write_text("")
 
-    tune = ["tune", "--config", study_file(quick, configs=LIST[:1]), "--experiment", "artifacts", *CHECKPOINTS]
+    tune = [
+        "tune",
+        "--config",
+        study_file(quick, configs=LIST[:1]),
+        "--experiment",
+        "artifacts",
+        *CHECKPOINTS,
+    ]
     with monkeypatch.context() as patched:
         patched.setattr(TrainingProgress, "on_epoch", on_epoch)
         failed = cli(*tune)
@@ -208,4 +262,8 @@ def test_a_server_that_did_not_take_artifacts(
     assert done.code == 0, done.err
     assert "goes on after epoch" in done.out
     assert states(workspace) == {run_id: "complete"}
-    assert {file.path for file in workspace.client.list_artifacts(run_id)} >= {"checkpoint", "config.yaml", "curves"}
+    assert {file.path for file in workspace.client.list_artifacts(run_id)} >= {
+        "checkpoint",
+        "config.yaml",
+        "curves",
+    }

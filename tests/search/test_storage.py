@@ -24,7 +24,12 @@ from tests.servers import PostgreSQL
 
 
 def make_study(url: str, home: Path) -> str:
-    study = optuna.create_study(storage=Database(url, home).storage, study_name="one", direction="maximize", load_if_exists=True)
+    study = optuna.create_study(
+        storage=Database(url, home).storage,
+        study_name="one",
+        direction="maximize",
+        load_if_exists=True,
+    )
     return str(study.study_name)
 
 
@@ -57,11 +62,16 @@ def test_six_at_once_make_a_fresh_database(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         with ThreadPoolExecutor(6) as pool:
-            assert list(pool.map(lambda _, folder=folder: make_study("", folder), range(6))) == ["one"] * 6
+            assert (
+                list(pool.map(lambda _, folder=folder: make_study("", folder), range(6)))
+                == ["one"] * 6
+            )
         assert not list(folder.glob(".*.lock"))
 
 
-def test_six_at_once_make_a_fresh_database_on_a_server(postgres: PostgreSQL, tmp_path: Path) -> None:
+def test_six_at_once_make_a_fresh_database_on_a_server(
+    postgres: PostgreSQL, tmp_path: Path
+) -> None:
     for number in range(3):
         url = postgres.url(f"fresh{number}")
         # Folders of their own, as those of different machines: no file can be a common lock.
@@ -78,13 +88,22 @@ def test_six_at_once_make_a_fresh_database_on_a_server(postgres: PostgreSQL, tmp
         ("sqlite:////nonexistent/folder/optuna.db", "there is no folder /nonexistent/folder"),
         ("optuna.db", "study.storage: 'optuna.db' cannot be used"),
         ("oracle://me:secret@host/db", "study.storage: 'oracle://me:***@host/db' cannot be used"),
-        ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "study.storage: 'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be used"),
+        (
+            "postgresql+psycopg://me:secret@127.0.0.1:1/db",
+            "study.storage: 'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be used",
+        ),
     ],
 )
-def test_an_unusable_database_is_wrong_input_and_its_password_is_not_shown(tmp_path: Path, url: str, message: str) -> None:
+def test_an_unusable_database_is_wrong_input_and_its_password_is_not_shown(
+    tmp_path: Path, url: str, message: str
+) -> None:
     with pytest.raises(UserError) as raised:
         Database(url, tmp_path)
-    assert message in str(raised.value) and "secret" not in str(raised.value) and "\n" not in str(raised.value)
+    assert (
+        message in str(raised.value)
+        and "secret" not in str(raised.value)
+        and "\n" not in str(raised.value)
+    )
 
 
 def test_a_folder_of_any_name_holds_the_database(tmp_path: Path) -> None:
@@ -109,7 +128,9 @@ def test_the_lock_of_a_study_is_beside_the_database_and_not_of_the_folder(tmp_pa
 
 
 @pytest.mark.thorough
-def test_a_locked_database_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_locked_database_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = optuna.create_study(storage=Database("", tmp_path).storage)
     locked = lock_for(tmp_path / "optuna.db", 8.0)
     # Optuna's own connection gives up after five seconds.
@@ -118,18 +139,27 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, capsys: pytest.CaptureF
     study.tell(trial, 1.0)
     locked.join()
     assert study.best_value == 1.0
-    assert capsys.readouterr().out.count("optuna.db is busy or away (database is locked); it is waited for") == 1
+    assert (
+        capsys.readouterr().out.count(
+            "optuna.db is busy or away (database is locked); it is waited for"
+        )
+        == 1
+    )
     locked = lock_for(tmp_path / "optuna.db", 4.0)
     assert Database("", tmp_path).storage.get_all_studies()
     locked.join()
 
 
-def test_a_database_that_stays_locked_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_stays_locked_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "PATIENCE", 3.0)
     study = optuna.create_study(storage=Database("", tmp_path).storage)
     with lock(tmp_path / "optuna.db"):
         started = time.monotonic()
-        with pytest.raises(StoreAway, match=r"database .*optuna\.db does not answer \(database is locked\)"):
+        with pytest.raises(
+            StoreAway, match=r"database .*optuna\.db does not answer \(database is locked\)"
+        ):
             study.set_user_attr("a", 1)
         assert 3 <= time.monotonic() - started < 9
         started = time.monotonic()
@@ -140,7 +170,9 @@ def test_a_database_that_stays_locked_is_an_error_of_its_own(tmp_path: Path, mon
     assert study.user_attrs == {"a": 1}
 
 
-def test_a_database_that_is_locked_from_the_start_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_locked_from_the_start_is_no_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_study("", tmp_path)
     monkeypatch.setattr(storage, "PATIENCE", 1.0)
     with lock(tmp_path / "optuna.db"), pytest.raises(StoreAway, match="does not answer"):
@@ -151,7 +183,9 @@ def at_epoch(epoch: int, training: str, do: object) -> pytest.MonkeyPatch:
     """Call `do` once, in that epoch of a training; to be undone."""
     shown, patched, calls = TrainingProgress.on_epoch, pytest.MonkeyPatch(), []
 
-    def on_epoch(progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool) -> None:
+    def on_epoch(
+        progress: TrainingProgress, number: int, values: dict[str, float], is_best: bool
+    ) -> None:
         shown(progress, number, values, is_best)
         if number < epoch:
             let_a_checkpoint_be_written()
@@ -167,7 +201,9 @@ def at_epoch(epoch: int, training: str, do: object) -> pytest.MonkeyPatch:
 def test_a_study_outlasts_a_lock_of_its_database(cli: Cli, quick: Path) -> None:
     locks: list[threading.Thread] = []
     patched = at_epoch(1, "00", lambda: locks.append(lock_for(quick.parent / "optuna.db", 9.0)))
-    done = cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 3}))
+    done = cli(
+        "tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 3})
+    )
     patched.undo()
     locks[0].join()
     assert done.code == 0, done.err
@@ -176,7 +212,9 @@ def test_a_study_outlasts_a_lock_of_its_database(cli: Cli, quick: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(
+    cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "PATIENCE", 2.0)
     file = study_file(quick, configs=LIST)
     keeper = lock(quick.parent / "optuna.db")
@@ -185,14 +223,20 @@ def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(cli: Cl
     patched.undo()
     keeper.__exit__(None, None, None)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "does not answer (database is locked); started again, the study goes on where it is" in done.err
+    assert (
+        "does not answer (database is locked); started again, the study goes on where it is"
+        in done.err
+    )
     (parent,) = runs("tune")
     assert (parent.info.status, parent.data.tags[names.STATE]) == ("KILLED", "interrupted")
     first, second = runs("train")
     assert [run.data.tags[names.STATE] for run in (first, second)] == ["complete", "interrupted"]
     again = cli("tune", "--config", file)
     assert again.code == 0, again.err
-    assert "1 of 2 trainings are there (1 of the list)" in again.out and "goes on after epoch" in again.out
+    assert (
+        "1 of 2 trainings are there (1 of the list)" in again.out
+        and "goes on after epoch" in again.out
+    )
     assert [(run.info.run_id, run.data.tags[names.STATE]) for run in runs("train")] == [
         (first.info.run_id, "complete"),
         (second.info.run_id, "complete"),
@@ -201,7 +245,9 @@ def test_where_the_lock_stays_the_trial_is_interrupted_and_goes_on_later(cli: Cl
 
 
 @pytest.mark.thorough
-def test_a_study_outlasts_a_restart_of_its_server(cli: Cli, quick: Path, postgres: PostgreSQL) -> None:
+def test_a_study_outlasts_a_restart_of_its_server(
+    cli: Cli, quick: Path, postgres: PostgreSQL
+) -> None:
     def restart() -> None:
         postgres.stop()
         threading.Timer(4.0, postgres.start).start()
@@ -213,7 +259,10 @@ def test_a_study_outlasts_a_restart_of_its_server(cli: Cli, quick: Path, postgre
     assert done.code == 0, done.err
     assert "busy or away" in done.out and "secret" not in done.out
     assert [run.data.tags[names.STATE] for run in runs("train")] == ["complete"] * 3
-    assert "3 of 3 trainings are there" in cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).out
+    assert (
+        "3 of 3 trainings are there"
+        in cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study=study)).out
+    )
     assert not (quick.parent / "optuna.db").exists()
 
 

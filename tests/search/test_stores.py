@@ -41,8 +41,16 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
     cli: Cli, quick: Path, empty_store: Path, request: pytest.FixtureRequest, storage: str
 ) -> None:
     shared = quick.parent / "shared.db"
-    url = f"sqlite:///{shared}" if storage == "sqlite" else request.getfixturevalue("postgres").url("stores")
-    tune = ["tune", "--config", study_file(quick, configs=LIST[:1], space=SPACE, study={**STUDY, "storage": url})]
+    url = (
+        f"sqlite:///{shared}"
+        if storage == "sqlite"
+        else request.getfixturevalue("postgres").url("stores")
+    )
+    tune = [
+        "tune",
+        "--config",
+        study_file(quick, configs=LIST[:1], space=SPACE, study={**STUDY, "storage": url}),
+    ]
     first, second = mlflow.get_tracking_uri(), place_store(empty_store, quick.parent / "other")
     assert cli(*tune).code == 0
     (parent,) = runs("tune")
@@ -52,7 +60,13 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
         if storage == "sqlite":
             return contents(shared, study)
         loaded = optuna.load_study(study_name=study, storage=url)
-        return [loaded.user_attrs, *[(trial.state, trial.params, trial.user_attrs, trial.values) for trial in loaded.trials]]
+        return [
+            loaded.user_attrs,
+            *[
+                (trial.state, trial.params, trial.user_attrs, trial.values)
+                for trial in loaded.trials
+            ],
+        ]
 
     before = recorded()
     mlflow.set_tracking_uri(second)
@@ -63,12 +77,16 @@ def test_with_another_tracking_uri_the_study_of_the_first_is_untouched(
         assert done.out.splitlines().count(said) == 1 and "anew" not in done.out
     assert "2 of 2 trainings are there" in done.out
     assert [run.data.tags[names.STUDY] for run in runs("tune")] == [f"{study}~2"]
-    assert {run.data.tags[names.STUDY] for run in runs("train")} == {f"{study}~2"} and len(runs("train")) == 2
+    assert {run.data.tags[names.STUDY] for run in runs("train")} == {f"{study}~2"} and len(
+        runs("train")
+    ) == 2
     assert recorded() == before
     mlflow.set_tracking_uri(first)
     done = cli(*tune)
     assert "2 of 2 trainings are there" in done.out and "is used" not in done.out
-    assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(runs("train")) == 2
+    assert [run.info.run_id for run in runs("tune")] == [parent.info.run_id] and len(
+        runs("train")
+    ) == 2
 
 
 @pytest.mark.thorough
@@ -77,15 +95,27 @@ def test_a_third_store_has_a_third_study(cli: Cli, quick: Path, empty_store: Pat
     stores = [place_store(empty_store, quick.parent / store) for store in "abc"]
     for number, store in enumerate([*stores, stores[0], stores[2]]):
         mlflow.set_tracking_uri(store)
-        done = cli("tune", "--config", study_file(quick, configs=LIST[:1], study={"name": "mine", "storage": url}))
+        done = cli(
+            "tune",
+            "--config",
+            study_file(quick, configs=LIST[:1], study={"name": "mine", "storage": url}),
+        )
         assert done.code == 0, done.err
         assert ("1 of 1 trainings are there" in done.out) == (number > 2)
     assert sorted(optuna.get_all_study_names(url)) == ["mine", "mine~2", "mine~3"]
-    refused = cli("tune", "--config", study_file(quick, configs=LIST[:1], space=SPACE, study={"name": "mine", "storage": url}))
-    assert refused.code == 2 and "study 'mine~3' has another base, space, data or fold" in refused.err
+    refused = cli(
+        "tune",
+        "--config",
+        study_file(quick, configs=LIST[:1], space=SPACE, study={"name": "mine", "storage": url}),
+    )
+    assert (
+        refused.code == 2 and "study 'mine~3' has another base, space, data or fold" in refused.err
+    )
 
 
-def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restored(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restored(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
     first = [run.info.run_id for run in runs()]
@@ -95,7 +125,9 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
         workspace.client.delete_run(run_id)
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
-    assert re.search(rf"study {study} has its runs deleted from MLflow .*; study {study}~2 is used", done.out)
+    assert re.search(
+        rf"study {study} has its runs deleted from MLflow .*; study {study}~2 is used", done.out
+    )
     assert contents(quick.parent / "optuna.db", study) == before
     assert [one.name for one in find.studies(workspace)] == [f"{study}~2"]
     for run_id in first:
@@ -104,17 +136,29 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
     assert len(optuna.get_all_study_names(f"sqlite:///{quick.parent / 'optuna.db'}")) == 2
 
 
-def test_a_study_that_was_killed_before_its_parent_was_recorded_is_ours(cli: Cli, quick: Path) -> None:
-    optuna.create_study(storage=f"sqlite:///{quick.parent / 'optuna.db'}", study_name="mine", direction="maximize")
-    assert cli("tune", "--config", study_file(quick, configs=LIST, study={"name": "mine"})).code == 0
+def test_a_study_that_was_killed_before_its_parent_was_recorded_is_ours(
+    cli: Cli, quick: Path
+) -> None:
+    optuna.create_study(
+        storage=f"sqlite:///{quick.parent / 'optuna.db'}", study_name="mine", direction="maximize"
+    )
+    assert (
+        cli("tune", "--config", study_file(quick, configs=LIST, study={"name": "mine"})).code == 0
+    )
     assert [run.data.tags[names.STUDY] for run in runs("tune")] == ["mine"]
 
 
-def test_a_store_that_does_not_answer_says_nothing_about_a_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_says_nothing_about_a_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = make_parent(workspace, "mine", beat_of(os.getpid()))
     assert find.lifecycle(workspace, run_id) == "active"
     workspace.client.delete_run(run_id)
-    assert [find.lifecycle(workspace, other) for other in (run_id, "f" * 32, "no id at all")] == ["deleted", "", ""]
+    assert [find.lifecycle(workspace, other) for other in (run_id, "f" * 32, "no id at all")] == [
+        "deleted",
+        "",
+        "",
+    ]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(MlflowException):
         find.lifecycle(replace(workspace, client=MlflowClient("http://127.0.0.1:1")), run_id)
@@ -129,17 +173,28 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def beat_of(process_id: int, host: str = "") -> Beat:
-    return Beat(host or socket.gethostname(), process_id, psutil.Process(process_id).create_time(), time.time())
+    return Beat(
+        host or socket.gethostname(),
+        process_id,
+        psutil.Process(process_id).create_time(),
+        time.time(),
+    )
 
 
 def make_parent(workspace: Workspace, study: str, beat: Beat, start_time: int | None = None) -> str:
     """Make the running parent of a study, of a process elsewhere."""
     tags = {names.STEP: "tune", names.STUDY: study, names.EXPERIMENT: workspace.experiment}
     tags |= {names.STATE: names.RUNNING, names.HEARTBEAT: str(beat)}
-    return str(workspace.client.create_run(workspace.experiment_id, start_time, tags, run_name=study).info.run_id)
+    return str(
+        workspace.client.create_run(
+            workspace.experiment_id, start_time, tags, run_name=study
+        ).info.run_id
+    )
 
 
-def test_a_study_that_another_machine_works_on_is_refused_and_untouched(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_study_that_another_machine_works_on_is_refused_and_untouched(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     study = {"name": "mine"}
     run_id = make_parent(workspace, "mine", Beat("elsewhere", 4711, 0.0, time.time()))
     before = workspace.client.get_run(run_id).to_dictionary()
@@ -148,27 +203,38 @@ def test_a_study_that_another_machine_works_on_is_refused_and_untouched(cli: Cli
     assert f"study 'mine' is being tuned by process 4711 on elsewhere (run {run_id})" in refused.err
     assert workspace.client.get_run(run_id).to_dictionary() == before and len(runs()) == 1
     # A minute without a beat.
-    workspace.client.set_tag(run_id, names.HEARTBEAT, str(Beat("elsewhere", 4711, 0.0, time.time() - 61)))
+    workspace.client.set_tag(
+        run_id, names.HEARTBEAT, str(Beat("elsewhere", 4711, 0.0, time.time() - 61))
+    )
     done = cli("tune", "--config", study_file(quick, configs=LIST, study=study))
     assert done.code == 0, done.err
     assert [run.info.run_id for run in runs("tune")] == [run_id]
 
 
-def test_of_two_that_begin_in_the_same_moment_the_later_gives_way(workspace: Workspace, sleeper: subprocess.Popen[bytes]) -> None:
+def test_of_two_that_begin_in_the_same_moment_the_later_gives_way(
+    workspace: Workspace, sleeper: subprocess.Popen[bytes]
+) -> None:
     now = int(time.time() * 1000)
     for earlier in (True, False):
         study = f"study {earlier}"
         # After both have looked.
         refuse_if_tuned(workspace, study)
-        other = make_parent(workspace, study, beat_of(sleeper.pid), now - 1000 if earlier else now + 600_000)
+        other = make_parent(
+            workspace, study, beat_of(sleeper.pid), now - 1000 if earlier else now + 600_000
+        )
         if not earlier:
             with parent_run(workspace, "tune", study, "") as run:
                 assert workspace.client.get_run(run.id).info.status == "RUNNING"
             continue
-        with pytest.raises(InUse, match=f"process {sleeper.pid} on"), parent_run(workspace, "tune", study, ""):
+        with (
+            pytest.raises(InUse, match=f"process {sleeper.pid} on"),
+            parent_run(workspace, "tune", study, ""),
+        ):
             raise AssertionError("must not begin")
         ours = [run for run in runs("tune") if run.info.run_id != other]
-        assert [run.info.status for run in ours] == ["FAILED"] and names.STUDY not in ours[0].data.tags
+        assert [run.info.status for run in ours] == ["FAILED"] and names.STUDY not in ours[
+            0
+        ].data.tags
         assert find.study_parent(workspace, study) == other
         assert workspace.client.get_run(other).info.status == "RUNNING"
 
@@ -185,10 +251,17 @@ def test_a_parent_that_another_process_has_just_taken_up_is_left_to_it(
         workspace.client.set_tag(run.id, names.HEARTBEAT, beat)
 
     monkeypatch.setattr(TrackedRun, "_start", begin_both)
-    with pytest.raises(InUse, match=f"process {sleeper.pid} on"), parent_run(workspace, "tune", "study", run.id):
+    with (
+        pytest.raises(InUse, match=f"process {sleeper.pid} on"),
+        parent_run(workspace, "tune", "study", run.id),
+    ):
         raise AssertionError("must not begin")
     left = workspace.client.get_run(run.id)
-    assert (left.info.status, left.data.tags[names.STATE], left.data.tags[names.HEARTBEAT]) == ("RUNNING", "running", beat)
+    assert (left.info.status, left.data.tags[names.STATE], left.data.tags[names.HEARTBEAT]) == (
+        "RUNNING",
+        "running",
+        beat,
+    )
 
 
 def folders_on(server: MLflowServer, quick: Path, epochs: int) -> tuple[list[Path], list[str]]:
@@ -196,7 +269,16 @@ def folders_on(server: MLflowServer, quick: Path, epochs: int) -> tuple[list[Pat
     folders = [quick.parent / "a", quick.parent / "b"]
     for folder in folders:
         folder.mkdir()
-    tune = [sys.executable, "-m", "pipeline", "tune", "--config", str(study_file(quick, configs=LIST)), "--training.epochs", str(epochs)]
+    tune = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "tune",
+        "--config",
+        str(study_file(quick, configs=LIST)),
+        "--training.epochs",
+        str(epochs),
+    ]
     return folders, [*tune, "--experiment", f"folders{epochs}"]
 
 
@@ -214,7 +296,10 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     before = find.study_parents(workspace, study)[0]
     refused = cli(*command[3:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert f"study {study!r} is being tuned by process {running.pid} on {socket.gethostname()} (run {before.info.run_id})" in refused.err
+    assert (
+        f"study {study!r} is being tuned by process {running.pid} on {socket.gethostname()} (run {before.info.run_id})"
+        in refused.err
+    )
     after = workspace.client.get_run(before.info.run_id)
     assert (after.info.status, after.data.tags[names.STATE]) == ("RUNNING", "running")
     assert running.communicate()[0] and running.returncode == 0
@@ -227,9 +312,14 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
 
 
 @pytest.mark.thorough
-def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server: MLflowServer) -> None:
+def test_two_folders_on_a_server_that_start_at_once(
+    quick: Path, tracking_server: MLflowServer
+) -> None:
     folders, command = folders_on(tracking_server, quick, 30)
-    processes = [start(command, folder, MLFLOW_TRACKING_URI=tracking_server.uri, OMP_NUM_THREADS="1") for folder in folders]
+    processes = [
+        start(command, folder, MLFLOW_TRACKING_URI=tracking_server.uri, OMP_NUM_THREADS="1")
+        for folder in folders
+    ]
     told = [process.communicate()[0] for process in processes]
     codes = [process.returncode for process in processes]
     mlflow.set_tracking_uri(tracking_server.uri)
@@ -242,7 +332,9 @@ def test_two_folders_on_a_server_that_start_at_once(quick: Path, tracking_server
     assert all(run.info.status != "RUNNING" for run in find.running(workspace, "folders30"))
 
 
-def test_what_was_trained_in_a_deleted_run_is_trained_again(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_what_was_trained_in_a_deleted_run_is_trained_again(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
     first = [row["run_id"] for row in find.trainings(workspace)]
@@ -257,11 +349,16 @@ def test_what_was_trained_in_a_deleted_run_is_trained_again(cli: Cli, quick: Pat
         assert "1 whose run was deleted is trained again" in done.out
 
 
-def test_a_run_that_was_removed_for_good_ends_no_study(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_a_run_that_was_removed_for_good_ends_no_study(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     file = str(study_file(quick, configs=LIST))
     interrupt(cli, "tune", "--config", file)
     (killed,) = (row["run_id"] for row in find.trainings(workspace))
-    study = optuna.load_study(storage=f"sqlite:///{quick.with_name('optuna.db')}", study_name=find.studies(workspace)[0].name)
+    study = optuna.load_study(
+        storage=f"sqlite:///{quick.with_name('optuna.db')}",
+        study_name=find.studies(workspace)[0].name,
+    )
     # As after a kill, and `mlflow gc`.
     (trial,) = (one for one in study.get_trials() if one.user_attrs.get("run_id") == killed)
     study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.RUNNING)

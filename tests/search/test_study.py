@@ -22,7 +22,9 @@ def study_file(quick: Path, **parts: Any) -> Path:
 
 def runs(step: str | None = None) -> list[Any]:
     workspace = open_workspace("quick")
-    found = workspace.client.search_runs([workspace.experiment_id], order_by=["attributes.start_time"])
+    found = workspace.client.search_runs(
+        [workspace.experiment_id], order_by=["attributes.start_time"]
+    )
     return [run for run in found if step is None or run.data.tags[names.STEP] == step]
 
 
@@ -39,20 +41,37 @@ def test_a_list_is_trained_under_one_parent(cli: Cli, quick: Path) -> None:
     assert [run.data.tags[names.TRIAL] for run in trained] == ["0", "1"]
     assert [float(run.data.params["optimizer.lr"]) for run in trained] == [3e-3, 1e-3]
     assert parent.info.status == "FINISHED"
-    best = max(trained, key=lambda run: (run.data.metrics["best/val_accuracy"], -run.data.metrics["best/val_loss"]))
+    best = max(
+        trained,
+        key=lambda run: (run.data.metrics["best/val_accuracy"], -run.data.metrics["best/val_loss"]),
+    )
     assert parent.data.tags[names.BEST_RUN] == best.info.run_id
     assert parent.data.metrics["best/val_accuracy"] == best.data.metrics["best/val_accuracy"]
     artifacts = {
-        file.path for part in ("", "summary", "optuna") for file in open_workspace("quick").client.list_artifacts(parent.info.run_id, part)
+        file.path
+        for part in ("", "summary", "optuna")
+        for file in open_workspace("quick").client.list_artifacts(parent.info.run_id, part)
     }
-    assert {"best_config.yaml", "summary/comparison.csv", "summary/comparison.html", "optuna/history.png", "study.yaml"} <= artifacts
+    assert {
+        "best_config.yaml",
+        "summary/comparison.csv",
+        "summary/comparison.html",
+        "optuna/history.png",
+        "study.yaml",
+    } <= artifacts
     # Only the winner is exported.
-    assert [run.info.run_id for run in trained if run.outputs and run.outputs.model_outputs] == [best.info.run_id]
+    assert [run.info.run_id for run in trained if run.outputs and run.outputs.model_outputs] == [
+        best.info.run_id
+    ]
 
 
 @pytest.mark.thorough
 def test_list_and_search_together_make_the_number_of_trials(cli: Cli, quick: Path) -> None:
-    done = cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 6, "pruner": "median"}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(quick, configs=LIST, space=SPACE, study={"trials": 6, "pruner": "median"}),
+    )
     assert done.code == 0, done.err
     trained = runs("train")
     assert len(trained) == 6
@@ -65,10 +84,23 @@ def test_list_and_search_together_make_the_number_of_trials(cli: Cli, quick: Pat
 @pytest.mark.thorough
 def test_a_hopeless_searched_trial_is_pruned_and_a_listed_one_never(cli: Cli, quick: Path) -> None:
     # The list learns; what is searched cannot, at a learning rate of 1e-9.
-    base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 9, "precision": "fp32", "memory_format": "contiguous"}}
+    base = {
+        **yaml.safe_load(quick.read_text())["base"],
+        "training": {"epochs": 9, "precision": "fp32", "memory_format": "contiguous"},
+    }
     space = {"optimizer.lr": {"low": 1e-9, "high": 1.1e-9}}
     listed = [{"optimizer": {"lr": lr}} for lr in (1e-9, 3e-3, 4e-3, 5e-3, 6e-3)]
-    done = cli("tune", "--config", study_file(quick, base=base, configs=listed, space=space, study={"trials": 9, "pruner": "hyperband"}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(
+            quick,
+            base=base,
+            configs=listed,
+            space=space,
+            study={"trials": 9, "pruner": "hyperband"},
+        ),
+    )
     assert done.code == 0, done.err
     states = [run.data.tags[names.STATE] for run in runs("train")]
     assert states[:5] == ["complete"] * 5
@@ -80,7 +112,11 @@ def test_a_hopeless_searched_trial_is_pruned_and_a_listed_one_never(cli: Cli, qu
 
 
 def test_equal_entries_are_real_repeats_and_one_configuration(cli: Cli, quick: Path) -> None:
-    done = cli("tune", "--config", study_file(quick, configs=[LIST[0], LIST[0], LIST[1]], study={"repeats": 1}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(quick, configs=[LIST[0], LIST[0], LIST[1]], study={"repeats": 1}),
+    )
     assert done.code == 0, done.err
     table = pd.read_csv(quick.parent / "outputs" / "quick" / "configurations.csv")
     assert sorted(table["repeats"]) == [1, 2]
@@ -91,31 +127,56 @@ def test_equal_entries_are_real_repeats_and_one_configuration(cli: Cli, quick: P
 def test_study_repeats_train_each_entry_with_other_seeds(cli: Cli, quick: Path) -> None:
     assert cli("tune", "--config", study_file(quick, configs=LIST, study={"repeats": 2})).code == 0
     rows = pd.read_csv(quick.parent / "outputs" / "quick" / "comparison.csv")
-    assert sorted(zip(rows["lr"], rows["seed"], strict=True)) == [(1e-3, 0), (1e-3, 1), (3e-3, 0), (3e-3, 1)]
+    assert sorted(zip(rows["lr"], rows["seed"], strict=True)) == [
+        (1e-3, 0),
+        (1e-3, 1),
+        (3e-3, 0),
+        (3e-3, 1),
+    ]
 
 
-def test_a_finished_study_trains_nothing_grows_by_added_entries_and_shares_them_with_that_of_another_space(cli: Cli, quick: Path) -> None:
+def test_a_finished_study_trains_nothing_grows_by_added_entries_and_shares_them_with_that_of_another_space(
+    cli: Cli, quick: Path
+) -> None:
     assert cli("tune", "--config", study_file(quick, configs=LIST)).code == 0
     again = cli("tune", "--config", study_file(quick, configs=LIST))
     assert "2 of 2 trainings are there" in again.out
     assert len(runs("train")) == 2
-    assert cli("tune", "--config", study_file(quick, configs=[*LIST, {"optimizer": {"lr": 2e-3}}])).code == 0
+    assert (
+        cli(
+            "tune", "--config", study_file(quick, configs=[*LIST, {"optimizer": {"lr": 2e-3}}])
+        ).code
+        == 0
+    )
     assert len(runs("train")) == 3
     assert len(runs("tune")) == 1
     # Another space is another study. What is complete is shared, not trained again.
-    assert cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 2})).code == 0
+    assert (
+        cli(
+            "tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"trials": 2})
+        ).code
+        == 0
+    )
     assert len({run.data.tags[names.STUDY] for run in runs("tune")}) == 2
     assert sorted(len(run.data.tags[names.STUDY].split(",")) for run in runs("train")) == [1, 2, 2]
 
 
 def test_a_named_study_refuses_another_space(cli: Cli, quick: Path) -> None:
-    assert cli("tune", "--config", study_file(quick, configs=LIST, study={"name": "mine"})).code == 0
-    refused = cli("tune", "--config", study_file(quick, configs=LIST, space=SPACE, study={"name": "mine", "trials": 2}))
+    assert (
+        cli("tune", "--config", study_file(quick, configs=LIST, study={"name": "mine"})).code == 0
+    )
+    refused = cli(
+        "tune",
+        "--config",
+        study_file(quick, configs=LIST, space=SPACE, study={"name": "mine", "trials": 2}),
+    )
     assert refused.code == 2
     assert "study.name: study 'mine' has another base, space, data or fold" in refused.err
 
 
-def test_a_training_that_fails_is_one_failed_run_and_the_study_goes_on(cli: Cli, quick: Path) -> None:
+def test_a_training_that_fails_is_one_failed_run_and_the_study_goes_on(
+    cli: Cli, quick: Path
+) -> None:
     entries = [{"optimizer": {"name": "sgd", "lr": 1e30}}, LIST[0]]
     done = cli("tune", "--config", study_file(quick, configs=entries))
     assert done.code == 0, done.err
@@ -128,7 +189,9 @@ def test_a_training_that_fails_is_one_failed_run_and_the_study_goes_on(cli: Cli,
 
 
 def test_a_study_in_which_everything_fails_says_so(cli: Cli, quick: Path) -> None:
-    done = cli("tune", "--config", study_file(quick, configs=[{"optimizer": {"name": "sgd", "lr": 1e30}}]))
+    done = cli(
+        "tune", "--config", study_file(quick, configs=[{"optimizer": {"name": "sgd", "lr": 1e30}}])
+    )
     assert done.code == 1
     assert "none of the 1 trainings" in done.err
     assert "not finite" in done.err
@@ -139,14 +202,22 @@ def test_a_study_in_which_everything_fails_says_so(cli: Cli, quick: Path) -> Non
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"model": {"name": "resnet19"}}, "configs[1]: unknown model.name 'resnet19'; nearest: resnet1"),
-        ({"model": {"name": "alexnet"}}, "configs[1]: model.name: alexnet cannot take images of data.image_size 16"),
+        (
+            {"model": {"name": "resnet19"}},
+            "configs[1]: unknown model.name 'resnet19'; nearest: resnet1",
+        ),
+        (
+            {"model": {"name": "alexnet"}},
+            "configs[1]: model.name: alexnet cannot take images of data.image_size 16",
+        ),
         ({"model": {"name": "resnet18", "weights": "DEFALT"}}, "nearest: DEFAULT"),
         ({"data": {"augment": ["RandomRotatoin"]}}, "nearest: RandomRotation"),
         ({"optimizer": {"lr": -1}}, "configs[1]: optimizer.lr: -1 given; must be greater than 0"),
     ],
 )
-def test_every_entry_is_checked_before_the_first_one_trains(cli: Cli, quick: Path, entry: dict[str, Any], message: str) -> None:
+def test_every_entry_is_checked_before_the_first_one_trains(
+    cli: Cli, quick: Path, entry: dict[str, Any], message: str
+) -> None:
     done = cli("tune", "--config", study_file(quick, configs=[LIST[0], entry]))
     assert done.code == 2
     assert message in done.err
@@ -164,8 +235,13 @@ def test_runs_deleted_from_mlflow_start_the_study_anew(cli: Cli, quick: Path) ->
 
 
 def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick: Path) -> None:
-    base = {**yaml.safe_load(quick.read_text())["base"], "training": {"epochs": 4, "precision": "fp32", "memory_format": "contiguous"}}
-    file = study_file(quick, base=base, configs=LIST, space=SPACE, study={"trials": 4, "pruner": "none"})
+    base = {
+        **yaml.safe_load(quick.read_text())["base"],
+        "training": {"epochs": 4, "precision": "fp32", "memory_format": "contiguous"},
+    }
+    file = study_file(
+        quick, base=base, configs=LIST, space=SPACE, study={"trials": 4, "pruner": "none"}
+    )
     interrupt(cli, "tune", "--config", str(file), training="01 small_cnn", epoch=2)
     before = {run.info.run_id: run.data.tags[names.STATE] for run in runs("train")}
     assert sorted(before.values()) == ["complete", "interrupted"]
@@ -179,7 +255,11 @@ def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick:
     assert states == ["complete"] * 4
     assert before.keys() <= {run.info.run_id for run in runs("train")}
     assert all(run.info.status != "RUNNING" for run in runs())
-    places = [run.data.tags[names.TRIAL] for run in runs("train") if run.data.tags[names.STATE] == "complete"]
+    places = [
+        run.data.tags[names.TRIAL]
+        for run in runs("train")
+        if run.data.tags[names.STATE] == "complete"
+    ]
     assert sorted(places) == ["0", "1", "2", "3"]
 
 
@@ -203,7 +283,13 @@ def test_a_second_process_on_the_same_study_is_refused(cli: Cli, quick: Path) ->
 
 
 def test_an_unusable_study_storage_is_one_line(cli: Cli, quick: Path) -> None:
-    done = cli("tune", "--config", study_file(quick, configs=LIST, study={"storage": "sqlite:////nonexistent/folder/optuna.db"}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(
+            quick, configs=LIST, study={"storage": "sqlite:////nonexistent/folder/optuna.db"}
+        ),
+    )
     assert done.code == 2
     assert "study.storage: 'sqlite:////nonexistent/folder/optuna.db' cannot be used" in done.err
 
@@ -211,7 +297,11 @@ def test_an_unusable_study_storage_is_one_line(cli: Cli, quick: Path) -> None:
 def test_a_study_by_loss_says_so_and_ranks_by_it(cli: Cli, quick: Path) -> None:
     raw = yaml.safe_load(quick.read_text())
     raw["base"]["training"]["best_metric"] = "val/loss"
-    done = cli("tune", "--config", study_file(quick, base=raw["base"], configs=LIST, space=SPACE, study={"trials": 3}))
+    done = cli(
+        "tune",
+        "--config",
+        study_file(quick, base=raw["base"], configs=LIST, space=SPACE, study={"trials": 3}),
+    )
     assert done.code == 0, done.err
     (parent,) = runs("tune")
     losses = {run.info.run_id: run.data.metrics["best/val_loss"] for run in runs("train")}

@@ -19,7 +19,12 @@ def entry(lr: float, seed: int = 0) -> Configuration:
     return Configuration(optimizer=Optimizer(lr=lr), training=Training(seed=seed))
 
 
-def experiment(tmp_path: Path, space: dict[str, Any], base: dict[str, Any] | None = None, configs: list[Any] | None = None) -> Experiment:
+def experiment(
+    tmp_path: Path,
+    space: dict[str, Any],
+    base: dict[str, Any] | None = None,
+    configs: list[Any] | None = None,
+) -> Experiment:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({"base": base or {}, "configs": configs or [], "space": space}))
     return load(str(file), {})
@@ -52,9 +57,17 @@ AUGMENTS = [[], ["RandomHorizontalFlip"], [{"RandomRotation": {"degrees": 15, "e
         ({}, {"schedule.name": ["none", "cosine"]}, {"schedule.name": "none"}),
         ({}, {"schedule.name": ["exponential", "cosine"]}, None),
         # What follows from a searched value does not lead outside.
-        ({"schedule.name": "exponential"}, {"schedule.name": ["none", "exponential"]}, {"schedule.name": "exponential"}),
+        (
+            {"schedule.name": "exponential"},
+            {"schedule.name": ["none", "exponential"]},
+            {"schedule.name": "exponential"},
+        ),
         ({"schedule.name": "step"}, {"schedule.name": ["none", "step"]}, {"schedule.name": "step"}),
-        ({"schedule.name": "exponential", "schedule.gamma": 0.5}, {"schedule.name": ["none", "exponential"]}, None),
+        (
+            {"schedule.name": "exponential", "schedule.gamma": 0.5},
+            {"schedule.name": ["none", "exponential"]},
+            None,
+        ),
         ({"data.augment": []}, {"data.augment": AUGMENTS}, {"data.augment": "[]"}),
         ({"data.augment": ["RandomVerticalFlip"]}, {"data.augment": AUGMENTS}, None),
         (
@@ -62,11 +75,23 @@ AUGMENTS = [[], ["RandomHorizontalFlip"], [{"RandomRotation": {"degrees": 15, "e
             {"data.augment": AUGMENTS},
             {"data.augment": '[{"RandomRotation": {"degrees": 15, "expand": false}}]'},
         ),
-        ({"optimizer.betas": [0.8, 0.9]}, {"optimizer.betas": [[0.9, 0.999], [0.8, 0.9]]}, {"optimizer.betas": "[0.8, 0.9]"}),
+        (
+            {"optimizer.betas": [0.8, 0.9]},
+            {"optimizer.betas": [[0.9, 0.999], [0.8, 0.9]]},
+            {"optimizer.betas": "[0.8, 0.9]"},
+        ),
         ({"training.clip_norm": 1.0}, {"training.clip_norm": [0, 1]}, {"training.clip_norm": 1.0}),
-        ({"training.deterministic": True}, {"training.deterministic": [False, True]}, {"training.deterministic": True}),
+        (
+            {"training.deterministic": True},
+            {"training.deterministic": [False, True]},
+            {"training.deterministic": True},
+        ),
         # Right alone, but more warm-up than epochs.
-        ({"training.epochs": 2, "schedule.warmup_epochs": 1}, {"training.epochs": [2, 8], "schedule.warmup_epochs": [1, 4]}, ...),
+        (
+            {"training.epochs": 2, "schedule.warmup_epochs": 1},
+            {"training.epochs": [2, 8], "schedule.warmup_epochs": [1, 4]},
+            ...,
+        ),
     ],
 )
 def test_an_entry_is_a_point_where_sampling_its_values_gives_it(
@@ -91,7 +116,12 @@ def test_an_entry_is_a_point_of_a_scaled_down_study_too(tmp_path: Path) -> None:
 def test_suggestions_follow_the_space(tmp_path: Path) -> None:
     space = experiment(
         tmp_path,
-        {"optimizer.lr": LR, "schedule.step_epochs": {"low": 2, "high": 9}, "model.name": ["a", "b"], "data.augment": AUGMENTS},
+        {
+            "optimizer.lr": LR,
+            "schedule.step_epochs": {"low": 2, "high": 9},
+            "model.name": ["a", "b"],
+            "data.augment": AUGMENTS,
+        },
     ).space
     study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
     drawn = []
@@ -103,21 +133,39 @@ def test_suggestions_follow_the_space(tmp_path: Path) -> None:
         assert values["schedule.step_epochs"] in range(2, 10)
         assert values["model.name"] in ("a", "b")
         drawn.append(values["data.augment"])
-    assert all(augment in drawn for augment in AUGMENTS) and all(augment in AUGMENTS for augment in drawn)
+    assert all(augment in drawn for augment in AUGMENTS) and all(
+        augment in AUGMENTS for augment in drawn
+    )
 
 
-@pytest.mark.parametrize(("field", "choices"), [("data.augment", AUGMENTS), ("optimizer.betas", [[0.9, 0.999], [0.8, 0.9]])])
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [("data.augment", AUGMENTS), ("optimizer.betas", [[0.9, 0.999], [0.8, 0.9]])],
+)
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_a_choice_of_lists_becomes_a_configuration_again(tmp_path: Path, field: str, choices: list[Any]) -> None:
+def test_a_choice_of_lists_becomes_a_configuration_again(
+    tmp_path: Path, field: str, choices: list[Any]
+) -> None:
     of = experiment(tmp_path, {field: choices})
     study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
-    seen = {str(configuration_at(suggest(study.ask(), of.space), of).flat()[field]) for _ in range(30)}
+    seen = {
+        str(configuration_at(suggest(study.ask(), of.space), of).flat()[field]) for _ in range(30)
+    }
     assert seen == {str(choice) for choice in choices}
 
 
-def test_one_entry_outside_the_space_leaves_the_sampling_joint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = {"optimizer.lr": LR, "schedule.name": ["none", "exponential", "cosine"], "optimizer.weight_decay": {"low": 0.0, "high": 0.1}}
-    inside = [{"optimizer": {"lr": lr}, "schedule": {"name": "exponential"}} for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)]
+def test_one_entry_outside_the_space_leaves_the_sampling_joint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {
+        "optimizer.lr": LR,
+        "schedule.name": ["none", "exponential", "cosine"],
+        "optimizer.weight_decay": {"low": 0.0, "high": 0.1},
+    }
+    inside = [
+        {"optimizer": {"lr": lr}, "schedule": {"name": "exponential"}}
+        for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)
+    ]
     of = experiment(tmp_path, space, configs=[{"model": {"name": "resnet34"}}, *inside])
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), 0))
     plan(study, of, {str(number): one for number, one in enumerate(of.entries)}, set())
@@ -126,7 +174,9 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(tmp_path: Path, m
     independent: list[str] = []
     sample = TPESampler.sample_independent
 
-    def sample_independent(sampler: TPESampler, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+    def sample_independent(
+        sampler: TPESampler, study: Any, trial: Any, name: str, distribution: Any
+    ) -> Any:
         independent.append(name)
         return sample(sampler, study, trial, name, distribution)
 
@@ -142,11 +192,19 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_values(tmp_path: Path, seed: int) -> None:
+def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_values(
+    tmp_path: Path, seed: int
+) -> None:
     # It took an entry with a schedule, whose gamma is filled in, for one outside the space, and enqueued it without values.
-    of = experiment(tmp_path, {"schedule.name": ["none", "exponential"]}, configs=[{"schedule": {"name": "exponential"}}])
+    of = experiment(
+        tmp_path,
+        {"schedule.name": ["none", "exponential"]},
+        configs=[{"schedule": {"name": "exponential"}}],
+    )
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), seed))
-    study.enqueue_trial({}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")})
+    study.enqueue_trial(
+        {}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")}
+    )
     assert plan(study, of, {"0": of.entries[0]}, set()) == (0, 0)
     trial = study.ask()
     assert not is_point(trial)
@@ -156,12 +214,19 @@ def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_v
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hyperband", optuna.pruners.HyperbandPruner), ("median", optuna.pruners.MedianPruner), ("none", optuna.pruners.NopPruner)],
+    [
+        ("hyperband", optuna.pruners.HyperbandPruner),
+        ("median", optuna.pruners.MedianPruner),
+        ("none", optuna.pruners.NopPruner),
+    ],
 )
 def test_every_pruner_can_be_named(name: str, kind: type) -> None:
     assert isinstance(build_pruner(Study(pruner=name), 9), kind)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("tpe", optuna.samplers.TPESampler), ("random", optuna.samplers.RandomSampler)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tpe", optuna.samplers.TPESampler), ("random", optuna.samplers.RandomSampler)],
+)
 def test_every_sampler_can_be_named(name: str, kind: type) -> None:
     assert isinstance(build_sampler(Study(sampler=name), 0), kind)

@@ -12,9 +12,16 @@ from tests.conftest import Cli
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--schedule.name", "exponential", "--optimizer.name", "sgd"), ("--data.augment", "RandomHorizontalFlip")]
+    "options",
+    [
+        (),
+        ("--schedule.name", "exponential", "--optimizer.name", "sgd"),
+        ("--data.augment", "RandomHorizontalFlip"),
+    ],
 )
-def test_the_hash_from_a_runs_params_is_its_own(cli: Cli, quick: Path, workspace: Workspace, options: tuple[str, ...]) -> None:
+def test_the_hash_from_a_runs_params_is_its_own(
+    cli: Cli, quick: Path, workspace: Workspace, options: tuple[str, ...]
+) -> None:
     assert cli("train", "--config", quick, "--training.epochs", "1", *options).code == 0
     (row,) = find.trainings(workspace)
     workspace.client.delete_tag(row["run_id"], names.CONFIG_HASH)

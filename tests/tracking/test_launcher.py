@@ -24,14 +24,19 @@ def snapshot(workspace: Workspace, run_id: str) -> tuple[Any, ...]:
 def test_a_finished_run_in_the_environment_is_left_as_it_is(
     cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    run_id = workspace.client.create_run(workspace.experiment_id, tags={ENTRY_POINT: step}, run_name="mine").info.run_id
+    run_id = workspace.client.create_run(
+        workspace.experiment_id, tags={ENTRY_POINT: step}, run_name="mine"
+    ).info.run_id
     workspace.client.log_metric(run_id, "best/val_accuracy", 0.9)
     workspace.client.set_terminated(run_id)
     before = snapshot(workspace, run_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     done = cli(step, *([] if step in ("predict", "reconcile", "init") else ["--config", quick]))
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert f"MLFLOW_RUN_ID: run {run_id} (mine) is FINISHED" in done.err and "unset that variable" in done.err
+    assert (
+        f"MLFLOW_RUN_ID: run {run_id} (mine) is FINISHED" in done.err
+        and "unset that variable" in done.err
+    )
     assert snapshot(workspace, run_id) == before
     assert len(workspace.client.search_runs([workspace.experiment_id])) == 1
 
@@ -45,7 +50,12 @@ def test_a_finished_run_in_the_environment_is_left_as_it_is(
     ],
 )
 def test_a_running_run_of_somebody_else_is_left_as_it_is(
-    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], message: str
+    cli: Cli,
+    quick: Path,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    tags: dict[str, str],
+    message: str,
 ) -> None:
     run_id = workspace.client.create_run(workspace.experiment_id, tags=tags).info.run_id
     before = snapshot(workspace, run_id)
@@ -57,14 +67,18 @@ def test_a_running_run_of_somebody_else_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "nonsense", "../x"])
-def test_an_id_of_no_run_is_one_line(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+def test_an_id_of_no_run_is_one_line(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, run_id: str
+) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     done = cli("train", "--config", quick)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert f"MLFLOW_RUN_ID: there is no run '{run_id}'" in done.err
 
 
-def test_an_id_in_a_folder_without_a_store_makes_none(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_in_a_folder_without_a_store_makes_none(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -72,8 +86,12 @@ def test_an_id_in_a_folder_without_a_store_makes_none(cli: Cli, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_just_made_for_the_step_is_taken(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = workspace.client.create_run(workspace.experiment_id, tags={ENTRY_POINT: "train"}).info.run_id
+def test_a_run_just_made_for_the_step_is_taken(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = workspace.client.create_run(
+        workspace.experiment_id, tags={ENTRY_POINT: "train"}
+    ).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     launcher.take("train")
     assert launcher.taken() == run_id

@@ -31,7 +31,9 @@ from tests.conftest import start
         (ZeroDivisionError("division by zero"), "FAILED", "failed"),
     ],
 )
-def test_a_run_ends_with_the_status_that_is_true(workspace: Workspace, error: BaseException | None, status: str, state: str) -> None:
+def test_a_run_ends_with_the_status_that_is_true(
+    workspace: Workspace, error: BaseException | None, status: str, state: str
+) -> None:
     run = TrackedRun(workspace, "train", "r")
     try:
         with run:
@@ -56,9 +58,19 @@ def test_an_error_keeps_its_traceback(workspace: Workspace, tmp_path: Path) -> N
 def test_params_of_the_launcher_stay_as_they_are(workspace: Workspace) -> None:
     with TrackedRun(workspace, "train", "r") as run:
         workspace.client.log_param(run.id, "optimizer.lr", "3e-4")
-        run.params({"optimizer.lr": 0.0003, "model.name": "resnet18", "data.augment": [{"RandomRotation": 10}]})
+        run.params(
+            {
+                "optimizer.lr": 0.0003,
+                "model.name": "resnet18",
+                "data.augment": [{"RandomRotation": 10}],
+            }
+        )
     params = workspace.client.get_run(run.id).data.params
-    assert params == {"optimizer.lr": "3e-4", "model.name": "resnet18", "data.augment": '[{"RandomRotation": 10}]'}
+    assert params == {
+        "optimizer.lr": "3e-4",
+        "model.name": "resnet18",
+        "data.augment": '[{"RandomRotation": 10}]',
+    }
 
 
 def test_many_and_long_values_fit(workspace: Workspace) -> None:
@@ -98,7 +110,11 @@ def test_an_abandoned_run_is_ended_and_an_ended_one_left_alone(workspace: Worksp
     assert workspace.client.get_run(run.id).info.status == "RUNNING"
     with start([sys.executable, "-c", "pass"], Path.cwd()) as process:
         process.wait()
-    workspace.client.set_tag(run.id, names.HEARTBEAT, str(Beat.now()._replace(process_id=process.pid, time=1_700_000_000)))
+    workspace.client.set_tag(
+        run.id,
+        names.HEARTBEAT,
+        str(Beat.now()._replace(process_id=process.pid, time=1_700_000_000)),
+    )
     assert end_abandoned(workspace, run.id)
     ended = workspace.client.get_run(run.id)
     assert (ended.info.status, ended.info.end_time) == ("KILLED", 1_700_000_000_000)
@@ -138,7 +154,9 @@ def test_a_signal_while_a_run_starts_ends_it_killed(workspace: Workspace) -> Non
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (ValueError("wrong"), "FAILED")])
-def test_a_signal_while_a_run_is_closed_does_not_leave_it_running(workspace: Workspace, error: BaseException | None, status: str) -> None:
+def test_a_signal_while_a_run_is_closed_does_not_leave_it_running(
+    workspace: Workspace, error: BaseException | None, status: str
+) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     run = TrackedRun(workspace, "train", "r")
     close = run._writing.close
@@ -185,11 +203,15 @@ def test_figures_are_drawn_before_the_run_ends_but_not_after_a_signal(
         if error is not None:
             raise error
     assert reached == ([] if isinstance(error, Interrupted) else ["one.png"])
-    assert [file.path for file in workspace.client.list_artifacts(run.id, "curves")] == ["curves/one.png"] * len(reached)
+    assert [file.path for file in workspace.client.list_artifacts(run.id, "curves")] == [
+        "curves/one.png"
+    ] * len(reached)
     assert "note.txt" in [file.path for file in workspace.client.list_artifacts(run.id)]
 
 
-def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace: Workspace) -> None:
+def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(
+    workspace: Workspace,
+) -> None:
     class FullDisk(TrackedRun):
         def _text(self, name: str, content: str) -> None:
             raise OSError(28, "No space left on device")
@@ -202,7 +224,14 @@ def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(workspace
 
 def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> None:
     code = "from pipeline.tracking.store import open_workspace; print('opened', open_workspace('quick').experiment_id)"
-    processes = [start([sys.executable, "-c", code], folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}") for _ in range(3)]
+    processes = [
+        start(
+            [sys.executable, "-c", code],
+            folder,
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}",
+        )
+        for _ in range(3)
+    ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert ["opened 1" in output for output in outputs] == [True] * 3, outputs
 
@@ -235,10 +264,14 @@ def test_all_is_written_in_order_before_the_run_ends(workspace: Workspace) -> No
             run.metrics({"loss": float(step)}, step)
     history = workspace.client.get_metric_history(run.id, "loss")
     assert [metric.step for metric in history] == list(range(200))
-    assert [metric.timestamp for metric in history] == sorted(metric.timestamp for metric in history)
+    assert [metric.timestamp for metric in history] == sorted(
+        metric.timestamp for metric in history
+    )
 
 
-def test_a_training_logs_what_the_machine_does(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_logs_what_the_machine_does(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     with TrackedRun(workspace, "train", "r") as run:
         time.sleep(2.5)
@@ -250,7 +283,11 @@ def test_a_training_logs_what_the_machine_does(workspace: Workspace, monkeypatch
     assert len(twice) > len(once)
     # A run that is taken up goes on counting.
     assert [metric.step for metric in twice] == list(range(len(twice)))
-    assert 0 < workspace.client.get_run(run.id).data.metrics["system/system_memory_usage_percentage"] <= 100
+    assert (
+        0
+        < workspace.client.get_run(run.id).data.metrics["system/system_memory_usage_percentage"]
+        <= 100
+    )
     with TrackedRun(workspace, "evaluate", "e") as other:
         time.sleep(1.5)
     assert not workspace.client.get_run(other.id).data.metrics

@@ -15,9 +15,23 @@ from PIL import Image
 from pipeline.tracking.registry import requirement
 from tests.conftest import PROJECT
 from tests.data.test_limits import jpeg_of_scans
-from tests.serving import GOOD, ScoringServer, encoded, hostile, request, scoring_server, small_and_large, text, train_model
+from tests.serving import (
+    GOOD,
+    ScoringServer,
+    encoded,
+    hostile,
+    request,
+    scoring_server,
+    small_and_large,
+    text,
+    train_model,
+)
 
-LIMITS = {"PIPELINE_MAX_ROWS": "30", "PIPELINE_MAX_IMAGE_BYTES": "100000", "PIPELINE_MAX_REQUEST_PIXELS": "70000000"}
+LIMITS = {
+    "PIPELINE_MAX_ROWS": "30",
+    "PIPELINE_MAX_IMAGE_BYTES": "100000",
+    "PIPELINE_MAX_REQUEST_PIXELS": "70000000",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +49,9 @@ def server(model: Path) -> Iterator[ScoringServer]:
 def test_good_images_are_answered(server: ScoringServer) -> None:
     answers = server.ask(text(GOOD), text(GOOD))
     assert answers[0] == answers[1] and set(answers[0]) == {"label", "confidence", "probabilities"}
-    assert answers[0]["label"].startswith("digit ") and sum(answers[0]["probabilities"]) == pytest.approx(1)
+    assert answers[0]["label"].startswith("digit ") and sum(
+        answers[0]["probabilities"]
+    ) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("width", [60, 64, 76])
@@ -51,7 +67,10 @@ NOT_IMAGES: dict[str, tuple[Any, str]] = {
     "empty": ("", "not an image, or a damaged one"),
     "text": (text(b"no picture"), "not an image, or a damaged one"),
     "a path": ("/etc/passwd", "not a base64 image"),
-    "cut off": (text(encoded("JPEG", Image.new("RGB", (64, 64)))[:300]), "not an image, or a damaged one"),
+    "cut off": (
+        text(encoded("JPEG", Image.new("RGB", (64, 64)))[:300]),
+        "not an image, or a damaged one",
+    ),
     "many scans": (text(jpeg_of_scans(101)), "a JPEG of 101 scans, more than 100"),
     "a bomb": (text(small_and_large(40_000, 40_000)), "more than 64000000 pixels"),
     "many bytes": (text(os.urandom(120_000)), "more than 100000 bytes"),
@@ -60,7 +79,9 @@ NOT_IMAGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", NOT_IMAGES)
-def test_what_is_no_image_is_an_error_beside_good_ones_in_strict_json(server: ScoringServer, case: str) -> None:
+def test_what_is_no_image_is_an_error_beside_good_ones_in_strict_json(
+    server: ScoringServer, case: str
+) -> None:
     given, why = NOT_IMAGES[case]
     first, bad, last = server.ask(text(GOOD), given, text(GOOD))
     assert bad == {"label": None, "confidence": None, "probabilities": None, "error": why}
@@ -72,13 +93,20 @@ def test_what_is_no_image_is_an_error_beside_good_ones_in_strict_json(server: Sc
 
 def test_rows_beyond_the_limit_are_errors(server: ScoringServer) -> None:
     answers = server.ask(*[text(GOOD)] * 40)
-    assert [answer["error"] for answer in answers] == [None] * 30 + ["beyond the 30 images of a request"] * 10
+    assert [answer["error"] for answer in answers] == [None] * 30 + [
+        "beyond the 30 images of a request"
+    ] * 10
 
 
 def test_pixels_beyond_those_of_a_request_are_errors(server: ScoringServer) -> None:
     large = text(encoded("PNG", Image.new("L", (6000, 6000))))
     answers = server.ask(large, text(GOOD), large, text(GOOD))
-    assert [answer["error"] for answer in answers] == [None, None, "more than the 70000000 pixels of a request", None]
+    assert [answer["error"] for answer in answers] == [
+        None,
+        None,
+        "more than the 70000000 pixels of a request",
+        None,
+    ]
 
 
 def test_pixels_of_what_is_damaged_count_too(server: ScoringServer) -> None:
@@ -98,7 +126,10 @@ def test_no_answer_tells_of_this_machine(server: ScoringServer, model: Path) -> 
         assert str(model) not in body and str(PROJECT) not in body
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of processes is read as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="the memory of processes is read as Linux tells it",
+)
 @pytest.mark.timeout(900)
 @pytest.mark.thorough
 def test_hostile_requests_leave_no_memory(server: ScoringServer) -> None:

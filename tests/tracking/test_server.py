@@ -45,7 +45,12 @@ def training(quick: Path, uri: str, experiment: str, step: str = "tune") -> subp
     """Start a long study, or training, and return it in its second epoch."""
     quick.write_text(quick.read_text() + "configs: [{}]\n")
     options = ["--training.epochs", "2000", "--config", str(quick), "--experiment", experiment]
-    process = start([sys.executable, "-m", "pipeline", step, *options], quick.parent, MLFLOW_TRACKING_URI=uri, OMP_NUM_THREADS="1")
+    process = start(
+        [sys.executable, "-m", "pipeline", step, *options],
+        quick.parent,
+        MLFLOW_TRACKING_URI=uri,
+        OMP_NUM_THREADS="1",
+    )
     wait_for(process, "epoch 2/")
     return process
 
@@ -69,7 +74,9 @@ def told_of_a_study_without_server(study: subprocess.Popen[str]) -> None:
     assert "python -m pipeline reconcile" in told
 
 
-def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_answer(cli: Cli, quick: Path, server: MLflowServer) -> None:
+def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_answer(
+    cli: Cli, quick: Path, server: MLflowServer
+) -> None:
     study = training(quick, server.uri, "silent")
     server.send_signal(signal.SIGSTOP)
     try:
@@ -82,13 +89,17 @@ def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_ans
 
 
 @pytest.mark.thorough
-def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_gone(quick: Path, short_lived: MLflowServer) -> None:
+def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_gone(
+    quick: Path, short_lived: MLflowServer
+) -> None:
     study = training(quick, short_lived.uri, "gone")
     short_lived.send_signal(signal.SIGKILL)
     told_of_a_study_without_server(study)
 
 
-def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(quick: Path, server: MLflowServer) -> None:
+def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(
+    quick: Path, server: MLflowServer
+) -> None:
     run = training(quick, server.uri, "twice", "train")
     server.send_signal(signal.SIGSTOP)
     try:
@@ -108,7 +119,9 @@ def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(quick: 
 
 
 @pytest.mark.thorough
-def test_with_the_server_there_a_signal_leaves_nothing_to_reconcile(quick: Path, server: MLflowServer) -> None:
+def test_with_the_server_there_a_signal_leaves_nothing_to_reconcile(
+    quick: Path, server: MLflowServer
+) -> None:
     study = training(quick, server.uri, "there")
     study.send_signal(signal.SIGTERM)
     told = study.communicate(timeout=60)[0]
@@ -122,7 +135,10 @@ def test_a_server_that_is_not_there_is_one_true_line(cli: Cli, quick: Path, step
     uri = f"http://127.0.0.1:{free_port()}"
     mlflow.set_tracking_uri(uri)
     done = cli(step, *([] if step == "reconcile" else ["--config", quick]))
-    assert (done.code, done.err) == (1, f"error: the tracking server {uri} does not answer: Connection refused\n")
+    assert (done.code, done.err) == (
+        1,
+        f"error: the tracking server {uri} does not answer: Connection refused\n",
+    )
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -157,7 +173,11 @@ def answering() -> Iterator[type[Answer]]:
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (401, 2, "refuses this user (401); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"),
+        (
+            401,
+            2,
+            "refuses this user (401); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        ),
         (403, 2, "refuses this user (403)"),
         (404, 2, "is no MLflow server"),
         (200, 2, "is no MLflow server"),

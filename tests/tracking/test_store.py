@@ -65,7 +65,10 @@ def test_a_database_below_a_file_is_one_line_at_once(unset: Path) -> None:
     (unset / "file").touch()
     mlflow.set_tracking_uri(f"sqlite:///{unset / 'file' / 'mlflow.db'}")
     started = time.monotonic()
-    with pytest.raises(Unwritable, match=r"mlflow\.db, where runs are kept, cannot be written to: Not a directory; start in another"):
+    with pytest.raises(
+        Unwritable,
+        match=r"mlflow\.db, where runs are kept, cannot be written to: Not a directory; start in another",
+    ):
         open_workspace("mine")
     assert time.monotonic() - started < 1
 
@@ -75,7 +78,10 @@ def test_folders_that_cannot_be_written_to_are_one_line(store: Path) -> None:
     workspace.need_writable(workspace.outputs, workspace.checkpoints, *workspace.artifacts)
     assert not workspace.outputs.exists()
     (store / "outputs").touch()
-    with pytest.raises(Unwritable, match=r"outputs/mine cannot be written to: Not a directory; start in another folder, or choose"):
+    with pytest.raises(
+        Unwritable,
+        match=r"outputs/mine cannot be written to: Not a directory; start in another folder, or choose",
+    ):
         workspace.need_writable(workspace.checkpoints, workspace.outputs)
 
 
@@ -84,10 +90,17 @@ def test_a_server_keeps_the_artifacts_itself(unset: Path) -> None:
     assert Workspace(MlflowClient(uri), uri, unset, "mine", "").artifacts == ()
 
 
-@pytest.mark.parametrize("uri", ["mysql://me:secret@127.0.0.1:9/x", "mssql+nothing://me:secret@127.0.0.1:9/x"])
-def test_a_database_server_that_cannot_be_asked_is_one_line_without_its_password(unset: Path, uri: str) -> None:
+@pytest.mark.parametrize(
+    "uri", ["mysql://me:secret@127.0.0.1:9/x", "mssql+nothing://me:secret@127.0.0.1:9/x"]
+)
+def test_a_database_server_that_cannot_be_asked_is_one_line_without_its_password(
+    unset: Path, uri: str
+) -> None:
     mlflow.set_tracking_uri(uri)
-    with pytest.raises(UserError, match=r"the MLflow store .*me:\*\*\*@127.0.0.1:9/x (needs the package|cannot be used)"):
+    with pytest.raises(
+        UserError,
+        match=r"the MLflow store .*me:\*\*\*@127.0.0.1:9/x (needs the package|cannot be used)",
+    ):
         open_workspace("mine")
 
 

@@ -23,7 +23,10 @@ from tests.recorded.store import unpack
 
 Records = dict[str, bytes]
 PROGRAM, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
-WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
+WEIGHTS, CONSTANTS = (
+    "data/weights/model_weights_config.json",
+    "data/constants/model_constants_config.json",
+)
 
 
 class Payload:
@@ -38,7 +41,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("exported") / "network.pt2"
     network = models.build(Model(name="small_cnn"), 3, 16).module.eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: batch},)), file)
+    torch.export.save(
+        torch.export.export(network, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: batch},)),
+        file,
+    )
     return file
 
 
@@ -77,7 +83,9 @@ def logits(file: Path) -> torch.Tensor:
         return torch.export.load(file).module()(images)
 
 
-def test_a_good_network_answers_as_before_and_is_without_pickled_parts(exported: Path, tmp_path: Path) -> None:
+def test_a_good_network_answers_as_before_and_is_without_pickled_parts(
+    exported: Path, tmp_path: Path
+) -> None:
     write_checked(exported, tmp_path / "copy.pt2")
     assert torch.equal(logits(exported), logits(tmp_path / "copy.pt2"))
     with zipfile.ZipFile(tmp_path / "copy.pt2") as archive:
@@ -94,16 +102,26 @@ def test_networks_of_release_0_1_0_are_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", thorough_of(["googlenet", "shufflenet_v2_x0_5", "swin_v2_t", "timm/efficientnet_lite0"], ["shufflenet_v2_x0_5"])
+    "name",
+    thorough_of(
+        ["googlenet", "shufflenet_v2_x0_5", "swin_v2_t", "timm/efficientnet_lite0"],
+        ["shufflenet_v2_x0_5"],
+    ),
 )
 def test_other_networks_are_good(name: str, tmp_path: Path) -> None:
     network = models.build(Model(name=name), 3, 64).module.eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 64, 64),), dynamic_shapes=({0: batch},)), tmp_path / "network.pt2")
+    torch.export.save(
+        torch.export.export(network, (torch.zeros(2, 3, 64, 64),), dynamic_shapes=({0: batch},)),
+        tmp_path / "network.pt2",
+    )
     write_checked(tmp_path / "network.pt2", tmp_path / "copy.pt2")
     images = torch.rand(3, 3, 64, 64)
     with torch.inference_mode():
-        expected, found = (torch.export.load(tmp_path / file).module()(images) for file in ("network.pt2", "copy.pt2"))
+        expected, found = (
+            torch.export.load(tmp_path / file).module()(images)
+            for file in ("network.pt2", "copy.pt2")
+        )
     assert torch.equal(expected, found)
 
 
@@ -175,7 +193,9 @@ def with_pickled_weight(records: Records, value: Any) -> Records:
 
 
 @pytest.mark.parametrize("where", ["sample inputs", "a weight", "a plain pickle"])
-def test_pickled_parts_that_ask_for_more_than_tensors_are_refused(records: Records, tmp_path: Path, where: str) -> None:
+def test_pickled_parts_that_ask_for_more_than_tensors_are_refused(
+    records: Records, tmp_path: Path, where: str
+) -> None:
     evil = {
         "sample inputs": {**records, INPUTS: pickled(((Payload(),), {}))},
         "a weight": with_pickled_weight(records, Payload()),
@@ -187,12 +207,22 @@ def test_pickled_parts_that_ask_for_more_than_tensors_are_refused(records: Recor
 
 
 def test_a_pickled_tensor_is_a_tensor(records: Records, tmp_path: Path) -> None:
-    write_checked(written(with_pickled_weight(records, torch.nn.Parameter(torch.zeros(16))), tmp_path), tmp_path / "copy.pt2")
+    write_checked(
+        written(with_pickled_weight(records, torch.nn.Parameter(torch.zeros(16))), tmp_path),
+        tmp_path / "copy.pt2",
+    )
     assert logits(tmp_path / "copy.pt2").shape == (3, 3)
 
 
 @pytest.mark.parametrize(
-    "name", ["data/aotinductor/model/a.so", "extra/x", "models/other.json", "data/weights/../../../x", "data/constants/custom_obj_0"]
+    "name",
+    [
+        "data/aotinductor/model/a.so",
+        "extra/x",
+        "models/other.json",
+        "data/weights/../../../x",
+        "data/constants/custom_obj_0",
+    ],
 )
 def test_other_parts_are_refused(records: Records, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsafeArchive, match="which no plain network has"):

@@ -24,11 +24,19 @@ from pipeline.training.setting import Fitted
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, setting_of
 
-STATE: State = {"network": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "random": ["MT19937", [1, 2]]}
+STATE: State = {
+    "network": {"weight": torch.arange(6.0).view(2, 3)},
+    "epoch": 3,
+    "random": ["MT19937", [1, 2]],
+}
 
 
 def same(state: State | None) -> bool:
-    return state is not None and torch.equal(state["network"]["weight"], STATE["network"]["weight"]) and state["epoch"] == 3
+    return (
+        state is not None
+        and torch.equal(state["network"]["weight"], STATE["network"]["weight"])
+        and state["epoch"] == 3
+    )
 
 
 def test_the_best_weights_of_that_moment_come_back_with_the_state(tmp_path: Path) -> None:
@@ -89,16 +97,25 @@ class Taken(Callback):
 
 
 def test_where_the_disk_is_slow_one_state_waits_for_it(digits: Prepared, tmp_path: Path) -> None:
-    configuration = Configuration.model_validate(merge(BASE, {"training": {"checkpoint_seconds": 0, "epochs": 12}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"training": {"checkpoint_seconds": 0, "epochs": 12}})
+    )
     checkpoints = Slow(tmp_path)
-    setting, taken = replace(setting_of(configuration, digits, tmp_path), resume=checkpoints), Taken(checkpoints)
+    setting, taken = (
+        replace(setting_of(configuration, digits, tmp_path), resume=checkpoints),
+        Taken(checkpoints),
+    )
     fit(configuration, setting, [taken], Fitted())
     assert taken.taken == checkpoints.written > 1
     assert taken.most_waiting == 1
 
 
-def test_a_state_that_has_been_written_is_followed_by_the_next(digits: Prepared, tmp_path: Path) -> None:
-    configuration = Configuration.model_validate(merge(BASE, {"training": {"checkpoint_seconds": 0.02, "epochs": 12}}))
+def test_a_state_that_has_been_written_is_followed_by_the_next(
+    digits: Prepared, tmp_path: Path
+) -> None:
+    configuration = Configuration.model_validate(
+        merge(BASE, {"training": {"checkpoint_seconds": 0.02, "epochs": 12}})
+    )
     setting = replace(setting_of(configuration, digits, tmp_path), resume=Checkpoints(tmp_path))
     fit(configuration, setting, [], Fitted())
     assert len(list(tmp_path.glob("resume-*.pt"))) == 2
@@ -184,14 +201,22 @@ else:
 """
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux's account of a process's memory")
+@pytest.mark.skipif(
+    platform.system() != "Linux", reason="needs Linux's account of a process's memory"
+)
 @pytest.mark.thorough
-def test_writing_and_reading_a_checkpoint_take_little_memory_beside_the_training(tmp_path: Path) -> None:
+def test_writing_and_reading_a_checkpoint_take_little_memory_beside_the_training(
+    tmp_path: Path,
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
 
     def multiple_of_the_weights() -> float:
         arguments = [sys.executable, "-c", MEMORY, str(tmp_path)]
-        return float(subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout)
+        return float(
+            subprocess.run(
+                arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+            ).stdout
+        )
 
     # Weights, and the two moments of each that Adam keeps, are three times the weights; the best weights wait beside them.
     assert multiple_of_the_weights() <= 4.5

@@ -17,7 +17,13 @@ def test_cpu_is_always_there() -> None:
 
 
 def test_auto_is_the_fastest_that_is_there() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    expected = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     assert resolve_device("auto").type == expected
 
 
@@ -27,7 +33,10 @@ def test_auto_can_hold_a_tensor() -> None:
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(UserError, match=f"training.device: this machine has no '{missing}'; allowed here: auto, .*cpu"):
+    with pytest.raises(
+        UserError,
+        match=f"training.device: this machine has no '{missing}'; allowed here: auto, .*cpu",
+    ):
         resolve_device(missing)
 
 
@@ -94,12 +103,24 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            ),
             True,
         ),
         (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("unscale_() has already been called on this optimizer since the last update()."), False),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "unscale_() has already been called on this optimizer since the last update()."
+            ),
+            False,
+        ),
         (ValueError("out of memory"), False),
     ],
 )

@@ -30,17 +30,29 @@ class Judged(Callback):
 
     def __init__(self, setting: Setting, epochs: int) -> None:
         self.setting, self.epochs = setting, epochs
-        majority_rate = metrics.majority_rate(setting.train.labels.numpy(), setting.val.labels.numpy(), setting.train.num_classes)
+        majority_rate = metrics.majority_rate(
+            setting.train.labels.numpy(), setting.val.labels.numpy(), setting.train.num_classes
+        )
         self.diagnostics = Diagnostics(setting.train.num_classes, majority_rate)
         self.flags: list[dict[str, str]] = []
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         setting = self.setting
-        _, logits = predict_logits(setting.network.module, setting.val, setting.preprocessing, setting.device, setting.numerics)
-        self.flags.append(dict(self.diagnostics.after_epoch(epoch, self.epochs, values, logits.argmax(axis=1))))
+        _, logits = predict_logits(
+            setting.network.module,
+            setting.val,
+            setting.preprocessing,
+            setting.device,
+            setting.numerics,
+        )
+        self.flags.append(
+            dict(self.diagnostics.after_epoch(epoch, self.epochs, values, logits.argmax(axis=1)))
+        )
 
 
-def judge(prepared: Prepared, folder: Path, changes: dict[str, Any], labels: Any = None) -> list[dict[str, str]]:
+def judge(
+    prepared: Prepared, folder: Path, changes: dict[str, Any], labels: Any = None
+) -> list[dict[str, str]]:
     """Train; return the flags after each epoch, by name."""
     configuration = Configuration.model_validate(merge(BASE, changes))
     setting = setting_of(configuration, prepared, folder, labels)
@@ -51,7 +63,9 @@ def judge(prepared: Prepared, folder: Path, changes: dict[str, Any], labels: Any
 
 def test_a_sound_training_raises_no_flag(digits: Prepared, tmp_path: Path) -> None:
     changes = {"training": {"epochs": 4}, "schedule": {"name": "cosine"}}
-    assert [set(flags) - {"still_improving", "overfit"} for flags in judge(digits, tmp_path, changes)] == [set()] * 4
+    assert [
+        set(flags) - {"still_improving", "overfit"} for flags in judge(digits, tmp_path, changes)
+    ] == [set()] * 4
 
 
 def test_collapse(tmp_path: Path) -> None:
@@ -68,7 +82,9 @@ def test_collapse(tmp_path: Path) -> None:
 
 
 def test_a_collapse_that_passes_is_withdrawn(digits: Prepared, tmp_path: Path) -> None:
-    flags = judge(digits, tmp_path, {"optimizer": {"name": "sgd", "lr": 2e-3}, "training": {"epochs": 25}})
+    flags = judge(
+        digits, tmp_path, {"optimizer": {"name": "sgd", "lr": 2e-3}, "training": {"epochs": 25}}
+    )
     assert "collapse" in flags[1]
     assert "collapse" not in flags[-1]
 
@@ -94,7 +110,9 @@ def test_no_overfit_while_validation_is_the_better(digits: Prepared, tmp_path: P
 
 
 def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
-    configuration = Configuration.model_validate(merge(BASE, {"optimizer": {"name": "sgd", "lr": 1e12}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"optimizer": {"name": "sgd", "lr": 1e12}})
+    )
     setting = setting_of(configuration, digits, tmp_path)
     judged = Judged(setting, 3)
     with pytest.raises(TrainingFailed) as failed:
@@ -105,7 +123,9 @@ def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
 
 
 def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
-    configuration = Configuration.model_validate(merge(BASE, {"optimizer": {"lr": 1e-4}, "training": {"epochs": 4}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"optimizer": {"lr": 1e-4}, "training": {"epochs": 4}})
+    )
     setting, fitted = setting_of(configuration, digits, tmp_path), Fitted()
     judged = Judged(setting, 4)
     fit(configuration, setting, [judged], fitted)
@@ -113,11 +133,16 @@ def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
     # It does at that rate, but for the rounding of a processor.
     *before, last = [epoch["val/accuracy"] for epoch in fitted.history]
     text = judged.flags[-1].get("still_improving", "")
-    assert text.startswith("the last epoch, 4, is the best (validation accuracy ") == (last > max(before))
+    assert text.startswith("the last epoch, 4, is the best (validation accuracy ") == (
+        last > max(before)
+    )
 
 
 def test_an_equal_score_at_the_end_is_no_improvement(digits: Prepared, tmp_path: Path) -> None:
-    assert "still_improving" not in judge(digits, tmp_path, {"optimizer": {"name": "sgd", "lr": 1e-12}})[-1]
+    assert (
+        "still_improving"
+        not in judge(digits, tmp_path, {"optimizer": {"name": "sgd", "lr": 1e-12}})[-1]
+    )
 
 
 VALUES = {"train/loss": 1.0, "val/loss": 1.0, "train/accuracy": 0.5, "val/accuracy": 0.5}
@@ -127,20 +152,33 @@ ALL = np.arange(100) % 10
 @pytest.mark.parametrize(
     ("answered", "num_classes", "images", "is_collapse"),
     [
-        *((1, 2, 100, True), (2, 2, 100, False), (1, 5, 100, True), (2, 5, 100, False), (2, 10, 100, True), (3, 10, 100, False)),
+        *(
+            (1, 2, 100, True),
+            (2, 2, 100, False),
+            (1, 5, 100, True),
+            (2, 5, 100, False),
+            (2, 10, 100, True),
+            (3, 10, 100, False),
+        ),
         *((25, 100, 1000, True), (26, 100, 1000, False), (5, 100, 5, False), (1, 100, 5, True)),
     ],
 )
-def test_a_collapse_is_at_most_a_quarter_of_the_classes(answered: int, num_classes: int, images: int, is_collapse: bool) -> None:
+def test_a_collapse_is_at_most_a_quarter_of_the_classes(
+    answered: int, num_classes: int, images: int, is_collapse: bool
+) -> None:
     flag = collapse(np.arange(images) % answered, num_classes)
-    assert flag == (Flag("collapse", f"predicts {answered} of {num_classes} classes") if is_collapse else None)
+    assert flag == (
+        Flag("collapse", f"predicts {answered} of {num_classes} classes") if is_collapse else None
+    )
 
 
 def test_the_numbers_of_the_texts() -> None:
     flag = overfit({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.1)
     assert flag == ("overfit", "training accuracy 97.6% is 13.4 points above validation's 84.2%")
     assert overfit({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.2) is None
-    text = "validation accuracy 73.5% is not above that of always answering the largest class, 73.5%"
+    text = (
+        "validation accuracy 73.5% is not above that of always answering the largest class, 73.5%"
+    )
     assert baseline({"val/accuracy": 0.735}, 0.735) == ("baseline", text)
     assert baseline({"val/accuracy": 0.736}, 0.735) is None
 
@@ -156,14 +194,29 @@ def test_an_epoch_with_a_loss_that_is_not_finite(name: str, value: float) -> Non
 
 
 def test_one_epoch_alone_is_judged() -> None:
-    names = [flag.name for flag in Diagnostics(10, 0.9).after_epoch(1, 1, {**VALUES, "train/accuracy": 0.9}, ALL)]
+    names = [
+        flag.name
+        for flag in Diagnostics(10, 0.9).after_epoch(1, 1, {**VALUES, "train/accuracy": 0.9}, ALL)
+    ]
     assert names == ["overfit"]
-    assert [flag.name for flag in Diagnostics(10, 0.9).after_epoch(1, 1, VALUES, 0 * ALL)] == ["collapse"]
+    assert [flag.name for flag in Diagnostics(10, 0.9).after_epoch(1, 1, VALUES, 0 * ALL)] == [
+        "collapse"
+    ]
 
 
-@pytest.mark.parametrize(("metric", "worse", "better"), [("val/loss", 2.0, 1.0), ("val/f1_macro", 0.4, 0.6)])
-def test_improvement_is_by_the_best_metric_and_known_after_a_resume(metric: str, worse: float, better: float) -> None:
-    for before, last, expected in ((worse, better, ["still_improving"]), (better, worse, []), (better, better, [])):
+@pytest.mark.parametrize(
+    ("metric", "worse", "better"), [("val/loss", 2.0, 1.0), ("val/f1_macro", 0.4, 0.6)]
+)
+def test_improvement_is_by_the_best_metric_and_known_after_a_resume(
+    metric: str, worse: float, better: float
+) -> None:
+    for before, last, expected in (
+        (worse, better, ["still_improving"]),
+        (better, worse, []),
+        (better, better, []),
+    ):
         diagnostics = Diagnostics(10, 0.1, best_metric=metric)
         diagnostics.resume([{**VALUES, metric: before}])
-        assert [flag.name for flag in diagnostics.after_epoch(2, 2, {**VALUES, metric: last}, ALL)] == expected
+        assert [
+            flag.name for flag in diagnostics.after_epoch(2, 2, {**VALUES, metric: last}, ALL)
+        ] == expected

@@ -19,8 +19,19 @@ def in_two_processes(script: str, folder: Path, *arguments: str) -> list[str]:
     file = folder / "script.py"
     file.write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(file), str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        str(file),
+        str(folder),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [(folder / f"rank{rank}").read_text() for rank in (0, 1)]
 
@@ -95,7 +106,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.thorough
-def test_each_process_draws_a_dropout_mask_of_its_own_and_the_same_one_again(tmp_path: Path) -> None:
+def test_each_process_draws_a_dropout_mask_of_its_own_and_the_same_one_again(
+    tmp_path: Path,
+) -> None:
     first, second = (json.loads(text) for text in in_two_processes(MASKS, tmp_path, "5"))
     for one, again in (first, second):
         assert one == again

@@ -21,7 +21,11 @@ class Told:
         self.logged += [(name, step, value) for name, value in values.items()]
 
     def history(self, name: str) -> dict[int, float]:
-        return {step: value for logged, step, value in sorted(self.logged, key=lambda entry: entry[1]) if logged == name}
+        return {
+            step: value
+            for logged, step, value in sorted(self.logged, key=lambda entry: entry[1])
+            if logged == name
+        }
 
     def latest(self, name: str) -> float:
         return list(self.history(name).values())[-1]
@@ -39,7 +43,13 @@ class Told:
 
 
 def epoch(accuracy: float, seconds: float = 1.0) -> dict[str, float]:
-    return {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "lr": 0.1, "epoch_seconds": seconds, "images_per_second": 1 / seconds}
+    return {
+        "val/accuracy": accuracy,
+        "val/loss": 1 - accuracy,
+        "lr": 0.1,
+        "epoch_seconds": seconds,
+        "images_per_second": 1 / seconds,
+    }
 
 
 def live(log: EpochLog, accuracies: list[float], after: int = 0, seconds: float = 1.0) -> None:
@@ -84,7 +94,16 @@ def test_epochs_that_come_out_otherwise_are_told_again_and_best_is_of_what_is_ke
     log.conclude()
     assert told.history("val/accuracy") == {1: 0.5, 2: 0.6, 3: 0.71, 4: 0.7, 5: 0.72}
     assert told.latest("best/val_loss") == pytest.approx(0.28)
-    assert [step for name, step, _ in told.logged if name == "val/accuracy"] == [1, 2, 3, 4, 5, 3, 4, 5]
+    assert [step for name, step, _ in told.logged if name == "val/accuracy"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_a_better_epoch_that_is_gone_does_not_win_at_any_time() -> None:
@@ -107,7 +126,11 @@ def test_an_epoch_that_is_no_more_is_not_a_number() -> None:
     live(log, [0.5, 0.6, 0.55], after=1)
     log.conclude()
     history = told.history("val/accuracy")
-    assert {step: value for step, value in history.items() if not math.isnan(value)} == {1: 0.5, 2: 0.6, 3: 0.55}
+    assert {step: value for step, value in history.items() if not math.isnan(value)} == {
+        1: 0.5,
+        2: 0.6,
+        3: 0.55,
+    }
     assert set(history) == {1, 2, 3, 4, 5}
     assert (told.latest("best/epoch"), told.latest("best/val_accuracy")) == (2, 0.6)
 
@@ -119,7 +142,9 @@ def test_where_nothing_is_kept_no_best_is_told() -> None:
     log = told.log()
     log.on_resume(0, [])
     log.conclude()
-    assert all(math.isnan(told.latest(name)) for name in ("best/epoch", "best/val_accuracy", "val/loss"))
+    assert all(
+        math.isnan(told.latest(name)) for name in ("best/epoch", "best/val_accuracy", "val/loss")
+    )
 
 
 def test_what_was_done_but_not_told_any_more_is_told_when_it_goes_on() -> None:

@@ -14,7 +14,9 @@ from pipeline.training.exported import load_exported, save_exported
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18"])
-def test_an_exported_network_answers_alike_for_batches_of_any_size(name: str, tmp_path: Path) -> None:
+def test_an_exported_network_answers_alike_for_batches_of_any_size(
+    name: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     module = models.build(Model(name=name, dropout=0.3), 3, 32).module.eval()
     images = torch.randn(5, 3, 32, 32)

@@ -19,7 +19,14 @@ from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
-from pipeline.training.features import Backbone, Features, features_of, has_features, ids_of, weights_hash
+from pipeline.training.features import (
+    Backbone,
+    Features,
+    features_of,
+    has_features,
+    ids_of,
+    weights_hash,
+)
 from pipeline.training.fit import fit
 from pipeline.training.setting import Fitted, Setting
 from tests.conftest import Cli
@@ -34,7 +41,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def frozen(**changes: Any) -> Configuration:
-    raw = merge(BASE, {"data": {"image_size": 32, "limit": 120}, "model": {"freeze": "backbone"}, "training": {"epochs": 3}})
+    raw = merge(
+        BASE,
+        {
+            "data": {"image_size": 32, "limit": 120},
+            "model": {"freeze": "backbone"},
+            "training": {"epochs": 3},
+        },
+    )
     return Configuration.model_validate(merge(raw, changes))
 
 
@@ -56,8 +70,12 @@ def ids(prepared: Prepared, images: Images, numbered: bool = False) -> np.ndarra
     return ids_of(prepared.manifest["sha256"].iloc[images.positions].tolist(), numbered)
 
 
-def computed(prepared: Prepared, images: Any, backbone: Backbone, folder: Path, views: int = 1) -> tuple[Features, int]:
-    return features_of(images, ids(prepared, images, views > 1), views, backbone, folder, 32, 0, lambda *_: None)
+def computed(
+    prepared: Prepared, images: Any, backbone: Backbone, folder: Path, views: int = 1
+) -> tuple[Features, int]:
+    return features_of(
+        images, ids(prepared, images, views > 1), views, backbone, folder, 32, 0, lambda *_: None
+    )
 
 
 def on_features(setting: Setting, prepared: Prepared, folder: Path, views: int = 1) -> Setting:
@@ -86,7 +104,9 @@ def on_features(setting: Setting, prepared: Prepared, folder: Path, views: int =
         pytest.param("swin_t", 0.0, marks=pytest.mark.thorough),
     ],
 )
-def test_a_head_on_features_learns_what_the_plain_loop_does(name: str, dropout: float, digits: Prepared, tmp_path: Path) -> None:
+def test_a_head_on_features_learns_what_the_plain_loop_does(
+    name: str, dropout: float, digits: Prepared, tmp_path: Path
+) -> None:
     configuration = frozen(model={"name": name, "dropout": dropout}, training={"epochs": 2})
     trained = []
     for featured in (False, True):
@@ -97,26 +117,46 @@ def test_a_head_on_features_learns_what_the_plain_loop_does(name: str, dropout: 
             setting = on_features(setting, digits, folder)
         fitted = Fitted()
         fit(configuration, setting, [], fitted)
-        trained.append((fitted, {key: value.clone() for key, value in setting.network.module.state_dict().items()}))
+        trained.append(
+            (
+                fitted,
+                {key: value.clone() for key, value in setting.network.module.state_dict().items()},
+            )
+        )
     (plain, plain_weights), (featured_one, weights) = trained
     assert np.abs(plain.logits - featured_one.logits).max() < 1e-4
     assert plain.history[-1]["val/accuracy"] == featured_one.history[-1]["val/accuracy"]
-    assert plain.history[-1]["train/loss"] == pytest.approx(featured_one.history[-1]["train/loss"], abs=1e-4)
+    assert plain.history[-1]["train/loss"] == pytest.approx(
+        featured_one.history[-1]["train/loss"], abs=1e-4
+    )
     assert plain_weights.keys() == weights.keys()
-    assert all(torch.allclose(plain_weights[key].float(), weights[key].float(), atol=1e-4) for key in weights)
+    assert all(
+        torch.allclose(plain_weights[key].float(), weights[key].float(), atol=1e-4)
+        for key in weights
+    )
 
 
 def test_each_image_passes_the_backbone_once(digits: Prepared, tmp_path: Path) -> None:
     setting = setting_of(frozen(), digits, tmp_path)
     backbone = backbone_of(setting)
-    assert computed(digits, setting.train.images, backbone, tmp_path / "f")[1] == len(setting.train.images) == backbone.images
+    assert (
+        computed(digits, setting.train.images, backbone, tmp_path / "f")[1]
+        == len(setting.train.images)
+        == backbone.images
+    )
     again = backbone_of(setting)
     assert computed(digits, setting.train.images, again, tmp_path / "f")[1] == again.images == 0
     # Another split adds its own to the same folder.
-    assert computed(digits, setting.val.images, again, tmp_path / "f")[1] == len(setting.val.images) == again.images
+    assert (
+        computed(digits, setting.val.images, again, tmp_path / "f")[1]
+        == len(setting.val.images)
+        == again.images
+    )
 
 
-def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(digits: Prepared, tmp_path: Path) -> None:
+def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(
+    digits: Prepared, tmp_path: Path
+) -> None:
     setting = setting_of(frozen(), digits, tmp_path)
     images, backbone, folder = setting.train.images, backbone_of(setting), tmp_path / "f"
     keys = [(1, number) for number in range(len(images))]
@@ -131,8 +171,12 @@ def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(di
     assert computed(digits, images, backbone, folder)[1] == len(images)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a system that lists a process's open files")
-def test_many_files_of_features_are_not_kept_open(digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="needs a system that lists a process's open files"
+)
+def test_many_files_of_features_are_not_kept_open(
+    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = setting_of(frozen(), digits, tmp_path)
     monkeypatch.setattr("pipeline.training.features._FILE_SECONDS", 0.0)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -144,7 +188,11 @@ def test_many_files_of_features_are_not_kept_open(digits: Prepared, tmp_path: Pa
 
 @pytest.mark.parametrize(("seconds", "batches_kept"), [(0.0, 2), (60.0, 0)])
 def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bits(
-    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, batches_kept: int
+    digits: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    batches_kept: int,
 ) -> None:
     setting = setting_of(frozen(), digits, tmp_path)
     images = setting.train.images
@@ -157,7 +205,9 @@ def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(images, ids(digits, images), 1, backbone_of(setting), tmp_path / "cut", 32, 0, told)
+        features_of(
+            images, ids(digits, images), 1, backbone_of(setting), tmp_path / "cut", 32, 0, told
+        )
     rest, computed_now = computed(digits, images, backbone_of(setting), tmp_path / "cut")
     assert computed_now == len(images) - 32 * batches_kept
     assert torch.equal(whole.__getitems__(keys)[0], rest.__getitems__(keys)[0])
@@ -217,19 +267,36 @@ def test_trainings_share_features_and_say_so(cli: Cli, quick: Path, workspace: W
     assert cli("evaluate", "--config", quick).code == 0
 
 
-def test_augmented_images_pass_the_backbone_anew_unless_views_are_asked_for(cli: Cli, quick: Path, workspace: Workspace) -> None:
+def test_augmented_images_pass_the_backbone_anew_unless_views_are_asked_for(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
     augment = ("--data.augment", "RandomHorizontalFlip")
     plain = cli("train", "--config", quick, *FROZEN, *augment)
     assert names.FEATURES not in run_of(workspace, plain.out).data.tags
     views = cli("train", "--config", quick, *FROZEN, *augment, "--training.feature_views", "2")
     run = run_of(workspace, views.out)
     assert run.data.tags[names.FEATURES].startswith("2 per image, ")
-    shapes = {np.load(file).shape[1] for file in workspace.prepared.glob("features-*/*.npy") if not file.name.endswith(".ids.npy")}
+    shapes = {
+        np.load(file).shape[1]
+        for file in workspace.prepared.glob("features-*/*.npy")
+        if not file.name.endswith(".ids.npy")
+    }
     assert shapes == {1, 2}
 
 
-def test_features_of_another_pillow_are_others(cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = ("train", "--config", quick, "--model.freeze", "backbone", "--training.epochs", "1", "--training.seed")
+def test_features_of_another_pillow_are_others(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = (
+        "train",
+        "--config",
+        quick,
+        "--model.freeze",
+        "backbone",
+        "--training.epochs",
+        "1",
+        "--training.seed",
+    )
 
     def folders() -> int:
         return len(list(workspace.prepared.glob("features-*")))

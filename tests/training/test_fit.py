@@ -52,7 +52,10 @@ class Trained(NamedTuple):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in self.fitted.history]
+        return [
+            {name: value for name, value in epoch.items() if name not in TIMES}
+            for epoch in self.fitted.history
+        ]
 
 
 Train = Callable[..., Trained]
@@ -63,18 +66,32 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(Configuration.model_validate(BASE).data, tmp_path_factory.mktemp("prepared"))
 
 
-def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, labels: Any = None) -> Setting:
+def setting_of(
+    configuration: Configuration, prepared: Prepared, folder: Path, labels: Any = None
+) -> Setting:
     data, seed = configuration.data, configuration.training.seed
     torch.manual_seed(seed)
     network = models.build(configuration.model, len(prepared.classes), data.image_size)
     store, true_labels = prepared.images, prepared.labels()
     augmentation = build_augmentation(data)
-    train = Images(store, prepared.positions("train"), true_labels if labels is None else labels, data.image_size, augmentation, seed)
+    train = Images(
+        store,
+        prepared.positions("train"),
+        true_labels if labels is None else labels,
+        data.image_size,
+        augmentation,
+        seed,
+    )
     val = Images(store, prepared.positions("val"), true_labels, data.image_size)
     return Setting(
         network,
         Preprocessing.of(data, prepared.normalisation()),
-        Loader(train, data.batch_size, shuffle_seed=seed, workers=num_loading(data.workers, torch.device("cpu"), 1)),
+        Loader(
+            train,
+            data.batch_size,
+            shuffle_seed=seed,
+            workers=num_loading(data.workers, torch.device("cpu"), 1),
+        ),
         Loader(val, data.batch_size),
         torch.device("cpu"),
         folder / "best.safetensors",
@@ -83,7 +100,9 @@ def setting_of(configuration: Configuration, prepared: Prepared, folder: Path, l
 
 @pytest.fixture
 def train(digits: Prepared, tmp_path: Path) -> Train:
-    def run(changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: Fitted | None = None) -> Trained:
+    def run(
+        changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: Fitted | None = None
+    ) -> Trained:
         configuration = Configuration.model_validate(merge(BASE, changes or {}))
         setting = setting_of(configuration, digits, tmp_path)
         fitted = Fitted() if fitted is None else fitted
@@ -104,7 +123,12 @@ def test_each_epoch_has_all_metrics(train: Train) -> None:
     fitted = train().fitted
     assert [set(epoch) for epoch in fitted.history] == [METRICS] * 3
     assert all(np.isfinite(list(epoch.values())).all() for epoch in fitted.history)
-    assert all(0 <= epoch[name] <= 1 for epoch in fitted.history for name in METRICS if name.endswith(("accuracy", "f1_macro")))
+    assert all(
+        0 <= epoch[name] <= 1
+        for epoch in fitted.history
+        for name in METRICS
+        if name.endswith(("accuracy", "f1_macro"))
+    )
     assert fitted.seconds >= sum(epoch["epoch_seconds"] for epoch in fitted.history) > 0
 
 
@@ -116,7 +140,11 @@ def test_the_same_seed_gives_the_same_history_bit_for_bit(train: Train) -> None:
 
 
 def test_workers_do_not_change_the_history(train: Train) -> None:
-    changes: dict[str, Any] = {"data": {"augment": [{"RandomRotation": 10}]}, "model": {"dropout": 0.3}, "training": {"epochs": 2}}
+    changes: dict[str, Any] = {
+        "data": {"augment": [{"RandomRotation": 10}]},
+        "model": {"dropout": 0.3},
+        "training": {"epochs": 2},
+    }
     alone, helped = train(changes), train(merge(changes, {"data": {"workers": 2}}))
     assert alone.history == helped.history
 
@@ -134,7 +162,9 @@ def test_equal_scores_keep_the_later_epoch(train: Train) -> None:
 def test_the_best_epoch_is_the_last_of_those_with_the_highest_accuracy(train: Train) -> None:
     trained = train({"optimizer": {"lr": 0.03}, "training": {"epochs": 6}})
     accuracies = [epoch["val/accuracy"] for epoch in trained.history]
-    assert trained.fitted.best_epoch == max(range(1, 7), key=lambda epoch: (accuracies[epoch - 1], epoch))
+    assert trained.fitted.best_epoch == max(
+        range(1, 7), key=lambda epoch: (accuracies[epoch - 1], epoch)
+    )
     assert trained.fitted.best == trained.fitted.history[trained.fitted.best_epoch - 1]
 
 
@@ -147,25 +177,33 @@ class KeepBest(Callback):
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         if is_best:
-            self.kept[epoch] = {name: value.clone() for name, value in self.module.state_dict().items()}
+            self.kept[epoch] = {
+                name: value.clone() for name, value in self.module.state_dict().items()
+            }
 
 
 def test_the_checkpoint_is_the_best_epoch(digits: Prepared, tmp_path: Path) -> None:
-    configuration = Configuration.model_validate(merge(BASE, {"optimizer": {"name": "adam", "lr": 0.03}, "training": {"epochs": 6}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"optimizer": {"name": "adam", "lr": 0.03}, "training": {"epochs": 6}})
+    )
     setting, fitted = setting_of(configuration, digits, tmp_path), Fitted()
     best = KeepBest(setting)
     fit(configuration, setting, [best], fitted)
     state = safetensors.torch.load_file(setting.checkpoint)
     kept = best.kept[fitted.best_epoch]
     assert max(best.kept) == fitted.best_epoch
-    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in state)
+    assert state.keys() == kept.keys() and all(
+        torch.equal(state[name], kept[name]) for name in state
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 def test_the_checkpoint_gives_the_logits_of_the_best_epoch(train: Train) -> None:
     fitted, setting, configuration = train({"training": {"epochs": 4}})
     models.load_state(setting.network.module, setting.checkpoint, configuration.model.name)
-    labels, logits = predict_logits(setting.network.module, setting.val, setting.preprocessing, setting.device)
+    labels, logits = predict_logits(
+        setting.network.module, setting.val, setting.preprocessing, setting.device
+    )
     assert np.array_equal(labels, fitted.labels) and np.array_equal(logits, fitted.logits)
     assert logits.shape == (setting.val.num_images, 10)
     scores = metrics.score(labels, logits)
@@ -186,8 +224,13 @@ def relabelled(digits: Prepared, folder: Path, changes: dict[str, Any], epochs: 
 
 
 @pytest.mark.parametrize("patience", [1, 2])
-def test_patience_stops_after_so_many_worse_epochs(digits: Prepared, tmp_path: Path, patience: int) -> None:
-    changes = {"optimizer": {"name": "adam", "lr": 1e-3}, "training": {"epochs": 12, "patience": patience}}
+def test_patience_stops_after_so_many_worse_epochs(
+    digits: Prepared, tmp_path: Path, patience: int
+) -> None:
+    changes = {
+        "optimizer": {"name": "adam", "lr": 1e-3},
+        "training": {"epochs": 12, "patience": patience},
+    }
     trained = relabelled(digits, tmp_path, changes)
     assert len(trained.history) == trained.fitted.best_epoch + patience < 12
     after = trained.history[trained.fitted.best_epoch :]
@@ -195,7 +238,9 @@ def test_patience_stops_after_so_many_worse_epochs(digits: Prepared, tmp_path: P
 
 
 def test_equal_scores_do_not_use_up_patience(train: Train) -> None:
-    trained = train({"optimizer": {"name": "sgd", "lr": 1e-12}, "training": {"epochs": 4, "patience": 1}})
+    trained = train(
+        {"optimizer": {"name": "sgd", "lr": 1e-12}, "training": {"epochs": 4, "patience": 1}}
+    )
     assert len(trained.history) == 4
 
 
@@ -206,25 +251,38 @@ def test_no_patience_trains_all_epochs(digits: Prepared, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_each_optimizer_trains(train: Train, name: str) -> None:
     lr = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}[name]
-    losses = [epoch["train/loss"] for epoch in train({"optimizer": {"name": name, "lr": lr}, "training": {"epochs": 4}}).history]
+    losses = [
+        epoch["train/loss"]
+        for epoch in train(
+            {"optimizer": {"name": name, "lr": lr}, "training": {"epochs": 4}}
+        ).history
+    ]
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", ["none", "exponential", "step", "cosine", "plateau"])
 def test_each_schedule_trains_at_its_learning_rates(train: Train, name: str) -> None:
-    trained = train({"schedule": {"name": name, "warmup_epochs": 0.5, "step_epochs": 1, "plateau_epochs": 9}})
+    trained = train(
+        {"schedule": {"name": name, "warmup_epochs": 0.5, "step_epochs": 1, "plateau_epochs": 9}}
+    )
     schedule, steps = trained.configuration.schedule, len(trained.setting.train)
-    assert trained.fitted.lrs == [lr_at(step, schedule, 3e-3, steps, 3 * steps) for step in range(3 * steps)]
+    assert trained.fitted.lrs == [
+        lr_at(step, schedule, 3e-3, steps, 3 * steps) for step in range(3 * steps)
+    ]
     assert [epoch["lr"] for epoch in trained.history] == trained.fitted.lrs[steps - 1 :: steps]
     assert trained.history[-1]["train/loss"] < trained.history[0]["train/loss"]
 
 
 def test_plateau_decays_when_the_loss_stands_still(train: Train) -> None:
     schedule = {"name": "plateau", "plateau_epochs": 1, "gamma": 0.5, "min_lr": 2e-13}
-    trained = train({"optimizer": {"name": "sgd", "lr": 1e-12}, "schedule": schedule, "training": {"epochs": 5}})
+    trained = train(
+        {"optimizer": {"name": "sgd", "lr": 1e-12}, "schedule": schedule, "training": {"epochs": 5}}
+    )
     steps = len(trained.setting.train)
     assert len({epoch["val/loss"] for epoch in trained.history}) == 1
-    assert trained.fitted.lrs[::steps] == pytest.approx([1e-12, 1e-12, 5e-13, 2.5e-13, 2e-13], abs=0)
+    assert trained.fitted.lrs[::steps] == pytest.approx(
+        [1e-12, 1e-12, 5e-13, 2.5e-13, 2e-13], abs=0
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_step(train: Train) -> None:
@@ -250,7 +308,9 @@ class Spoil(Callback):
                 parameter.data.fill_(float("nan"))
 
 
-def test_the_step_of_a_failure_is_counted_within_its_epoch(digits: Prepared, tmp_path: Path) -> None:
+def test_the_step_of_a_failure_is_counted_within_its_epoch(
+    digits: Prepared, tmp_path: Path
+) -> None:
     configuration = Configuration.model_validate(BASE)
     setting, spoil = setting_of(configuration, digits, tmp_path), Spoil(epoch=1)
     spoil.parameters = list(setting.network.module.parameters())
@@ -264,10 +324,14 @@ def test_a_failure_leaves_the_best_weights_so_far(digits: Prepared, tmp_path: Pa
     configuration = Configuration.model_validate(BASE)
     setting, spoil, fitted = setting_of(configuration, digits, tmp_path), Spoil(epoch=2), Fitted()
     spoil.parameters = list(setting.network.module.parameters())
-    with pytest.raises(TrainingFailed, match=r"the weights of epoch [12], the best so far, are kept"):
+    with pytest.raises(
+        TrainingFailed, match=r"the weights of epoch [12], the best so far, are kept"
+    ):
         fit(configuration, setting, [spoil], fitted)
     assert len(fitted.history) == 2
-    assert all(value.isfinite().all() for value in safetensors.torch.load_file(setting.checkpoint).values())
+    assert all(
+        value.isfinite().all() for value in safetensors.torch.load_file(setting.checkpoint).values()
+    )
 
 
 class Recorder(Callback):
@@ -293,9 +357,16 @@ def test_callbacks_are_told_of_each_step_and_epoch(train: Train) -> None:
     steps = len(trained.setting.train)
     assert recorder.events[0] == ("start", 3, steps)
     assert [event[:2] for event in recorder.events[1:]] == [("epoch", epoch) for epoch in (1, 2, 3)]
-    assert [epoch for _, epoch, is_best in recorder.events[1:] if is_best][-1] == trained.fitted.best_epoch
-    assert [epoch for epoch, _, _ in recorder.steps] == [epoch for epoch in (1, 2, 3) for _ in range(steps)]
-    assert recorder.steps[steps - 1][1:] == (trained.history[0]["train/loss"], trained.history[0]["train/accuracy"])
+    assert [epoch for _, epoch, is_best in recorder.events[1:] if is_best][
+        -1
+    ] == trained.fitted.best_epoch
+    assert [epoch for epoch, _, _ in recorder.steps] == [
+        epoch for epoch in (1, 2, 3) for _ in range(steps)
+    ]
+    assert recorder.steps[steps - 1][1:] == (
+        trained.history[0]["train/loss"],
+        trained.history[0]["train/accuracy"],
+    )
 
 
 class GivenUpError(Exception):
@@ -318,7 +389,9 @@ class GiveUp(Callback):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(train: Train, epoch: int) -> None:
+def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(
+    train: Train, epoch: int
+) -> None:
     fitted = Fitted()
     with pytest.raises(GivenUpError):
         train({}, GiveUp(epoch), fitted=fitted)
@@ -327,11 +400,16 @@ def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(train: 
 
 
 def test_a_frozen_backbone_is_trained_in_its_head_only(train: Train) -> None:
-    trained = train({"model": {"name": "resnet18", "freeze": "backbone"}, "training": {"epochs": 2}})
+    trained = train(
+        {"model": {"name": "resnet18", "freeze": "backbone"}, "training": {"epochs": 2}}
+    )
     torch.manual_seed(0)
     before = models.build(trained.configuration.model, 10, 16).module.state_dict()
     after = trained.setting.network.module.state_dict()
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "fc.weight",
+        "fc.bias",
+    }
 
 
 @pytest.mark.parametrize("batch_size", [1, 299])
@@ -356,16 +434,28 @@ def test_the_main_output_comes_before_auxiliary_ones() -> None:
 
 def test_a_best_metric_of_another_name_chooses_the_epoch(train: Train) -> None:
     for metric in ("val/f1_macro", "val/balanced_accuracy", "val/loss"):
-        trained = train({"training": {"epochs": 6, "best_metric": metric}, "optimizer": {"name": "adam", "lr": 0.03}})
+        trained = train(
+            {
+                "training": {"epochs": 6, "best_metric": metric},
+                "optimizer": {"name": "adam", "lr": 0.03},
+            }
+        )
         values = [epoch[metric] for epoch in trained.fitted.history]
         best = min(values) if metric == "val/loss" else max(values)
-        assert trained.fitted.best_epoch == max(number for number, value in enumerate(values, 1) if value == best)
+        assert trained.fitted.best_epoch == max(
+            number for number, value in enumerate(values, 1) if value == best
+        )
 
 
 def test_label_smoothing_raises_the_training_loss_alone(train: Train) -> None:
-    plain, smooth = train({"training": {"epochs": 1}}), train({"training": {"epochs": 1, "label_smoothing": 0.3}})
+    plain, smooth = (
+        train({"training": {"epochs": 1}}),
+        train({"training": {"epochs": 1, "label_smoothing": 0.3}}),
+    )
     logits, labels = torch.from_numpy(smooth.fitted.logits), torch.from_numpy(smooth.fitted.labels)
-    assert smooth.history[0]["val/loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert smooth.history[0]["val/loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5
+    )
     assert smooth.history[0]["train/loss"] != plain.history[0]["train/loss"]
 
 
@@ -379,23 +469,36 @@ class Norms(Callback):
 
     def on_backward(self, epoch: int, step: int) -> None:
         assert self.module is not None
-        self.norms.append(float(torch.nn.utils.get_total_norm([parameter.grad for parameter in self.module.parameters()])))
+        self.norms.append(
+            float(
+                torch.nn.utils.get_total_norm(
+                    [parameter.grad for parameter in self.module.parameters()]
+                )
+            )
+        )
         self.before = [parameter.detach().clone() for parameter in self.module.parameters()]
 
     def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
         assert self.module is not None
-        moved = [parameter.detach() - before for parameter, before in zip(self.module.parameters(), self.before, strict=True)]
+        moved = [
+            parameter.detach() - before
+            for parameter, before in zip(self.module.parameters(), self.before, strict=True)
+        ]
         self.moved.append(float(torch.nn.utils.get_total_norm(moved)))
 
 
 def test_gradients_are_clipped_to_the_norm(digits: Prepared, tmp_path: Path) -> None:
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
-    configuration = Configuration.model_validate(merge(BASE, {"optimizer": sgd, "training": {"clip_norm": 0.05, "epochs": 1}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"optimizer": sgd, "training": {"clip_norm": 0.05, "epochs": 1}})
+    )
     setting, norms = setting_of(configuration, digits, tmp_path), Norms()
     norms.module = setting.network.module
     fit(configuration, setting, [norms], Fitted())
     assert max(norms.norms) > 0.1
-    assert [moved / 0.1 for moved in norms.moved] == pytest.approx([min(norm, 0.05) for norm in norms.norms], rel=1e-3)
+    assert [moved / 0.1 for moved in norms.moved] == pytest.approx(
+        [min(norm, 0.05) for norm in norms.norms], rel=1e-3
+    )
 
 
 OUT_OF_MEMORY = """
@@ -425,8 +528,13 @@ if __name__ == "__main__":
 def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     arguments = [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
-    found = re.fullmatch(r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n", done.stdout)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+    )
+    found = re.fullmatch(
+        r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n",
+        done.stdout,
+    )
     assert found is not None, done.stdout + done.stderr
     assert int(found[1]) in (100, 50, 25, 12, 6, 3)
 
@@ -444,11 +552,16 @@ class NoRoom(Callback):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_out_of_memory_in_the_update_is_told_in_every_precision(digits: Prepared, tmp_path: Path, precision: str) -> None:
+def test_out_of_memory_in_the_update_is_told_in_every_precision(
+    digits: Prepared, tmp_path: Path, precision: str
+) -> None:
     configuration = Configuration.model_validate(BASE)
     setting = replace(setting_of(configuration, digits, tmp_path), numerics=Numerics(precision))
     no_room, fitted = NoRoom(), Fitted()
-    with pytest.raises(OutOfMemory, match=r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$"):
+    with pytest.raises(
+        OutOfMemory,
+        match=r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$",
+    ):
         fit(configuration, setting, [no_room], fitted)
     # What is tried to tell the size that fits is no part of the training.
     assert (no_room.asked, fitted.lrs) == (1, [])
@@ -496,7 +609,9 @@ if __name__ == "__main__":
 def test_out_of_memory_in_the_midst_of_the_first_update_is_told(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     arguments = [sys.executable, "-c", HALF_A_STATE, str(tmp_path)]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
     assert done.stdout == (
         "out of memory at data.batch_size 32 (step 1 of epoch 1); not even one image fits; a smaller data.image_size or network may\n"
     ), done.stderr
@@ -509,7 +624,10 @@ def test_a_compiled_network_learns_the_same(train: Train) -> None:
     one_step = {"data": {"batch_size": 1000}, "training": {"epochs": 1}}
     plain, compiled = train(one_step), train(merge(one_step, {"training": {"compile": True}}))
     assert np.abs(plain.fitted.logits - compiled.fitted.logits).max() < 1e-3
-    assert plain.setting.network.module.state_dict().keys() == compiled.setting.network.module.state_dict().keys()
+    assert (
+        plain.setting.network.module.state_dict().keys()
+        == compiled.setting.network.module.state_dict().keys()
+    )
 
 
 def test_without_a_compiler_compiling_is_refused() -> None:
@@ -518,5 +636,9 @@ def test_without_a_compiler_compiling_is_refused() -> None:
         "try:\n    need_compiler(torch.device('cpu'))\nexcept Exception as error:\n    print(type(error).__name__, error)"
     )
     environment = {**os.environ, "PATH": "", "CXX": "", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.startswith("UserError training.compile: needs a C++ compiler"), done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.startswith("UserError training.compile: needs a C++ compiler"), (
+        done.stdout + done.stderr
+    )

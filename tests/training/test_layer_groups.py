@@ -10,7 +10,14 @@ from torch import nn
 
 from pipeline import models
 from pipeline.config import Model
-from pipeline.training.layer_groups import MOST_GROUPS, MOST_VALUES, histogram, kernels, layer_groups, subsample
+from pipeline.training.layer_groups import (
+    MOST_GROUPS,
+    MOST_VALUES,
+    histogram,
+    kernels,
+    layer_groups,
+    subsample,
+)
 
 GROUPS = {
     "resnet18": "conv1 bn1 layer1 layer2 layer3 layer4 fc",
@@ -32,7 +39,17 @@ def test_groups_are_the_parts_that_people_know(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*GROUPS, "vit_b_32", "vgg11_bn", "swin_t", "efficientnet_b0", "googlenet", "convnext_tiny", "shufflenet_v2_x0_5"]
+    "name",
+    [
+        *GROUPS,
+        "vit_b_32",
+        "vgg11_bn",
+        "swin_t",
+        "efficientnet_b0",
+        "googlenet",
+        "convnext_tiny",
+        "shufflenet_v2_x0_5",
+    ],
 )
 def test_every_parameter_is_in_one_of_few_groups(name: str) -> None:
     module = models.build(Model(name=name), 10, 224 if name.startswith("vit") else 32).module
@@ -46,7 +63,9 @@ def test_every_parameter_is_in_one_of_few_groups(name: str) -> None:
 def test_a_frozen_backbone_is_in_no_group(name: str) -> None:
     network = models.build(Model(name=name, freeze="backbone"), 10, 32)
     groups = layer_groups(network.module)
-    assert [network.head.startswith(group) or group.startswith(network.head) for group in groups] == [True]
+    assert [
+        network.head.startswith(group) or group.startswith(network.head) for group in groups
+    ] == [True]
 
 
 def test_modules_without_parts() -> None:
@@ -63,7 +82,9 @@ def test_any_number_of_groups() -> None:
 
 def test_kernels_are_told_from_biases_and_factors() -> None:
     convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-    assert [id(one) for one in kernels([*convolution.parameters(), *norm.parameters()])] == [id(convolution.weight)]
+    assert [id(one) for one in kernels([*convolution.parameters(), *norm.parameters()])] == [
+        id(convolution.weight)
+    ]
     assert len(kernels(list(norm.parameters()))) == 2
 
 
@@ -71,13 +92,20 @@ def test_kernels_are_told_from_biases_and_factors() -> None:
 def test_all_of_few_values_are_taken(memory_format: torch.memory_format) -> None:
     tensors = [torch.randn(4, 3, 3, 3).to(memory_format=memory_format), torch.randn(5, 2)]
     values = subsample(tensors)
-    assert sorted(values) == sorted([*tensors[0].flatten().tolist(), *tensors[1].flatten().tolist()])
+    assert sorted(values) == sorted(
+        [*tensors[0].flatten().tolist(), *tensors[1].flatten().tolist()]
+    )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_many_values_are_thinned_evenly(memory_format: torch.memory_format) -> None:
     # Each place of the kernel has a value of its own.
-    kernel = torch.arange(9.0).reshape(3, 3).expand(512, 256, 3, 3).contiguous(memory_format=memory_format)
+    kernel = (
+        torch.arange(9.0)
+        .reshape(3, 3)
+        .expand(512, 256, 3, 3)
+        .contiguous(memory_format=memory_format)
+    )
     values = subsample([kernel, torch.full((300_000,), 9.0)])
     assert MOST_VALUES / 3 < len(values) <= MOST_VALUES + 2
     _, counts = np.unique(values, return_counts=True)

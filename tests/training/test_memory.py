@@ -42,11 +42,18 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 
 
 def bytes_asked_for_per_step(settled: bool) -> float:
-    done = subprocess.run([sys.executable, "-c", STEPS.format(settled=settled)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS.format(settled=settled)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back after each step")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back after each step"
+)
 def test_what_a_step_frees_is_kept_for_the_next() -> None:
     assert bytes_asked_for_per_step(settled=False) > 10e6, "there is nothing to spare any more"
     assert bytes_asked_for_per_step(settled=True) < 1e6
@@ -54,7 +61,9 @@ def test_what_a_step_frees_is_kept_for_the_next() -> None:
 
 def test_what_imports_have_made_is_not_collected() -> None:
     program = "import gc, pipeline.training.memory as memory; memory.settle_memory(); print(gc.get_freeze_count())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) > 1000
 
 
@@ -99,9 +108,13 @@ ENDINGS = {
 }
 
 
-def trained(digits: Prepared, folder: Path, error: BaseException | None, in_epoch: bool) -> list[weakref.ref[torch.nn.Module]]:
+def trained(
+    digits: Prepared, folder: Path, error: BaseException | None, in_epoch: bool
+) -> list[weakref.ref[torch.nn.Module]]:
     """Train with processes that load; return a reference to the network, and where the training failed let go of the error."""
-    configuration = Configuration.model_validate(merge(BASE, {"data": {"workers": 2}, "training": {"epochs": 2}}))
+    configuration = Configuration.model_validate(
+        merge(BASE, {"data": {"workers": 2}, "training": {"epochs": 2}})
+    )
     seen: list[weakref.ref[torch.nn.Module]] = []
 
     def train() -> None:
@@ -118,7 +131,9 @@ def trained(digits: Prepared, folder: Path, error: BaseException | None, in_epoc
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("how", ENDINGS)
-def test_a_training_that_has_ended_leaves_neither_network_nor_process(digits: Prepared, tmp_path: Path, how: str) -> None:
+def test_a_training_that_has_ended_leaves_neither_network_nor_process(
+    digits: Prepared, tmp_path: Path, how: str
+) -> None:
     error, in_epoch = ENDINGS[how]
     before = len(psutil.Process().children())
     (network,) = trained(digits, tmp_path, error, in_epoch)
@@ -175,7 +190,9 @@ print(held - before, psutil.Process().memory_info().rss - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory so")
 def test_what_a_training_has_needed_is_given_back_when_it_has_ended() -> None:
-    done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True
+    )
     held, kept = map(int, done.stdout.split())
     assert held > 150e6
     assert kept < 20e6

@@ -59,7 +59,9 @@ class Stub:
                     parameter.add_(torch.rand_like(parameter))
             time.sleep(self.seconds.get(str(form), 0.01))
             if str(form) in self.losses and self.losses[str(form)] < 0:
-                raise (RuntimeError if self.losses[str(form)] == -1 else ValueError)("'op' not implemented for 'BFloat16'\nmore")
+                raise (RuntimeError if self.losses[str(form)] == -1 else ValueError)(
+                    "'op' not implemented for 'BFloat16'\nmore"
+                )
             return self.losses.get(str(form), 1.0)
 
         return step
@@ -79,7 +81,12 @@ class Stub:
         ),
         # Hardly faster is no reason.
         ({"bf16 contiguous": 0.0099}, {}, "fp32 contiguous", {}),
-        ({"bf16 contiguous": 0.002}, {"bf16 contiguous": float("nan")}, "fp32 contiguous", {"bf16 contiguous": "the loss is not finite"}),
+        (
+            {"bf16 contiguous": 0.002},
+            {"bf16 contiguous": float("nan")},
+            "fp32 contiguous",
+            {"bf16 contiguous": "the loss is not finite"},
+        ),
         (
             {"bf16 contiguous": 0.002},
             {"bf16 contiguous": 1.2},
@@ -122,8 +129,12 @@ def test_a_measurement_that_ends_early_is_compared_by_the_same_steps() -> None:
 
 
 def test_measuring_moves_no_weights(tmp_path: Path) -> None:
-    configuration = Configuration.model_validate({"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}})
-    with setting_of(Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE) as setting:
+    configuration = Configuration.model_validate(
+        {"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}}
+    )
+    with setting_of(
+        Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE
+    ) as setting:
         step = _one_step(configuration, setting, setting.network.module, PLAIN)
         (batch,) = first_batches(setting.train.epoch(1), 1)
         before = [parameter.clone() for parameter in setting.network.module.parameters()]
@@ -137,12 +148,30 @@ def test_one_candidate_is_not_measured() -> None:
     assert stub.networks == []
 
 
-@pytest.mark.parametrize("form", [Numerics("bf16"), Numerics("bf16", True), Numerics("fp32", True)], ids=str)
-def test_each_form_trains_and_is_recorded(cli: Cli, quick: Path, workspace: Workspace, form: Numerics) -> None:
+@pytest.mark.parametrize(
+    "form", [Numerics("bf16"), Numerics("bf16", True), Numerics("fp32", True)], ids=str
+)
+def test_each_form_trains_and_is_recorded(
+    cli: Cli, quick: Path, workspace: Workspace, form: Numerics
+) -> None:
     layout = "channels_last" if form.channels_last else "contiguous"
-    assert cli("train", "--config", quick, "--training.precision", form.precision, "--training.memory_format", layout).code == 0
+    assert (
+        cli(
+            "train",
+            "--config",
+            quick,
+            "--training.precision",
+            form.precision,
+            "--training.memory_format",
+            layout,
+        ).code
+        == 0
+    )
     (run,) = workspace.client.search_runs([workspace.experiment_id])
-    losses = [metric.value for metric in workspace.client.get_metric_history(run.info.run_id, "train/loss")]
+    losses = [
+        metric.value
+        for metric in workspace.client.get_metric_history(run.info.run_id, "train/loss")
+    ]
     assert losses[-1] < losses[0]
     assert run.data.tags[names.NUMERICS_USED] == str(form)
 
@@ -151,14 +180,25 @@ def test_each_form_trains_and_is_recorded(cli: Cli, quick: Path, workspace: Work
 def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    auto = ("--training.precision", "auto", "--training.memory_format", "auto", "--training.epochs", "1")
+    auto = (
+        "--training.precision",
+        "auto",
+        "--training.memory_format",
+        "auto",
+        "--training.epochs",
+        "1",
+    )
     first = cli("train", "--config", quick, *auto)
     assert first.code == 0, first.err
     assert "ms a step" in first.out
     again = cli("train", "--config", quick, *auto, "--training.seed", "1")
     assert "ms a step" not in again.out
     choices = [
-        json.loads(find.artifact(workspace, run.info.run_id, names.NUMERICS, tmp_path / run.info.run_id).read_text())
+        json.loads(
+            find.artifact(
+                workspace, run.info.run_id, names.NUMERICS, tmp_path / run.info.run_id
+            ).read_text()
+        )
         for run in workspace.client.search_runs([workspace.experiment_id])
     ]
     assert choices[0] == choices[1]
@@ -168,5 +208,14 @@ def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     kept.write_text("")
     damaged = cli("train", "--config", quick, *auto, "--training.seed", "2")
     assert damaged.code == 0 and "ms a step" in damaged.out
-    other = cli("train", "--config", quick, *auto, "--model.name", "squeezenet1_1", "--data.image_size", "32")
+    other = cli(
+        "train",
+        "--config",
+        quick,
+        *auto,
+        "--model.name",
+        "squeezenet1_1",
+        "--data.image_size",
+        "32",
+    )
     assert "squeezenet1_1: " in other.out and "ms a step" in other.out

@@ -92,7 +92,13 @@ class Wait(Callback):
             time.sleep(0.001)
 
 
-def trained(digits: Prepared, folder: Path, changes: dict[str, Any], *callbacks: Callback, resume: bool = True) -> Fitted:
+def trained(
+    digits: Prepared,
+    folder: Path,
+    changes: dict[str, Any],
+    *callbacks: Callback,
+    resume: bool = True,
+) -> Fitted:
     """Train in a folder, going on from what is there; fill `weights` of the best epoch and of the last."""
     folder.mkdir(exist_ok=True)
     configuration = Configuration.model_validate(merge(BASE, EVERY_STEP, changes))
@@ -101,20 +107,35 @@ def trained(digits: Prepared, folder: Path, changes: dict[str, Any], *callbacks:
         probabilities = balanced_probabilities(setting.train.labels.numpy())
         images = setting.train._loader.dataset
         setting = setting.__class__(
-            **{**vars(setting), "train": Loader(images, configuration.data.batch_size, shuffle_seed=0, probabilities=probabilities)}  # type: ignore[arg-type]
+            **{
+                **vars(setting),
+                "train": Loader(
+                    images,
+                    configuration.data.batch_size,
+                    shuffle_seed=0,
+                    probabilities=probabilities,
+                ),
+            }  # type: ignore[arg-type]
         )
     checkpoints = Written(folder)
     setting = setting.__class__(**{**vars(setting), "resume": checkpoints if resume else None})
     fitted = Fitted()
     fit(configuration, setting, [Wait(checkpoints), *callbacks], fitted)
     safetensors.torch.save_file(
-        {name: value.clone().contiguous() for name, value in setting.network.module.state_dict().items()}, folder / "last.safetensors"
+        {
+            name: value.clone().contiguous()
+            for name, value in setting.network.module.state_dict().items()
+        },
+        folder / "last.safetensors",
     )
     return fitted
 
 
 def results(fitted: Fitted, folder: Path) -> tuple[Any, ...]:
-    history = [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in fitted.history]
+    history = [
+        {name: value for name, value in epoch.items() if name not in TIMES}
+        for epoch in fitted.history
+    ]
     files = [(folder / name).read_bytes() for name in ("best.safetensors", "last.safetensors")]
     return history, fitted.lrs, fitted.best_epoch, fitted.logits.tobytes(), *files
 
@@ -130,16 +151,27 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "sgd", "lr": 0.05},
         "schedule": {"name": "plateau", "plateau_epochs": 1, "warmup_epochs": 0.5},
     },
-    "dropout and augmentation": {"model": {"dropout": 0.3}, "data": {"augment": [{"RandomRotation": 10}]}},
-    "batch norm": {"model": {"name": "resnet18"}, "training": {"epochs": 2}, "data": {"batch_size": 64}},
+    "dropout and augmentation": {
+        "model": {"dropout": 0.3},
+        "data": {"augment": [{"RandomRotation": 10}]},
+    },
+    "batch norm": {
+        "model": {"name": "resnet18"},
+        "training": {"epochs": 2},
+        "data": {"batch_size": 64},
+    },
     "balanced sampler": {"training": {"sampler": "balanced"}},
-    "class weights, smoothing, clipping": {"training": {"class_weights": "balanced", "label_smoothing": 0.1, "clip_norm": 0.5}},
+    "class weights, smoothing, clipping": {
+        "training": {"class_weights": "balanced", "label_smoothing": 0.1, "clip_norm": 0.5}
+    },
     "workers": {"data": {"workers": 2, "augment": ["RandomHorizontalFlip"]}},
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopped_and_resumed_it_ends_with_the_same_bits(digits: Prepared, tmp_path: Path, name: str) -> None:
+def test_stopped_and_resumed_it_ends_with_the_same_bits(
+    digits: Prepared, tmp_path: Path, name: str
+) -> None:
     whole = trained(digits, tmp_path / "whole", CASES[name], resume=False)
     steps = len(whole.lrs)
     for after in (0, steps // 3, steps // 3 - 1, steps // 4):
@@ -161,17 +193,23 @@ def test_callbacks_get_back_what_they_had(digits: Prepared, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(digits: Prepared, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    digits: Prepared, tmp_path: Path, damage: str
+) -> None:
     whole = trained(digits, tmp_path / "whole", {}, resume=False)
     with pytest.raises(StoppedError):
         trained(digits, tmp_path / "parts", {}, StopAfter(12))
     before, last = sorted((tmp_path / "parts").glob("resume-*.pt"))
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
-    last.write_bytes({"cut": content[: len(content) // 2], "changed": bytes(content), "empty": b""}[damage])
+    last.write_bytes(
+        {"cut": content[: len(content) // 2], "changed": bytes(content), "empty": b""}[damage]
+    )
     state = Checkpoints(tmp_path / "parts").load()
     assert state is not None and len(state["lrs"]) == int(before.stem.removeprefix("resume-"))
-    assert results(trained(digits, tmp_path / "parts", {}), tmp_path / "parts") == results(whole, tmp_path / "whole")
+    assert results(trained(digits, tmp_path / "parts", {}), tmp_path / "parts") == results(
+        whole, tmp_path / "whole"
+    )
 
 
 def test_without_a_whole_checkpoint_it_starts_anew(tmp_path: Path) -> None:
@@ -187,9 +225,17 @@ def test_checkpoints_are_as_seldom_as_asked(digits: Prepared, tmp_path: Path) ->
 
 def test_random_states_are_put_back() -> None:
     state = random_states()
-    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)])
+    drawn = (
+        torch.rand(3).tolist(),
+        np.random.rand(3).tolist(),
+        [random.random() for _ in range(3)],
+    )
     set_random_states(state)
-    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]) == drawn
+    assert (
+        torch.rand(3).tolist(),
+        np.random.rand(3).tolist(),
+        [random.random() for _ in range(3)],
+    ) == drawn
 
 
 SCRIPT = """
@@ -208,14 +254,24 @@ if __name__ == "__main__":
 
 
 @pytest.mark.thorough
-def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(digits: Prepared, tmp_path: Path) -> None:
+def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits(
+    digits: Prepared, tmp_path: Path
+) -> None:
     trained(digits, tmp_path / "whole", {"training": {"epochs": 12}}, resume=False)
     rng = random.Random(0)
     kills = 0
     for _ in range(20):
-        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "parts"), str(tmp_path / "prepared")]
+        arguments = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(tmp_path / "parts"),
+            str(tmp_path / "prepared"),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        ) as process:
             assert process.stdout is not None and process.stdout.readline() == "starts\n"
             if kills < 2:
                 time.sleep(rng.uniform(0.05, 0.4))

@@ -50,17 +50,26 @@ def threads(name: str) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def trained(configuration: Configuration, folder: Path) -> tuple[list[dict[str, float]], dict[str, bytes]]:
+def trained(
+    configuration: Configuration, folder: Path
+) -> tuple[list[dict[str, float]], dict[str, bytes]]:
     folder.mkdir()
     prepared = prepare(configuration.data, folder.parent / "prepared")
     setting, fitted = setting_of(configuration, prepared, folder), Fitted()
     fit(configuration, setting, [], fitted)
-    weights = {name: value.numpy().tobytes() for name, value in setting.network.module.state_dict().items()}
-    return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in fitted.history], weights
+    weights = {
+        name: value.numpy().tobytes() for name, value in setting.network.module.state_dict().items()
+    }
+    return [
+        {name: value for name, value in epoch.items() if name not in TIMES}
+        for epoch in fitted.history
+    ], weights
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("name", thorough_of(FAMILIES, ["resnet18", "small_cnn", "shufflenet_v2_x0_5", "squeezenet1_1"]))
+@pytest.mark.parametrize(
+    "name", thorough_of(FAMILIES, ["resnet18", "small_cnn", "shufflenet_v2_x0_5", "squeezenet1_1"])
+)
 def test_each_family_of_networks_trains_to_the_same_bits_twice(name: str, tmp_path: Path) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="needs the extra timm")

@@ -49,7 +49,9 @@ def test_learning_rates_of_six_steps(fields: dict[str, Any], expected: list[floa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_rates_scale_with_the_highest(name: str) -> None:
-    assert lrs(lr=3e-4, name=name, warmup_epochs=1) == pytest.approx([3e-4 * lr for lr in lrs(name=name, warmup_epochs=1)])
+    assert lrs(lr=3e-4, name=name, warmup_epochs=1) == pytest.approx(
+        [3e-4 * lr for lr in lrs(name=name, warmup_epochs=1)]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,12 +67,16 @@ def test_a_floor_above_the_learning_rate_does_not_raise_it(name: str) -> None:
     warmup=st.floats(0, 10),
     floor=st.floats(0, 1),
 )
-def test_a_learning_rate_stays_between_floor_and_highest(name: str, steps_per_epoch: int, epochs: int, warmup: float, floor: float) -> None:
+def test_a_learning_rate_stays_between_floor_and_highest(
+    name: str, steps_per_epoch: int, epochs: int, warmup: float, floor: float
+) -> None:
     found = lrs(1.0, steps_per_epoch, epochs, name=name, warmup_epochs=warmup, min_lr=floor)
     warmup_steps = round(warmup * steps_per_epoch)
     rising, falling = found[:warmup_steps], found[warmup_steps:]
     assert all(0 < lr < 1 for lr in rising) and rising == sorted(rising)
-    assert all(floor - 1e-12 <= lr <= 1 for lr in falling) and falling == sorted(falling, reverse=True)
+    assert all(floor - 1e-12 <= lr <= 1 for lr in falling) and falling == sorted(
+        falling, reverse=True
+    )
 
 
 def test_one_step_is_trained_at_the_highest_rate() -> None:

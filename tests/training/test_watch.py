@@ -38,9 +38,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 class Watched:
     """A training that is watched, and what came of it."""
 
-    def __init__(self, prepared: Prepared, folder: Path, changes: dict[str, Any], seconds: float = RICH, resume: bool = False) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: Path,
+        changes: dict[str, Any],
+        seconds: float = RICH,
+        resume: bool = False,
+    ) -> None:
         self.configuration = Configuration.model_validate(merge(BASE, changes))
-        self.setting = replace(setting_of(self.configuration, prepared, folder), resume=Checkpoints(folder) if resume else None)
+        self.setting = replace(
+            setting_of(self.configuration, prepared, folder),
+            resume=Checkpoints(folder) if resume else None,
+        )
         self.fitted, self.folder = Fitted(), folder / "tensorboard"
         self.watch = Watch(self.setting.network.module, self.folder, self.fitted)
         self.watch.seconds = seconds
@@ -60,8 +70,15 @@ class Watched:
         """Return steps and values of all that does not depend on time, as TensorBoard reads it."""
         events = self.events()
         tags = events.Tags()
-        scalars = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags["scalars"] if not tag.startswith("speed/")}
-        histograms = {tag: [(one.step, list(one.histogram_value.bucket)) for one in events.Histograms(tag)] for tag in tags["histograms"]}
+        scalars = {
+            tag: [(one.step, one.value) for one in events.Scalars(tag)]
+            for tag in tags["scalars"]
+            if not tag.startswith("speed/")
+        }
+        histograms = {
+            tag: [(one.step, list(one.histogram_value.bucket)) for one in events.Histograms(tag)]
+            for tag in tags["histograms"]
+        }
         return scalars | histograms
 
     @property
@@ -77,30 +94,46 @@ class Gradients(Callback):
         self.norms: dict[int, float] = {}
 
     def on_backward(self, epoch: int, step: int) -> None:
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        self.norms[step] = float(sum(gradient.double().square().sum() for gradient in gradients)) ** 0.5
+        gradients = [
+            parameter.grad for parameter in self.module.parameters() if parameter.grad is not None
+        ]
+        self.norms[step] = (
+            float(sum(gradient.double().square().sum() for gradient in gradients)) ** 0.5
+        )
 
 
-def test_the_event_file_has_lr_gradients_weights_and_metrics(digits: Prepared, tmp_path: Path) -> None:
+def test_the_event_file_has_lr_gradients_weights_and_metrics(
+    digits: Prepared, tmp_path: Path
+) -> None:
     watched = Watched(digits, tmp_path, {"schedule": {"name": "cosine"}})
     gradients = Gradients(watched.setting)
     fitted, events = watched.train(gradients).fitted, watched.events()
     tags = events.Tags()
-    assert set(tags["histograms"]) == {f"{kind}/{group}" for kind in ("weights", "gradients") for group in SMALL_GROUPS}
-    metrics = {name: name if "/" in name else f"speed/{name}" for name in fitted.history[0] if name != "lr"}
+    assert set(tags["histograms"]) == {
+        f"{kind}/{group}" for kind in ("weights", "gradients") for group in SMALL_GROUPS
+    }
+    metrics = {
+        name: name if "/" in name else f"speed/{name}" for name in fitted.history[0] if name != "lr"
+    }
     assert set(tags["scalars"]) == {"gradient_norm", "lr", *metrics.values()}
     lrs = events.Scalars("lr")
     assert [one.step for one in lrs] == list(range(1, len(fitted.lrs) + 1))
     assert [one.value for one in lrs] == pytest.approx(fitted.lrs)
     for name, tag in metrics.items():
-        assert [one.value for one in events.Scalars(tag)] == pytest.approx([epoch[name] for epoch in fitted.history])
+        assert [one.value for one in events.Scalars(tag)] == pytest.approx(
+            [epoch[name] for epoch in fitted.history]
+        )
         assert [one.step for one in events.Scalars(tag)] == [1, 2, 3]
     for kind, epochs in (("weights", [0, 1, 2, 3]), ("gradients", [1, 2, 3])):
-        assert [[one.step for one in events.Histograms(f"{kind}/{group}")] for group in SMALL_GROUPS] == [epochs] * 4
+        assert [
+            [one.step for one in events.Histograms(f"{kind}/{group}")] for group in SMALL_GROUPS
+        ] == [epochs] * 4
     norms = events.Scalars("gradient_norm")
     assert [one.step for one in norms][-1] == len(fitted.lrs)
     assert len(norms) >= 9
-    assert [one.value for one in norms] == pytest.approx([gradients.norms[one.step] for one in norms], rel=1e-5)
+    assert [one.value for one in norms] == pytest.approx(
+        [gradients.norms[one.step] for one in norms], rel=1e-5
+    )
 
 
 def test_histograms_are_those_of_the_kernels(digits: Prepared, tmp_path: Path) -> None:
@@ -109,8 +142,13 @@ def test_histograms_are_those_of_the_kernels(digits: Prepared, tmp_path: Path) -
     for name, parameters in layer_groups(watched.setting.network.module).items():
         values = subsample(kernels(parameters))
         edges, counts = histogram(values)
-        history, event = watched.watch.histories[name], events.Histograms(f"weights/{name}")[-1].histogram_value
-        assert np.array_equal(history.edges[-1], edges) and np.array_equal(history.counts[-1], counts)
+        history, event = (
+            watched.watch.histories[name],
+            events.Histograms(f"weights/{name}")[-1].histogram_value,
+        )
+        assert np.array_equal(history.edges[-1], edges) and np.array_equal(
+            history.counts[-1], counts
+        )
         assert not np.array_equal(history.counts[0], history.counts[-1])
         assert (event.min, event.max, event.num) == (values.min(), values.max(), len(values))
         assert event.sum == pytest.approx(values.sum(), rel=1e-4)
@@ -131,9 +169,18 @@ def test_watching_changes_no_bit(digits: Prepared, tmp_path: Path, name: str) ->
         callbacks = [watched.watch] if folder.name == "watched" else []
         fit(watched.configuration, watched.setting, callbacks, watched.fitted)
         watched.watch.close()
-        history = [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in watched.fitted.history]
+        history = [
+            {name: value for name, value in epoch.items() if name not in TIMES}
+            for epoch in watched.fitted.history
+        ]
         state = watched.setting.network.module.state_dict()
-        outcomes.append((history, {name: value.numpy().tobytes() for name, value in state.items()}, str(random_states())))
+        outcomes.append(
+            (
+                history,
+                {name: value.numpy().tobytes() for name, value in state.items()},
+                str(random_states()),
+            )
+        )
     assert outcomes[0] == outcomes[1]
 
 
@@ -145,24 +192,32 @@ def test_a_frozen_backbone_is_not_watched(digits: Prepared, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_without_time_left_only_the_first_and_the_last_epoch_are_looked_at(digits: Prepared, tmp_path: Path, epochs: int) -> None:
+def test_without_time_left_only_the_first_and_the_last_epoch_are_looked_at(
+    digits: Prepared, tmp_path: Path, epochs: int
+) -> None:
     watched = Watched(digits, tmp_path, {"training": {"epochs": epochs}}, seconds=1e6).train()
     ends = sorted({1, epochs})
     assert watched.epochs == [[0, *ends]] * 4
     events, steps = watched.events(), len(watched.setting.train)
     assert [one.step for one in events.Histograms("gradients/fc")] == ends
-    assert [one.step for one in events.Scalars("gradient_norm")] == [epoch * steps for epoch in ends]
+    assert [one.step for one in events.Scalars("gradient_norm")] == [
+        epoch * steps for epoch in ends
+    ]
     assert len(events.Scalars("lr")) == epochs * steps
 
 
 def test_many_epochs_are_thinned(digits: Prepared, tmp_path: Path) -> None:
-    watched = Watched(digits, tmp_path, {"training": {"epochs": 61}, "data": {"batch_size": 300}}).train()
+    watched = Watched(
+        digits, tmp_path, {"training": {"epochs": 61}, "data": {"batch_size": 300}}
+    ).train()
     assert watched.epochs == [[0, 1, *range(4, 61, 3), 61]] * 4
     assert len(watched.events().Scalars("val/accuracy")) == 61
 
 
 @pytest.mark.parametrize("after", [3, 11])
-def test_a_resumed_training_goes_on_with_its_histories(digits: Prepared, tmp_path: Path, after: int) -> None:
+def test_a_resumed_training_goes_on_with_its_histories(
+    digits: Prepared, tmp_path: Path, after: int
+) -> None:
     every_step = {"training": {"checkpoint_seconds": 0}}
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
@@ -178,7 +233,9 @@ def test_a_resumed_training_goes_on_with_its_histories(digits: Prepared, tmp_pat
 
 
 @pytest.mark.parametrize("from_step", [0, 2, 3])
-def test_what_is_done_again_stands_in_the_event_files_once(digits: Prepared, tmp_path: Path, from_step: int) -> None:
+def test_what_is_done_again_stands_in_the_event_files_once(
+    digits: Prepared, tmp_path: Path, from_step: int
+) -> None:
     every_step = {"training": {"checkpoint_seconds": 0}, "data": {"batch_size": 100}}
     parts = tmp_path / "parts"
     for folder in (tmp_path / "whole", parts):
@@ -218,7 +275,9 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     watch.on_start(1, 1)
     watch.on_resume(0, [])
     watch.close()
-    assert {name: history.counts[0].sum() for name, history in watch.histories.items()} == {"partly": 2}
+    assert {name: history.counts[0].sum() for name, history in watch.histories.items()} == {
+        "partly": 2
+    }
 
 
 def test_closing_is_allowed_at_any_time(tmp_path: Path) -> None:

@@ -63,4 +63,6 @@ def _refuse_options_of_others(data: Data, kind: str) -> None:
     for option, sources in _OPTIONS.items():
         used = kind in (source.partition(":")[0] for source in sources)
         if not used and getattr(data, option) != Data.model_fields[option].default:
-            raise UserError(f"data.{option} belongs to {' and '.join(sources)}, got data.source {data.source!r}")
+            raise UserError(
+                f"data.{option} belongs to {' and '.join(sources)}, got data.source {data.source!r}"
+            )

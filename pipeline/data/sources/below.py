@@ -39,8 +39,12 @@ class Images:
             WrongRow: It is no name of an image below the root.
         """
         if len(name) > LONGEST:
-            raise WrongRow(f"{name[:40]!r}… has {len(name)} characters, and no path more than {LONGEST}")
-        below = next((name.removeprefix(begin) for begin in self._begins if name.startswith(begin)), name)
+            raise WrongRow(
+                f"{name[:40]!r}… has {len(name)} characters, and no path more than {LONGEST}"
+            )
+        below = next(
+            (name.removeprefix(begin) for begin in self._begins if name.startswith(begin)), name
+        )
         if "\\" not in below:
             return self._find(below, name)
         try:
@@ -127,13 +131,17 @@ class _Folder:
         """Whether what has this name in here is below the root too, wherever links lead."""
         if not self._is_inside or (self._is_listed and name not in self._links):
             return self._is_inside
-        return Path(os.path.realpath(f"{self._root}/{self.prefix}{name}")).is_relative_to(self._root)
+        return Path(os.path.realpath(f"{self._root}/{self.prefix}{name}")).is_relative_to(
+            self._root
+        )
 
     def named(self, name: str) -> str:
         """Return the name of a folder in here, which may be written in another Unicode form; itself where there is none."""
         if name in self._folders or name in self._links:
             return name
-        alike = [other for other in (*self._folders, *self._links) if composed(other) == composed(name)]
+        alike = [
+            other for other in (*self._folders, *self._links) if composed(other) == composed(name)
+        ]
         return alike[0] if len(alike) == 1 else name
 
     def find(self, name: str) -> str:
@@ -142,7 +150,9 @@ class _Folder:
             return name
         found = self._by_stem.get(composed(name), name)
         if isinstance(found, list):
-            raise WrongRow(f"{self.prefix + name!r} may be {' or '.join(sorted(found))}; name the extension")
+            raise WrongRow(
+                f"{self.prefix + name!r} may be {' or '.join(sorted(found))}; name the extension"
+            )
         return found
 
     @cached_property
@@ -151,7 +161,10 @@ class _Folder:
         found: dict[str, str | list[str]] = {}
         for name in (*self.files, *self._links):
             stem, dot, extension = name.rpartition(".")
-            for key in (composed(name), *([composed(stem)] if dot + extension.lower() in EXTENSIONS else [])):
+            for key in (
+                composed(name),
+                *([composed(stem)] if dot + extension.lower() in EXTENSIONS else []),
+            ):
                 other = found.setdefault(key, name)
                 if other is not name:
                     found[key] = [*([other] if isinstance(other, str) else other), name]

@@ -78,7 +78,11 @@ class _Table:
         if found == 1:
             return self.columns.index(name)
         shown = [repr(column) if _CONTROL.search(column) else column for column in self.columns]
-        problem = f"has {found} columns {name!r}" if found else f"has no column {name!r} (data.{setting}){nearest(name, shown)}"
+        problem = (
+            f"has {found} columns {name!r}"
+            if found
+            else f"has no column {name!r} (data.{setting}){nearest(name, shown)}"
+        )
         raise UserError(f"{self.setting}: {self.path!r} {problem}; columns: {', '.join(shown)}")
 
     def check(self, fields: list[str]) -> None:
@@ -92,7 +96,10 @@ def _delimiter(text: str, column: str) -> str:
     columns = {}
     for delimiter in _DELIMITERS:
         with suppress(csv.Error, StopIteration):
-            columns[delimiter] = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))]
+            columns[delimiter] = [
+                name.strip()
+                for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+            ]
     named = [delimiter for delimiter, names in columns.items() if column in names]
     return named[0] if named else max(columns, key=lambda one: len(columns[one]), default=",")
 
@@ -103,17 +110,27 @@ def _read(setting: str, path: str, column: str) -> _Table:
     try:
         content = read_regular(file, MOST_BYTES).removeprefix(codecs.BOM_UTF8)
         # As a spreadsheet's "Unicode text" is written.
-        text = content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+        )
     except (FileNotFoundError, NotADirectoryError) as error:
-        siblings = [str(other) for other in file.parent.glob("*.csv")] if file.parent.is_dir() else []
-        raise UserError(f"{setting}: file {path!r} does not exist{nearest(str(file), siblings)}") from error
+        siblings = (
+            [str(other) for other in file.parent.glob("*.csv")] if file.parent.is_dir() else []
+        )
+        raise UserError(
+            f"{setting}: file {path!r} does not exist{nearest(str(file), siblings)}"
+        ) from error
     except OSError as error:
         raise UserError(f"{setting}: {path!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{setting}: {path!r}, line {line}: not UTF-8; save the file in that encoding") from error
+        raise UserError(
+            f"{setting}: {path!r}, line {line}: not UTF-8; save the file in that encoding"
+        ) from error
     if "\0" in text:
-        raise UserError(f"{setting}: {path!r}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a zero byte; this is no text")
+        raise UserError(
+            f"{setting}: {path!r}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: a zero byte; this is no text"
+        )
     said = _SEPARATOR_LINE.match(text)
     text, skipped = text[said.end() if said else 0 :], 1 if said else 0
     delimiter = said[1] if said else _delimiter(text, column)
@@ -125,14 +142,26 @@ def _read(setting: str, path: str, column: str) -> _Table:
             rows.append(fields)
             lines.append(reader.line_num + 1 + skipped)
     except csv.Error as error:
-        raise UserError(f"{setting}: {path!r}, line {lines[-1]}: {first_line(error)}; is a quotation mark missing?") from error
+        raise UserError(
+            f"{setting}: {path!r}, line {lines[-1]}: {first_line(error)}; is a quotation mark missing?"
+        ) from error
     while rows and not "".join(rows[-1]).strip() and len(rows[-1]) < 2:
         rows.pop()
     if not rows:
         raise UserError(f"{setting}: {path!r} is empty; its first line must name the columns")
     # Of emptied cells spreadsheets write rows of nothing but delimiters.
-    below = [(fields, line) for fields, line in zip(rows[1:], lines[1:], strict=False) if len(fields) < 2 or "".join(fields).strip()]
-    return _Table(setting, path, [name.strip() for name in rows[0]], [fields for fields, _ in below], [line for _, line in below])
+    below = [
+        (fields, line)
+        for fields, line in zip(rows[1:], lines[1:], strict=False)
+        if len(fields) < 2 or "".join(fields).strip()
+    ]
+    return _Table(
+        setting,
+        path,
+        [name.strip() for name in rows[0]],
+        [fields for fields, _ in below],
+        [line for _, line in below],
+    )
 
 
 def _refuse(table: _Table, findings: list[str]) -> None:
@@ -145,8 +174,14 @@ def _refuse(table: _Table, findings: list[str]) -> None:
 def _images(file: Path, data: Data) -> Images:
     root = Path(data.root).expanduser() if data.root else file.parent
     if not root.is_dir():
-        siblings = [str(other) for other in root.parent.glob("*") if other.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.root: folder {data.root!r} does not exist{nearest(str(root), siblings)}")
+        siblings = (
+            [str(other) for other in root.parent.glob("*") if other.is_dir()]
+            if root.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"data.root: folder {data.root!r} does not exist{nearest(str(root), siblings)}"
+        )
     return Images(root.resolve(), root.absolute())
 
 
@@ -163,7 +198,9 @@ def _second_labels(images: _Table, data: Data, files: Images) -> list[str]:
     other_column = table.column("image_column", data.image_column) if named else None
     image_column = images.column("image_column", data.image_column)
     labels, findings = [], []
-    for line, fields, image_line, image_fields in zip(table.lines, table.rows, images.lines, images.rows, strict=True):
+    for line, fields, image_line, image_fields in zip(
+        table.lines, table.rows, images.lines, images.rows, strict=True
+    ):
         try:
             table.check(fields)
             labels.append(_label(fields[label_column]))
@@ -173,7 +210,9 @@ def _second_labels(images: _Table, data: Data, files: Images) -> list[str]:
         if other_column is not None and len(image_fields) == len(images.columns):
             name, other = image_fields[image_column].strip(), fields[other_column].strip()
             if files.found(name) != files.found(other):
-                findings.append(f"line {line}: image {other!r}, but {name!r} in line {image_line} of {images.path}")
+                findings.append(
+                    f"line {line}: image {other!r}, but {name!r} in line {image_line} of {images.path}"
+                )
     _refuse(table, findings)
     return labels
 

@@ -15,5 +15,12 @@ def open_digits() -> Source:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    items = [Item(Arrays.path("digits", number), str(label)) for number, label in enumerate(digits.target)]
-    return Source("scikit-learn digits", Arrays({"digits": pixels}, f"{zlib.crc32(pixels.tobytes()):08x}"), items)
+    items = [
+        Item(Arrays.path("digits", number), str(label))
+        for number, label in enumerate(digits.target)
+    ]
+    return Source(
+        "scikit-learn digits",
+        Arrays({"digits": pixels}, f"{zlib.crc32(pixels.tobytes()):08x}"),
+        items,
+    )

@@ -21,21 +21,35 @@ def open_folder(path: str) -> Source:
     try:
         return _open(path, root)
     except OSError as error:
-        raise UserError(f"data.source: folder {str(error.filename)!r} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"data.source: folder {str(error.filename)!r} cannot be read: {error.strerror}"
+        ) from error
 
 
 def _open(path: str, root: Path) -> Source:
     if not root.is_dir():
-        siblings = [str(other) for other in root.parent.glob("*") if other.is_dir()] if root.parent.is_dir() else []
-        raise UserError(f"data.source: folder {path!r} does not exist{nearest(str(root), siblings)}")
+        siblings = (
+            [str(other) for other in root.parent.glob("*") if other.is_dir()]
+            if root.parent.is_dir()
+            else []
+        )
+        raise UserError(
+            f"data.source: folder {path!r} does not exist{nearest(str(root), siblings)}"
+        )
     listing = Listing(root)
     found = _Found(listing)
     folders = listing.folders("")
     split_folders = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
-    if any(SPLIT_NAMES[folder.lower()] == "train" and listing.folders(folder) for folder in split_folders):
+    if any(
+        SPLIT_NAMES[folder.lower()] == "train" and listing.folders(folder)
+        for folder in split_folders
+    ):
         others = [folder for folder in folders if folder not in split_folders]
         if others:
-            raise UserError(f"data.source: {path!r} has class folders beside its train folder; move them into it, or rename train", others)
+            raise UserError(
+                f"data.source: {path!r} has class folders beside its train folder; move them into it, or rename train",
+                others,
+            )
         found.pass_over_strays("")
         for folder in split_folders:
             found.add_classes(folder, SPLIT_NAMES[folder.lower()])
@@ -43,7 +57,9 @@ def _open(path: str, root: Path) -> Source:
         found.add_classes("", "")
     unnameable = [repr(item.path) for item in found.items if not is_utf8(item.path)]
     if unnameable:
-        raise UserError(f"data.source: {len(unnameable)} file names are not UTF-8; rename them", unnameable)
+        raise UserError(
+            f"data.source: {len(unnameable)} file names are not UTF-8; rename them", unnameable
+        )
     unread = unread_warnings(found.labelled)
     if not found.items:
         raise UserError(
@@ -52,7 +68,9 @@ def _open(path: str, root: Path) -> Source:
             unread,
         )
     warnings = [*unread, *found.warnings, *listing.warnings]
-    return Source(str(root.resolve()), Files(root.resolve()), found.items, dict(listing.ignored), warnings)
+    return Source(
+        str(root.resolve()), Files(root.resolve()), found.items, dict(listing.ignored), warnings
+    )
 
 
 @dataclass

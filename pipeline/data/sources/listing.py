@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from pipeline.data.decode import EXTENSIONS
 
-LEFTOVERS = frozenset({"__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information"})
+LEFTOVERS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+    }
+)
 """Folders that archives, file servers and systems leave behind, in lower case; what begins with a dot is passed over too."""
 
 
@@ -33,7 +44,11 @@ NO_EXTENSION = "no extension"
 _NIFTI_PACKED = ".nii.gz"
 UNREAD = (
     Kind("HEIF", (".heic", ".heif", ".hif"), _MAGICK),
-    Kind("DICOM", (".dcm", ".dicom", ".ima"), "convert them with DCMTK: dcm2img --write-png FILE{} FILE.png"),
+    Kind(
+        "DICOM",
+        (".dcm", ".dicom", ".ima"),
+        "convert them with DCMTK: dcm2img --write-png FILE{} FILE.png",
+    ),
     Kind("JPEG 2000", (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"), _MAGICK),
     Kind("JPEG XL", (".jxl",), _MAGICK),
     Kind(
@@ -57,7 +72,11 @@ def extension_of(path: str) -> str:
     """Return a file's extension in lower case with its dot, or ``no extension``."""
     # As text: as a path it takes ten times as long, for every file.
     extension = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    return _NIFTI_PACKED if extension == ".gz" and path.lower().endswith(_NIFTI_PACKED) else extension or NO_EXTENSION
+    return (
+        _NIFTI_PACKED
+        if extension == ".gz" and path.lower().endswith(_NIFTI_PACKED)
+        else extension or NO_EXTENSION
+    )
 
 
 def is_utf8(path: str) -> bool:
@@ -91,7 +110,9 @@ class Listing:
         """Return the names of a folder's subfolders, sorted; `folder` is relative to the root, empty for the root itself."""
         way = [self._real(folder)]
         return sorted(
-            entry.name for entry in self._entries(folder) if entry.is_dir() and self._next(_joined(folder, entry.name), entry, way)
+            entry.name
+            for entry in self._entries(folder)
+            if entry.is_dir() and self._next(_joined(folder, entry.name), entry, way)
         )
 
     def files(self, folder: str) -> list[str]:
@@ -159,9 +180,13 @@ class Listing:
         if real == self._real_root:
             self._warn(f"link {path!r} leads to {real} itself: it is not followed")
         elif not real.startswith(f"{self._real_root.rstrip(os.sep)}{os.sep}"):
-            self._warn(f"link {path!r} leads to {real}, which is not below {self._real_root}: it is not followed")
+            self._warn(
+                f"link {path!r} leads to {real}, which is not below {self._real_root}: it is not followed"
+            )
         elif any(_is_within(one, real) for one in way):
-            self._warn(f"link {path!r} leads back to a folder that it stands in: it is not followed")
+            self._warn(
+                f"link {path!r} leads back to a folder that it stands in: it is not followed"
+            )
         else:
             return real
         return ""
@@ -196,16 +221,25 @@ def unread_warnings(labelled: Iterable[tuple[str, str]]) -> list[str]:
         if (kind := of_extension.get(extension)) is not None:
             unread.setdefault(kind, Counter())[label] += 1
             # As it is written: a pattern that a person copies from the message tells .HEIC from .heic.
-            written = extension if extension in (NO_EXTENSION, _NIFTI_PACKED) else os.path.splitext(path)[1]  # noqa: PTH122
+            written = (
+                extension
+                if extension in (NO_EXTENSION, _NIFTI_PACKED)
+                else os.path.splitext(path)[1]
+            )  # noqa: PTH122
             extensions.setdefault(kind, Counter())[written] += 1
     lines = []
     for kind, counts in unread.items():
-        of_label = {label: count / (read[label] + sum(others[label] for others in unread.values())) for label, count in counts.items()}
+        of_label = {
+            label: count / (read[label] + sum(others[label] for others in unread.values()))
+            for label, count in counts.items()
+        }
         shares = [
             f"{label!r} {share:.0%}" if label else f"{share:.0%}"
             for label, share in sorted(of_label.items(), key=lambda one: (-one[1], one[0]))
         ]
-        listed = ", ".join(shares[:10]) + f" and {len(shares) - 10} more classes" * (len(shares) > 10)
+        listed = ", ".join(shares[:10]) + f" and {len(shares) - 10} more classes" * (
+            len(shares) > 10
+        )
         names = "" if kind.extensions == (NO_EXTENSION,) else f" ({', '.join(extensions[kind])})"
         way = kind.way.format(next(iter(extensions[kind])))
         count = sum(counts.values())

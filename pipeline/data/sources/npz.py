@@ -31,7 +31,17 @@ _NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "lab
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LONGEST_HEADER = 10_000
 """Bytes, as NumPy's own limit, which it applies to what it has read already."""
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, TokenError, SyntaxError, TypeError, ValueError, RuntimeError, OSError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    TokenError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    OSError,
+)
 """What zipfile and NumPy raise for a file that is no .npz, or damaged, encrypted or of an unknown compression."""
 
 
@@ -49,7 +59,9 @@ def open_npz(path: str, max_pixels: int = MAX_PIXELS) -> Source:
     """
     file = Path(path).expanduser()
     if not file.exists():
-        siblings = [str(other) for other in file.parent.glob("*.npz")] if file.parent.is_dir() else []
+        siblings = (
+            [str(other) for other in file.parent.glob("*.npz")] if file.parent.is_dir() else []
+        )
         raise UserError(f"data.source: file {path!r} does not exist{nearest(str(file), siblings)}")
     if not file.is_file():
         raise UserError(f"data.source: {path!r} cannot be read as an .npz file: not a regular file")
@@ -58,7 +70,9 @@ def open_npz(path: str, max_pixels: int = MAX_PIXELS) -> Source:
         with zipfile.ZipFile(file) as archive:
             return _open(archive, file.resolve(), version, max_pixels)
     except _DAMAGED as error:
-        raise UserError(f"data.source: {path!r} cannot be read as an .npz file: {first_line(error)}") from error
+        raise UserError(
+            f"data.source: {path!r} cannot be read as an .npz file: {first_line(error)}"
+        ) from error
 
 
 def _version(file: Path) -> str:
@@ -67,18 +81,28 @@ def _version(file: Path) -> str:
 
 
 def _open(archive: zipfile.ZipFile, file: Path, version: str, max_pixels: int) -> Source:
-    packed = [member.filename for member in archive.infolist() if member.compress_type not in _COMPRESSIONS]
+    packed = [
+        member.filename
+        for member in archive.infolist()
+        if member.compress_type not in _COMPRESSIONS
+    ]
     if packed:
         # Of others a few bytes become gigabytes; NumPy writes none of them.
-        raise UserError(f"data.source: {file}: {packed[0]} is packed by another method than deflate; numpy.savez_compressed writes that")
+        raise UserError(
+            f"data.source: {file}: {packed[0]} is packed by another method than deflate; numpy.savez_compressed writes that"
+        )
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     splits = _splits(names, file)
-    pixels = {split: _pixels(archive, f"{split}_images", file, version, max_pixels) for split in splits}
+    pixels = {
+        split: _pixels(archive, f"{split}_images", file, version, max_pixels) for split in splits
+    }
     labels = {split: _labels(archive, split, file, pixels[split].shape[0]) for split in splits}
     # Of equal width, so that as text they sort in the order of the numbers.
     width = len(str(max(max(labels[split], default=0) for split in splits)))
     items = [
-        Item(Arrays.path(split, number), f"{label:0{width}d}", split) for split in splits for number, label in enumerate(labels[split])
+        Item(Arrays.path(split, number), f"{label:0{width}d}", split)
+        for split in splits
+        for number, label in enumerate(labels[split])
     ]
     return Source(str(file), Arrays(pixels, version), items)
 
@@ -87,11 +111,24 @@ def _splits(names: list[str], file: Path) -> list[str]:
     """Return the splits that there are, train first."""
     for name in names:
         if name.endswith(("_images", "_labels")) and name not in _NAMES:
-            raise UserError(f"data.source: {file}: unknown array {name!r}{nearest(name, _NAMES)}; allowed: {', '.join(_NAMES)}")
-    splits = [split for split in SPLITS if split == "train" or f"{split}_images" in names or f"{split}_labels" in names]
-    missing = [f"{split}_{kind}" for split in splits for kind in ("images", "labels") if f"{split}_{kind}" not in names]
+            raise UserError(
+                f"data.source: {file}: unknown array {name!r}{nearest(name, _NAMES)}; allowed: {', '.join(_NAMES)}"
+            )
+    splits = [
+        split
+        for split in SPLITS
+        if split == "train" or f"{split}_images" in names or f"{split}_labels" in names
+    ]
+    missing = [
+        f"{split}_{kind}"
+        for split in splits
+        for kind in ("images", "labels")
+        if f"{split}_{kind}" not in names
+    ]
     if missing:
-        raise UserError(f"data.source: {file} has no {' and no '.join(missing)}; arrays: {', '.join(names) or 'none'}")
+        raise UserError(
+            f"data.source: {file} has no {' and no '.join(missing)}; arrays: {', '.join(names) or 'none'}"
+        )
     return splits
 
 
@@ -128,11 +165,17 @@ class _Header:
             raise ValueError(f"{size} bytes where its header says {expected}")
 
 
-def _pixels(archive: zipfile.ZipFile, name: str, file: Path, version: str, max_pixels: int) -> _Unpacked:
+def _pixels(
+    archive: zipfile.ZipFile, name: str, file: Path, version: str, max_pixels: int
+) -> _Unpacked:
     with archive.open(f"{name}.npy") as stream:
         header = _Header.read(stream)
     rank = len(header.shape)
-    if header.dtype != np.uint8 or not (rank == 3 or (rank == 4 and header.shape[3] == 3)) or min(header.shape[1:]) < 1:
+    if (
+        header.dtype != np.uint8
+        or not (rank == 3 or (rank == 4 and header.shape[3] == 3))
+        or min(header.shape[1:]) < 1
+    ):
         raise UserError(
             f"data.source: {file}: {name} is {header.describe()}; allowed: uint8 of shape (n, height, width) or (n, height, width, 3)"
         )
@@ -150,16 +193,24 @@ def _labels(archive: zipfile.ZipFile, split: str, file: Path, count: int) -> lis
     with archive.open(f"{name}.npy") as stream:
         header = _Header.read(stream)
     if len(header.shape) == 2 and header.shape[1] > 1:
-        raise UserError(f"data.source: {file}: {name} has {header.shape[1]} labels an image; allowed: one, of shape (n,) or (n, 1)")
+        raise UserError(
+            f"data.source: {file}: {name} has {header.shape[1]} labels an image; allowed: one, of shape (n,) or (n, 1)"
+        )
     if header.dtype.kind not in "iu" or header.shape[1:] not in ((), (1,)) or not header.shape:
-        raise UserError(f"data.source: {file}: {name} is {header.describe()}; allowed: whole numbers of shape (n,) or (n, 1)")
+        raise UserError(
+            f"data.source: {file}: {name} is {header.describe()}; allowed: whole numbers of shape (n,) or (n, 1)"
+        )
     if header.shape[0] != count:
-        raise UserError(f"data.source: {file}: {count} {split}_images, but {header.shape[0]} {split}_labels")
+        raise UserError(
+            f"data.source: {file}: {count} {split}_images, but {header.shape[0]} {split}_labels"
+        )
     header.check_size(archive.getinfo(f"{name}.npy").file_size)
     with archive.open(f"{name}.npy") as stream:
         labels: NDArray[np.integer] = npy.read_array(stream, allow_pickle=False)
     if labels.size and labels.min() < 0:
-        raise UserError(f"data.source: {file}: {name} has the label {labels.min()}; allowed: 0 and above")
+        raise UserError(
+            f"data.source: {file}: {name} has the label {labels.min()}; allowed: 0 and above"
+        )
     return [int(label) for label in labels.ravel()]
 
 
@@ -183,13 +234,22 @@ class _Unpacked(PixelsOnDisk):
             with zipfile.ZipFile(self.archive) as archive:
                 if _version(self.archive) != self.version:
                     raise UserError(f"data.source: {self.archive} has changed while it was read")
-                size, free = archive.getinfo(self.file.name).file_size, shutil.disk_usage(self.file.parent).free
+                size, free = (
+                    archive.getinfo(self.file.name).file_size,
+                    shutil.disk_usage(self.file.parent).free,
+                )
                 if size > free:
                     raise UserError(
                         f"data.source: {self.archive}: {self.file.stem} takes {size} bytes unpacked, {tempfile.gettempdir()} has {free}; "
                         "set TMPDIR to a folder with more room"
                     )
-                with archive.open(self.file.name) as packed, whole(self.file) as partial, partial.open("wb") as unpacked:
+                with (
+                    archive.open(self.file.name) as packed,
+                    whole(self.file) as partial,
+                    partial.open("wb") as unpacked,
+                ):
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
         except _DAMAGED as error:
-            raise UserError(f"data.source: {self.file.stem} of {self.archive} cannot be unpacked: {first_line(error)}") from error
+            raise UserError(
+                f"data.source: {self.file.stem} of {self.archive} cannot be unpacked: {first_line(error)}"
+            ) from error

@@ -55,7 +55,9 @@ def open_published(name: str, root: str) -> Source:
 
     folder = (Path(root).expanduser() if root else Path(torch.hub.get_dir(), "datasets")).resolve()
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"data.root: {root!r} is a file; it must be the folder that holds the files of torchvision:{name}")
+        raise UserError(
+            f"data.root: {root!r} is a file; it must be the folder that holds the files of torchvision:{name}"
+        )
     try:
         return _open(name, folder)
     except _UNUSABLE:
@@ -76,16 +78,22 @@ def _open(name: str, root: Path, download: bool = False) -> Source:
         if hasattr(dataset, "data"):
             array: NDArray[np.uint8] = np.ascontiguousarray(dataset.data)
             version = f"{zlib.crc32(array.data):08x}"
-            pixels[split] = _on_disk(array, temporary_folder(f"torchvision {name} {split} {version}"))
+            pixels[split] = _on_disk(
+                array, temporary_folder(f"torchvision {name} {split} {version}")
+            )
             versions.append(version)
             paths = [Arrays.path(split, number) for number in range(len(array))]
             labels = [int(target) for target in dataset.targets]
         else:
-            files: Sequence[Path] = dataset._images if name == "OxfordIIITPet" else dataset._image_files
+            files: Sequence[Path] = (
+                dataset._images if name == "OxfordIIITPet" else dataset._image_files
+            )
             paths = [file.relative_to(root).as_posix() for file in files]
             labels = dataset._labels
         names = [label.replace("/", "-").strip() for label in dataset.classes]
-        items += [Item(path, names[label], split) for path, label in zip(paths, labels, strict=True)]
+        items += [
+            Item(path, names[label], split) for path, label in zip(paths, labels, strict=True)
+        ]
     reader = Arrays(pixels, "-".join(versions)) if pixels else Files(root)
     return Source(f"torchvision {name} in {root}", reader, items)
 
@@ -108,7 +116,10 @@ def _download(name: str, root: Path) -> None:
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     try:
         # Aside, since torchvision takes half unpacked files for whole ones the next time.
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=existing) as temporary, _timeout(_TIMEOUT):
+        with (
+            tempfile.TemporaryDirectory(prefix=".download-", dir=existing) as temporary,
+            _timeout(_TIMEOUT),
+        ):
             for archive, md5 in archives.items():
                 if check_integrity(root / archive, md5):
                     link = Path(temporary, archive)
@@ -137,10 +148,14 @@ def _archives(name: str, kind: Any) -> tuple[str, dict[str, str]]:
     if name == "CIFAR10":
         return kind.url.removesuffix(kind.filename), {kind.filename: kind.tgz_md5}
     if name == "Flowers102":
-        return kind._download_url_prefix, {f"flowers-102/{file}": md5 for file, md5 in kind._file_dict.values()}
+        return kind._download_url_prefix, {
+            f"flowers-102/{file}": md5 for file, md5 in kind._file_dict.values()
+        }
     if name == "OxfordIIITPet":
         address = kind._RESOURCES[0][0].rpartition("/")[0] + "/"
-        return address, {f"oxford-iiit-pet/{url.removeprefix(address)}": md5 for url, md5 in kind._RESOURCES}
+        return address, {
+            f"oxford-iiit-pet/{url.removeprefix(address)}": md5 for url, md5 in kind._RESOURCES
+        }
     return kind.mirrors[0], {f"{name}/raw/{file}": md5 for file, md5 in kind.resources}
 
 

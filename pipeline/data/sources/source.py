@@ -121,7 +121,9 @@ class PixelsOnDisk:
 
     def __getitem__(self, number: int, /) -> NDArray[np.uint8]:
         # A map that is kept would add every page ever read to this process's memory.
-        return np.array(np.memmap(self.file, np.uint8, "r", self.offset, self.shape, self.order)[number])
+        return np.array(
+            np.memmap(self.file, np.uint8, "r", self.offset, self.shape, self.order)[number]
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ class Arrays(Reader):
     def read(self, path: str) -> bytes:
         name, _, number = path.rpartition("/")
         pixels = self.arrays[name][int(number)]
-        shape = np.array(pixels.shape[:2] + (1,) * (pixels.ndim == 2) + pixels.shape[2:], dtype="<u4")
+        shape = np.array(
+            pixels.shape[:2] + (1,) * (pixels.ndim == 2) + pixels.shape[2:], dtype="<u4"
+        )
         return shape.tobytes() + pixels.tobytes()
 
     def image(self, content: bytes, decoding: Decoding) -> Decoded:
