@@ -221,11 +221,9 @@ def unread_warnings(labelled: Iterable[tuple[str, str]]) -> list[str]:
         if (kind := of_extension.get(extension)) is not None:
             unread.setdefault(kind, Counter())[label] += 1
             # As it is written: a pattern that a person copies from the message tells .HEIC from .heic.
-            written = (
-                extension
-                if extension in (NO_EXTENSION, _NIFTI_PACKED)
-                else os.path.splitext(path)[1]
-            )  # noqa: PTH122
+            written = extension
+            if extension not in (NO_EXTENSION, _NIFTI_PACKED):
+                written = os.path.splitext(path)[1]  # noqa: PTH122
             extensions.setdefault(kind, Counter())[written] += 1
     lines = []
     for kind, counts in unread.items():
