@@ -144,6 +144,10 @@ def _is_white(given: Any) -> Any:
 White = Annotated[int | Literal["type", "auto"], BeforeValidator(_is_white)]
 
 
+FILE = "file:"
+"""How a network or weights of a file begin: ``file:PATH.py:FUNCTION``, ``file:PATH``."""
+
+
 class Section(BaseModel):
     """One part of a configuration; unknown fields, NaN and infinity are refused."""
 
@@ -358,6 +362,20 @@ class Model(Section):
         "none", "backbone trains the new head only, on fixed features.", label="freeze"
     )
     dropout: float = more(0.0, "Dropout probability before the head.", ge=0, lt=1, label="dropout")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is a function in a file of the user's own."""
+        return self.name.startswith(FILE)
+
+    @property
+    def weights_kind(self) -> Literal["none", "file", "store", "published"]:
+        """Where the weights come from: a file, a run or registered model of the store, a library."""
+        if self.weights == "none":
+            return "none"
+        if self.weights.startswith(FILE):
+            return "file"
+        return "store" if self.weights.startswith(("models:/", "runs:/")) else "published"
 
 
 class Optimizer(Section):

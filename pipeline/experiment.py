@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import (
+    FILE,
     SECTIONS,
     Configuration,
     Name,
@@ -188,7 +189,7 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
         *(entry.model.name for entry in entries),
         *(map(str, choices) if isinstance(choices, list) else ()),
     ):
-        if network.startswith("file:"):
+        if network.startswith(FILE):
             name_network(network)
     for one in (base, *entries):
         name_images(one.data.source, one.data.root, one.data.labels)

@@ -26,7 +26,6 @@ from pipeline.natural import natural
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
-from pipeline.weights import fetch_weights
 
 SIZES = (32, 64, 96, 128, 160, 224)
 CANDIDATES = (
@@ -190,7 +189,7 @@ def _sizes(data: Data, source: Source, items: Sequence[Item]) -> list[tuple[int,
 
 def _weights() -> tuple[str, str]:
     try:
-        fetch_weights(Model(name="resnet18", weights="DEFAULT"))
+        models.fetch(Model(name="resnet18", weights="DEFAULT"))
     except UserError:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         return (

@@ -14,7 +14,14 @@ from pipeline.config import Configuration
 from pipeline.files import locked, write_whole
 from pipeline.report.console import say
 from pipeline.training.inference import set_training_mode
-from pipeline.training.numerics import Choice, Numerics, OneStep, candidates, fastest, first_batches
+from pipeline.training.precision import (
+    Choice,
+    Numerics,
+    OneStep,
+    candidates,
+    fastest,
+    first_batches,
+)
 from pipeline.training.setting import Setting
 from pipeline.training.step import Stepper
 

@@ -20,7 +20,7 @@ from pipeline.data.transforms import build_augmentation
 from pipeline.data.worker import Recipe
 from pipeline.errors import Unreachable, UserError
 from pipeline.files import sha256_over, write_whole
-from pipeline.networks.own import is_own, own_file, sources
+from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
@@ -297,12 +297,12 @@ def check(
         model = transfer.with_file(configuration.model)
         num_classes, image_size = len(prepared.classes), configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
-        if is_own(model.name) and not is_recorded:
+        if model.is_own and not is_recorded:
             # Runs of release 0.1.0 keep the network's own file alone.
             for known in (0, num_classes):
                 remember(
-                    sha256_over(sources(model.name, known, image_size)),
-                    str(own_file(model.name)[0].absolute()),
+                    sha256_over(find_sources(model.name, known, image_size)),
+                    str(find_own_file(model.name)[0].absolute()),
                 )
         # On GPUs BatchNorm takes its statistics over all processes.
         share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)

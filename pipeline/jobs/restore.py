@@ -15,17 +15,17 @@ import yaml
 from torch import nn
 
 from pipeline import models, trust
-from pipeline.config import Configuration, Model, parse, parse_yaml
+from pipeline.config import FILE, Configuration, Model, parse, parse_yaml
 from pipeline.data.decode import VERSION
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.files import child
-from pipeline.networks.own import own_file, sources
-from pipeline.state_dicts import load_state
+from pipeline.models.own_models import find_own_file, find_sources
+from pipeline.models.state_dicts import load_state
+from pipeline.models.torchvision_weights import correct_recorded
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
 from pipeline.training.exported import classes_from
-from pipeline.weights import recorded_normalisation
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def recorded_preprocessing(
         UserError: It has not recorded that.
     """
     recorded = Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder))
-    mean, std = recorded_normalisation(model, (list(recorded.mean), list(recorded.std)))
+    mean, std = correct_recorded(model, (list(recorded.mean), list(recorded.std)))
     return Preprocessing.from_dict({**recorded.to_dict(), "mean": mean, "std": std})
 
 
@@ -141,9 +141,9 @@ def _rebuilt(
 ) -> nn.Module:
     """Build a run's network with random weights; one's own from the files that the run has kept."""
     model = configuration.model.model_copy(update={"freeze": "none"})
-    if not model.name.startswith("file:"):
+    if not model.is_own:
         return models.build(model, num_classes, configuration.data.image_size, load=False).module
-    path, _, function = model.name.removeprefix("file:").rpartition(":")
+    path, _, function = model.name.removeprefix(FILE).rpartition(":")
     file = kept_source(workspace, run_id, path, folder)
     kept = {
         one.relative_to(file.parent).as_posix(): one.read_bytes()
@@ -152,7 +152,7 @@ def _rebuilt(
     }
     own = _named_like(file.name, num_classes, configuration.data.image_size)
     trust.need(kept, f"run {run_id}: its artifact {names.SOURCE}", own)
-    name = f"file:{file}:{function}"
+    name = f"{FILE}{file}:{function}"
     try:
         return models.build(
             model.model_copy(update={"name": name}),
@@ -172,10 +172,10 @@ def _named_like(name: str, num_classes: int, image_size: int) -> Iterator[Mappin
     """Yield what the networks are made of that this step's configuration names, of those whose file has that name."""
     for network in trust.named_networks():
         with suppress(UserError):
-            if own_file(network)[0].name == name:
+            if find_own_file(network)[0].name == name:
                 # Runs of release 0.1.0 keep the network's own file alone.
-                yield sources(network, 0, image_size)
-                yield sources(network, num_classes, image_size)
+                yield find_sources(network, 0, image_size)
+                yield find_sources(network, num_classes, image_size)
 
 
 def below(root: Path, artifact: str) -> Path:

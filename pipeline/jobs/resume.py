@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config import Configuration
+from pipeline.config import FILE, Configuration
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.jobs.prepare import check, need_known_images, prepare_as_recorded
 from pipeline.jobs.restore import recorded_configuration, recorded_decoding
 from pipeline.jobs.setting import Job
-from pipeline.networks.own import is_own, own_file
+from pipeline.models.own_models import find_own_file
 from pipeline.report.console import say
 from pipeline.tracking import find, launcher, names
 from pipeline.tracking.heartbeat import Beat
@@ -68,7 +68,8 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         configuration = recorded_configuration(workspace, run_id, Path(folder))
         version = recorded_decoding(workspace, run_id, Path(folder))
-    _need_trust(run_id, configuration.model.name)
+    if configuration.model.is_own:
+        _need_trust(run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
     if not before:
         raise UserError(
@@ -88,11 +89,8 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     ):
         _need_checkpoint(workspace, run_id, tags, configuration)
     elif job.config_hash != before:
-        own = [
-            name
-            for name in (configuration.model.name, configuration.model.weights)
-            if name.startswith("file:")
-        ]
+        model = configuration.model
+        own = [name for name in (model.name, model.weights) if name.startswith(FILE)]
         whose = "what a release of this pipeline makes of its configuration"
         changed = f"{' or '.join(own)}, or a file that belongs to it," if own else whose
         raise UserError(
@@ -108,9 +106,7 @@ def _need_trust(run_id: str, name: str) -> None:
     Raises:
         UserError: It is not trusted (see `pipeline.trust`), or a file is gone.
     """
-    if not is_own(name):
-        return
-    file, _ = own_file(name)
+    file, _ = find_own_file(name)
     if not is_users_own(file):
         # What it imports, only executing it would tell; so all that it could.
         there = {

@@ -17,7 +17,7 @@ from pipeline.tracking.store import home
 from pipeline.training.distributed import Group, is_peer_lost, joined
 from pipeline.training.fit import fit
 from pipeline.training.memory import let_go, release
-from pipeline.training.numerics import Numerics
+from pipeline.training.precision import Numerics
 from pipeline.training.setting import Fitted
 
 

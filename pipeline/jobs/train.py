@@ -28,8 +28,8 @@ from pipeline.jobs.training_log import (
     log_spread,
     majority_of,
 )
+from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
-from pipeline.state_dicts import load_state
 from pipeline.tracking import find, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.store import Workspace
@@ -38,7 +38,7 @@ from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.distributed import is_peer_lost, joined
 from pipeline.training.fit import fit
 from pipeline.training.memory import let_go, release
-from pipeline.training.numerics import Choice
+from pipeline.training.precision import Choice
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.watch import Watch
 

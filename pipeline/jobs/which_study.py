@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.jobs.prepare import REPORT, prepare_images
-from pipeline.networks.own import is_own
 from pipeline.tracking import find, names, transfer
 from pipeline.tracking.find import Study
 from pipeline.tracking.store import Workspace
@@ -216,7 +215,7 @@ def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterat
     for base in _bases(experiment.with_white(_white(workspace, experiment, study))):
         model = transfer.with_file(base.model)
         # Which files a network of one's own is made of, building it tells.
-        num_classes = _num_classes(workspace, study.parent) if is_own(model.name) else 0
+        num_classes = _num_classes(workspace, study.parent) if model.is_own else 0
         origin = models.origin(model, num_classes, base.data.image_size)
         for release in ("", FIRST_RELEASE):
             yield study_name(

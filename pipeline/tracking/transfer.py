@@ -19,17 +19,14 @@ from urllib.parse import quote
 import yaml
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Model, parse_yaml
+from pipeline.config import FILE, Model, parse_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_whole
+from pipeline.models.normalisation import read_normalisation
+from pipeline.models.torchvision_weights import correct_recorded
+from pipeline.models.weights import content_hash
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace, home, open_workspace
-from pipeline.weights import (
-    are_from_store,
-    content_hash,
-    read_normalisation,
-    recorded_normalisation,
-)
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
@@ -45,21 +42,21 @@ def with_file(model: Model, origin: Mapping[str, str] | None = None) -> Model:
     Raises:
         UserError: There is no such model or run, it has no weights, or they are of another network.
     """
-    if not are_from_store(model.weights):
+    if model.weights_kind != "store":
         return model
     checked = _weights_in(_folder_of(origin)) if origin else None
     file = checked if checked and checked.is_file() else _weights_in(_fetch(model))
-    return model.model_copy(update={"weights": f"file:{file}"})
+    return model.model_copy(update={"weights": f"{FILE}{file}"})
 
 
 def recorded(model: Model, origin: Mapping[str, str]) -> Model:
     """Return `model` as a run records it: what DEFAULT or an alias stood for when `origin` was taken."""
     weights = origin["weights"]
-    if weights.startswith("file:"):
+    if weights.startswith(FILE):
         stood_for = _folder_of(origin) / quote(model.weights, safe="")
         weights = (
             stood_for.read_text()
-            if are_from_store(model.weights) and stood_for.is_file()
+            if model.weights_kind == "store" and stood_for.is_file()
             else model.weights
         )
     return model.model_copy(update={"weights": weights})
@@ -67,7 +64,7 @@ def recorded(model: Model, origin: Mapping[str, str]) -> Model:
 
 def _folder_of(origin: Mapping[str, str]) -> Path:
     return _kept() / _folder_name(
-        origin["weights"].removeprefix("file:"), origin.get("normalisation", "")
+        origin["weights"].removeprefix(FILE), origin.get("normalisation", "")
     )
 
 
@@ -103,7 +100,7 @@ def _fetch(model: Model) -> Path:
 
 def _without_folder(name: str) -> str:
     """Return a network's name without the folder of one's own file, which may have moved."""
-    return Path(name.removeprefix("file:")).name if name.startswith("file:") else name
+    return Path(name.removeprefix(FILE)).name if name.startswith(FILE) else name
 
 
 def _run_behind(workspace: Workspace, weights: str) -> tuple[str, str]:
@@ -166,7 +163,7 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
             model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
         except (yaml.YAMLError, ValueError, TypeError, KeyError):
             raise UserError(f"run {run_id}: {names.CONFIG} is no configuration") from None
-        normalisation = recorded_normalisation(model, read_normalisation(preprocessing, checkpoint))
+        normalisation = correct_recorded(model, read_normalisation(preprocessing, checkpoint))
         folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
         folder.mkdir(exist_ok=True)
         write_whole(

@@ -15,9 +15,10 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import UserError
+from pipeline.models.batch_norm import trains_batch_norm
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.device import kernels, num_loading, resolve_device
-from pipeline.training.distributed import ALONE, Group, trains_batch_norm
+from pipeline.training.distributed import ALONE, Group
 from pipeline.training.imbalance import probabilities
 from pipeline.training.setting import Setting
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.networks.timms import synchronised
+from pipeline.models.batch_norm import synchronise_batch_norm, trains_batch_norm
 from pipeline.training.checkpoint import State, packed, unpacked, with_tensors
 
 _PATIENCE = timedelta(days=7)
@@ -117,7 +117,7 @@ class Group:
             return module
         on_gpu = device.type == "cuda"
         if on_gpu and trains_batch_norm(module):
-            module = synchronised(module)
+            module = synchronise_batch_norm(module)
         return DistributedDataParallel(module, device_ids=[device] if on_gpu else None)
 
     def share_buffers(self, module: nn.Module) -> None:
@@ -173,9 +173,3 @@ def is_peer_lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
-
-
-def trains_batch_norm(module: nn.Module) -> bool:
-    """Return whether a network has a BatchNorm whose statistics follow the batches."""
-    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
-    return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())

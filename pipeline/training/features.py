@@ -29,7 +29,7 @@ from pipeline.errors import OutOfMemory
 from pipeline.files import locked, write_whole
 from pipeline.models import Network
 from pipeline.training.device import is_out_of_memory
-from pipeline.training.numerics import Numerics
+from pipeline.training.precision import Numerics
 
 _ID_BYTES = 16
 _FILE_BYTES, _FILE_SECONDS = 64 * 2**20, 60.0

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
 from pipeline.models import Network
-from pipeline.training.numerics import PLAIN, Numerics
+from pipeline.training.precision import PLAIN, Numerics
 
 
 def main_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.models import Network
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed import ALONE, Group
-from pipeline.training.numerics import PLAIN, Numerics
+from pipeline.training.precision import PLAIN, Numerics
 
 
 @dataclass

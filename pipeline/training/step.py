@@ -13,8 +13,8 @@ from torch.nn import functional
 from pipeline.config import Configuration
 from pipeline.training.distributed import ALONE, Group
 from pipeline.training.inference import main_output
-from pipeline.training.numerics import Numerics
 from pipeline.training.optimizer import build_optimizer
+from pipeline.training.precision import Numerics
 
 
 class Stepper:

@@ -22,7 +22,7 @@ from pipeline.data.sources.csv_file import open_csv
 from pipeline.data.sources.npz import open_npz
 from pipeline.errors import UserError
 from pipeline.experiment import load
-from pipeline.state_dicts import read_state
+from pipeline.models.state_dicts import read_state
 from pipeline.steps.options import parse_options
 from pipeline.steps.train import TrainOptions
 from pipeline.training.exported import load_exported, save_exported

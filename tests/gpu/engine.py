@@ -18,7 +18,7 @@ from pipeline.training.build import built
 from pipeline.training.callback import Callback
 from pipeline.training.distributed import ALONE, Group
 from pipeline.training.fit import fit
-from pipeline.training.numerics import candidates
+from pipeline.training.precision import candidates
 from pipeline.training.setting import Fitted, Setting
 
 DEVICE = os.environ.get("GPU_KIT_DEVICE", "cuda")

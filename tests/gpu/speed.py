@@ -31,7 +31,7 @@ from pipeline.training.device import is_out_of_memory
 from pipeline.training.fit import fit
 from pipeline.training.inference import set_training_mode
 from pipeline.training.memory import let_go, settle_memory
-from pipeline.training.numerics import Numerics
+from pipeline.training.precision import Numerics
 from pipeline.training.setting import Fitted, Setting
 from pipeline.training.step import Stepper
 from tests.gpu.engine import DEVICE, ON_GPU

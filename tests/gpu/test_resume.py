@@ -11,13 +11,13 @@ import torch
 
 from pipeline import metrics
 from pipeline.data.prepared import Prepared
-from pipeline.state_dicts import load_state
+from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
-from pipeline.training.numerics import Numerics
+from pipeline.training.precision import Numerics
 from pipeline.training.setting import Fitted
 from tests.gpu.conftest import Tell
 from tests.gpu.engine import ON_GPU, configuration_of, setting_of, train

@@ -19,12 +19,11 @@ from mlflow.entities import Metric
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import models
 from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
 from pipeline.jobs.summarise import compare
 from pipeline.jobs.training_log import FlagsLog
-from pipeline.models import SmallCNN
+from pipeline.models import SmallCNN, builtin_models
 from pipeline.tracking import find, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import RunLog, TrackedRun, end_abandoned
@@ -169,7 +168,7 @@ def test_a_training_begun_anew_that_fails_keeps_no_weights_and_tells_no_best(
             return super().forward(images) * math.nan
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(models.OURS, "small_cnn", Failing)
+        patched.setitem(builtin_models.BUILDERS, "small_cnn", Failing)
         assert cli("train", "--run_id", run.info.run_id).code == 1
     failed = workspace.client.get_run(run.info.run_id)
     assert "no weights are kept" in failed.data.tags[names.REASON]

@@ -28,7 +28,7 @@ from pipeline.training.checkpoint import save_weights, weights_of
 from pipeline.training.device import num_loading
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
-from pipeline.training.numerics import Numerics
+from pipeline.training.precision import Numerics
 from pipeline.training.schedule import lr_at
 from pipeline.training.setting import Fitted, Setting
 from tests.conftest import PROJECT

@@ -18,7 +18,7 @@ from pipeline.jobs.setting import Job, setting_of
 from pipeline.tracking import find, names
 from pipeline.tracking.store import Workspace
 from pipeline.training.distributed import ALONE
-from pipeline.training.numerics import PLAIN, Choice, Numerics, candidates, fastest, first_batches
+from pipeline.training.precision import PLAIN, Choice, Numerics, candidates, fastest, first_batches
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")

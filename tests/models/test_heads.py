@@ -14,11 +14,12 @@ from torch import nn
 
 from pipeline import models
 from pipeline.config import Configuration, Model
+from pipeline.models.state_dicts import load_state
 from pipeline.tracking import names, transfer
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
-from tests.networks.published import publish_timms, published
+from tests.models.published import publish_timms, published
 
 CLASSES = 12
 TIMMS = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit", "mambaout_femto")
@@ -113,7 +114,7 @@ def test_a_head_on_weights_of_a_file(tmp_path: Path, name: str, drop: str, dropo
 def test_a_head_that_a_file_brings_is_taken(tmp_path: Path, name: str) -> None:
     weights = trained_file(tmp_path, name, CLASSES)
     network = models.build(Model(name=name, weights=weights), CLASSES, 64)
-    trained = models.load_state(
+    trained = load_state(
         models.build(Model(name=name), CLASSES, 64).module, tmp_path / "best.safetensors", name
     )
     assert not trained.keeps_head

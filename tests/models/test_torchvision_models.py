@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from pipeline import models
 from pipeline.config import Configuration, Data, Model
 from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError
 from pipeline.jobs.restore import restore
 from pipeline.tracking import names, transfer
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.store import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import thorough_of
-from tests.networks.published import FAMILIES, entry_of, published
-from tests.networks.test_heads import starts_normally
+from tests.models.published import FAMILIES, entry_of, published
+from tests.models.test_heads import starts_normally
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRANSFORMED = ("googlenet", "inception_v3")
@@ -182,7 +183,7 @@ def test_the_published_file_is_taken_by_path_too(cache: Path, name: str) -> None
 
 def test_weights_without_a_classifier_are_no_weights_of_a_classifier() -> None:
     with pytest.raises(
-        models.UserError,
+        UserError,
         match=r"unknown model\.weights 'IMAGENET1K_FEATURES' of vgg16; nearest: IMAGENET1K_V1; allowed: ",
     ):
         models.check(Model(name="vgg16", weights="IMAGENET1K_FEATURES"), 3, 64)

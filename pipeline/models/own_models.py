@@ -11,48 +11,85 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.config import FILE, Model
 from pipeline.errors import UserError, first_line, nearest
-from pipeline.networks.own_package import OwnPackage
-from pipeline.weights import existing_file
+from pipeline.files import sha256_over
+from pipeline.models.family import Family
+from pipeline.models.heads import find_head
+from pipeline.models.own_package import OwnPackage
+from pipeline.models.weights import content_hash, find_file
 
 _built: list[tuple[weakref.ref[nn.Module], OwnPackage]] = []
 _traced: dict[tuple[Path, str, int, int], OwnPackage] = {}
 
 
-def is_own(name: str) -> bool:
-    """Whether `model.name` is a file of one's own."""
-    return name.startswith("file:")
+class OwnModels(Family):
+    """Networks of the user's own files."""
+
+    # Shapes alone do not do: such a network may compute with numbers, and fail in any way.
+    check_device = "cpu"
+    failures = (Exception,)
+
+    def has(self, name: str) -> bool:
+        return name.startswith(FILE)
+
+    def identity(self, model: Model, num_classes: int, image_size: int) -> dict[str, str]:
+        path, function = find_own_file(model.name)
+        alone = content_hash(path)
+        whole = sha256_over(find_sources(model.name, num_classes, image_size))[: len(alone)]
+        identity = {"name": f"{FILE}{whole}:{function}"}
+        if alone != whole:
+            identity["file"] = f"{FILE}{alone}:{function}"
+        return identity
+
+    def build(
+        self, model: Model, num_classes: int, image_size: int, load: bool
+    ) -> tuple[nn.Module, str]:
+        module = build_own(model.name, num_classes)
+        return module, find_head(module)
+
+    def source_files(self, name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
+        return find_sources(name, num_classes, image_size)
 
 
-def own_file(name: str) -> tuple[Path, str]:
+def find_own_file(name: str) -> tuple[Path, str]:
     """Return file and function of ``file:PATH.py:FUNCTION``.
 
     Raises:
         UserError: It is written otherwise, or there is no such file.
     """
-    path, _, function = name.removeprefix("file:").rpartition(":")
+    path, _, function = name.removeprefix(FILE).rpartition(":")
     if not path.endswith(".py") or not function:
         raise UserError(f"model.name: {name!r} must be file:PATH.py:FUNCTION")
-    return existing_file(path, "model.name"), function
+    return find_file(path, "model.name"), function
 
 
 def build_own(name: str, num_classes: int) -> nn.Module:
-    """Run the user's file and build the network; every build runs it anew, with the neighbours that it imports.
+    """Run the user's file and build the network.
+
+    Every build runs it anew, with the neighbours that it imports.
 
     Raises:
         UserError: The file or the function fails (with its line), or returns something else.
     """
-    for network, package in [
-        (network, package) for network, package in _built if network() is None
-    ]:
-        # Not when the network is collected, which may be while somebody goes through sys.modules.
-        package.forget()
-        _built.remove((network, package))
-    path, function = own_file(name)
+    _forget_collected()
+    path, function = find_own_file(name)
     package = OwnPackage(path)
     module = _build(package, name, function, num_classes)
     _built.append((weakref.ref(module), package))
     return module
+
+
+def _forget_collected() -> None:
+    """Remove the modules of networks that are gone from sys.modules.
+
+    Not at the moment when a network is collected, since somebody may be going through sys.modules.
+    """
+    for built in list(_built):
+        network, package = built
+        if network() is None:
+            package.forget()
+            _built.remove(built)
 
 
 def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> nn.Module:
@@ -94,13 +131,13 @@ def _told(package: OwnPackage, error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}".replace(f"{package.name}.", "")
 
 
-def what_fails(module: nn.Module, error: BaseException) -> str:
+def describe_failure(module: nn.Module, error: BaseException) -> str:
     """Return place and message of what one's own network has raised while it computed."""
     package = next((package for network, package in _built if network() is module), None)
     return f"{_told(package, error)}{_place(package, error)}" if package else first_line(error)
 
 
-def sources(name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
+def find_sources(name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
     """Return the files that a network is made of: its own, and those of its folder that building and one forward pass import.
 
     Args:
@@ -114,7 +151,7 @@ def sources(name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]
     Raises:
         UserError: There is no such file.
     """
-    path, function = own_file(name)
+    path, function = find_own_file(name)
     if not num_classes:
         return {path.name: path.read_bytes()}
     key = (path.absolute(), function, num_classes, image_size)
@@ -129,12 +166,12 @@ def _trace(path: Path, name: str, function: str, num_classes: int, image_size: i
     with suppress(UserError), torch.random.fork_rng(devices=[]):
         module = _build(package, name, function, num_classes)
         for mode in (True, False):
-            call_once(module.train(mode), image_size)
+            run_once(module.train(mode), image_size)
     package.forget()
     return package
 
 
-def call_once(module: nn.Module, image_size: int) -> Exception | None:
+def run_once(module: nn.Module, image_size: int) -> Exception | None:
     """Let a network compute, so that whatever it imports only then is imported; return what it raises."""
     try:
         with torch.no_grad():

@@ -13,13 +13,15 @@ import pytest
 import torch
 import torchvision
 
-from pipeline import models, weights
+from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
 from pipeline.identity import FIRST_RELEASE, config_hash
+from pipeline.models import torchvision_weights
+from pipeline.models.builtin_models import BUILDERS
 from tests.conftest import Cli
-from tests.networks.published import entry_of, publish_timms, published
-from tests.test_state_dicts import without_counts
+from tests.models.published import entry_of, publish_timms, published
+from tests.models.test_state_dicts import without_counts
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -132,7 +134,7 @@ def test_unknown_weights_are_named_with_what_is_allowed(given: str, close: str) 
     assert not close or f"nearest: {close[:-1]}" in caught.value.message
 
 
-@pytest.mark.parametrize("name", sorted(models.OURS))
+@pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_our_networks_have_no_pretrained_weights(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} has no pretrained weights"):
         models.origin(Model(name=name, weights="DEFAULT"))
@@ -290,7 +292,9 @@ def test_a_file_that_is_torchvisions_own_is_normalised_as_that_entry(
     torch.save(models.SmallCNN(4).state_dict(), file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     # No file here has the content of a published one; this one is published as far as its name and content go.
-    monkeypatch.setattr(weights, "_published_files", lambda: {f"{name}-{digest[:8]}.pth": entry})
+    monkeypatch.setattr(
+        torchvision_weights, "_entries_by_file", lambda: {f"{name}-{digest[:8]}.pth": entry}
+    )
     own = file.rename(tmp_path / f"{name}-{digest[:8]}.pth")
     model = Model(name="small_cnn", weights=f"file:{own}")
     expected = IMAGENET if name == "resnet18" else ([0.5] * 3, [0.5] * 3)
@@ -317,8 +321,11 @@ def test_every_published_file_has_its_hash_in_its_name_and_one_entry() -> None:
     entries = [
         entry
         for name in models.names()
-        if name not in models.OURS
+        if name not in BUILDERS
         for entry in torchvision.models.get_model_weights(name)
     ]
-    assert len(weights._published_files()) == len(entries) == 115
-    assert all(re.fullmatch(r".+-[0-9a-f]{8,}\.pth", name) for name in weights._published_files())
+    assert len(torchvision_weights._entries_by_file()) == len(entries) == 115
+    assert all(
+        re.fullmatch(r".+-[0-9a-f]{8,}\.pth", name)
+        for name in torchvision_weights._entries_by_file()
+    )

@@ -23,10 +23,10 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline import models
 from pipeline.config import Model
 from pipeline.errors import UserError
-from pipeline.state_dicts import load_state, read_state
+from pipeline.models.state_dicts import load_state, read_state
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import Cli
-from tests.test_models import SMALL, equal
+from tests.models.test_network import SMALL, equal
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
@@ -421,7 +421,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "network": (
         small,
-        r"it holds a Python object \(pipeline\.models\.SmallCNN\), which could run code; save network\.state_dict\(\) alone",
+        r"it holds a Python object \(pipeline\.models\.builtin_models\.SmallCNN\), which could run code; save network\.state_dict\(\) alone",
     ),
     "object": (
         lambda: {"model": state_of(), "path": Path("x")},

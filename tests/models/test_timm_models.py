@@ -14,7 +14,7 @@ from torch import nn
 from pipeline import models
 from pipeline.config import Model
 from pipeline.errors import UserError
-from pipeline.networks import timms
+from pipeline.models.batch_norm import synchronise_batch_norm
 from tests.conftest import Cli
 
 # Of different families, small enough to be built in a moment, and with heads under different names.
@@ -167,7 +167,7 @@ def test_batch_norm_over_processes_keeps_the_activations() -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before, keys = network(images), network.state_dict().keys()
-        converted = timms.synchronised(network).eval()
+        converted = synchronise_batch_norm(network).eval()
         assert torch.equal(converted(images), before)
     assert converted.state_dict().keys() == keys
     assert any(isinstance(part, nn.SyncBatchNorm) for part in converted.modules())
@@ -178,4 +178,4 @@ def test_a_batch_norm_of_ones_own_is_no_plain_one() -> None:
         """Of its own kind."""
 
     with pytest.raises(UserError, match="Scaled, a BatchNorm of its own kind"):
-        timms.synchronised(nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3)))
+        synchronise_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3)))
