@@ -28,9 +28,9 @@ from pipeline.errors import (
     unknown_name,
 )
 from pipeline.files import out_of_room
+from pipeline.safe_text import without_password
 from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
-from pipeline.visible import without_password
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -125,7 +125,7 @@ def _told_of_store(error: Exception) -> PipelineError | None:
     """Return what an error of MLflow or its server means to a person; None for any other error."""
     if "mlflow" not in sys.modules:
         return None
-    from pipeline.tracking.store import STORE_ERRORS, told
+    from pipeline.tracking.workspace import STORE_ERRORS, told
 
     return told(error) if isinstance(error, STORE_ERRORS) else None
 
@@ -137,7 +137,7 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
         return
     if step not in TRAINING_STEPS:
         raise UserError(f"{step} runs in one process; torchrun is for {', '.join(TRAINING_STEPS)}")
-    from pipeline.jobs.together import dismiss_helpers, help_out
+    from pipeline.jobs.helper_processes import dismiss_helpers, help_out
     from pipeline.training.distributed import joined
 
     if _is_helper():
@@ -152,7 +152,7 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
 
 
 def _launch(count: int, arguments: Sequence[str]) -> int:
-    from pipeline.training.launch import launch
+    from pipeline.training.torchrun import launch
 
     try:
         return launch(count, arguments)
@@ -162,7 +162,7 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
         print(f"error: {killed}", file=sys.stderr)
         if killed.process_id:
             from pipeline.jobs.resume import reconcile
-            from pipeline.tracking.store import STORE_ERRORS, open_workspace
+            from pipeline.tracking.workspace import STORE_ERRORS, open_workspace
 
             with suppress(PipelineError, *STORE_ERRORS):
                 reconcile(open_workspace(""), process_id=killed.process_id)

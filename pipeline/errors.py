@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from pipeline.visible import visible, without_password
+from pipeline.safe_text import visible, without_password
 
 _LONGEST, _END = 3000, 300
 """Characters of a line that is shown, and of its end where the middle is left out: what is quoted in it may be of any length."""

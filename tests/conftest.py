@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from pipeline.__main__ import main
 from pipeline.errors import Interrupted
 from pipeline.report.console import TrainingProgress
-from pipeline.tracking.store import Workspace, open_workspace
+from pipeline.tracking.workspace import Workspace, open_workspace
 
 
 def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:

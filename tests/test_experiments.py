@@ -11,7 +11,7 @@ import pytest
 from pipeline import models
 from pipeline.experiment import load
 from pipeline.identity import config_hash
-from pipeline.tracking.store import open_workspace
+from pipeline.tracking.workspace import open_workspace
 from tests.conftest import PROJECT, Cli, thorough_of, write_digits
 
 PLAIN = ("--training.precision", "fp32", "--training.memory_format", "contiguous")

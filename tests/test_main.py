@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.__main__ import STEPS
 from pipeline.config import field_names
 from pipeline.experiment import load
-from pipeline.tracking.store import Workspace, open_workspace
+from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
 HEAVY = {

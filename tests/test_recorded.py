@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline.tracking import names
-from pipeline.tracking.store import Workspace, open_workspace
+from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli, write_digits
 from tests.recorded.store import unpack
 

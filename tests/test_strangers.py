@@ -24,11 +24,11 @@ from mlflow.entities import Param
 from pipeline import models, trust
 from pipeline.config import Model
 from pipeline.errors import UserError
-from pipeline.jobs.summarise import compare
+from pipeline.jobs.summary import compare
 from pipeline.jobs.train import TENSORBOARD
 from pipeline.tracking import names
-from pipeline.tracking.store import Workspace
-from pipeline.training.exported import Classifier, save_exported
+from pipeline.tracking.workspace import Workspace
+from pipeline.training.exported_model import Classifier, save_exported
 from tests.conftest import Cli, Finished, interrupt, write_digits
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from pipeline.tracking.store import Workspace
-from pipeline.tracking.views import view_urls
+from pipeline.tracking.ui_views import view_urls
+from pipeline.tracking.workspace import Workspace
 from tests.servers import mlflow_server
 
 CHROMIUM = (
@@ -64,7 +64,7 @@ def test_the_saved_table_shows_the_trainings_best_first(
 
 
 def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Workspace) -> None:
-    from pipeline.jobs.summarise import compare
+    from pipeline.jobs.summary import compare
 
     compared = compare(in_smoke)
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}")

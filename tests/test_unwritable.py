@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli, Finished, run_unprivileged
 from tests.jobs.test_prepare import write_study
 

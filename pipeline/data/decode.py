@@ -20,11 +20,11 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageColor, ImageOps, _imaging
 
-from pipeline.data.colour import in_srgb
-from pipeline.data.fit import padded, shorter_side, stretched
-from pipeline.data.grey import Levels, eight_bits
-from pipeline.data.limits import TooSlow, refusal, too_large_tiles
-from pipeline.data.metadata import without_metadata
+from pipeline.data.colour_profiles import in_srgb
+from pipeline.data.decoding_limits import TooSlow, refusal, too_large_tiles
+from pipeline.data.grey_levels import Levels, eight_bits
+from pipeline.data.resize import padded, shorter_side, stretched
+from pipeline.data.strip_metadata import without_metadata
 from pipeline.errors import first_line
 
 if TYPE_CHECKING:

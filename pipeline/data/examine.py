@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.catalogue import Catalogue, Found
 from pipeline.data.decode import reason, too_large
+from pipeline.data.examine_worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
+from pipeline.data.image_store import lost_shards, remove_unnamed, sync
 from pipeline.data.sources.source import Item, Source
-from pipeline.data.store import lost_shards, remove_unnamed, sync
-from pipeline.data.worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.files import locked
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.config import Data
 from pipeline.data.examine import Examined
-from pipeline.data.gate import FEW, Inspection
 from pipeline.data.leaks import divided_groups, leaks
+from pipeline.data.quality_gate import FEW, Inspection
 from pipeline.data.sources.source import SPLITS
 from pipeline.data.splits import fold_name
 from pipeline.errors import UserError
-from pipeline.natural import natural
+from pipeline.natural_order import natural
 
 MOST_LISTED = 1000
 """Sets of duplicates, or leaking pairs, that the report lists; it counts all."""

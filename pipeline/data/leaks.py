@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.data.gate import Inspection
+from pipeline.data.quality_gate import Inspection
 
 SplitOf = Callable[[int], str]
 """From an image's number to its split; empty where it has none (yet)."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
-from pipeline.data.fit import center_crop
+from pipeline.data.resize import center_crop
 from pipeline.data.transforms import augment
 
 Key = tuple[int, int] | tuple[int, int, int]

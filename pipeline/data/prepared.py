@@ -2,7 +2,7 @@
 
 Under ``prepared/NAME-DIGEST/``: ``manifest.csv`` (path, label, split, group, sha256, and the reason for each image that is left
 out), ``classes.json``, ``data.json``, and the normalisation of each size. The decoded pixels stand
-beside it, shared by all data sets (see `pipeline.data.store`).
+beside it, shared by all data sets (see `pipeline.data.image_store`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from pipeline.config import Data
-from pipeline.data import findings, gate
+from pipeline.data import findings, quality_gate
 from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine import Examined, Progress
-from pipeline.data.fit import center_crop
-from pipeline.data.pictures import picture_warnings
+from pipeline.data.examine_worker import Recipe
+from pipeline.data.image_store import Store, Undecoded
+from pipeline.data.picture_warnings import picture_warnings
+from pipeline.data.resize import center_crop
 from pipeline.data.sources import SPLITS, Item, Source, open_source
 from pipeline.data.splits import assign_splits, fold_name, sample
-from pipeline.data.store import Store, Undecoded
-from pipeline.data.white import examined_or_told, store_grey, with_white
-from pipeline.data.worker import Recipe
+from pipeline.data.white_level import examined_or_told, store_grey, with_white
 from pipeline.errors import UserError, unknown_name
 from pipeline.files import write_whole
 from pipeline.identity import data_digest
@@ -163,7 +163,7 @@ def prepare(
     source.items = items
     recipe = Recipe.of(data, root, version)
     examined = examined_or_told(source, items, recipe, progress)
-    inspection = gate.inspect(items, examined, data)
+    inspection = quality_gate.inspect(items, examined, data)
     inspection.warnings += source.warnings
     thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
     try:
@@ -222,7 +222,7 @@ def _contents(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> list[str
 
 
 def _manifest(
-    inspection: gate.Inspection, examined: Examined, splits: Sequence[str]
+    inspection: quality_gate.Inspection, examined: Examined, splits: Sequence[str]
 ) -> tuple[NDArray[np.int64], pd.DataFrame]:
     """Return the numbers of the images that are used, in the manifest's order, and the manifest."""
     items, kept = inspection.items, inspection.kept
@@ -249,7 +249,7 @@ def _manifest(
     return numbers, manifest
 
 
-def _assigned(inspection: gate.Inspection, data: Data, source: Source) -> list[str]:
+def _assigned(inspection: quality_gate.Inspection, data: Data, source: Source) -> list[str]:
     try:
         return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
     except UserError as error:
@@ -298,7 +298,7 @@ def _thumbnails(
 
 
 def _write_lists(
-    prepared: Prepared, inspection: gate.Inspection, numbers: NDArray[np.int64]
+    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
 ) -> None:
     groups = [inspection.items[number].group for number in numbers]
     used = prepared.manifest.assign(group=groups, reason="")
@@ -343,7 +343,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _report(
-    prepared: Prepared, inspection: gate.Inspection, source: Source, splits: Sequence[str]
+    prepared: Prepared, inspection: quality_gate.Inspection, source: Source, splits: Sequence[str]
 ) -> findings.Report:
     counts = prepared.counts()
     inspection.warnings += findings.class_warnings(counts)

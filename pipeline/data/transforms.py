@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from pipeline.config import Data, Fit, parse
 from pipeline.data.decode import MAX_PIXELS, VERSION, Decoding
-from pipeline.data.fit import center_crop
+from pipeline.data.resize import center_crop
 from pipeline.errors import UserError, first_line, unknown_name
 
 _NOT_FOR_ONE_IMAGE = {

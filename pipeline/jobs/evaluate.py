@@ -17,13 +17,13 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.prepare import need_known_images, prepare_as_recorded
-from pipeline.jobs.restore import Restored, restore
-from pipeline.jobs.summarise import Comparison
+from pipeline.jobs.recorded_run import Restored, restore
+from pipeline.jobs.summary import Comparison
 from pipeline.jobs.training_log import log_confusion
-from pipeline.natural import natural_order
+from pipeline.natural_order import natural_order
 from pipeline.report.console import say
 from pipeline.tracking.run import RunLog
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits
 

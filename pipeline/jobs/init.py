@@ -16,13 +16,13 @@ import torch
 from pipeline import models
 from pipeline.config import Data, Model, facts_of
 from pipeline.data.decode import UNREADABLE, Decoding
-from pipeline.data.pictures import LONG, MANY
+from pipeline.data.picture_warnings import LONG, MANY
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import assign_splits, sample
 from pipeline.errors import Unwritable, UserError
 from pipeline.experiment import load
 from pipeline.files import unwritable, whole
-from pipeline.natural import natural
+from pipeline.natural_order import natural
 from pipeline.report.tables import duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
-from pipeline.data.sources.listing import Listing, is_utf8, unread_warnings
+from pipeline.data.sources.folder_listing import Listing, is_utf8, unread_warnings
 from pipeline.data.sources.source import MOST_BYTES
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Unwritable, UserError, nearest
 from pipeline.files import read_regular, unwritable, whole, write_whole
 from pipeline.report.console import say
 from pipeline.tracking.registry import load_model
-from pipeline.training.exported import Classifier
+from pipeline.training.exported_model import Classifier
 
 Identifier = Literal["name", "stem", "path"]
 CHUNK = 64

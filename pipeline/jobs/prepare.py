@@ -14,19 +14,19 @@ from pipeline import models
 from pipeline.config import Configuration, Data
 from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.decode import VERSION, Decoding
+from pipeline.data.examine_worker import Recipe
 from pipeline.data.findings import Refused, majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
-from pipeline.data.worker import Recipe
 from pipeline.errors import Unreachable, UserError
 from pipeline.files import sha256_over, write_whole
 from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
 from pipeline.report.tables import percent
-from pipeline.tracking import transfer
+from pipeline.tracking import stored_weights
 from pipeline.tracking.run import RunLog, TrackedRun
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import need_compiler, resolve_device
 from pipeline.training.distributed import joined
 from pipeline.trust import are_named, remember
@@ -294,7 +294,7 @@ def check(
         if configuration.training.compile:
             need_compiler(device)
         build_augmentation(configuration.data)
-        model = transfer.with_file(configuration.model)
+        model = stored_weights.with_file(configuration.model)
         num_classes, image_size = len(prepared.classes), configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
         if model.is_own and not is_recorded:

@@ -13,14 +13,14 @@ from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child, locked
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.jobs.prepare import check, need_known_images, prepare_as_recorded
-from pipeline.jobs.restore import recorded_configuration, recorded_decoding
-from pipeline.jobs.setting import Job
+from pipeline.jobs.recorded_run import recorded_configuration, recorded_decoding
+from pipeline.jobs.training_job import Job
 from pipeline.models.own_models import find_own_file
 from pipeline.report.console import say
-from pipeline.tracking import find, launcher, names
+from pipeline.tracking import find_runs, launcher, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import end_abandoned, lives, uid_of
-from pipeline.tracking.store import Workspace, database_file
+from pipeline.tracking.workspace import Workspace, database_file
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.trust import is_users_own, need
 
@@ -33,15 +33,15 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
         InUse: Another process has taken it up, or still trains it.
         UserError: Another run has the same uid, and with it the same checkpoints.
     """
-    uid = uid_of(run_id, find.get_run(workspace, run_id).data.tags)
-    if others := [one for one in find.with_uid(workspace, uid) if one != run_id]:
+    uid = uid_of(run_id, find_runs.get_run(workspace, run_id).data.tags)
+    if others := [one for one in find_runs.with_uid(workspace, uid) if one != run_id]:
         raise UserError(
             f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies"
         )
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
     with locked(child(workspace.checkpoints, uid), refusal):
-        tags = find.get_run(workspace, run_id).data.tags
+        tags = find_runs.get_run(workspace, run_id).data.tags
         if lives(tags):
             beat = Beat.of(tags)
             assert beat is not None
@@ -57,8 +57,8 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     Raises:
         UserError: There is no such run, it is no training, is complete or pruned; images, network or weights have changed.
     """
-    run = find.get_run(workspace, run_id)
-    tags, state = run.data.tags, find.row(run)["state"]
+    run = find_runs.get_run(workspace, run_id)
+    tags, state = run.data.tags, find_runs.row(run)["state"]
     if tags.get(names.STEP) != "train" or names.JOINS in tags:
         raise UserError(
             f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline"
@@ -165,7 +165,7 @@ def need_experiment(workspace: Workspace, experiment: str) -> None:
     Raises:
         UserError: There are none; with the nearest name.
     """
-    if experiment not in (known := find.known_experiments(workspace)):
+    if experiment not in (known := find_runs.known_experiments(workspace)):
         raise unknown_name("experiment", experiment, known)
 
 
@@ -181,7 +181,7 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
         How many.
     """
     ended = 0
-    for run in find.running(workspace, experiment):
+    for run in find_runs.running(workspace, experiment):
         beat = Beat.of(run.data.tags)
         if beat is None and (
             process_id or not launcher.has_never_begun(run, database_file(workspace.uri))

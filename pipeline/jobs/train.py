@@ -14,12 +14,12 @@ from typing import NamedTuple
 from pipeline import models, ranking
 from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
 from pipeline.files import child, remove_child
-from pipeline.jobs.features import with_features
-from pipeline.jobs.numerics import chosen
+from pipeline.jobs.frozen_backbone import with_features
+from pipeline.jobs.helper_processes import call_helpers
+from pipeline.jobs.precision_choice import chosen
 from pipeline.jobs.prepare import log_dataset, log_report
-from pipeline.jobs.restore import recorded_preprocessing
-from pipeline.jobs.setting import Job, setting_of
-from pipeline.jobs.together import call_helpers
+from pipeline.jobs.recorded_run import recorded_preprocessing
+from pipeline.jobs.training_job import Job, setting_of
 from pipeline.jobs.training_log import (
     FlagsLog,
     epoch_log,
@@ -30,17 +30,17 @@ from pipeline.jobs.training_log import (
 )
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
-from pipeline.tracking import find, names, registry
+from pipeline.tracking import find_runs, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.diagnostics import Diagnostics
 from pipeline.training.distributed import is_peer_lost, joined
 from pipeline.training.fit import fit
-from pipeline.training.memory import let_go, release
+from pipeline.training.malloc import let_go, release
 from pipeline.training.precision import Choice
-from pipeline.training.setting import Fitted, Setting
-from pipeline.training.watch import Watch
+from pipeline.training.tensorboard import Watch
 
 TENSORBOARD = "tensorboard"
 
@@ -85,9 +85,9 @@ class Outcome(NamedTuple):
         return f"best {ranking.title(self.metric)} {ranking.text(self.value, self.metric)}"
 
 
-def reusable(workspace: Workspace, job: Job) -> find.Row | None:
+def reusable(workspace: Workspace, job: Job) -> find_runs.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find.complete_training(
+    return find_runs.complete_training(
         workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest
     )
 
@@ -193,7 +193,7 @@ def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     if placement.run_id and not (kept / TENSORBOARD).exists():
         # A training that begins anew, its checkpoints gone, writes over them.
         with contextlib.suppress(UserError):
-            find.artifact(workspace, run.id, TENSORBOARD, kept)
+            find_runs.artifact(workspace, run.id, TENSORBOARD, kept)
     return kept
 
 
@@ -235,7 +235,7 @@ def _with_numerics(
     choice = None
     if placement.run_id:
         with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(UserError):
-            raw = find.artifact(workspace, run.id, names.NUMERICS, Path(temporary)).read_text(
+            raw = find_runs.artifact(workspace, run.id, names.NUMERICS, Path(temporary)).read_text(
                 encoding="utf-8"
             )
             choice = Choice.from_dict(json.loads(raw))
@@ -270,7 +270,7 @@ def _log_source(run: TrackedRun, job: Job) -> None:
         job.configuration.data.image_size,
     )
     if {f"{names.SOURCE}/{name}" for name in files} <= set(
-        find.listed(run.workspace, run.id, names.SOURCE) if files else []
+        find_runs.listed(run.workspace, run.id, names.SOURCE) if files else []
     ):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -284,7 +284,7 @@ def _log_source(run: TrackedRun, job: Job) -> None:
 
 def _has_start(run: RunLog) -> bool:
     """Whether all of `_log_start` was done before the run was interrupted."""
-    return find.has_artifact(run.workspace, run.id, names.CONFIG)
+    return find_runs.has_artifact(run.workspace, run.id, names.CONFIG)
 
 
 def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> None:

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from pipeline import metrics
 from pipeline.data.prepared import Prepared
-from pipeline.natural import natural_order
+from pipeline.natural_order import natural_order
 from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import ridgeline
-from pipeline.tracking import find, names
+from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted
 from pipeline.training.diagnostics import Diagnostics, Flag
 from pipeline.training.epoch_log import EpochLog
-from pipeline.training.setting import Fitted
-from pipeline.training.watch import Watch
+from pipeline.training.tensorboard import Watch
 
 _OF_EPOCHS = ("train/", "val/", "lr", "epoch_seconds", "images_per_second")
 
@@ -39,7 +39,7 @@ def epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> Epoch
     known: dict[int, dict[str, float]] = {}
     for name in latest:
         if name.startswith(_OF_EPOCHS):
-            for epoch, value in find.history(run.workspace, run.id, name).items():
+            for epoch, value in find_runs.history(run.workspace, run.id, name).items():
                 known.setdefault(epoch, {})[name] = value
     told = {name: value for name, value in latest.items() if name.startswith("best/")}
     return EpochLog(run.metrics, once, best_metric, known, told)

@@ -16,9 +16,9 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.jobs.prepare import REPORT, prepare_images
-from pipeline.tracking import find, names, transfer
-from pipeline.tracking.find import Study
-from pipeline.tracking.store import Workspace
+from pipeline.tracking import find_runs, names, stored_weights
+from pipeline.tracking.find_runs import Study
+from pipeline.tracking.workspace import Workspace
 
 _COLUMNS = tuple(f"data.{name}_column" for name in ("image", "label", "split", "group"))
 _WHERE = (
@@ -73,17 +73,17 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
         # Where that name was another store's, the study stands beside it; the latest does.
         beside = [
             one.name
-            for one in find.studies(workspace)
+            for one in find_runs.studies(workspace)
             if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)
         ]
-        is_there = any(one.name == name for one in find.studies(workspace))
-        named = find.study(workspace, beside[0] if beside and not is_there else name)
+        is_there = any(one.name == name for one in find_runs.studies(workspace))
+        named = find_runs.study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
-    studies = find.studies(workspace)
+    studies = find_runs.studies(workspace)
     finding = _finding(experiment.overrides)
     if not studies:
         idle = [name for name in finding if name != _RANKS]
-        if idle and find.trainings(workspace):
+        if idle and find_runs.trainings(workspace):
             raise UserError(
                 f"experiment {workspace.experiment!r} has no study that {_as_options(idle)} could find, only single trainings; "
                 "leave that out, or name one to evaluate or register by --run_id"
@@ -165,7 +165,7 @@ def need_own_experiment(workspace: Workspace, run_id: str, options: Sequence[str
     Raises:
         UserError: They name another one.
     """
-    experiment = find.get_run(workspace, run_id).data.tags.get(names.EXPERIMENT, "")
+    experiment = find_runs.get_run(workspace, run_id).data.tags.get(names.EXPERIMENT, "")
     if options and experiment and experiment != workspace.experiment:
         raise UserError(
             f"run_id: run {run_id} is of experiment {experiment!r}, and {', '.join(f'--{name}' for name in options)} of "
@@ -213,7 +213,7 @@ def _is_of(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
 def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterator[str]:
     """Yield the names that a study of an experiment may have on another study's images: of this release and of the first one."""
     for base in _bases(experiment.with_white(_white(workspace, experiment, study))):
-        model = transfer.with_file(base.model)
+        model = stored_weights.with_file(base.model)
         # Which files a network of one's own is made of, building it tells.
         num_classes = _num_classes(workspace, study.parent) if model.is_own else 0
         origin = models.origin(model, num_classes, base.data.image_size)
@@ -229,7 +229,7 @@ def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | 
         return ""
     recorded = [
         row["params"]["data.white"]
-        for row in find.trainings(workspace, study.name)
+        for row in find_runs.trainings(workspace, study.name)
         if "data.white" in row["params"]
     ]
     first = recorded[0] if recorded else "auto"
@@ -238,7 +238,7 @@ def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | 
 
 def _num_classes(workspace: Workspace, parent: str) -> int:
     with tempfile.TemporaryDirectory() as folder, suppress(UserError):
-        file = find.artifact(workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder))
+        file = find_runs.artifact(workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder))
         return len(json.loads(file.read_text(encoding="utf-8")))
     return 0
 
@@ -260,7 +260,7 @@ def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: St
         for name in given
         if _is_of_images(f"data.{name}")
     }
-    rows = find.trainings(workspace, study.name) if wanted else []
+    rows = find_runs.trainings(workspace, study.name) if wanted else []
     return all(_has(row["params"], wanted) for row in rows[:1])
 
 
@@ -277,5 +277,7 @@ def _is_of_images(name: str) -> bool:
 
 def _has(params: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
     return all(
-        find.typed(name, params[name]) == value for name, value in wanted.items() if name in params
+        find_runs.typed(name, params[name]) == value
+        for name, value in wanted.items()
+        if name in params
     )

@@ -19,8 +19,8 @@ from rich.text import Text
 from pipeline import ranking
 from pipeline.errors import Interrupted
 from pipeline.report.tables import duration, percent
+from pipeline.safe_text import visible, without_password
 from pipeline.training.callback import Callback
-from pipeline.visible import visible, without_password
 
 
 class _Output(Console):

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.natural import natural
-from pipeline.visible import visible
+from pipeline.natural_order import natural
+from pipeline.safe_text import visible
 
 NUM_CLASSES, NUM_GROUPS, NUM_IMAGES, NUM_LEFT_OUT, NUM_WARNINGS = 30, 60, 12, 500, 40
 """How much of each list is shown: groups of duplicates and as many leaks, images of one group."""

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from pipeline import metrics, ranking
-from pipeline.natural import natural_order
+from pipeline.natural_order import natural_order
 from pipeline.report.fonts import cover, drawable, families, is_drawable
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#8a939e"

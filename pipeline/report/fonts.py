@@ -15,7 +15,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 from pipeline.report.console import say
-from pipeline.visible import visible
+from pipeline.safe_text import visible
 
 INSTEAD = "□"
 """Stands for a character that no installed font has."""

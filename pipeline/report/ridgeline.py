@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.figures import save
 from pipeline.report.fonts import drawable
-from pipeline.training.watch import History
+from pipeline.training.tensorboard import History
 
 _TAIL = 0.002
 """Share of an epoch's values that may lie beyond either end of the axis: single far values would press all others together."""

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
-from pipeline.visible import in_markdown, visible
+from pipeline.safe_text import in_markdown, visible
 
 COLUMNS = [
     "run_id",

@@ -23,6 +23,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, names_beside, study_name
+from pipeline.jobs.augmentation_preview import log_previews
 from pipeline.jobs.prepare import (
     check,
     images_for,
@@ -32,23 +33,22 @@ from pipeline.jobs.prepare import (
     with_reachable_weights,
     with_white,
 )
-from pipeline.jobs.preview import log_previews
-from pipeline.jobs.promote import export
-from pipeline.jobs.setting import Job
-from pipeline.jobs.summarise import Comparison, summarise
+from pipeline.jobs.register import export
+from pipeline.jobs.summary import Comparison, summarise
+from pipeline.jobs.training_job import Job
 from pipeline.report import tables
 from pipeline.report.console import say
-from pipeline.search.figures import write_figures
+from pipeline.safe_text import in_markdown, without_password
+from pipeline.search.optuna_figures import write_figures
 from pipeline.search.pruning import build_pruner, build_sampler, first_rung
 from pipeline.search.space import holds_lists
-from pipeline.search.storage import STUDIES, Database
+from pipeline.search.study_storage import STUDIES, Database
+from pipeline.search.trial_runner import Worker
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
-from pipeline.search.worker import Worker
-from pipeline.tracking import find, names
-from pipeline.tracking.parents import parent_run, refuse_if_tuned
+from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import TrackedRun, end_abandoned
-from pipeline.tracking.store import Workspace
-from pipeline.visible import in_markdown, without_password
+from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
+from pipeline.tracking.workspace import Workspace
 
 PARENT = "parent_run_id"
 IDENTITY = "identity"
@@ -126,7 +126,7 @@ def tune(
         raise UserError(f"study.name: study {name!r} {why}; give another name, or none")
     refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
-    parent = recorded.get(PARENT) or find.study_parent(workspace, name)
+    parent = recorded.get(PARENT) or find_runs.study_parent(workspace, name)
     experiment = _as_begun(workspace, experiment, name, parent)
     with database.alone_on(name, in_use), parent_run(workspace, step, name, parent) as run:
         study = _open(database.storage, experiment, name, is_new=found is None)
@@ -224,7 +224,7 @@ def _own(workspace: Workspace, storage: BaseStorage, wanted: str) -> tuple[str, 
 def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
     """Return why a study cannot be gone on with; empty where it can."""
     if parent := study.user_attrs.get(PARENT):
-        lifecycle = find.lifecycle(workspace, parent)
+        lifecycle = find_runs.lifecycle(workspace, parent)
         if not lifecycle:
             return "belongs to another MLflow store"
         if lifecycle != "active":
@@ -264,7 +264,9 @@ def _open(storage: BaseStorage, experiment: Experiment, name: str, is_new: bool)
 
 def _as_begun(workspace: Workspace, experiment: Experiment, name: str, parent: str) -> Experiment:
     """Return the experiment with the pruner that its study was begun with, unless another one is asked for; either is said."""
-    begun = find.get_run(workspace, parent).data.params.get("study.pruner", "") if parent else ""
+    begun = (
+        find_runs.get_run(workspace, parent).data.params.get("study.pruner", "") if parent else ""
+    )
     now = experiment.study.pruner
     if begun == now or begun not in get_args(Study.model_fields["pruner"].annotation):
         return experiment
@@ -345,7 +347,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     with tempfile.TemporaryDirectory() as folder:
         run.text(
             "best_config.yaml",
-            find.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(
+            find_runs.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(
                 encoding="utf-8"
             ),
         )

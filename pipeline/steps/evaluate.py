@@ -31,12 +31,12 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.summarise import compare_of, leaders
+    from pipeline.jobs.summary import compare_of, leaders
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say, show_table
     from pipeline.report.tables import percent, scores_table
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
     with launched(workspace, "evaluate"):

@@ -23,17 +23,17 @@ OPTIONS = MainOptions
 def run(own: MainOptions, overrides: Raw) -> None:
     """Do all steps of an experiment."""
     experiment = read_experiment(own, overrides)
-    from pipeline.training.launch import need_processes
+    from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
     from pipeline.experiment import named
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.promote import best_evaluated, promote
-    from pipeline.jobs.summarise import compare, leaders, show, summarise
+    from pipeline.jobs.register import best_evaluated, promote
+    from pipeline.jobs.summary import compare, leaders, show, summarise
     from pipeline.report.console import say
     from pipeline.search.study import tune
-    from pipeline.tracking.store import open_workspace
-    from pipeline.tracking.views import view_urls, write_views
+    from pipeline.tracking.ui_views import view_urls, write_views
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)

@@ -35,7 +35,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     from pipeline.jobs.predict import predict
     from pipeline.report.console import Counter, say
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace("predict", reads_only=True)
     out = Path(own.out).expanduser()

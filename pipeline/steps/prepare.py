@@ -28,7 +28,7 @@ def run(own: PrepareOptions, overrides: Raw) -> None:
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.prepare import log_preparation
     from pipeline.report.console import say
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
     prepared = log_preparation(workspace, experiment.base.data, experiment.base.tracking.log_images)

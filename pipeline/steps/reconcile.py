@@ -25,7 +25,7 @@ def run(own: ReconcileOptions, overrides: Raw) -> None:
     from pipeline.jobs.resume import need_experiment, reconcile
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(own.experiment or "reconcile")
     if own.experiment:

@@ -32,12 +32,12 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.experiment import named
-    from pipeline.jobs.promote import best_evaluated, promote
-    from pipeline.jobs.summarise import compare_of
+    from pipeline.jobs.register import best_evaluated, promote
+    from pipeline.jobs.summary import compare_of
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     name = named(own.name, own.fast) if own.name else experiment.name
     workspace = open_workspace(experiment.name)

@@ -33,10 +33,10 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_all
-    from pipeline.jobs.summarise import compare_of, show, write_comparison
+    from pipeline.jobs.summary import compare_of, show, write_comparison
     from pipeline.report.console import say
     from pipeline.tracking.run import launched
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
 
     try:
         workspace = open_workspace(experiment.name)

@@ -38,18 +38,18 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         _resume(own, overrides)
         return
     experiment = read_experiment(own, overrides)
-    from pipeline.training.launch import need_processes
+    from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
     from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights, with_white
-    from pipeline.jobs.setting import Job
     from pipeline.jobs.train import Placement, reusable, train
+    from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
     from pipeline.report.tables import reached
     from pipeline.tracking import names
     from pipeline.tracking.run import TrackedRun
-    from pipeline.tracking.store import open_workspace
-    from pipeline.tracking.views import write_views
+    from pipeline.tracking.ui_views import write_views
+    from pipeline.tracking.workspace import open_workspace
 
     configuration = experiment.base
     if configuration.data.fold == "all":
@@ -96,13 +96,13 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.resume import exclusively, interrupted_job, refuse_ended
     from pipeline.jobs.train import Placement, train
     from pipeline.report.console import say
-    from pipeline.tracking import find, names
+    from pipeline.tracking import find_runs, names
     from pipeline.tracking.run import TrackedRun
-    from pipeline.tracking.store import open_workspace
+    from pipeline.tracking.workspace import open_workspace
     from pipeline.training.distributed import joined
-    from pipeline.training.launch import need_processes
+    from pipeline.training.torchrun import need_processes
 
-    run = find.get_run(open_workspace(""), own.run_id)
+    run = find_runs.get_run(open_workspace(""), own.run_id)
     tags = run.data.tags
     if named:
         values = {
@@ -111,7 +111,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             for name, value in fields.items()
         }
         options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
-        refuse_ended(own.run_id, str(run.info.run_name), find.row(run)["state"], options)
+        refuse_ended(own.run_id, str(run.info.run_name), find_runs.row(run)["state"], options)
         raise UserError(
             f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}"
         )
@@ -133,7 +133,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             launched.enter_context(
                 TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True)
             )
-        name = str(find.get_run(workspace, own.run_id).info.run_name)
+        name = str(find_runs.get_run(workspace, own.run_id).info.run_name)
         done = train(
             workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id)
         )

@@ -19,14 +19,14 @@ OPTIONS = TuneOptions
 def run(own: TuneOptions, overrides: Raw) -> None:
     """Run the experiment's study."""
     experiment = read_experiment(own, overrides)
-    from pipeline.training.launch import need_processes
+    from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.summarise import show
+    from pipeline.jobs.summary import show
     from pipeline.report.console import say
     from pipeline.search.study import tune
-    from pipeline.tracking.store import open_workspace
-    from pipeline.tracking.views import write_views
+    from pipeline.tracking.ui_views import write_views
+    from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)

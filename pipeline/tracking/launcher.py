@@ -63,14 +63,14 @@ def take(step: str) -> None:
 def _problem(run_id: str, step: str) -> str:
     """Return why a run is not to be taken; empty where it is."""
     from pipeline.errors import UserError
-    from pipeline.tracking import find, names
-    from pipeline.tracking.store import database_file, open_workspace, tracking_uri
+    from pipeline.tracking import find_runs, names
+    from pipeline.tracking.workspace import database_file, open_workspace, tracking_uri
 
     database = database_file(tracking_uri())
     if database is not None and not database.is_file():
         return f"there is no run {run_id!r} in {database}, which does not exist"
     try:
-        run = find.get_run(open_workspace(""), run_id)
+        run = find_runs.get_run(open_workspace(""), run_id)
     except UserError as error:
         return error.message.removeprefix("run_id: ")
     tags, called = run.data.tags, f"run {run_id} ({run.info.run_name})"
@@ -90,7 +90,7 @@ def end(reason: str, state: str) -> None:
     from mlflow import MlflowClient
 
     from pipeline.tracking import names
-    from pipeline.tracking.store import tracking_uri
+    from pipeline.tracking.workspace import tracking_uri
 
     client = MlflowClient(tracking_uri())
     if client.get_run(_State.taken).info.status == "RUNNING":
@@ -146,7 +146,7 @@ def _is_launcher(process: psutil.Process) -> bool:
 
 def _may_use(process: psutil.Process, database: Path | None) -> bool:
     """Whether a process may log to a store; also where the system does not tell."""
-    from pipeline.tracking.store import database_file
+    from pipeline.tracking.workspace import database_file
 
     if database is None:
         return True
@@ -196,7 +196,7 @@ def main(run_id: str, launcher: int) -> None:
     from mlflow import MlflowClient
 
     from pipeline.tracking import names
-    from pipeline.tracking.store import tracking_uri
+    from pipeline.tracking.workspace import tracking_uri
 
     started = time.monotonic()
     while _is_alive(launcher) and time.monotonic() - started < _LONGEST_WAIT:

@@ -31,9 +31,15 @@ from pipeline.config import parse_yaml
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import names
-from pipeline.tracking.find import need_room
-from pipeline.tracking.store import Workspace, is_away
-from pipeline.training.exported import CLASSES, NETWORK, PREPROCESSING, Classifier, save_exported
+from pipeline.tracking.find_runs import need_room
+from pipeline.tracking.workspace import Workspace, is_away
+from pipeline.training.exported_model import (
+    CLASSES,
+    NETWORK,
+    PREPROCESSING,
+    Classifier,
+    save_exported,
+)
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH

@@ -25,11 +25,11 @@ from pipeline import signals
 from pipeline.background import Background, Task, within
 from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError, first_line, may_pass
-from pipeline.tracking import find, launcher, names
-from pipeline.tracking.find import as_param
+from pipeline.safe_text import in_markdown, visible, without_password
+from pipeline.tracking import find_runs, launcher, names
+from pipeline.tracking.find_runs import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
-from pipeline.tracking.store import Workspace, database_file, is_away
-from pipeline.visible import in_markdown, visible, without_password
+from pipeline.tracking.workspace import Workspace, database_file, is_away
 
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
@@ -386,7 +386,11 @@ def lives(tags: Mapping[str, str]) -> bool:
 
 def end_abandoned(workspace: Workspace, run_id: str) -> bool:
     """End a run whose process died without ending it, at its last beat; return whether it was one."""
-    run = workspace.client.get_run(run_id) if run_id and find.lifecycle(workspace, run_id) else None
+    run = (
+        workspace.client.get_run(run_id)
+        if run_id and find_runs.lifecycle(workspace, run_id)
+        else None
+    )
     if (
         run is None
         or run.info.status != "RUNNING"

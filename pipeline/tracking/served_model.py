@@ -24,7 +24,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from pipeline.data.decode import UNREADABLE, TooCostly, TooLarge, claimed_pixels
-from pipeline.training.exported import Classifier
+from pipeline.training.exported_model import Classifier
 
 MAX_ROWS = ("PIPELINE_MAX_ROWS", 1_000)
 """Images of a request."""

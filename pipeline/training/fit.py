@@ -25,13 +25,13 @@ from pipeline.training.checkpoint import (
     set_random_states,
     weights_of,
 )
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
-from pipeline.training.means import NOTHING, BatchSums, RunningMeans
+from pipeline.training.running_means import NOTHING, BatchSums, RunningMeans
 from pipeline.training.schedule import Plateau, lr_at
-from pipeline.training.setting import Fitted, Setting
-from pipeline.training.step import Stepper
+from pipeline.training.stepper import Stepper
 
 _BEST = "best weights"
 _MOST_PENDING = 2

@@ -55,9 +55,9 @@ def train(
     from pipeline.config import Configuration
     from pipeline.data.prepared import prepare
     from pipeline.errors import LossNotFinite
-    from pipeline.training.build import built
+    from pipeline.training.build_context import built
+    from pipeline.training.context import Fitted
     from pipeline.training.fit import fit
-    from pipeline.training.setting import Fitted
 
     torch.set_num_threads(1)
     raw = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from tests.benchmarks.measure import Results
-from tests.serving import GOOD, hostile, scoring_server, text, train_model
+from tests.model_server import GOOD, hostile, scoring_server, text, train_model
 
 MOST = 1.1
 """Times the memory after the tenth request."""

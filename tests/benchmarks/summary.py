@@ -20,10 +20,10 @@ from mlflow.entities import Metric, Param
 from pipeline import models
 from pipeline.config import Configuration, nest
 from pipeline.identity import config_hash
-from pipeline.jobs.summarise import summarise
+from pipeline.jobs.summary import summarise
 from pipeline.tracking import names
-from pipeline.tracking.find import as_param
-from pipeline.tracking.store import Workspace, open_workspace
+from pipeline.tracking.find_runs import as_param
+from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.benchmarks.measure import Results, interleaved
 
 STUDY = "big-12345678"

@@ -36,9 +36,9 @@ from torch.utils.data import DataLoader
 from pipeline import models
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.jobs.setting import Job
 from pipeline.jobs.train import Placement, train
-from pipeline.tracking.store import open_workspace
+from pipeline.jobs.training_job import Job
+from pipeline.tracking.workspace import open_workspace
 from tests.benchmarks.measure import Results, sliced
 
 LOOP_BOUND, AUTO_BOUND, AUTO_NEVER_BELOW, FROZEN_BOUND, START_BOUND = 1.05, 1.8, 0.97, 6.0, 2.0
@@ -349,7 +349,7 @@ import sys, time
 import mlflow, mlflow.store.tracking.sqlalchemy_store, mlflow.data.meta_dataset
 import torch, torchvision, sklearn.metrics, sklearn.datasets, pandas, matplotlib.figure, torch.utils.tensorboard, safetensors.torch, psutil
 from pipeline.__main__ import main
-import pipeline.steps.train, pipeline.jobs.train, pipeline.tracking.views
+import pipeline.steps.train, pipeline.jobs.train, pipeline.tracking.ui_views
 from pipeline.training.callback import Callback
 from pipeline.report.console import TrainingProgress
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.store import ShardWriter, Store
+from pipeline.data.image_store import ShardWriter, Store
 
 WriteImages = Callable[..., Path]
 

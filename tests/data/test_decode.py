@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.decode import EXTENSIONS, UNREADABLE, Decoding, reason
-from pipeline.data.fit import center_crop
+from pipeline.data.resize import center_crop
 from tests.conftest import PROJECT
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.data.duplicates import Sets, duplicate_sets, near_pairs_united
-from pipeline.data.worker import hash_of_pixels, perceptual_hash
+from pipeline.data.examine_worker import hash_of_pixels, perceptual_hash
 
 
 def brute_force(hashes: list[int], distance: int) -> list[int]:

@@ -21,10 +21,10 @@ from pipeline.data import examine as module
 from pipeline.data.catalogue import Catalogue
 from pipeline.data.decode import VERSION, Decoded, Decoding
 from pipeline.data.examine import Examined, examine
+from pipeline.data.examine_worker import Recipe
+from pipeline.data.image_store import Store
 from pipeline.data.sources import open_source
 from pipeline.data.sources.source import Files
-from pipeline.data.store import Store
-from pipeline.data.worker import Recipe
 from pipeline.errors import UserError
 from tests.data.conftest import WriteImages, write_image
 
@@ -248,7 +248,7 @@ from pipeline.config import Data
 from pipeline.data import examine as module
 from pipeline.data.sources import open_source
 from pipeline.data.sources.source import Files
-from pipeline.data.worker import Recipe
+from pipeline.data.examine_worker import Recipe
 from pipeline.errors import UserError
 if __name__ == "__main__":
     module._ALONE_SECONDS = float(sys.argv[3])

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pipeline.config import Data
+from pipeline.data.image_store import Store
 from pipeline.data.loader import Batches, Images, Loader, batches_of, preview_views
-from pipeline.data.store import Store
 from pipeline.data.transforms import build_augmentation
 from tests.data.conftest import write_store
 

@@ -19,16 +19,16 @@ from pipeline import models
 from pipeline.config import Data, Model
 from pipeline.data.decode import UNREADABLE, Decoding
 from pipeline.data.sources.csv_file import open_csv
-from pipeline.data.sources.npz import open_npz
+from pipeline.data.sources.npz_file import open_npz
 from pipeline.errors import UserError
 from pipeline.experiment import load
 from pipeline.models.state_dicts import read_state
 from pipeline.steps.options import parse_options
 from pipeline.steps.train import TrainOptions
-from pipeline.training.exported import load_exported, save_exported
+from pipeline.training.exported_model import load_exported, save_exported
 from tests.data import profiles
 from tests.fuzz.inputs import changed, fuzz
-from tests.serving import GOOD, ScoringServer, encoded, small_and_large, text
+from tests.model_server import GOOD, ScoringServer, encoded, small_and_large, text
 
 pytestmark = [pytest.mark.timeout(4000)]
 

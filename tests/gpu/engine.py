@@ -14,12 +14,12 @@ import torch
 
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared
-from pipeline.training.build import built
+from pipeline.training.build_context import built
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.distributed import ALONE, Group
 from pipeline.training.fit import fit
 from pipeline.training.precision import candidates
-from pipeline.training.setting import Fitted, Setting
 
 DEVICE = os.environ.get("GPU_KIT_DEVICE", "cuda")
 """``cpu`` tries the kit itself where there is no GPU, with a smaller network."""

@@ -25,15 +25,15 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import OutOfMemory
-from pipeline.training.build import built
+from pipeline.training.build_context import built
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.fit import fit
 from pipeline.training.inference import set_training_mode
-from pipeline.training.memory import let_go, settle_memory
+from pipeline.training.malloc import let_go, settle_memory
 from pipeline.training.precision import Numerics
-from pipeline.training.setting import Fitted, Setting
-from pipeline.training.step import Stepper
+from pipeline.training.stepper import Stepper
 from tests.gpu.engine import DEVICE, ON_GPU
 
 CROP_AND_FLIP = ["RandomCrop", "RandomHorizontalFlip"]

@@ -17,10 +17,10 @@ from pipeline import metrics
 from pipeline.__main__ import main
 from pipeline.data.loader import Images, Loader
 from pipeline.jobs.prepare import prepare_images
-from pipeline.jobs.restore import restore
+from pipeline.jobs.recorded_run import restore
 from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.inference import predict_logits
 from tests.conftest import Cli, start, wait_for
 

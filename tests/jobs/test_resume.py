@@ -21,13 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.errors import Interrupted
 from pipeline.jobs.resume import exclusively
-from pipeline.jobs.summarise import compare
+from pipeline.jobs.summary import compare
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN, builtin_models
-from pipeline.tracking import find, names
+from pipeline.tracking import find_runs, names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.run import RunLog, TrackedRun, end_abandoned
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.diagnostics import Diagnostics
 from tests.conftest import Cli, interrupt, start, wait_for
 
@@ -58,7 +58,7 @@ def kill_in_epoch(
 
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
-    state = load_file(find.artifact(workspace, run_id, names.CHECKPOINT, folder / run_id))
+    state = load_file(find_runs.artifact(workspace, run_id, names.CHECKPOINT, folder / run_id))
     return {name: value.numpy().tobytes() for name, value in state.items()}
 
 
@@ -145,7 +145,7 @@ def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_th
     )
     resumed = workspace.client.get_run(run_id)
     for metric in ("val/loss", "val/accuracy", "train/loss", "lr"):
-        last = find.history(workspace, run_id, metric)
+        last = find_runs.history(workspace, run_id, metric)
         assert math.isnan(last.pop(7))
         assert last == dict(history(workspace, whole.info.run_id, metric))
     for metric in ("best/val_accuracy", "best/val_loss", "best/epoch"):
@@ -455,7 +455,7 @@ def test_begun_anew_without_its_checkpoints_it_has_each_event_once(
     shutil.rmtree(workspace.checkpoints)
     assert cli("train", "--run_id", run.info.run_id).code == 0
     events = EventAccumulator(
-        str(find.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
+        str(find_runs.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
     ).Reload()
     assert [one.step for one in events.Scalars("val/accuracy")] == [1, 2, 3]
 

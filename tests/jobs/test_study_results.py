@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.jobs.summarise import compare
+from pipeline.jobs.summary import compare
 from pipeline.report.tables import COLUMNS
-from pipeline.tracking import find, names
-from pipeline.tracking.store import Workspace
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace
 from tests.conftest import PROJECT, Cli
 
 SMOKE = str(PROJECT / "experiments" / "smoke.yaml")
@@ -115,7 +115,8 @@ def test_the_confusion_matrix_counts_the_validation_images(
 ) -> None:
     row = compare(in_smoke).rows[0]
     table = pd.read_csv(
-        find.artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path), index_col=0
+        find_runs.artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path),
+        index_col=0,
     )
     counts = table.to_numpy()
     assert counts.shape == (10, 10)
@@ -176,11 +177,13 @@ def test_evaluate_scores_the_best_run_into_itself(
         < after.data.metrics["test/accuracy"]
         < after.data.metrics["test/accuracy_high"]
     )
-    predictions = pd.read_csv(find.artifact(in_smoke, run_id, "test/predictions.csv", tmp_path))
+    predictions = pd.read_csv(
+        find_runs.artifact(in_smoke, run_id, "test/predictions.csv", tmp_path)
+    )
     assert (predictions["true"] == predictions["predicted"]).mean() == pytest.approx(
         after.data.metrics["test/accuracy"]
     )
-    per_class = pd.read_csv(find.artifact(in_smoke, run_id, "test/per_class.csv", tmp_path))
+    per_class = pd.read_csv(find_runs.artifact(in_smoke, run_id, "test/per_class.csv", tmp_path))
     assert list(per_class.columns) == ["class", "precision", "recall", "f1", "images"]
     assert per_class["images"].sum() == len(predictions)
 
@@ -189,7 +192,7 @@ def test_the_test_split_is_disjoint_from_what_was_trained_on(
     in_smoke: Workspace, tmp_path: Path
 ) -> None:
     predictions = pd.read_csv(
-        find.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
+        find_runs.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
     )
     manifest = pd.read_csv(next(in_smoke.prepared.glob("digits-*/manifest.csv")))
     assert set(predictions["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
@@ -342,7 +345,7 @@ def test_predict_equals_evaluation_on_the_same_images(
 ) -> None:
     """The exported network with its own preprocessing gives the logits of the one in training."""
     kept = (
-        pd.read_csv(find.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path))
+        pd.read_csv(find_runs.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path))
         .head(8)
         .sort_values("path")
     )

@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.config import Configuration
-from pipeline.tracking import find, names
-from pipeline.tracking.store import Workspace
-from pipeline.training.memory import settle_memory
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace
+from pipeline.training.malloc import settle_memory
 from tests.conftest import Cli, start
 
 
@@ -93,7 +93,7 @@ def test_the_logged_configuration_is_the_one_trained(
     assert cli("train", "--config", quick, *options).code == 0
     run = only_run(workspace)
     logged = yaml.safe_load(
-        find.artifact(workspace, run.info.run_id, names.CONFIG, tmp_path).read_text()
+        find_runs.artifact(workspace, run.info.run_id, names.CONFIG, tmp_path).read_text()
     )
     configuration = Configuration.model_validate(logged)
     assert configuration.optimizer.lr == 0.004
@@ -103,7 +103,7 @@ def test_the_logged_configuration_is_the_one_trained(
     assert run.data.metrics["parameters"] == sum(
         value.numel()
         for value in load_file(
-            find.artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path)
+            find_runs.artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path)
         ).values()
     )
 
@@ -130,7 +130,9 @@ def test_a_training_is_the_same_twice(
     ]
     states = [
         load_file(
-            find.artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path / run.info.run_id)
+            find_runs.artifact(
+                workspace, run.info.run_id, names.CHECKPOINT, tmp_path / run.info.run_id
+            )
         )
         for run in runs
     ]
@@ -168,7 +170,7 @@ def test_ones_own_network_is_kept_with_the_run_and_used_again(
     file.write_text(OWN)
     assert cli("train", "--config", quick, "--model.name", f"file:{file}:build").code == 0
     run = only_run(workspace)
-    kept = find.artifact(workspace, run.info.run_id, "source/my net.py", tmp_path / "kept")
+    kept = find_runs.artifact(workspace, run.info.run_id, "source/my net.py", tmp_path / "kept")
     assert kept.read_text() == OWN
     file.unlink()
     done = cli("evaluate", "--config", quick, "--run_id", run.info.run_id)
@@ -180,7 +182,9 @@ def test_weights_of_one_training_start_the_next(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, freeze: str
 ) -> None:
     assert cli("train", "--config", quick).code == 0
-    first = find.artifact(workspace, only_run(workspace).info.run_id, names.CHECKPOINT, tmp_path)
+    first = find_runs.artifact(
+        workspace, only_run(workspace).info.run_id, names.CHECKPOINT, tmp_path
+    )
     options = (
         "--model.weights",
         f"file:{first}",
@@ -196,7 +200,7 @@ def test_weights_of_one_training_start_the_next(
     second_id = workspace.client.get_experiment_by_name("second").experiment_id
     (second,) = workspace.client.search_runs([second_id])
     state = load_file(
-        find.artifact(workspace, second.info.run_id, names.CHECKPOINT, tmp_path / "second")
+        find_runs.artifact(workspace, second.info.run_id, names.CHECKPOINT, tmp_path / "second")
     )
     assert all(
         torch.allclose(state[name], value, atol=1e-6) for name, value in load_file(first).items()
@@ -245,7 +249,7 @@ def test_the_neighbours_of_ones_own_network_are_kept_and_used_in_another_process
     cli: Cli, quick: Path, nets: Path, workspace: Workspace
 ) -> None:
     run = own_run(cli, quick, workspace)
-    assert set(find.listed(workspace, run, names.SOURCE)) == {
+    assert set(find_runs.listed(workspace, run, names.SOURCE)) == {
         f"source/{name}" for name in NETS if name != "unused.py"
     }
     shutil.rmtree(nets)

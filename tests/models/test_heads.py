@@ -15,9 +15,9 @@ from torch import nn
 from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.models.state_dicts import load_state
-from pipeline.tracking import names, transfer
+from pipeline.tracking import names, stored_weights
 from pipeline.tracking.run import TrackedRun
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.models.published import publish_timms, published
 
@@ -131,7 +131,9 @@ def test_a_head_on_weights_of_a_run(workspace: Workspace, tmp_path: Path, form: 
     workspace.client.create_registered_model("trained")
     workspace.client.create_model_version("trained", f"runs:/{run.id}/model", run.id)
     network = models.build(
-        transfer.with_file(Model(name="efficientnet_b0", weights=form.format(run.id))), CLASSES, 64
+        stored_weights.with_file(Model(name="efficientnet_b0", weights=form.format(run.id))),
+        CLASSES,
+        64,
     )
     assert starts_normally(network.module.get_submodule(network.head))
 

@@ -14,10 +14,10 @@ from matplotlib import colormaps
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
 from pipeline.report.ridgeline import ridgeline
+from pipeline.training.context import Fitted
 from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram
-from pipeline.training.setting import Fitted
-from pipeline.training.watch import History, Watch
+from pipeline.training.tensorboard import History, Watch
 from tests.report.test_figures import count, pixels_of
 from tests.training.test_fit import BASE, setting_of
 

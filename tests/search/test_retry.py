@@ -22,8 +22,8 @@ from pipeline.errors import (
     may_pass,
 )
 from pipeline.report.console import TrainingProgress
-from pipeline.tracking import find, names
-from pipeline.tracking.store import Workspace, open_workspace
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, let_a_checkpoint_be_written
 from tests.recorded.store import unpack
 from tests.search.test_study import LIST, SPACE, runs, study_file
@@ -59,7 +59,7 @@ NO_MEMORY = 'RuntimeError("DefaultCPUAllocator: can\'t allocate memory")'
 
 
 def states(workspace: Workspace) -> dict[str, str]:
-    return {row["run_id"]: row["state"] for row in find.trainings(workspace)}
+    return {row["run_id"]: row["state"] for row in find_runs.trainings(workspace)}
 
 
 def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint(

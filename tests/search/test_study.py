@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.search.worker import Worker
-from pipeline.tracking import find, names
-from pipeline.tracking.store import open_workspace
+from pipeline.search.trial_runner import Worker
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import open_workspace
 from tests.conftest import Cli, Finished, interrupt
 
 
@@ -279,7 +279,7 @@ def test_a_second_process_on_the_same_study_is_refused(cli: Cli, quick: Path) ->
     (refused,) = refusals
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "is being tuned by another process" in refused.err
-    assert len(find.studies(open_workspace("quick"))) == 1
+    assert len(find_runs.studies(open_workspace("quick"))) == 1
 
 
 def test_an_unusable_study_storage_is_one_line(cli: Cli, quick: Path) -> None:

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from pipeline.tracking import launcher, names
-from pipeline.tracking.store import Workspace
+from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
 ENTRY_POINT = "mlflow.project.entryPoint"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.tracking.registry import requirement
 from tests.conftest import PROJECT
-from tests.data.test_limits import jpeg_of_scans
-from tests.serving import (
+from tests.data.test_decoding_limits import jpeg_of_scans
+from tests.model_server import (
     GOOD,
     ScoringServer,
     encoded,

@@ -19,8 +19,8 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, packed
+from pipeline.training.context import Fitted
 from pipeline.training.fit import fit
-from pipeline.training.setting import Fitted
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, setting_of
 
@@ -137,8 +137,8 @@ from pipeline.models import Network
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.fit import fit
-from pipeline.training.memory import settle_memory
-from pipeline.training.setting import Fitted, Setting
+from pipeline.training.malloc import settle_memory
+from pipeline.training.context import Fitted, Setting
 
 
 def memory(name):

@@ -13,10 +13,10 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.diagnostics import Diagnostics, Flag, baseline, collapse, overfit
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
-from pipeline.training.setting import Fitted, Setting
 from tests.training.test_fit import BASE, setting_of
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.build import seed_of
+from pipeline.training.build_context import seed_of
 from tests.conftest import PROJECT
 
 
@@ -68,10 +68,10 @@ from pathlib import Path
 import torch
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
-from pipeline.training.build import built
+from pipeline.training.build_context import built
 from pipeline.training.distributed import joined
 from pipeline.training.fit import fit
-from pipeline.training.setting import Fitted
+from pipeline.training.context import Fitted
 from tests.training.test_fit import BASE
 
 

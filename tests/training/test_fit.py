@@ -25,12 +25,12 @@ from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import OutOfMemory, TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights, weights_of
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.device import num_loading
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.precision import Numerics
 from pipeline.training.schedule import lr_at
-from pipeline.training.setting import Fitted, Setting
 from tests.conftest import PROJECT
 
 BASE: dict[str, Any] = {
@@ -508,7 +508,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
 from pipeline.errors import TrainingFailed
 from pipeline.training.fit import fit
-from pipeline.training.setting import Fitted
+from pipeline.training.context import Fitted
 from tests.training.test_fit import BASE, setting_of
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -577,7 +577,7 @@ from pipeline.data.prepared import prepare
 from pipeline.errors import TrainingFailed
 from pipeline.models import Network
 from pipeline.training.fit import fit
-from pipeline.training.setting import Fitted
+from pipeline.training.context import Fitted
 from tests.training.test_fit import BASE, setting_of
 
 

@@ -19,14 +19,14 @@ from pipeline import models
 from pipeline.config import Configuration, merge
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Preprocessing
-from pipeline.jobs.summarise import compare
-from pipeline.tracking import find, names
-from pipeline.tracking.store import Workspace
+from pipeline.jobs.summary import compare
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
+from pipeline.training.context import Fitted, Setting
 from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_class_weights, balanced_probabilities
 from pipeline.training.inference import predict_logits
-from pipeline.training.setting import Fitted, Setting
 from tests.conftest import Cli, write_digits
 
 some_labels = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(
@@ -261,7 +261,9 @@ def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_cla
         {"class_weights": "none", "sampler": "shuffle", **choice} in params for choice in choices
     )
     table = pd.read_csv(
-        find.artifact(workspace, compared.rows[0]["run_id"], "confusion_matrix/val.csv", tmp_path),
+        find_runs.artifact(
+            workspace, compared.rows[0]["run_id"], "confusion_matrix/val.csv", tmp_path
+        ),
         index_col=0,
     )
     share = table.loc["digit 0"].sum() / table.to_numpy().sum()

@@ -11,8 +11,8 @@ import torch
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
+from pipeline.training.context import Fitted
 from pipeline.training.fit import fit
-from pipeline.training.setting import Fitted
 from tests.conftest import thorough_of
 from tests.training.test_fit import TIMES, setting_of
 

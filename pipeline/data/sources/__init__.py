@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.config import Data
+from pipeline.data.sources.class_folders import open_folder
 from pipeline.data.sources.csv_file import open_csv
 from pipeline.data.sources.digits import open_digits
-from pipeline.data.sources.folder import open_folder
-from pipeline.data.sources.npz import open_npz
-from pipeline.data.sources.published import open_published
+from pipeline.data.sources.npz_file import open_npz
 from pipeline.data.sources.source import SPLITS, Item, Reader, Source
+from pipeline.data.sources.torchvision_data import open_published
 from pipeline.errors import UserError, unknown_name
 
 SOURCES = ("digits", "folder:PATH", "csv:PATH", "torchvision:NAME", "npz:PATH")

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.config import Data
-from pipeline.data.sources.below import Images, WrongRow
+from pipeline.data.sources.image_lookup import Images, WrongRow
 from pipeline.data.sources.source import MOST_BYTES, SPLIT_NAMES, SPLITS, Files, Item, Source
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.files import read_regular

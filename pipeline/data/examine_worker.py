@@ -1,0 +1,234 @@
+"""One image after another: read, hashed, decoded, resized, stored; in this process or in those of a pool."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import xxhash
+from PIL import Image
+from scipy import fft
+
+from pipeline.config import Data
+from pipeline.data.catalogue import Catalogue, Found, Names
+from pipeline.data.decode import UNREADABLE, VERSION, Decoding, reason
+from pipeline.data.decoding_limits import TooSlow, stopwatch
+from pipeline.data.grey_levels import Levels, next_white
+from pipeline.data.image_store import ShardWriter, shard_size
+from pipeline.data.sources.source import Reader
+from pipeline.errors import UserError
+
+SMALLEST_HASHED = 64
+"""Shorter side in pixels below which unlike pictures have like perceptual hashes."""
+FLAT = 4
+"""Grey levels of 256 below which what is left of a picture for its perceptual hash is noise: pages of one colour all hash alike."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the stored pixels depend on beside the content.
+
+    Attributes:
+        root: The ``prepared`` folder.
+        decoding: What is made of a file.
+        stores: Whether pixels are stored.
+    """
+
+    root: Path
+    decoding: Decoding
+    stores: bool = True
+
+    @classmethod
+    def of(cls, data: Data, root: Path, version: int = VERSION) -> Recipe:
+        """Return the recipe of a configuration."""
+        return cls(root, Decoding.of(data, version), data.store == "disk")
+
+    @property
+    def name(self) -> str:
+        """Of the folder of the shards, and in the catalogue of images of 8 bits; another with each version of the decoding."""
+        return self.decoding.key if self.stores else f"none-{self.decoding.colours_key}"
+
+    @property
+    def names(self) -> Names:
+        """In the catalogue."""
+        return Names(self.name, self.name + self.decoding.grey_key)
+
+    @property
+    def folder(self) -> Path:
+        """Of the shards."""
+        return self.root / f"images-{self.name}"
+
+    def stores_of(self, bits: int) -> bool:
+        """Whether pixels of an image of so many bits are stored: of more than 8 only when it is known which level is white."""
+        return self.stores and (bits == 8 or self.decoding.white != "auto")
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be used, and why."""
+
+    reason: str
+
+
+class Worker:
+    """Examines images one by one, and appends their pixels to a shard of its own."""
+
+    def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
+        self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
+        self._shard = ShardWriter(recipe.folder)
+        # Then there is nothing to look up, which for each image takes a moment.
+        self._is_first = catalogue.is_new(recipe.names)
+        self._sizes: dict[str, int] = {}
+
+    def examine(self, paths: Sequence[str]) -> list[Found | Unreadable]:
+        """Examine images, and hand their pixels over to the operating system.
+
+        Raises:
+            OSError: The store or the catalogue cannot be used; the disk is full, or the like.
+        """
+        results = [self._examine(path) for path in paths]
+        self._shard.flush()
+        return results
+
+    def _examine(self, path: str) -> Found | Unreadable:
+        try:
+            content = self._reader.read(path)
+        except UNREADABLE as error:
+            return Unreadable(reason(error))
+        digest = hashlib.sha256(content).digest()
+        known = None if self._is_first else self._catalogue.of_content(digest, self._recipe.names)
+        if known is not None and self._is_stored(known):
+            return known
+        if not content:
+            return Unreadable("empty file")
+        try:
+            with stopwatch():
+                image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
+                compared, scale = self._compared(content, image, levels)
+        except UNREADABLE as error:
+            return Unreadable(reason(error))
+        except TooSlow as error:
+            # Not passed over: on a faster machine it would be one of the images.
+            raise UserError(f"{path}: {error}; remove it, or convert it") from None
+        except MemoryError:
+            raise UserError(
+                f"{path}: memory does not suffice to decode it; a lower data.max_pixels refuses it"
+            ) from None
+        bits, brightest = levels or (8, 0.0)
+        shard, offset, height, width = "", 0, 0, 0
+        if self._recipe.stores_of(bits):
+            pixels = self._recipe.decoding.resize(image)
+            shard, offset = self._shard.name, self._shard.append(pixels)
+            height, width = pixels.shape[1:]
+        return Found(
+            digest,
+            image.height,
+            image.width,
+            hash_of_pixels(compared, scale),
+            perceptual_hash(compared),
+            shard,
+            offset,
+            height,
+            width,
+            bits,
+            brightest,
+            is_changed,
+            note,
+        )
+
+    def _compared(
+        self, content: bytes, image: Image.Image, levels: Levels | None
+    ) -> tuple[Image.Image, int]:
+        """Return the picture that tells copies, and the white that it is scaled by, 0 for one of 8 bits.
+
+        Of more bits it is scaled by its own brightest level, whichever level is white for all: else ``auto`` and the number that it stands
+        for would find other copies, and so make other splits.
+        """
+        decoding = self._recipe.decoding
+        if levels is None or decoding.white == "type":
+            return image, 0
+        scaled = (
+            image
+            if decoding.white == "auto"
+            else self._reader.image(content, replace(decoding, white="auto")).image
+        )
+        return scaled, next_white(levels.brightest)
+
+    def _is_stored(self, found: Found) -> bool:
+        if not self._recipe.stores_of(found.bits):
+            return True
+        end = found.offset + 3 * found.stored_height * found.stored_width
+        if self._sizes.get(found.shard, 0) < end:
+            # Looked at again, since a shard that is written to grows.
+            self._sizes[found.shard] = shard_size(self._recipe.folder, found.shard)
+        return self._sizes[found.shard] >= end
+
+
+def hash_of_pixels(image: Image.Image, scale: int = 0) -> bytes:
+    """Return 16 bytes that are equal for equal pictures of one scale."""
+    # Of a photograph's 36 MB, SHA-256 would take a quarter of the time of decoding it.
+    return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width + (scale % 2**32 << 32))
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """Return 64 bits of which like pictures differ in few; None for an image too small for it, or of one colour.
+
+    pHash: the signs of the 8 by 8 lowest frequencies of the picture's cosine transform, about their median (Zauner, C. (2010),
+    "Implementation and benchmarking of perceptual image hash functions").
+    """
+    if min(image.size) < SMALLEST_HASHED:
+        return None
+    # Averaged down first: a filter over the whole picture would take ten times as long.
+    small = (
+        image.reduce((image.width // 32, image.height // 32))
+        .convert("L")
+        .resize((32, 32), Image.Resampling.BILINEAR)
+    )
+    darkest, lightest = cast("tuple[int, int]", small.getextrema())
+    if lightest - darkest < FLAT:
+        return None
+    lowest = fft.dctn(np.asarray(small))[:8, :8].ravel()
+    median = np.sort(lowest)[31:33].mean()
+    return int.from_bytes(np.packbits(lowest > median).tobytes(), "big")
+
+
+_worker: Worker | OSError
+
+
+def start_worker(reader: Reader, recipe: Recipe) -> None:
+    """Make this process of a pool ready for `examine_chunk`."""
+    global _worker  # noqa: PLW0603 - a pool's processes have no other place for what they keep
+    # Ctrl-C reaches all processes of a terminal; the parent ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _worker = Worker(reader, recipe, Catalogue(recipe.root))
+    except OSError as error:
+        # Raised here, it would break the pool and leave nobody the reason.
+        _worker = error
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def examine_chunk(paths: list[str]) -> list[Found | Unreadable]:
+    """Examine images in a process of a pool.
+
+    Raises:
+        OSError: The store or the catalogue cannot be used.
+    """
+    if isinstance(_worker, OSError):
+        raise _worker
+    return _worker.examine(paths)

@@ -1,0 +1,134 @@
+"""Register a trained network as the champion of a name."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.jobs.recorded_run import complete_run, restore
+from pipeline.jobs.summary import Comparison
+from pipeline.report.tables import percent
+from pipeline.tracking import find_runs, names, registry
+from pipeline.tracking.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Champion:
+    """What was registered.
+
+    Attributes:
+        name: Of the registered model.
+        version: Of it.
+        run_id: That trained it.
+        run_name: Of that run.
+        replaced: What is to be said of the champion of another study whose place it takes; or empty.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    run_name: str
+    replaced: str
+
+    @property
+    def uri(self) -> str:
+        """Model URI for predict and serving."""
+        return f"models:/{self.name}@{registry.CHAMPION}"
+
+    @property
+    def described(self) -> str:
+        """What is said of it."""
+        return (
+            f"champion: {self.uri}, version {self.version}: run {self.run_id} ({self.run_name})"
+            + (f"; it replaces {self.replaced}" if self.replaced else "")
+        )
+
+
+def export(workspace: Workspace, run_id: str) -> str:
+    """Log the network of a complete run as LoggedModel, where it is not yet; return the model's id."""
+    existing = registry.logged_model(workspace, run_id)
+    if existing:
+        return existing
+    restored = restore(workspace, run_id)
+    return registry.log_model(
+        workspace, run_id, restored.network, restored.classes, restored.preprocessing
+    )
+
+
+def best_evaluated(compared: Comparison) -> tuple[str, int]:
+    """Return the best run that is evaluated, and how many rank higher but are not.
+
+    Raises:
+        UserError: None is evaluated yet.
+    """
+    evaluated = compared.ranked(evaluated=True)
+    if not evaluated:
+        raise UserError(
+            f"no complete run of {compared.study or 'the experiment'} is evaluated yet; run the step evaluate first"
+        )
+    run_id = str(evaluated[0]["run_id"])
+    return run_id, [row["run_id"] for row in compared.ranked()].index(run_id)
+
+
+def promote(workspace: Workspace, name: str, run_id: str) -> Champion:
+    """Register a complete run under `name` as ``champion``.
+
+    Raises:
+        UserError: The run is not complete.
+    """
+    run = complete_run(workspace, run_id)
+    export(workspace, run_id)
+    row = find_runs.row(run)
+    replaced = _replaced(workspace, name, run_id, row)
+    described = {
+        names.EXPERIMENT: run.data.tags.get(names.EXPERIMENT, ""),
+        names.STUDY: row["study"],
+        names.DATA_DIGEST: row["data_digest"],
+        names.CONFIG_HASH: row["config_hash"],
+        "run_id": run_id,
+        "classes": _classes(workspace, run_id),
+        "preprocessing": json.dumps(_json_artifact(workspace, run_id, names.PREPROCESSING)),
+        **{
+            key.replace("/", "."): f"{value:.6g}"
+            for key, value in run.data.metrics.items()
+            if key.startswith(("best/", "test/"))
+        },
+    }
+    version = registry.register(workspace, run_id, name, described)
+    return Champion(name, version, run_id, str(run.info.run_name), replaced)
+
+
+def _replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) -> str:
+    """Return what is to be said of a champion whose place the run takes; empty where that is of the same study or there is none."""
+    before = registry.champion(workspace, name)
+    if before is None or before.run_id == run_id:
+        return ""
+    study = before.tags.get(names.STUDY) or find_runs.study_of(workspace, before.run_id)
+    if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
+        return ""
+    try:
+        accuracy = percent(float(before.tags["best.val_accuracy"]))
+    except (KeyError, ValueError):
+        accuracy = "unknown"
+    scores = f"validation accuracy {accuracy}, now {percent(row['val_accuracy'])}"
+    return f"version {before.version} of {study or 'no study'} ({scores})"
+
+
+def _classes(workspace: Workspace, run_id: str) -> str:
+    """Return the names of the classes as JSON; of more than a tag can hold, how many there are and which artifact lists them."""
+    classes = _json_artifact(workspace, run_id, names.CLASSES)
+    whole = json.dumps(classes, ensure_ascii=False)
+    if len(whole) <= registry.LONGEST_TAG:
+        return whole
+    return json.dumps({"count": len(classes), "artifact": f"runs:/{run_id}/{names.CLASSES}"})
+
+
+def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return json.loads(
+            find_runs.artifact(workspace, run_id, name, Path(folder)).read_text(encoding="utf-8")
+        )

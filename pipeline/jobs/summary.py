@@ -1,0 +1,361 @@
+"""The comparison of a study's runs: files for programs, pages for people."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, nearest
+from pipeline.experiment import Experiment
+from pipeline.files import whole
+from pipeline.jobs.which_study import digests_of, is_source_given, which_study
+from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
+from pipeline.report import figures, tables
+from pipeline.report.console import say, show_table
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.run import RunLog
+from pipeline.tracking.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a study, best first.
+
+    Attributes:
+        study: Its name; empty: all trainings of the experiment.
+        parent: Run id of the study, or empty.
+        metric: What the runs are ranked by.
+        rows: Ranked by `pipeline.ranking.rank`; what cannot be ranked comes last.
+        notes: What a reader of the table should know.
+        data_digest: Of the images of those that are ranked.
+    """
+
+    study: str
+    parent: str
+    metric: str
+    rows: Sequence[find_runs.Row]
+    notes: list[str]
+    data_digest: str
+
+    def ranked(self, evaluated: bool = False) -> list[find_runs.Row]:
+        """Return the complete runs, best first; with `evaluated` those that have test scores."""
+        return [
+            row
+            for row in self.rows
+            if can_be_ranked(row)
+            and not row["apart"]
+            and (not evaluated or row["test_accuracy"] is not None)
+        ]
+
+    def read_again(self, workspace: Workspace) -> Comparison:
+        """Return the comparison of the same runs as they are now."""
+        return compare(
+            workspace,
+            self.study,
+            self.metric,
+            lambda row: bool(row["data_digest"] == self.data_digest),
+        )
+
+    @property
+    def majority_rate(self) -> float | None:
+        """Accuracy of always answering the largest class of the ranked rows' images; None where no run has logged it."""
+        return _majority_rate(self.rows)
+
+    @property
+    def title(self) -> str:
+        """Heading of the table."""
+        return f"Comparison of {self.study or 'all trainings'}"
+
+
+def compare(
+    workspace: Workspace,
+    study: str = "",
+    metric: str = "",
+    images: Callable[[find_runs.Row], bool] = lambda row: True,
+) -> Comparison:
+    """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
+
+    Args:
+        workspace: The open store.
+        study: Its name, or empty.
+        metric: What ranks where there is no study: runs of another metric, as those on other data, stand below; empty: the latest run's.
+        images: Without a study, which runs are of the images that are asked for; where none is, the latest run tells them.
+
+    Raises:
+        UserError: No such study, or nothing has been trained.
+    """
+    chosen = (
+        find_runs.study(workspace, study)
+        if study
+        else next(iter(find_runs.studies(workspace)), None)
+    )
+    name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
+    rows = find_runs.trainings(workspace, name)
+    if not rows:
+        known = [
+            one for one in find_runs.known_experiments(workspace) if one != workspace.experiment
+        ]
+        there = f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
+        raise UserError(
+            f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}"
+        )
+    given = metric if not name else ""
+    asked = rows if name else [row for row in rows if images(row)] or rows
+    latest = max((row for row in asked if row["metric"] == given), key=_start, default=None) or max(
+        asked, key=_start
+    )
+    metric, digest = given or latest["metric"], latest["data_digest"]
+    marked: list[find_runs.Row] = [{**row, "apart": _apart(row, digest, metric)} for row in rows]
+    marked = [{**row, "comparable": not row["apart"]} for row in marked]
+    ranked = [
+        dict(row)
+        for kind in _APART
+        for row in rank([row for row in marked if row["apart"] == kind])
+    ]
+    notes = _notes(ranked, digest, metric) + _target_notes(
+        workspace, parent, [row for row in ranked if not row["apart"]]
+    )
+    return Comparison(name, parent, metric, ranked, notes, digest)
+
+
+_APART = ("", "other metric", "other data")
+"""Why a run stands below the others, in the order in which they stand."""
+
+
+def _start(row: find_runs.Row) -> int:
+    return int(row["start_time"])
+
+
+def _apart(row: find_runs.Row, digest: str, metric: str) -> str:
+    """Return why a run cannot be compared with the others; empty where it can."""
+    if row["data_digest"] != digest:
+        return "other data"
+    return "other metric" if row["metric"] != metric else ""
+
+
+def _target_notes(
+    workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say which trainings reached the study's target, and at which epoch first."""
+    try:
+        target = (
+            float(find_runs.get_run(workspace, parent).data.tags.get(names.TARGET, 0))
+            if parent
+            else 0.0
+        )
+    except ValueError:
+        # A tag that anybody may write.
+        target = 0.0
+    if not target:
+        return []
+    met = []
+    for row in rows:
+        # The best value is known; of which epoch it was reached first, only the history tells.
+        if row["value"] is not None and score(row["value"], row["metric"]) < score(
+            target, row["metric"]
+        ):
+            continue
+        history = find_runs.history(workspace, row["run_id"], row["metric"])
+        epochs = [
+            epoch
+            for epoch, value in history.items()
+            if score(value, row["metric"]) >= score(target, row["metric"])
+        ]
+        met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
+    reached = (
+        f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}"
+        if met
+        else f"reached by none of {len(rows)} trainings"
+    )
+    return [f"Target {target:g}: {reached}."]
+
+
+def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
+    return next(
+        (
+            row["majority_rate"]
+            for row in rows
+            if not row["apart"] and row["majority_rate"] is not None
+        ),
+        None,
+    )
+
+
+def _notes(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
+    complete = sum(can_be_ranked(row) for row in rows)
+    repeated = Counter(
+        row["config_hash"]
+        for row in rows
+        if can_be_ranked(row) and not row["apart"] and row["config_hash"]
+    )
+    mean = ", the mean of its repeats for each configuration" * (
+        max(repeated.values(), default=1) > 1
+    )
+    notes = [
+        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."
+    ]
+    if (majority_rate := _majority_rate(rows)) is not None:
+        notes.append(
+            f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images."
+        )
+    folds: dict[str, set[str]] = {}
+    for row in rows:
+        if can_be_ranked(row) and not row["apart"]:
+            folds.setdefault(row["config_hash"], set()).add(row["fold"])
+    lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
+    if lacking:
+        notes.append(
+            f"{lacking} configurations lack folds that others have, and stand after those."
+        )
+    if others := sum(row["apart"] == "other data" for row in rows):
+        notes.append(
+            f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable."
+        )
+    if others := sum(row["apart"] == "other metric" for row in rows):
+        notes.append(
+            f"{others} of them chose their best epoch by another metric than {title(metric)}; they stand last and are not comparable."
+        )
+    unranked = [
+        state
+        for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING)
+        for row in rows
+        if row["state"] == state
+    ]
+    if unranked:
+        counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
+        notes.append(f"Not ranked: {counts}.")
+    return notes
+
+
+def leaders(compared: Comparison) -> list[str]:
+    """Return the run ids of the configuration that leads the ranking: of all its repeats, the best first.
+
+    Raises:
+        UserError: No training is complete.
+    """
+    ranked = compared.ranked()
+    if not ranked:
+        raise UserError(
+            f"none of the {len(compared.rows)} trainings of {compared.study or 'the experiment'} is complete"
+        )
+    return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
+
+
+def compare_of(
+    workspace: Workspace, experiment: Experiment, reads_images: bool = False
+) -> Comparison:
+    """Compare the runs of the study that an experiment file and options identify (see `which_study`), and say which it is.
+
+    Without a study they are the experiment's trainings; those on the images that file and options name are ranked.
+
+    Raises:
+        UserError: As `which_study` and `compare`; or none of the trainings is on the images that an option names.
+    """
+    chosen = which_study(workspace, experiment, reads_images)
+    if chosen.name:
+        compared = compare(workspace, chosen.name, experiment.base.training.best_metric)
+        say(f"{chosen.described}: {_runs(len(compared.rows))}")
+        return compared
+    source, metric = experiment.base.data.source, experiment.base.training.best_metric
+    digests: tuple[str, ...] = ()
+
+    def is_asked(row: find_runs.Row) -> bool:
+        return bool(row["params"].get("data.source") == source or row["data_digest"] in digests)
+
+    compared = compare(workspace, "", metric, is_asked)
+    several = len({row["data_digest"] for row in compared.rows}) > 1
+    if is_source_given(experiment) and several and not any(map(is_asked, compared.rows)):
+        digests = digests_of(workspace, experiment) if reads_images else ()
+        if not any(map(is_asked, compared.rows)):
+            there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
+            raise UserError(
+                f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:",
+                there,
+            )
+        compared = compare(workspace, "", metric, is_asked)
+    where = next(
+        (
+            row["params"].get("data.source")
+            for row in compared.rows
+            if row["data_digest"] == compared.data_digest
+        ),
+        source,
+    )
+    say(
+        f"trainings on data {compared.data_digest[:8] or 'unknown'} from {where}: {_runs(len(compared.ranked()))}"
+    )
+    return compared
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
+    """Write the comparison (see `compare`) into ``outputs/EXPERIMENT/`` and to the study's run."""
+    compared = compare(workspace, study, metric)
+    write_comparison(workspace, compared)
+    return compared
+
+
+def write_comparison(workspace: Workspace, compared: Comparison) -> None:
+    """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run."""
+    workspace.need_writable(workspace.outputs, *workspace.artifacts)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        people = tables.for_people(compared.rows, compared.metric)
+        tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
+        tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
+        labels = [
+            _label(*texts)
+            for texts in zip(people["#"], people["run"], people["settings"], strict=True)
+        ]
+        drawn = [
+            (row, label)
+            for row, label in zip(compared.rows, labels, strict=True)
+            if row["value"] is not None and not row["apart"]
+        ]
+        rows = [row for row, _ in drawn]
+        figures.comparison(
+            folder / "comparison.png",
+            rows,
+            [label for _, label in drawn],
+            compared.majority_rate,
+            compared.metric,
+        )
+        (folder / "comparison.md").write_text(
+            tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8"
+        )
+        (folder / "comparison.html").write_text(
+            tables.to_html(people, compared.title, compared.notes, "comparison.png"),
+            encoding="utf-8",
+        )
+        workspace.outputs.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as written:
+            # All or none: a table of today beside a figure of yesterday would mislead.
+            for file in folder.iterdir():
+                written.enter_context(whole(workspace.outputs / file.name)).write_bytes(
+                    file.read_bytes()
+                )
+        if compared.parent:
+            RunLog(workspace, compared.parent).files(folder, "summary")
+
+
+def _label(rank: str, run: str, settings: str) -> str:
+    text = f"{rank}  {run}  {settings}"
+    return text if len(text) <= 70 else text[:69] + "…"
+
+
+def show(compared: Comparison) -> None:
+    """Print the comparison."""
+    show_table(
+        tables.for_people(compared.rows, compared.metric),
+        compared.title,
+        expendable=tables.least_important(compared.metric),
+    )

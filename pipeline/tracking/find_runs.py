@@ -1,0 +1,485 @@
+"""Runs and studies read back from MLflow, as plain rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from pipeline import models, ranking
+from pipeline.config import Configuration, field_info, nest, parse, parse_yaml
+from pipeline.errors import UserError, nearest
+from pipeline.identity import FIRST_RELEASE, config_hash
+from pipeline.tracking import names
+from pipeline.tracking.workspace import Workspace, is_away
+
+Row = dict[str, Any]
+
+MOST_BYTES = 1 << 34
+"""Of an artifact that is downloaded: the largest networks there are have half of it."""
+_NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
+_LAUNCHED = "mlflow.project.entryPoint"
+"""On runs that ``mlflow run`` has made."""
+
+STATE_OF_STATUS = {"FINISHED": names.COMPLETE, "FAILED": names.FAILED, "KILLED": names.INTERRUPTED}
+
+_PARAMS = {
+    "model": "model.name",
+    "weights": "model.weights",
+    "freeze": "model.freeze",
+    "optimizer": "optimizer.name",
+    "lr": "optimizer.lr",
+    "schedule": "schedule.name",
+    "weight_decay": "optimizer.weight_decay",
+    "seed": "training.seed",
+    "epochs": "training.epochs",
+}
+_METRICS = {
+    "best_epoch": "best/epoch",
+    "val_accuracy": "best/val_accuracy",
+    "val_loss": "best/val_loss",
+    "test_accuracy": "test/accuracy",
+    "test_accuracy_low": "test/accuracy_low",
+    "test_accuracy_high": "test/accuracy_high",
+    "parameters": "parameters",
+    "majority_rate": "majority_rate",
+    "seconds": "seconds",
+}
+
+
+def _search(
+    workspace: Workspace, filter_string: str, experiment_ids: list[str] | None = None
+) -> list[Run]:
+    ids = experiment_ids or [found.experiment_id for found in workspace.client.search_experiments()]
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = workspace.client.search_runs(ids, filter_string, max_results=1000, page_token=token)
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Run:
+    """Return a run.
+
+    Raises:
+        UserError: There is none of that id, or it is deleted, unless `even_deleted` ones, which keep their artifacts, will do.
+    """
+    try:
+        run = workspace.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in (_NO_SUCH, "INVALID_PARAMETER_VALUE"):
+            raise
+        raise UserError(f"run_id: there is no run {run_id!r} in {workspace.uri}") from None
+    if run.info.lifecycle_stage != "active" and not even_deleted:
+        raise UserError(
+            f"run_id: run {run_id} ({run.info.run_name}) is deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        )
+    return run
+
+
+def lifecycle(workspace: Workspace, run_id: str) -> str:
+    """Return ``active`` or ``deleted``, or an empty string where this store has no run of that id."""
+    try:
+        return str(workspace.client.get_run(run_id).info.lifecycle_stage)
+    except MlflowException as error:
+        if error.error_code not in (_NO_SUCH, "INVALID_PARAMETER_VALUE"):
+            # A server that does not answer says nothing about the run.
+            raise
+        return ""
+
+
+def trainings(workspace: Workspace, study: str = "") -> list[Row]:
+    """Return a row per training of the experiment, or of one of its studies.
+
+    Runs are found by the tag ``pipeline.experiment``, else in the MLflow experiment of that name.
+    """
+    filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
+    # A training may be of several studies, whose names stand in one tag.
+    tagged = _search(
+        workspace,
+        filter_string + (f" and tags.`{names.STUDY}` LIKE '%{_quoted(study)}%'" if study else ""),
+    )
+    if not tagged and not study:
+        by_name = workspace.client.get_experiment_by_name(workspace.experiment)
+        tagged = (
+            [
+                run
+                for run in _search(workspace, "", [by_name.experiment_id])
+                if run.data.metrics and names.STEP not in run.data.tags
+            ]
+            if by_name
+            else []
+        )
+    own = [run for run in tagged if names.JOINS not in run.data.tags]
+    return [
+        row(run, _recorded_params(workspace, run))
+        for run in own
+        if not study or study in run.data.tags.get(names.STUDY, "").split(",")
+    ]
+
+
+def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
+    """Return the params of what was trained.
+
+    Of a run that ``mlflow run`` has made, those logged first are what the user has given, such as 50 epochs with ``fast``, which stay
+    though two were trained: there the recorded configuration counts.
+    """
+    params: dict[str, str] = dict(run.data.params)
+    if _LAUNCHED not in run.data.tags:
+        return params
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(
+                encoding="utf-8"
+            )
+            configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
+        except (UserError, yaml.YAMLError):
+            # It was stopped before that, or is a stranger's.
+            return params
+    return params | {name: as_param(value) for name, value in configuration.flat().items()}
+
+
+def as_param(value: Any) -> str:
+    """Return a value as the text of a param."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "\\'")
+
+
+def row(run: Run, params: Mapping[str, str] | None = None) -> Row:
+    """Return what the comparison and the ranking need of one run; `params` instead of its own, where they are known better."""
+    tags, metrics = run.data.tags, run.data.metrics
+    params = run.data.params if params is None else params
+    found: Row = {
+        "run_id": run.info.run_id,
+        "run_name": run.info.run_name,
+        "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING)),
+    }
+    found |= {column: typed(name, params.get(name)) for column, name in _PARAMS.items()}
+    found |= {column: metrics.get(name) for column, name in _METRICS.items()}
+    found |= {
+        "config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params),
+        "data_digest": tags.get(names.DATA_DIGEST, ""),
+    }
+    found |= {
+        "start_time": run.info.start_time,
+        "trial": tags.get(names.TRIAL),
+        "fold": params.get("data.fold", "0"),
+        "study": tags.get(names.STUDY, ""),
+        "reason": tags.get(names.REASON, ""),
+    }
+    return found | _ranked_by(params, metrics) | {"params": dict(params)}
+
+
+def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return the metric that a run ranks by, its value on validation and test images, and the score: the higher the better."""
+    metric = params.get("training.best_metric", ranking.DEFAULT)
+    value = metrics.get(ranking.best_name(metric))
+    score = None if value is None else ranking.score(value, metric)
+    return {
+        "metric": metric,
+        "value": value,
+        "score": score,
+        "test_value": metrics.get(ranking.on_test(metric)),
+    }
+
+
+def typed(name: str, value: str | None) -> Any:
+    """Return a param's value as a number where the field of that name is one."""
+    field = field_info(name)
+    kind = field.annotation if field else None
+    if value is None or kind not in (int, float):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _hash_of_params(params: Mapping[str, str]) -> str:
+    """Give a run without a hash one from its params over the defaults, as the first release did; empty where they make no configuration.
+
+    Of files that params name nobody knows what they held, and a network's file would be run to find that out.
+    """
+    try:
+        known = {
+            name: parse_yaml(value) if value.startswith(("[", "{")) else value
+            for name, value in params.items()
+            if field_info(name)
+        }
+        known = {name: value for name, value in known.items() if value != "null"}
+        if not known or any(
+            ":" in str(known.get(name, "")) for name in ("model.name", "model.weights")
+        ):
+            return ""
+        configuration = parse(
+            Configuration,
+            {section: fields for section, fields in nest(known).items() if section != "study"},
+            "params",
+        )
+        return config_hash(configuration, models.origin(configuration.model), FIRST_RELEASE)
+    except (UserError, yaml.YAMLError):
+        return ""
+
+
+def history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
+    """Return a metric of a run by epoch: of one that was trained again the last value, NaN of one that is gone (see `EpochLog`)."""
+    logged = sorted(
+        workspace.client.get_metric_history(run_id, metric),
+        key=lambda entry: (entry.step, entry.timestamp),
+    )
+    return {entry.step: entry.value for entry in logged}
+
+
+def complete_training(
+    workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str
+) -> Row | None:
+    """Return the complete training of that identity in this experiment, if there is one."""
+    tags = {
+        names.EXPERIMENT: workspace.experiment,
+        names.STEP: "train",
+        names.STATE: names.COMPLETE,
+        names.CONFIG_HASH: config_hash,
+    }
+    tags[names.DATA_DIGEST] = data_digest
+    found = _search(
+        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+    )
+    rows = [row(run) for run in found if names.JOINS not in run.data.tags]
+    return next(
+        (found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None
+    )
+
+
+def unfinished_training(
+    workspace: Workspace,
+    study: str,
+    config_hash: str,
+    seed: int,
+    fold: int,
+    data_digest: str,
+    begun: Collection[str],
+) -> str:
+    """Return the run id of a study's training of that identity that can go on, the latest one, or an empty string.
+
+    It is running, was interrupted, or failed for a reason that may have passed.
+
+    Args:
+        workspace: The open store.
+        study: Its name.
+        config_hash: Of the configuration.
+        seed: Of the training.
+        fold: Of the images.
+        data_digest: Of the images.
+        begun: Run ids that the study itself has noted: anybody may write tags like theirs.
+    """
+    tags = {
+        names.EXPERIMENT: workspace.experiment,
+        names.CONFIG_HASH: config_hash,
+        names.DATA_DIGEST: data_digest,
+    }
+    found = _search(
+        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+    )
+    own = [
+        run
+        for run in found
+        if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))
+    ]
+    rows = [
+        row(run)
+        for run in own
+        if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)
+    ]
+    same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
+    return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
+
+
+def _can_go_on(run: Run) -> bool:
+    tags = run.data.tags
+    # Release 0.1.0 tags the reason of a failure only.
+    retry = tags.get(
+        names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true"
+    )
+    state = row(run)["state"]
+    return state in (names.RUNNING, names.INTERRUPTED) or (
+        state == names.FAILED and retry == "true"
+    )
+
+
+def with_uid(workspace: Workspace, uid: str) -> list[str]:
+    """Return the ids of the runs that have a uid."""
+    return [
+        str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")
+    ]
+
+
+def running(workspace: Workspace, experiment: str = "") -> list[Run]:
+    """Return the runs that are RUNNING, of one experiment of ours or of all."""
+    of_experiment = (
+        f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
+    )
+    return _search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
+
+
+class Study(NamedTuple):
+    """A study, as its parent run tells.
+
+    Attributes:
+        name: Of the study.
+        parent: Id of that run.
+        data_digest: Of the images that it trains on.
+        source: ``data.source`` when it was begun; empty where it was not recorded.
+        identity: The name that follows from base, space and data, where it was recorded beside a name of the user's own; else empty.
+    """
+
+    name: str
+    parent: str
+    data_digest: str
+    source: str
+    identity: str
+
+
+def studies(workspace: Workspace) -> list[Study]:
+    """Return the studies of the experiment, the one that was begun last first."""
+    latest: dict[str, Study] = {}
+    for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
+        tags = run.data.tags
+        digest, source, identity = (
+            tags.get(names.DATA_DIGEST, ""),
+            run.data.params.get("data.source", ""),
+            tags.get(names.IDENTITY, ""),
+        )
+        latest.setdefault(
+            tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity)
+        )
+    return list(latest.values())
+
+
+def study_parents(workspace: Workspace, name: str) -> list[Run]:
+    """Return the parent runs of a study, latest first; there is more than one where two folders have begun it at once."""
+    return _parents(workspace, f"tags.`{names.STUDY}` = '{_quoted(name)}'")
+
+
+def study_parent(workspace: Workspace, name: str) -> str:
+    """Return the parent run id of a study that MLflow knows, or an empty string."""
+    return next((str(run.info.run_id) for run in study_parents(workspace, name)), "")
+
+
+def _parents(workspace: Workspace, of_study: str) -> list[Run]:
+    of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and {of_study}"
+    # Two searches for few runs: one for all tags would fetch every training.
+    found = [
+        run
+        for step in ("tune", "main")
+        for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")
+    ]
+    parents = [run for run in found if names.JOINS not in run.data.tags]
+    return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
+
+
+def study(workspace: Workspace, name: str) -> Study:
+    """Return the study of a name.
+
+    Raises:
+        UserError: There is none; those that there are, are listed.
+    """
+    known = studies(workspace)
+    found = next((one for one in known if one.name == name), None)
+    if found is None:
+        there = [one.name for one in known]
+        raise UserError(
+            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, there)}; "
+            f"there are: {', '.join(there) or 'none'}"
+        )
+    return found
+
+
+def study_of(workspace: Workspace, run_id: str) -> str:
+    """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
+    try:
+        return (
+            str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
+        )
+    except MlflowException as error:
+        if error.error_code != _NO_SUCH:
+            raise
+        return ""
+
+
+def known_experiments(workspace: Workspace) -> list[str]:
+    """Return the names of all experiments that have runs of ours."""
+    return sorted(
+        {
+            run.data.tags[names.EXPERIMENT]
+            for run in _search(workspace, f"tags.`{names.STEP}` != ''")
+            if names.EXPERIMENT in run.data.tags and run.data.tags[names.STEP] != "reconcile"
+        }
+    )
+
+
+def listed(workspace: Workspace, run_id: str, folder: str) -> list[str]:
+    """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
+    found: list[str] = []
+    for entry in workspace.client.list_artifacts(run_id, folder):
+        found += listed(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
+    return found
+
+
+def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
+    """Download one artifact of a run into `folder`.
+
+    Raises:
+        UserError: The run has no such artifact.
+    """
+    try:
+        for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
+            if entry.path == name:
+                need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
+        return Path(
+            download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri
+            )
+        )
+    except (MlflowException, OSError) as error:
+        # A server that is away, or a disk that is full, says nothing about the run.
+        if is_away(error) or has_artifact(workspace, run_id, name):
+            raise
+        raise UserError(
+            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
+        ) from None
+
+
+def need_room(num_bytes: int, folder: Path, what: str) -> None:
+    """Refuse to download a file that is larger than any of ours, or than there is room for.
+
+    Raises:
+        UserError: It is.
+    """
+    free = shutil.disk_usage(
+        next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    ).free
+    if num_bytes > min(MOST_BYTES, free):
+        raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
+
+
+def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
+    """Whether a run has an artifact of that path."""
+    folder = str(PurePosixPath(name).parent)
+    return any(
+        file.path == name
+        for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder)
+    )

@@ -1,0 +1,175 @@
+"""Weights of one's own registry and runs as files: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/ID/model``.
+
+What was trained is kept by its content, in ``prepared/weights/HASH-HASH/``: that of the weights, and that of their normalisation, which
+stands beside them as ``preprocessing.json``. So a name that comes to stand for another model while a study trains changes no training
+that was checked before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+from mlflow.exceptions import MlflowException
+
+from pipeline.config import FILE, Model, parse_yaml
+from pipeline.errors import UserError, nearest
+from pipeline.files import write_whole
+from pipeline.models.normalisation import read_normalisation
+from pipeline.models.torchvision_weights import correct_recorded
+from pipeline.models.weights import content_hash
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.workspace import Workspace, home, open_workspace
+
+_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
+_NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
+
+
+def with_file(model: Model, origin: Mapping[str, str] | None = None) -> Model:
+    """Return `model` with weights of the registry or a run as ``file:PATH``; any other model as it is.
+
+    Args:
+        model: As the user gives it.
+        origin: Of an earlier check (`pipeline.models.origin`): the weights of that content are returned, whatever the name stands for now.
+
+    Raises:
+        UserError: There is no such model or run, it has no weights, or they are of another network.
+    """
+    if model.weights_kind != "store":
+        return model
+    checked = _weights_in(_folder_of(origin)) if origin else None
+    file = checked if checked and checked.is_file() else _weights_in(_fetch(model))
+    return model.model_copy(update={"weights": f"{FILE}{file}"})
+
+
+def recorded(model: Model, origin: Mapping[str, str]) -> Model:
+    """Return `model` as a run records it: what DEFAULT or an alias stood for when `origin` was taken."""
+    weights = origin["weights"]
+    if weights.startswith(FILE):
+        stood_for = _folder_of(origin) / quote(model.weights, safe="")
+        weights = (
+            stood_for.read_text()
+            if model.weights_kind == "store" and stood_for.is_file()
+            else model.weights
+        )
+    return model.model_copy(update={"weights": weights})
+
+
+def _folder_of(origin: Mapping[str, str]) -> Path:
+    return _kept() / _folder_name(
+        origin["weights"].removeprefix(FILE), origin.get("normalisation", "")
+    )
+
+
+def _folder_name(weights: str, normalisation: str) -> str:
+    return f"{weights}-{hashlib.sha256(normalisation.encode()).hexdigest()[:8]}"
+
+
+def _weights_in(folder: Path) -> Path:
+    return folder / Path(names.CHECKPOINT).name
+
+
+def _kept() -> Path:
+    return home() / "prepared" / "weights"
+
+
+def _fetch(model: Model) -> Path:
+    """Return the folder of the weights that the name stands for now."""
+    workspace = open_workspace("")
+    try:
+        exact, run_id = _run_behind(workspace, model.weights)
+        network, folder = _keep(workspace.uri, run_id, _kept())
+    except UserError as error:
+        message = error.message.removeprefix("run_id: ").removeprefix("model.weights: ")
+        raise UserError(f"model.weights: {model.weights}: {message}") from None
+    if _without_folder(network) != _without_folder(model.name):
+        raise UserError(
+            f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; they must be the same network"
+        )
+    if exact != model.weights:
+        (folder / quote(model.weights, safe="")).write_text(exact)
+    return folder
+
+
+def _without_folder(name: str) -> str:
+    """Return a network's name without the folder of one's own file, which may have moved."""
+    return Path(name.removeprefix(FILE)).name if name.startswith(FILE) else name
+
+
+def _run_behind(workspace: Workspace, weights: str) -> tuple[str, str]:
+    """Return weights that always stand for the same (an alias as its version), and the run that trained them."""
+    run_uri = re.fullmatch(r"runs:/([^/]+)/(.+)", weights)
+    if run_uri and run_uri[2] == names.MODEL:
+        return weights, run_uri[1]
+    model_uri = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", weights)
+    if model_uri is None:
+        raise UserError(f"allowed: {_FORMS}")
+    name, alias, number = model_uri.groups()
+    client = workspace.client
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != _NO_SUCH:
+            raise
+        known = sorted(other.name for other in client.search_registered_models())
+        raise UserError(
+            f"no model {name!r} is registered{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+        ) from None
+    versions = {
+        str(found.version): found for found in client.search_model_versions(f"name = '{name}'")
+    }
+    if alias and alias not in registered.aliases:
+        known = sorted(registered.aliases)
+        raise UserError(
+            f"model {name!r} has no alias {alias!r}{nearest(alias, known)}; there are: {', '.join(known) or 'none'}"
+        )
+    number = str(registered.aliases[alias]) if alias else number
+    if number not in versions:
+        raise UserError(
+            f"model {name!r} has no version {number}; there are: {', '.join(sorted(versions, key=int)) or 'none'}"
+        )
+    if not versions[number].run_id:
+        raise UserError(f"no run is known that trained version {number}")
+    return f"models:/{name}/{number}", str(versions[number].run_id)
+
+
+@lru_cache
+def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
+    """Copy the weights of a run into the folder named by their content; return the network's name and that folder.
+
+    A run that has ended does not change, so each is fetched once in a process (from the store at `uri`).
+    """
+    workspace = open_workspace("")
+    run = find_runs.get_run(workspace, run_id, even_deleted=True)
+    if find_runs.row(run)["state"] == names.RUNNING:
+        raise UserError(
+            f"run {run_id} ({run.info.run_name}) is still running; its best weights may change"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as temporary:
+        checkpoint, preprocessing, configuration = (
+            find_runs.artifact(workspace, run_id, name, Path(temporary))
+            for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
+        )
+        try:
+            recorded = parse_yaml(configuration.read_text(encoding="utf-8"))["model"]
+            model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
+        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+            raise UserError(f"run {run_id}: {names.CONFIG} is no configuration") from None
+        normalisation = correct_recorded(model, read_normalisation(preprocessing, checkpoint))
+        folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
+        folder.mkdir(exist_ok=True)
+        write_whole(
+            folder / preprocessing.name,
+            json.dumps(dict(zip(("mean", "std"), normalisation, strict=True))),
+        )
+        # The weights last: where they are, all is.
+        checkpoint.replace(folder / checkpoint.name)
+    return model.name, folder

@@ -1,0 +1,146 @@
+"""A trained network as files that need none of the code that made it: written by `torch.export`, read whoever wrote them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.export.passes
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError, first_line
+from pipeline.training.device import is_out_of_memory
+from pipeline.training.exported_archive import UnsafeArchive, write_checked
+
+NETWORK, CLASSES, PREPROCESSING = "network.pt2", "classes.json", "preprocessing.json"
+"""Files of an exported classifier."""
+BATCH_SIZE = 64
+_ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+"""What an exported network tells of the code it came from: paths of this machine, and a third of the time it takes to load."""
+_LARGEST_BATCH = 4096
+
+
+def save_exported(network: nn.Module, image_size: int, file: Path) -> None:
+    """Export a network for batches of any size up to 4,096; the file has no pickled part.
+
+    Args:
+        network: Images (batch, 3, image_size, image_size), normalised, to logits (batch, classes); on the CPU in evaluation mode
+            after the call.
+        image_size: Side of its square input, in pixels.
+        file: Ends in ``.pt2``.
+
+    Raises:
+        UserError: It computes with what `load_exported` would not read.
+    """
+    # In the plain memory format: of another one torch.export warns that it does not know the weights' storage.
+    network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    with torch.no_grad():
+        program = torch.export.export(
+            network, (torch.zeros(2, 3, image_size, image_size),), dynamic_shapes=({0: batch},)
+        )
+    for node in program.graph.nodes:
+        for name in _ORIGINS:
+            node.meta.pop(name, None)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        whole = Path(folder, file.name)
+        torch.export.save(program, whole)
+        try:
+            write_checked(whole, file)
+        except UnsafeArchive as error:
+            raise UserError(f"the network cannot be exported: {error}") from error
+
+
+def load_exported(file: Path | str, device: torch.device | str) -> nn.Module:
+    """Return a network that `save_exported` has written, on a device.
+
+    Raises:
+        UserError: The file holds more than a plain network, or is damaged.
+        OSError: It cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checked = Path(folder, NETWORK)
+        try:
+            write_checked(Path(file), checked)
+            program = torch.export.load(checked)
+        except UnsafeArchive as error:
+            raise UserError(f"{NETWORK}: {error}") from error
+        except Exception as error:
+            # A graph of allowed operators that fit together nowhere fails in any way.
+            raise UserError(f"{NETWORK}: torch cannot read it: {first_line(error)}") from error
+    if torch.device(device).type != "cpu":
+        program = torch.export.passes.move_to_device_pass(program, str(device))
+    return program.module()
+
+
+class Classifier:
+    """An exported network with the names of its classes and its preprocessing.
+
+    Args:
+        folder: Of ``network.pt2``, ``classes.json`` and ``preprocessing.json``, from wherever: nothing of them is executed.
+        device: To compute on; empty: a GPU where there is one.
+
+    Attributes:
+        classes: Names in the order of the probabilities.
+        preprocessing: As in training.
+
+    Raises:
+        UserError: A file is missing, or holds something else.
+    """
+
+    def __init__(self, folder: Path, device: str = "") -> None:
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.classes = classes_from(json.loads((folder / CLASSES).read_text(encoding="utf-8")))
+            self.preprocessing = Preprocessing.from_dict(
+                json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+            )
+            self._network = load_exported(folder / NETWORK, self._device)
+        except FileNotFoundError as error:
+            raise UserError(f"there is no {Path(error.filename).name} in it") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"a file is no JSON: {first_line(error)}") from error
+
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        """Return probabilities of shape (images, classes) for what `Preprocessing.pixels` has made of images.
+
+        Raises:
+            UserError: The network does not give as many scores as there are classes.
+        """
+        parts = [np.zeros((0, len(self.classes)))]
+        for start in range(0, len(images), BATCH_SIZE):
+            pixels = np.stack(images[start : start + BATCH_SIZE])
+            logits = self._logits(
+                self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device))
+            )
+            if logits.shape != (len(pixels), len(self.classes)):
+                raise UserError(
+                    f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes"
+                )
+            parts.append(logits.double().softmax(1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self._network(images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"the network cannot take images of {self.preprocessing.image_size} pixels: {first_line(error)}"
+            ) from error
+        return logits
+
+
+def classes_from(raw: object) -> list[str]:
+    """Return names of classes that were read; raises UserError where they are none."""
+    if not isinstance(raw, list) or not raw or not all(isinstance(name, str) for name in raw):
+        raise UserError(f"{CLASSES}: a list of names is needed, got {str(raw)[:200]}")
+    return raw
