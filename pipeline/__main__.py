@@ -28,7 +28,7 @@ from pipeline.errors import (
     unknown_name,
 )
 from pipeline.files import out_of_room
-from pipeline.safe_text import without_password
+from pipeline.safe_text import hide_passwords
 from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
 from pipeline.tracking import launcher
 
@@ -82,10 +82,10 @@ def _start(step: str, arguments: Sequence[str]) -> None:
         raise unknown_name("step", step, STEPS)
     _isolate_children()
     if not _is_helper():
-        launcher.take(step)
-    if launcher.taken() or _is_in_group():
+        launcher.adopt_launched_run(step)
+    if launcher.launched_run_id() or _is_in_group():
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    if launcher.taken() and not _is_in_group():
+    if launcher.launched_run_id() and not _is_in_group():
         _enter_callers_folder()
     module = importlib.import_module(f"pipeline.steps.{step}")
     from pipeline.steps.options import parse_options, render_help
@@ -125,9 +125,9 @@ def _told_of_store(error: Exception) -> PipelineError | None:
     """Return what an error of MLflow or its server means to a person; None for any other error."""
     if "mlflow" not in sys.modules:
         return None
-    from pipeline.tracking.workspace import STORE_ERRORS, told
+    from pipeline.tracking.workspace import STORE_ERRORS, explain_store_error
 
-    return told(error) if isinstance(error, STORE_ERRORS) else None
+    return explain_store_error(error) if isinstance(error, STORE_ERRORS) else None
 
 
 def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
@@ -138,7 +138,7 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     if step not in TRAINING_STEPS:
         raise UserError(f"{step} runs in one process; torchrun is for {', '.join(TRAINING_STEPS)}")
     from pipeline.jobs.helper_processes import dismiss_helpers, help_out
-    from pipeline.training.distributed import joined
+    from pipeline.training.distributed import join_group
 
     if _is_helper():
         # One process speaks for all; an error is told by whom it meets.
@@ -146,16 +146,16 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
             help_out()
         return
     # At once: a process that waits for others to join cannot be stopped by a signal.
-    joined()
+    join_group()
     module.run(own, overrides)
     dismiss_helpers()
 
 
 def _launch(count: int, arguments: Sequence[str]) -> int:
-    from pipeline.training.torchrun import launch
+    from pipeline.training.torchrun import launch_processes
 
     try:
-        return launch(count, arguments)
+        return launch_processes(count, arguments)
     except Interrupted as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
     except ProcessKilled as killed:
@@ -190,13 +190,13 @@ def _overview() -> str:
 
 
 def _end_launched_run(reason: str, interrupted: bool = False) -> None:
-    if not launcher.taken():
+    if not launcher.launched_run_id():
         return
     from pipeline.tracking.names import FAILED, INTERRUPTED
 
     # A store that is away does not take this either; `reconcile` ends the run later.
     with suppress(Exception):
-        launcher.end(reason, INTERRUPTED if interrupted else FAILED)
+        launcher.end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
     if interrupted and not _is_in_group():
         launcher.restore_killed_later()
 
@@ -239,7 +239,7 @@ def _tell_of_bug(
 ) -> None:
     """Print the traceback of an error that nobody expected, without passwords of addresses."""
     print(
-        without_password("".join(traceback.format_exception(kind, error, trace))),
+        hide_passwords("".join(traceback.format_exception(kind, error, trace))),
         end="",
         file=sys.stderr,
     )

@@ -14,7 +14,7 @@ _PAUSE = 10.0
 """Seconds between the end of a task that might have been replaced and the start of another."""
 
 
-def within(seconds: float, task: Task) -> bool:
+def run_within(seconds: float, task: Task) -> bool:
     """Do something in a thread of its own, and wait for it only so long; return whether it has ended.
 
     Raises:

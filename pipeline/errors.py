@@ -21,14 +21,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from pipeline.safe_text import visible, without_password
+from pipeline.safe_text import hide_passwords, make_visible
 
 _LONGEST, _END = 3000, 300
 """Characters of a line that is shown, and of its end where the middle is left out: what is quoted in it may be of any length."""
 
 
 def _shown(text: str) -> str:
-    shown = visible(without_password(text))
+    shown = make_visible(hide_passwords(text))
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - _END]} … {shown[-_END:]}"
 
 

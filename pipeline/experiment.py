@@ -134,7 +134,7 @@ class Experiment:
         return scaled_down(found) if self.fast else found
 
 
-def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Experiment:
+def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Experiment:
     """Read an experiment file.
 
     Args:
@@ -196,13 +196,13 @@ def load(path: str, overrides: Raw, name: str = "", fast: bool = False) -> Exper
     given_name = parse(
         _Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment"
     ).name
-    full_name = named(given_name or base.data.name, fast)
+    full_name = experiment_name(given_name or base.data.name, fast)
     return Experiment(
         file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast
     )
 
 
-def named(name: str, fast: bool) -> str:
+def experiment_name(name: str, fast: bool) -> str:
     """Return the name of an experiment, or of its registered model: a scaled-down run is another one in everything.
 
     Raises:

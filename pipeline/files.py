@@ -24,7 +24,7 @@ _SQLITE_OUT_OF_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE
 
 
 @contextmanager
-def whole(file: Path, durable: bool = False) -> Iterator[Path]:
+def new_file(file: Path, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a new file, which takes the place of `file` when the block ends without an error.
 
     A reader sees the old file or the new one, never a part; two writers at once do not disturb each other.
@@ -60,8 +60,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None:
-    """Write a file whole or not at all, text as UTF-8; see `whole`."""
-    with whole(file, durable) as partial:
+    """Write a file whole or not at all, text as UTF-8; see `new_file`."""
+    with new_file(file, durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -162,7 +162,7 @@ def sha256_over(contents: Mapping[str, bytes]) -> str:
 
 
 @contextmanager
-def locked(what: Path, refusal: str = "") -> Iterator[None]:
+def lock(what: Path, refusal: str = "") -> Iterator[None]:
     """Take the lock beside a file or folder: ``.NAME.lock``. The operating system releases it when the process ends.
 
     A link in the lock's place is not followed. Users who share the folder share the lock. It is removed when the block ends.
@@ -190,7 +190,7 @@ def locked(what: Path, refusal: str = "") -> Iterator[None]:
         lock.release()
 
 
-def child(folder: Path, name: str) -> Path:
+def child_path(folder: Path, name: str) -> Path:
     """Return the path of a direct child of a folder, made of a name that was read back: a tag, an artifact, a member of a list.
 
     Raises:
@@ -212,9 +212,9 @@ def remove_child(folder: Path, name: str) -> None:
     """Remove a direct child of a folder with all that it holds; what is not there is no error, and a link is not followed.
 
     Raises:
-        UserError: As `child`, or the child is a link or leads out of the folder.
+        UserError: As `child_path`, or the child is a link or leads out of the folder.
     """
-    path = child(folder, name)
+    path = child_path(folder, name)
     if path.is_symlink() or path.resolve().parent != folder.resolve():
         raise UserError(
             f"{path} is a link; only a folder that stands in {folder} itself is removed"

@@ -93,7 +93,7 @@ def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> flo
     return float((labels == answer).mean())
 
 
-def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
+def count_confusions(labels: Labels, logits: Floats) -> NDArray[np.int64]:
     """Return counts of shape (classes, classes), at most `MOST_IN_MATRIX` of them: rows are true classes, columns predicted ones."""
     classes = logits.shape[1]
     return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(
@@ -101,8 +101,8 @@ def confusion(labels: Labels, logits: Floats) -> NDArray[np.int64]:
     )
 
 
-def confused(labels: Labels, logits: Floats) -> pd.DataFrame:
-    """Return what `confusion` counts without its zeros: numbers of classes ``true`` and ``predicted``, and ``count``, the largest first."""
+def list_confusions(labels: Labels, logits: Floats) -> pd.DataFrame:
+    """Return what `count_confusions` counts without its zeros: numbers of classes ``true`` and ``predicted``, and ``count``, the largest first."""
     classes = logits.shape[1]
     cells, counts = np.unique(labels * classes + logits.argmax(axis=1), return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -119,7 +119,7 @@ def most_confused(cells: pd.DataFrame, most: int) -> Labels:
     """Return the numbers of the classes that are taken for one another most often, the two of a pair side by side.
 
     Args:
-        cells: Of `confused`.
+        cells: Of `list_confusions`.
         most: How many; where fewer are confused, those with the most images follow.
     """
     wrong = cells[cells["true"] != cells["predicted"]]
@@ -135,7 +135,7 @@ def matrix_of(cells: pd.DataFrame, classes: Labels) -> NDArray[np.int64]:
     """Return the part of the confusion matrix that lies among some classes.
 
     Args:
-        cells: Of `confused`.
+        cells: Of `list_confusions`.
         classes: Their numbers, in the order of rows and columns.
     """
     place = pd.Series(np.arange(len(classes)), index=classes)

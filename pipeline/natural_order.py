@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 
-def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Return what names are sorted by, so that numbers in them count as numbers, and case only where they are equal else."""
     parts = re.split(r"([0-9]+)", name)
     return [
@@ -24,4 +24,4 @@ def _number(digits: str) -> tuple[int, int, str]:
 
 def natural_order(names: Sequence[str]) -> list[int]:
     """Return the places of names in the order in which people look for them."""
-    return sorted(range(len(names)), key=lambda place: natural(names[place]))
+    return sorted(range(len(names)), key=lambda place: natural_key(names[place]))

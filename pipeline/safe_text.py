@@ -11,19 +11,19 @@ _ACTS = re.compile(
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~]")
 
 
-def visible(text: str) -> str:
+def make_visible(text: str) -> str:
     r"""Return a text in one line, what a terminal would act on written out, as ``\x1b`` for the beginning of an escape sequence."""
     return _ACTS.sub(
         lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
     )
 
 
-def in_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return a text that Markdown shows as it is, in one line: no link, no picture, no HTML, no cell of its own."""
-    return _MARKDOWN.sub(r"\\\g<0>", visible(text))
+    return _MARKDOWN.sub(r"\\\g<0>", make_visible(text))
 
 
-def without_password(text: str) -> str:
+def hide_passwords(text: str) -> str:
     """Return a text in which every password of an address is ``***``: in ``scheme://USER:PASSWORD@HOST`` and in ``?password=…``."""
     hidden = (
         _TOKEN.sub(r"\1***\2", _IN_ADDRESS.sub(r"\1\3***\2\4", text)) if "://" in text else text

@@ -94,7 +94,7 @@ def ignore_signals() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def delay_signals() -> Iterator[None]:
     """Put a signal off until the block is left."""
     _State.held += 1
     try:

@@ -88,7 +88,7 @@ def name_images(source: str, root: str, labels: str) -> None:
     _images.add((source, root, labels))
 
 
-def are_named(source: str, root: str, labels: str) -> bool:
+def are_images_named(source: str, root: str, labels: str) -> bool:
     """Whether a configuration of this step's user names these places of images."""
     return (source, root, labels) in _images
 
@@ -115,7 +115,7 @@ def is_users_own(file: Path) -> bool:
     return False
 
 
-def need(
+def need_trust(
     source: Mapping[str, bytes],
     where: str,
     own: Iterable[Mapping[str, bytes]] = (),

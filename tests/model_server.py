@@ -77,7 +77,7 @@ def train_model(folder: Path) -> Path:
         (folder / "quick.yaml").write_text(yaml.safe_dump(raw))
         assert main(["train", "--config", str(folder / "quick.yaml")]) == 0
         workspace = open_workspace("quick")
-        (row,) = find_runs.trainings(workspace)
+        (row,) = find_runs.find_trainings(workspace)
         (loaded,) = workspace.client.search_logged_models([workspace.experiment_id])
         assert loaded.source_run_id == row["run_id"]
         return Path(str(loaded.artifact_location).removeprefix("file://"))

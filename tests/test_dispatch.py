@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import Optimizer, Schedule, Study, Training
 from pipeline.search.pruning import build_pruner, build_sampler
-from pipeline.training.imbalance import class_weights, probabilities
+from pipeline.training.imbalance import class_weights, sampling_probabilities
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.schedule import lr_at
 
@@ -28,7 +28,7 @@ LABELS = np.array([0, 1, 1])
         lambda: build_sampler(Study.model_construct(sampler="grid"), 0),  # type: ignore[arg-type]
         lambda: build_pruner(Study.model_construct(pruner="wilcoxon"), 3),  # type: ignore[arg-type]
         lambda: class_weights(Training.model_construct(class_weights="effective"), LABELS, 2),  # type: ignore[arg-type]
-        lambda: probabilities(Training.model_construct(sampler="stratified"), LABELS),  # type: ignore[arg-type]
+        lambda: sampling_probabilities(Training.model_construct(sampler="stratified"), LABELS),  # type: ignore[arg-type]
     ],
     ids=["optimizer", "schedule", "sampler", "pruner", "class weights", "image sampler"],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import Configuration, Data, facts_of, nest
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, Range, is_integer, load
+from pipeline.experiment import Experiment, Range, is_integer, load_experiment
 from tests.test_config import ANOTHER, NEEDS
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -26,7 +26,7 @@ def load_text(
     file: Path, text: str, overrides: dict[str, Any] | None = None, **arguments: Any
 ) -> Experiment:
     file.write_text(text, encoding="utf-8")
-    return load(str(file), overrides or {}, **arguments)
+    return load_experiment(str(file), overrides or {}, **arguments)
 
 
 def error_of(file: Path, text: str, overrides: dict[str, Any] | None = None) -> str:
@@ -45,7 +45,7 @@ def test_an_empty_file_is_the_defaults(file: Path) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 @pytest.mark.parametrize("fast", [False, True])
 def test_each_file_that_comes_along_is_valid(path: Path, fast: bool) -> None:
-    experiment = load(str(path), {}, fast=fast)
+    experiment = load_experiment(str(path), {}, fast=fast)
     assert experiment.trials >= 1
     assert all(isinstance(entry, Configuration) for entry in [experiment.base, *experiment.entries])
 
@@ -170,24 +170,24 @@ def test_a_file_that_does_not_end_is_refused(file: Path, kind: str) -> None:
         UserError,
         match=r"cannot be read: (not a regular file|40000000000 bytes, more than 10000000)$",
     ):
-        load(str(file), {})
+        load_experiment(str(file), {})
 
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text("")
     with pytest.raises(UserError, match=r"digit\.yaml' does not exist; nearest: .*digits\.yaml"):
-        load(str(tmp_path / "digit.yaml"), {})
+        load_experiment(str(tmp_path / "digit.yaml"), {})
 
 
 def test_a_folder_is_no_experiment_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        load(str(tmp_path), {})
+        load_experiment(str(tmp_path), {})
 
 
 def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
     file.write_bytes(b"\xff\xfe\x80\x81")
     with pytest.raises(UserError, match="cannot be read"):
-        load(str(file), {})
+        load_experiment(str(file), {})
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "3"])

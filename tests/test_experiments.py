@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pipeline import models
-from pipeline.experiment import load
+from pipeline.experiment import load_experiment
 from pipeline.identity import config_hash
 from pipeline.tracking.workspace import open_workspace
 from tests.conftest import PROJECT, Cli, thorough_of, write_digits
@@ -104,7 +104,7 @@ def test_the_twenty_run_from_their_file(
 
 
 def test_the_twenty_have_eight_pairs_of_equal_configurations() -> None:
-    entries = load(str(PROJECT / "experiments" / "resnet_transfer_20.yaml"), {}).entries
+    entries = load_experiment(str(PROJECT / "experiments" / "resnet_transfer_20.yaml"), {}).entries
     hashes = [config_hash(entry, models.origin(entry.model)) for entry in entries]
     pairs = [
         (first + 1, second + 1)

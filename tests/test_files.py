@@ -14,14 +14,14 @@ import pytest
 
 from pipeline.errors import InUse, UserError
 from pipeline.files import (
-    child,
-    locked,
+    child_path,
+    lock,
+    new_file,
     out_of_room,
     remove_child,
     remove_partial,
     unwritable,
     unwritable_file,
-    whole,
     write_whole,
 )
 from tests.conftest import run_unprivileged, start, wait_for
@@ -40,7 +40,7 @@ def test_a_file_is_written_whole(tmp_path: Path, durable: bool) -> None:
 def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("before")
-    with pytest.raises(ZeroDivisionError), whole(file) as partial:
+    with pytest.raises(ZeroDivisionError), new_file(file) as partial:
         partial.write_text("half")
         _ = 1 / 0
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
@@ -90,11 +90,11 @@ def test_a_lock_is_one_process_at_a_time_and_leaves_nothing(tmp_path: Path) -> N
     process = start([sys.executable, "-c", script], tmp_path)
     wait_for(process, "held")
     assert stat.S_IMODE((tmp_path / ".data.lock").stat().st_mode) == 0o666
-    with pytest.raises(InUse, match="in use"), locked(tmp_path / "data", "in use"):
+    with pytest.raises(InUse, match="in use"), lock(tmp_path / "data", "in use"):
         pass
     process.kill()
     process.communicate()
-    with locked(tmp_path / "data", "in use"):
+    with lock(tmp_path / "data", "in use"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_who_waits_for_a_lock_gets_it_alone(tmp_path: Path) -> None:
 
     def work() -> None:
         for _ in range(20):
-            with locked(tmp_path / "data"):
+            with lock(tmp_path / "data"):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.001)
@@ -124,7 +124,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("kept")
     (tmp_path / ".data.lock").symlink_to(target)
-    with pytest.raises(OSError), locked(tmp_path / "data", "in use"):
+    with pytest.raises(OSError), lock(tmp_path / "data", "in use"):
         pass
     assert target.read_text() == "kept"
 
@@ -132,7 +132,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "x\0y", "x/"])
 def test_a_name_that_leads_elsewhere_is_no_child(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="is no name of a file"):
-        child(tmp_path, name)
+        child_path(tmp_path, name)
     with pytest.raises(UserError):
         remove_child(tmp_path, name)
     assert tmp_path.is_dir()
@@ -140,7 +140,7 @@ def test_a_name_that_leads_elsewhere_is_no_child(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", ["a", "a b", "...", "..a", "字", "x~2"])
 def test_a_plain_name_is_a_child(tmp_path: Path, name: str) -> None:
-    assert child(tmp_path, name) == tmp_path / name
+    assert child_path(tmp_path, name) == tmp_path / name
 
 
 def test_a_child_is_removed_with_all_it_holds(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.__main__ import STEPS
 from pipeline.config import field_names
-from pipeline.experiment import load
+from pipeline.experiment import load_experiment
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
@@ -337,7 +337,7 @@ def test_init_keeps_long_pictures_whole(cli: Cli, folder: Path) -> None:
             )
     done = cli("init", "--data.source", "folder:strips", "--out", "strips.yaml")
     assert done.code == 0, done.err
-    data = load("strips.yaml", {}).base.data
+    data = load_experiment("strips.yaml", {}).base.data
     # As large as the longer side, not as the shorter.
     assert (data.fit, data.image_size, data.stored_size) == ("pad", 64, 64)
 

@@ -145,7 +145,7 @@ def test_the_majority_rate_is_the_accuracy_of_that_answer(seed: int) -> None:
 
 def test_confusion_has_true_rows_and_predicted_columns() -> None:
     logits = np.eye(3)[[0, 2, 2, 2]]
-    assert metrics.confusion(np.array([0, 0, 2, 2]), logits).tolist() == [
+    assert metrics.count_confusions(np.array([0, 0, 2, 2]), logits).tolist() == [
         [1, 0, 1],
         [0, 0, 0],
         [0, 0, 2],
@@ -155,7 +155,7 @@ def test_confusion_has_true_rows_and_predicted_columns() -> None:
 @pytest.mark.parametrize("classes", [2, 10, 40, 100])
 def test_confusion_counts_each_image_once(classes: int) -> None:
     labels, logits = random_case(0, images=300, classes=classes)
-    counts = metrics.confusion(labels, logits)
+    counts = metrics.count_confusions(labels, logits)
     assert counts.shape == (classes, classes)
     assert counts.sum(axis=1).tolist() == np.bincount(labels, minlength=classes).tolist()
     assert counts.trace() / 300 == pytest.approx(metrics.score(labels, logits)["accuracy"])
@@ -164,7 +164,7 @@ def test_confusion_counts_each_image_once(classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 10, 137, 1000])
 def test_scores_are_those_of_the_matrix_to_the_last_bit(classes: int) -> None:
     labels, logits = random_case(classes, images=1500, classes=classes)
-    counts = metrics.confusion(labels, logits)
+    counts = metrics.count_confusions(labels, logits)
     right, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     scores = metrics.score(labels, logits)
     assert scores["accuracy"] == float(right.sum() / len(labels))
@@ -187,9 +187,11 @@ def test_scores_of_many_classes_take_no_matrix() -> None:
 @pytest.mark.parametrize("classes", [2, 10, 300])
 def test_confused_is_the_matrix_without_its_zeros(classes: int) -> None:
     labels, logits = random_case(1, images=900, classes=classes)
-    cells = metrics.confused(labels, logits)
+    cells = metrics.list_confusions(labels, logits)
     assert cells["count"].is_monotonic_decreasing and cells["count"].min() > 0
-    assert (metrics.matrix_of(cells, np.arange(classes)) == metrics.confusion(labels, logits)).all()
+    assert (
+        metrics.matrix_of(cells, np.arange(classes)) == metrics.count_confusions(labels, logits)
+    ).all()
 
 
 def test_a_part_of_the_matrix_has_the_order_that_is_asked_for() -> None:

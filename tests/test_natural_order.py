@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.natural_order import natural, natural_order
+from pipeline.natural_order import natural_key, natural_order
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from pipeline.natural_order import natural, natural_order
     ],
 )
 def test_numbers_in_names_count_as_numbers(ordered: list[str]) -> None:
-    assert sorted(random.Random(0).sample(ordered, len(ordered)), key=natural) == ordered
+    assert sorted(random.Random(0).sample(ordered, len(ordered)), key=natural_key) == ordered
     assert natural_order(ordered[::-1]) == list(range(len(ordered)))[::-1]
 
 
 @given(st.lists(st.text(), max_size=20))
 def test_any_names_have_one_order(names: list[str]) -> None:
     turned = names[::-1]
-    assert sorted(names, key=natural) == sorted(turned, key=natural)
+    assert sorted(names, key=natural_key) == sorted(turned, key=natural_key)
     assert sorted(natural_order(names)) == list(range(len(names)))

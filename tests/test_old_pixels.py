@@ -86,16 +86,18 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
 ) -> None:
     assert cli("train", "--config", str(quick)).code == 0
     first_release.undo()
-    (run,) = find_runs.trainings(workspace)
+    (run,) = find_runs.find_trainings(workspace)
     recorded = json.loads(
-        find_runs.artifact(
+        find_runs.download_artifact(
             workspace, run["run_id"], names.PREPROCESSING, folder / "down"
         ).read_text()
     )
     assert recorded["decoding"] == 1
     assert cli("evaluate", "--run_id", run["run_id"]).code == 0
     table = pd.read_csv(
-        find_runs.artifact(workspace, run["run_id"], "test/predictions.csv", folder / "down")
+        find_runs.download_artifact(
+            workspace, run["run_id"], "test/predictions.csv", folder / "down"
+        )
     )
     listed = folder / "listed.txt"
     listed.write_text("\n".join(f"digits/{path}" for path in table["path"]))
@@ -122,7 +124,7 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
     )
     # The next training is another one, on other pixels.
     assert "trained before" not in cli("train", "--config", str(quick)).out
-    assert len({row["data_digest"] for row in find_runs.trainings(workspace)}) == 2
+    assert len({row["data_digest"] for row in find_runs.find_trainings(workspace)}) == 2
 
 
 def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
@@ -130,10 +132,10 @@ def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
 ) -> None:
     interrupt(cli, "train", "--config", str(quick), epoch=2)
     first_release.undo()
-    (run,) = find_runs.trainings(workspace)
+    (run,) = find_runs.find_trainings(workspace)
     done = cli("train", "--run_id", run["run_id"])
     assert done.code == 0, done.err
-    (run,) = find_runs.trainings(workspace)
+    (run,) = find_runs.find_trainings(workspace)
     assert run["state"] == "complete"
 
 
@@ -145,17 +147,17 @@ def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), training="01")
     first_release.undo()
-    (before,) = find_runs.studies(workspace)
+    (before,) = find_runs.find_studies(workspace)
     done = cli("tune", "--config", str(quick))
     assert done.code == 0, done.err
     assert f"--study.name {before.name} goes on with it" in done.out
-    assert len(find_runs.studies(workspace)) == 2
+    assert len(find_runs.find_studies(workspace)) == 2
     done = cli("tune", "--config", str(quick), "--study.name", before.name)
     assert done.code == 0, done.err
-    rows: list[dict[str, Any]] = find_runs.trainings(workspace, before.name)
+    rows: list[dict[str, Any]] = find_runs.find_trainings(workspace, before.name)
     assert [row["state"] for row in rows] == ["complete"] * 2
     assert {row["data_digest"] for row in rows} == {before.data_digest}
-    assert len(find_runs.studies(workspace)) == 2
+    assert len(find_runs.find_studies(workspace)) == 2
 
 
 def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
@@ -169,15 +171,15 @@ def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), "--data.bad", "drop", training="01")
     first_release.undo()
-    (before,) = find_runs.studies(workspace)
+    (before,) = find_runs.find_studies(workspace)
     done = cli("tune", "--config", str(quick), "--data.bad", "drop", "--study.name", before.name)
     assert done.code == 0, done.err
-    rows: list[dict[str, Any]] = find_runs.trainings(workspace, before.name)
+    rows: list[dict[str, Any]] = find_runs.find_trainings(workspace, before.name)
     assert [row["state"] for row in rows] == ["complete"] * 2 and {
         row["data_digest"] for row in rows
     } == {before.data_digest}
     assert cli("tune", "--config", str(quick), "--data.bad", "drop").code == 0
-    assert len(find_runs.studies(workspace)) == 2
+    assert len(find_runs.find_studies(workspace)) == 2
 
 
 def test_a_picture_decodes_as_before_by_version_1() -> None:

@@ -21,7 +21,7 @@ from mlflow.projects.utils import load_project
 from mlflow.utils.environment import _PythonEnv
 
 from pipeline.__main__ import STEPS
-from pipeline.experiment import load
+from pipeline.experiment import load_experiment
 from pipeline.steps.options import fields_of, parse_options
 from pipeline.tracking import names
 from tests.conftest import PROJECT, place_store, start, wait_for, write_digits
@@ -58,7 +58,7 @@ def test_every_step_is_an_entry_point_whose_parameters_are_options() -> None:
     "file", sorted((PROJECT / "experiments").glob("*.yaml")), ids=lambda file: file.name
 )
 def test_every_experiment_file_can_be_read_and_says_how_to_run_it(file: Path) -> None:
-    experiment = load(str(file), {})
+    experiment = load_experiment(str(file), {})
     assert experiment.trials > 0
     header = file.read_text().split("\nbase:")[0]
     assert header.startswith("# ")
@@ -83,7 +83,7 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
         file = PROJECT / own.config
         # The reader's own file stands for any.
         assert (
-            load(
+            load_experiment(
                 str(file if file.exists() else PROJECT / "experiments" / "photos.yaml"), sections
             ).base
             is not None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.__main__ import _tell_of_bug
 from pipeline.errors import PipelineError, UserError
-from pipeline.safe_text import in_markdown, visible, without_password
+from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.search.study_storage import Database
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.address import check_address
@@ -26,13 +26,13 @@ HOSTILE = "a\x1b[2J\x1b]0;owned\x07\r\n\u202egnp.exe\u2028\u200f\udce9"
 
 
 def test_what_a_terminal_would_act_on_is_written_out() -> None:
-    assert visible(HOSTILE) == r"a\x1b[2J\x1b]0;owned\x07\r\n\u202egnp.exe\u2028\u200f\udce9"
-    assert visible("naïve – 日本語 · नमस्ते\u200d 👩‍🔬") == "naïve – 日本語 · नमस्ते\u200d 👩‍🔬"
+    assert make_visible(HOSTILE) == r"a\x1b[2J\x1b]0;owned\x07\r\n\u202egnp.exe\u2028\u200f\udce9"
+    assert make_visible("naïve – 日本語 · नमस्ते\u200d 👩‍🔬") == "naïve – 日本語 · नमस्ते\u200d 👩‍🔬"
 
 
 def test_markdown_is_shown_as_it_is() -> None:
     assert (
-        in_markdown("![x](http://a/b.png) <b> `c` *d* |\n# e")
+        escape_markdown("![x](http://a/b.png) <b> `c` *d* |\n# e")
         == r"!\[x\](http://a/b.png) \<b\> \`c\` \*d\* \|\\n# e"
     )
 
@@ -59,7 +59,7 @@ def test_markdown_is_shown_as_it_is() -> None:
     ],
 )
 def test_passwords_of_addresses_are_hidden(text: str, shown: str) -> None:
-    assert without_password(text) == shown
+    assert hide_passwords(text) == shown
     assert (
         str(PipelineError(text)) == shown and str(UserError(text, [text])) == f"{shown}\n  {shown}"
     )
@@ -169,8 +169,8 @@ def test_a_password_of_the_studys_database_is_kept_nowhere(
     assert SECRET not in done.out + done.err
     assert SECRET.encode() not in everything(quick.parent)
     if done.code == 0:
-        (study,) = find_runs.studies(workspace)
-        kept = find_runs.artifact(
+        (study,) = find_runs.find_studies(workspace)
+        kept = find_runs.download_artifact(
             workspace, study.parent, "study.yaml", quick.parent / "down"
         ).read_text()
         assert "password=***" in kept

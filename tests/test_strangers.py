@@ -24,7 +24,7 @@ from mlflow.entities import Param
 from pipeline import models, trust
 from pipeline.config import Model
 from pipeline.errors import UserError
-from pipeline.jobs.summary import compare
+from pipeline.jobs.summary import summarise
 from pipeline.jobs.train import TENSORBOARD
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace
@@ -165,7 +165,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_is_not_taken_up(
 @pytest.fixture
 def smoke_run(in_smoke: Workspace) -> tuple[Workspace, str]:
     """A finished run of the study that all tests of a process share, and its store."""
-    return in_smoke, str(compare(in_smoke).rows[0]["run_id"])
+    return in_smoke, str(summarise(in_smoke).rows[0]["run_id"])
 
 
 BUILD = """

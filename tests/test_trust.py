@@ -58,7 +58,7 @@ def test_what_is_no_hash_is_refused(state: Path, given: str) -> None:
 def test_the_refusal_names_run_artifact_and_hash(state: Path) -> None:
     digest = sha256(b"x = 1").hexdigest()
     with pytest.raises(UserError) as refused:
-        trust.need({"net.py": b"x = 1"}, "run abc: its artifact source")
+        trust.need_trust({"net.py": b"x = 1"}, "run abc: its artifact source")
     assert str(refused.value).count("\n") == 0
     assert f"run abc: its artifact source is Python code, SHA-256 {digest}" in str(refused.value)
     assert str(refused.value).endswith(f"--trust {digest}")
@@ -75,15 +75,15 @@ def test_what_this_steps_configuration_names_is_trusted_as_it_is(
         {},
     ):
         with pytest.raises(UserError, match="--trust"):
-            trust.need(strange, "it", [own])
-    trust.need(own, "it", [own])
+            trust.need_trust(strange, "it", [own])
+    trust.need_trust(own, "it", [own])
     new_process(monkeypatch)
     assert trust.is_trusted(sha256_over(own))
     # Code of this machine in a place that nobody has named may be a trap beside a copy.
     with pytest.raises(UserError, match="--trust"):
-        trust.need(own, "it", is_here=True)
+        trust.need_trust(own, "it", is_here=True)
     trust.trust_here(sha256_over(own))
-    trust.need(own, "it", is_here=True)
+    trust.need_trust(own, "it", is_here=True)
 
 
 def test_a_file_that_a_configuration_has_named_is_the_users_own(

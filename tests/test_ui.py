@@ -64,9 +64,9 @@ def test_the_saved_table_shows_the_trainings_best_first(
 
 
 def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Workspace) -> None:
-    from pipeline.jobs.summary import compare
+    from pipeline.jobs.summary import summarise
 
-    compared = compare(in_smoke)
+    compared = summarise(in_smoke)
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}")
     link = page.get_by_role("link", name=compared.rows[0]["run_name"]).first
     link.wait_for(timeout=60_000)

@@ -21,7 +21,7 @@ _STEPS = 17
 """Levels of each channel that are tried to tell whether a profile is sRGB."""
 
 
-def in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
+def convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     """Convert a picture from its profile's colours.
 
     Args:

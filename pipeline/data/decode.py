@@ -20,11 +20,11 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageColor, ImageOps, _imaging
 
-from pipeline.data.colour_profiles import in_srgb
-from pipeline.data.decoding_limits import TooSlow, refusal, too_large_tiles
-from pipeline.data.grey_levels import Levels, eight_bits
-from pipeline.data.resize import padded, shorter_side, stretched
-from pipeline.data.strip_metadata import without_metadata
+from pipeline.data.colour_profiles import convert_to_srgb
+from pipeline.data.decoding_limits import TooSlow, why_refused, why_tiles_refused
+from pipeline.data.grey_levels import Levels, to_eight_bits
+from pipeline.data.resize import pad, resize_shorter_side, stretch
+from pipeline.data.strip_metadata import strip_metadata
 from pipeline.errors import first_line
 
 if TYPE_CHECKING:
@@ -182,14 +182,14 @@ class Decoding:
             OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
         """
         content = _content(file)
-        if problem := refusal(content):
+        if problem := why_refused(content):
             raise TooCostly(problem)
         try:
             return self._decode(io.BytesIO(content))
         except TooLarge:
             raise
         except OSError as error:
-            bare = without_metadata(content) if self.version > 1 else b""
+            bare = strip_metadata(content) if self.version > 1 else b""
             if len(bare) in (0, len(content)):
                 raise
             try:
@@ -203,9 +203,9 @@ class Decoding:
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, MAX_PIXELS)
         try:
             with Image.open(file, formats=FORMATS) as opened:
-                if problem := too_large(*opened.size, self.max_pixels):
+                if problem := why_too_large(*opened.size, self.max_pixels):
                     raise TooLarge(problem)
-                if problem := too_large_tiles(opened, self.max_pixels):
+                if problem := why_tiles_refused(opened, self.max_pixels):
                     raise TooCostly(problem)
                 opened.load()
                 image, note = self._upright(opened)
@@ -243,7 +243,7 @@ class Decoding:
         profile = image.info.get("icc_profile") if self.version > 1 else None
         levels = None
         if image.mode[0] in "IF":
-            image, levels = eight_bits(image, self.white)
+            image, levels = to_eight_bits(image, self.white)
         is_grey = image.mode in ("1", "L", "LA", "La")
         alpha = None
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -253,7 +253,7 @@ class Decoding:
         plain = self._composed(image)
         if not isinstance(profile, bytes):
             return Decoded(plain, levels)
-        converted = in_srgb(
+        converted = convert_to_srgb(
             image if image.mode == "CMYK" else image.convert("L" if is_grey else "RGB"), profile
         )
         if converted is None:
@@ -278,11 +278,11 @@ class Decoding:
         """Return the pixels that are stored, of shape (3, height, width)."""
         match self.fit:
             case "crop":
-                return shorter_side(image, self.size, self.interpolation)
+                return resize_shorter_side(image, self.size, self.interpolation)
             case "pad":
-                return padded(image, self.size, self.interpolation, self.background)
+                return pad(image, self.size, self.interpolation, self.background)
             case "stretch":
-                return stretched(image, self.size, self.interpolation)
+                return stretch(image, self.size, self.interpolation)
             case _:
                 assert_never(self.fit)
 
@@ -298,7 +298,7 @@ def claimed_pixels(content: bytes, max_pixels: int = MAX_PIXELS) -> int:
         return 0
 
 
-def too_large(width: int, height: int, max_pixels: int) -> str:
+def why_too_large(width: int, height: int, max_pixels: int) -> str:
     """Return why an image of that size is refused; empty where it is not."""
     return (
         f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})"
@@ -307,7 +307,7 @@ def too_large(width: int, height: int, max_pixels: int) -> str:
     )
 
 
-def reason(error: BaseException) -> str:
+def explain_unreadable(error: BaseException) -> str:
     """Return in a few words why an image cannot be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -43,7 +43,7 @@ class TooSlow(Exception):
     """Decoding an image has used up `PROCESSOR_SECONDS`."""
 
 
-def refusal(content: bytes) -> str:
+def why_refused(content: bytes) -> str:
     """Return why a file is not decoded; empty where it is."""
     if content.startswith(_JPEG):
         return _of_jpeg(content)
@@ -56,7 +56,7 @@ def refusal(content: bytes) -> str:
     return ""
 
 
-def too_large_tiles(image: Image.Image, max_pixels: int) -> str:
+def why_tiles_refused(image: Image.Image, max_pixels: int) -> str:
     """Return why a picture that was opened, and is not decoded yet, is refused for its tiles; empty where it is not."""
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)

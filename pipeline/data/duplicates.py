@@ -50,7 +50,7 @@ class Sets:
         return [part.tolist() for part in np.split(order, starts[1:]) if len(part) > 1]
 
 
-def near_pairs_united(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+def unite_near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
     """Return for each of n distinct hashes the smallest number of the set it belongs to, chains of near ones being one set.
 
     Two hashes that differ in at most d of their bits agree wholly in one of d + 1 bands, so only those that share a
@@ -86,7 +86,7 @@ def near_pairs_united(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.i
     return sets.roots()
 
 
-def duplicate_sets(
+def find_duplicate_sets(
     pixels: NDArray[np.uint8],
     phash: NDArray[np.uint64],
     has_phash: NDArray[np.bool_],
@@ -110,5 +110,5 @@ def duplicate_sets(
     if near_distance >= 0 and has_phash.any():
         numbers = np.flatnonzero(has_phash)
         hashes, which = np.unique(phash[numbers], return_inverse=True)
-        sets.unite_equal(near_pairs_united(hashes, near_distance)[which], numbers)
+        sets.unite_equal(unite_near_pairs(hashes, near_distance)[which], numbers)
     return sets.larger_than_one(), equal

@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.catalogue import Catalogue, Found
-from pipeline.data.decode import reason, too_large
+from pipeline.data.decode import explain_unreadable, why_too_large
 from pipeline.data.examine_worker import Recipe, Unreadable, Worker, examine_chunk, start_worker
-from pipeline.data.image_store import lost_shards, remove_unnamed, sync
+from pipeline.data.image_store import find_lost_shards, remove_unnamed, sync
 from pipeline.data.sources.source import Item, Source
 from pipeline.errors import InUse, PipelineError, UserError
-from pipeline.files import locked
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of how many."""
@@ -160,7 +159,9 @@ class _Examination:
     def run(self) -> Examined:
         missing = self._known(range(len(self._items)))
         if self._recipe.stores and self._examined.shards:
-            lost = lost_shards(self._recipe.folder, self._examined.shards, self._examined.index)
+            lost = find_lost_shards(
+                self._recipe.folder, self._examined.shards, self._examined.index
+            )
             if lost:
                 self._catalogue.forget_shards(self._recipe.names, lost)
                 self._examined, self._shard_numbers = Examined.empty(len(self._items)), {}
@@ -174,7 +175,7 @@ class _Examination:
 
     def _put(self, number: int, found: Found) -> None:
         # Here, as an image may have been stored under a higher limit, or come from an array that has no header to look at.
-        if problem := too_large(found.width, found.height, self._recipe.decoding.max_pixels):
+        if problem := why_too_large(found.width, found.height, self._recipe.decoding.max_pixels):
             self._examined.unreadable[number] = problem
         else:
             self._examined.put(number, found, self._shard_numbers)
@@ -189,15 +190,15 @@ class _Examination:
         key = hashlib.sha256(
             f"{self._source.description}\0{self._recipe.name}".encode()
         ).hexdigest()[:16]
-        with contextlib.ExitStack() as lock:
+        with contextlib.ExitStack() as held:
             try:
-                lock.enter_context(
-                    locked(self._recipe.root / key, "another process prepares the same")
+                held.enter_context(
+                    lock(self._recipe.root / key, "another process prepares the same")
                 )
                 waited = False
             except InUse as error:
                 self._progress(f"waiting, since {error}", 0, len(self._items))
-                lock.enter_context(locked(self._recipe.root / key))
+                held.enter_context(lock(self._recipe.root / key))
                 waited = True
             yield waited
 
@@ -211,7 +212,7 @@ class _Examination:
                 try:
                     fingerprints[number] = self._source.reader.fingerprint(self._items[number].path)
                 except OSError as error:
-                    self._examined.unreadable[number] = reason(error)
+                    self._examined.unreadable[number] = explain_unreadable(error)
             by_path = {
                 self._items[number].path: fingerprint
                 for number, fingerprint in fingerprints.items()

@@ -20,7 +20,7 @@ from scipy import fft
 
 from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found, Names
-from pipeline.data.decode import UNREADABLE, VERSION, Decoding, reason
+from pipeline.data.decode import UNREADABLE, VERSION, Decoding, explain_unreadable
 from pipeline.data.decoding_limits import TooSlow, stopwatch
 from pipeline.data.grey_levels import Levels, next_white
 from pipeline.data.image_store import ShardWriter, shard_size
@@ -102,7 +102,7 @@ class Worker:
         try:
             content = self._reader.read(path)
         except UNREADABLE as error:
-            return Unreadable(reason(error))
+            return Unreadable(explain_unreadable(error))
         digest = hashlib.sha256(content).digest()
         known = None if self._is_first else self._catalogue.of_content(digest, self._recipe.names)
         if known is not None and self._is_stored(known):
@@ -114,7 +114,7 @@ class Worker:
                 image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
                 compared, scale = self._compared(content, image, levels)
         except UNREADABLE as error:
-            return Unreadable(reason(error))
+            return Unreadable(explain_unreadable(error))
         except TooSlow as error:
             # Not passed over: on a faster machine it would be one of the images.
             raise UserError(f"{path}: {error}; remove it, or convert it") from None

@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.config import Data
 from pipeline.data.examine import Examined
-from pipeline.data.leaks import divided_groups, leaks
+from pipeline.data.leaks import find_leaks, warn_of_divided_groups
 from pipeline.data.quality_gate import FEW, Inspection
 from pipeline.data.sources.source import SPLITS
 from pipeline.data.splits import fold_name
 from pipeline.errors import UserError
-from pipeline.natural_order import natural
+from pipeline.natural_order import natural_key
 
 MOST_LISTED = 1000
 """Sets of duplicates, or leaking pairs, that the report lists; it counts all."""
@@ -36,7 +36,7 @@ class Refused(UserError):
 def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
     """Return what is thin in the classes' counts per split."""
     warnings = []
-    for label, count in sorted(counts.items(), key=lambda item: natural(item[0])):
+    for label, count in sorted(counts.items(), key=lambda item: natural_key(item[0])):
         missing = [split for split, number in count.items() if not number]
         if missing:
             warnings.append(f"class {label!r} has no images in {' and '.join(missing)}")
@@ -48,7 +48,7 @@ def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
     return warnings
 
 
-def refusal(
+def build_refusal(
     message: str,
     findings: Sequence[str],
     inspection: Inspection,
@@ -62,7 +62,7 @@ def refusal(
     names = given if all(item.split for item in items) else [*given, "not split yet"]
     found = Counter((item.label, item.split or "not split yet") for item in items)
     classes = sorted({item.label for item in inspection.items})
-    report = report_of(inspection, data, source, ignored, None) | {
+    report = build_report(inspection, data, source, ignored, None) | {
         "refused": message,
         "digest": "",
         "classes": classes,
@@ -73,7 +73,7 @@ def refusal(
     return Refused(message, findings, report)
 
 
-def report_of(
+def build_report(
     inspection: Inspection,
     data: Data,
     source: str,
@@ -96,7 +96,7 @@ def report_of(
         return of.get(number, items[number].split)
 
     folds = [fold_name(fold) for fold in range(data.folds)] if splits is not None else []
-    pairs = leaks(inspection, split_of, [*folds, *SPLITS])
+    pairs = find_leaks(inspection, split_of, [*folds, *SPLITS])
 
     def entry(number: int) -> dict[str, Any]:
         item = items[number]
@@ -151,7 +151,7 @@ def report_of(
         },
         "num_leaks": len(pairs),
         "leaks": pairs[:MOST_LISTED],
-        "warnings": [*inspection.warnings, *divided_groups(inspection, split_of)],
+        "warnings": [*inspection.warnings, *warn_of_divided_groups(inspection, split_of)],
         "ignored": ignored,
     }
 
@@ -171,18 +171,18 @@ def refuse(
     if bad and data.bad == "error":
         count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
         message = f"{count} in {source} cannot be read; repair or remove, or leave them out with data.bad warn"
-        raise refusal(message, sorted(bad), inspection, data, source, ignored)
+        raise build_refusal(message, sorted(bad), inspection, data, source, ignored)
     if inspection.duplicates and data.duplicates == "error":
         images = sum(map(len, inspection.duplicates))
-        lines = [describe(members, inspection) for members in inspection.duplicates]
+        lines = [describe_duplicates(members, inspection) for members in inspection.duplicates]
         message = f"{images} images in {source} are copies or nearly so, in {len(lines)} sets; data.duplicates is error (or group, warn, drop)"
-        raise refusal(message, lines, inspection, data, source, ignored)
+        raise build_refusal(message, lines, inspection, data, source, ignored)
     if len({inspection.items[number].label for number in inspection.kept}) < 2:
         message = f"{source} has fewer than two classes with images that can be used"
-        raise refusal(message, sorted(bad), inspection, data, source, ignored)
+        raise build_refusal(message, sorted(bad), inspection, data, source, ignored)
 
 
-def describe(members: Sequence[int], inspection: Inspection) -> str:
+def describe_duplicates(members: Sequence[int], inspection: Inspection) -> str:
     """Return a set of duplicates as one line."""
     items = [inspection.items[number] for number in members]
     kind = (
@@ -196,7 +196,7 @@ def describe(members: Sequence[int], inspection: Inspection) -> str:
     return f"{kind}{under}: {paths}{f' and {len(items) - 4} more' if len(items) > 4 else ''}"
 
 
-def majority(counts: dict[str, dict[str, int]]) -> tuple[str, float]:
+def find_majority(counts: dict[str, dict[str, int]]) -> tuple[str, float]:
     """Return the class with most training images, and its share of the validation images: what always answering it would score."""
     train = {
         label: sum(number for split, number in count.items() if split not in ("val", "test"))

@@ -33,7 +33,7 @@ def next_white(brightest: float) -> int:
     return (1 << max(1, math.ceil(brightest).bit_length())) - 1
 
 
-def eight_bits(image: Image.Image, white: str | int) -> tuple[Image.Image, Levels | None]:
+def to_eight_bits(image: Image.Image, white: str | int) -> tuple[Image.Image, Levels | None]:
     """Scale grey levels of 16 or 32 bits to 8.
 
     Args:

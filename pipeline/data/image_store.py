@@ -123,7 +123,7 @@ def shard_size(folder: Path, shard: str) -> int:
         return 0
 
 
-def lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) -> list[str]:
+def find_lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) -> list[str]:
     """Return the shards that are missing, or shorter than the index of `Store` says."""
     ends = np.zeros(len(shards), dtype=np.int64)
     np.maximum.at(ends, index[:, 0], index[:, 1] + 3 * index[:, 2] * index[:, 3])

@@ -15,7 +15,9 @@ MOST_GROUPS = 20
 """Divided groups that are named; the rest is counted."""
 
 
-def leaks(inspection: Inspection, split_of: SplitOf, order: Sequence[str]) -> list[dict[str, Any]]:
+def find_leaks(
+    inspection: Inspection, split_of: SplitOf, order: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return each image that has a copy in a later split, with that copy: an equal one if there is, in the latest split.
 
     Images that ``drop`` has left out are among them, as removed.
@@ -52,7 +54,7 @@ def leaks(inspection: Inspection, split_of: SplitOf, order: Sequence[str]) -> li
     return pairs
 
 
-def divided_groups(inspection: Inspection, split_of: SplitOf) -> list[str]:
+def warn_of_divided_groups(inspection: Inspection, split_of: SplitOf) -> list[str]:
     """Return a warning for each of the source's groups that stands in several splits, as far as their number allows."""
     splits: defaultdict[str, set[str]] = defaultdict(set)
     for number in inspection.kept:

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.config import Data
 from pipeline.data.examine import Examined
 from pipeline.data.sources.source import Item
-from pipeline.natural_order import natural
+from pipeline.natural_order import natural_key
 
 LONG = 2.0
 """Longer over shorter side beyond which a crop to a square sees less than half of a picture."""
@@ -105,7 +105,7 @@ def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data:
 
 
 def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: natural(item[0]))
+    return sorted(counts.items(), key=lambda item: natural_key(item[0]))
 
 
 def _images(paths: Sequence[str]) -> str:

@@ -29,8 +29,8 @@ from pipeline.data.image_store import Store, Undecoded
 from pipeline.data.picture_warnings import picture_warnings
 from pipeline.data.resize import center_crop
 from pipeline.data.sources import SPLITS, Item, Source, open_source
-from pipeline.data.splits import assign_splits, fold_name, sample
-from pipeline.data.white_level import examined_or_told, store_grey, with_white
+from pipeline.data.splits import assign_splits, fold_name, sample_images
+from pipeline.data.white_level import examine_or_explain, resolve_white, store_grey
 from pipeline.errors import UserError, unknown_name
 from pipeline.files import write_whole
 from pipeline.identity import data_digest
@@ -159,10 +159,10 @@ def prepare(
     if data.background[0] != "#" and data.background.lower() not in ImageColor.colormap:
         raise unknown_name("data.background", data.background, ImageColor.colormap)
     source = open_source(data)
-    items = sample(source.items, data)
+    items = sample_images(source.items, data)
     source.items = items
     recipe = Recipe.of(data, root, version)
-    examined = examined_or_told(source, items, recipe, progress)
+    examined = examine_or_explain(source, items, recipe, progress)
     inspection = quality_gate.inspect(items, examined, data)
     inspection.warnings += source.warnings
     thumbnails = _thumbnails(_images(source, items, examined, recipe), items, examined.unreadable)
@@ -174,7 +174,7 @@ def prepare(
             on_report(refused.report, thumbnails)
         raise
     if data.white == "auto":
-        data = with_white(data, inspection, examined, splits)
+        data = resolve_white(data, inspection, examined, splits)
         recipe = Recipe.of(data, root, version)
         store_grey(source, inspection, examined, recipe, progress)
         thumbnails = _thumbnails(
@@ -253,7 +253,7 @@ def _assigned(inspection: quality_gate.Inspection, data: Data, source: Source) -
     try:
         return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
     except UserError as error:
-        raise findings.refusal(
+        raise findings.build_refusal(
             error.message, error.findings, inspection, data, source.description, source.ignored
         ) from None
 
@@ -347,8 +347,8 @@ def _report(
 ) -> findings.Report:
     counts = prepared.counts()
     inspection.warnings += findings.class_warnings(counts)
-    largest, share = findings.majority(counts)
-    report: dict[str, Any] = findings.report_of(
+    largest, share = findings.find_majority(counts)
+    report: dict[str, Any] = findings.build_report(
         inspection, prepared.data, prepared.source, source.ignored, splits
     )
     report |= {

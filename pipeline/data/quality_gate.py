@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Data
-from pipeline.data.duplicates import Sets, duplicate_sets
+from pipeline.data.duplicates import Sets, find_duplicate_sets
 from pipeline.data.examine import Examined
 from pipeline.data.sources.source import Item
 
@@ -61,7 +61,7 @@ def inspect(items: list[Item], examined: Examined, data: Data) -> Inspection:
     numbers = np.flatnonzero(readable)
     equal, sets = np.arange(len(items)), list[list[int]]()
     if data.duplicates != "ignore":
-        found, same = duplicate_sets(
+        found, same = find_duplicate_sets(
             examined.pixels[numbers],
             examined.phash[numbers],
             examined.has_phash[numbers],

@@ -17,7 +17,7 @@ _INTERPOLATION = {
 }
 
 
-def shorter_side(image: Image.Image, size: int, interpolation: str) -> NDArray[np.uint8]:
+def resize_shorter_side(image: Image.Image, size: int, interpolation: str) -> NDArray[np.uint8]:
     """Resize with antialiasing to a shorter side of `size` pixels, aspect ratio kept up to 3 to 1; shape (3, height, width)."""
     width, height = image.size
     longest = round(min(width, height) * WIDEST)
@@ -32,7 +32,7 @@ def shorter_side(image: Image.Image, size: int, interpolation: str) -> NDArray[n
     )
 
 
-def padded(image: Image.Image, size: int, interpolation: str, background: str) -> NDArray[np.uint8]:
+def pad(image: Image.Image, size: int, interpolation: str, background: str) -> NDArray[np.uint8]:
     """Resize the whole picture into the middle of a square of one colour; shape (3, size, size)."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -44,7 +44,7 @@ def padded(image: Image.Image, size: int, interpolation: str, background: str) -
     return square
 
 
-def stretched(image: Image.Image, size: int, interpolation: str) -> NDArray[np.uint8]:
+def stretch(image: Image.Image, size: int, interpolation: str) -> NDArray[np.uint8]:
     """Resize the whole picture to a square, whatever that does to its shapes; shape (3, size, size)."""
     return _resized(image, (size, size), interpolation)
 

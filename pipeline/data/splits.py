@@ -255,7 +255,7 @@ def fold_name(fold: int) -> str:
     return f"fold {fold}"
 
 
-def sample(items: Sequence[Item], data: Data) -> list[Item]:
+def sample_images(items: Sequence[Item], data: Data) -> list[Item]:
     """Keep at most `data.limit` images in the proportions of classes and given splits, at least enough of each to split.
 
     A limit below that minimum keeps the minimum; 0 keeps all. Images of different groups are preferred, since groups are split.

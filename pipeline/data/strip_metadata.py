@@ -14,7 +14,7 @@ _JPEG_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
 """Segments of applications and comments, but for JFIF's and Adobe's, which say what the channels mean."""
 
 
-def without_metadata(content: bytes) -> bytes:
+def strip_metadata(content: bytes) -> bytes:
     """Return a PNG or JPEG with what its pixels need and nothing else; empty for another file, or one that ends too early."""
     if content.startswith(_PNG):
         chunks = list(_png_chunks(content))

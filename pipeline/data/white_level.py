@@ -13,7 +13,7 @@ from pipeline.data.sources import Item, Source
 from pipeline.errors import UserError
 
 
-def examined_or_told(
+def examine_or_explain(
     source: Source, items: Sequence[Item], recipe: Recipe, progress: Progress
 ) -> Examined:
     """Examine images, and store their pixels.
@@ -29,7 +29,7 @@ def examined_or_told(
         ) from error
 
 
-def with_white(
+def resolve_white(
     data: Data, inspection: Inspection, examined: Examined, splits: Sequence[str]
 ) -> Data:
     """Replace ``white auto`` by what it stands for: the least 2^k - 1 that no training image exceeds.
@@ -66,7 +66,7 @@ def store_grey(
 ) -> None:
     """Store the images of more than 8 bits, now that it is known which level is white; all others are stored already."""
     numbers = [number for number in inspection.kept if examined.bits[number] > 8]
-    stored = examined_or_told(
+    stored = examine_or_explain(
         source, [inspection.items[number] for number in numbers], recipe, progress
     )
     if stored.unreadable:

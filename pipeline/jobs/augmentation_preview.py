@@ -14,7 +14,7 @@ from pipeline.config import Configuration
 from pipeline.data.loader import Images, preview_views
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
-from pipeline.natural_order import natural
+from pipeline.natural_order import natural_key
 from pipeline.report import figures
 from pipeline.tracking.run import RunLog
 
@@ -53,12 +53,14 @@ def _log_preview(run: RunLog, prepared: Prepared, configuration: Configuration, 
         configuration.training.seed,
     )
     shown = one_of_each_class(labels[positions], MOST_IMAGES)
-    numbers = sorted(shown, key=lambda number: natural(prepared.classes[labels[positions[number]]]))
+    numbers = sorted(
+        shown, key=lambda number: natural_key(prepared.classes[labels[positions[number]]])
+    )
     originals = [prepared.images[int(positions[number])] for number in numbers]
     names = [prepared.classes[labels[positions[number]]] for number in numbers]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
-        figures.augmentation_preview(
+        figures.draw_augmentation_preview(
             file, originals, preview_views(images, numbers, NUM_VIEWS), names
         )
         run.file(file, "prepare")

@@ -17,8 +17,8 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.prepare import need_known_images, prepare_as_recorded
-from pipeline.jobs.recorded_run import Restored, restore
-from pipeline.jobs.summary import Comparison
+from pipeline.jobs.recorded_run import Restored, restore_network
+from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
 from pipeline.report.console import say
@@ -62,7 +62,7 @@ def evaluate(
         UserError: The run is not complete, the images have changed since, or the run does not say which they were and the user neither.
     """
     workspace.need_writable(*workspace.artifacts)
-    restored = restore(workspace, run_id)
+    restored = restore_network(workspace, run_id)
     data = _located(
         workspace,
         restored,
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def evaluate_all(
-    workspace: Workspace, compared: Comparison, device: str, data_options: Mapping[str, Any]
+    workspace: Workspace, compared: Summary, device: str, data_options: Mapping[str, Any]
 ) -> int:
     """Evaluate the complete runs that are not evaluated yet; return how many.
 

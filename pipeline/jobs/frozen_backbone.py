@@ -15,18 +15,20 @@ from pipeline.jobs.training_job import Job
 from pipeline.report.console import Counter
 from pipeline.tracking import names
 from pipeline.tracking.run import TrackedRun
-from pipeline.training.context import Setting
+from pipeline.training.context import TrainingContext
 from pipeline.training.feature_cache import (
     Backbone,
-    features_of,
-    has_features,
-    ids_of,
-    weights_hash,
+    hash_backbone,
+    hash_contents,
+    is_head_last,
+    load_or_compute,
 )
 
 
-def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting:
-    """Return what `_with_features` does, if it succeeds in all processes of the group.
+def use_cached_features(
+    run: TrackedRun | None, job: Job, setting: TrainingContext
+) -> TrainingContext:
+    """Return what `_use_cached_features` does, if it succeeds in all processes of the group.
 
     Raises:
         OutOfMemory: The backbone does not take even one image.
@@ -35,7 +37,7 @@ def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting
     failed: OutOfMemory | None = None
     featured = setting
     try:
-        featured = _with_features(run, job, setting)
+        featured = _use_cached_features(run, job, setting)
     except OutOfMemory as error:
         failed = error
     if setting.group.sum([failed is not None])[0]:
@@ -43,7 +45,9 @@ def with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting
     return featured
 
 
-def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Setting:
+def _use_cached_features(
+    run: TrackedRun | None, job: Job, setting: TrainingContext
+) -> TrainingContext:
     """Return a setting that trains the head on features; the setting as it is where the plain loop is needed.
 
     It is needed where the backbone is trained, where images are augmented and ``training.feature_views`` is 0, and
@@ -60,13 +64,13 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
     if (
         configuration.model.freeze != "backbone"
         or not views
-        or not has_features(setting.network, data.image_size)
+        or not is_head_last(setting.network, data.image_size)
     ):
         return setting
     backbone = Backbone(setting.network, setting.preprocessing, setting.numerics, setting.device)
     decides = {
         "name": job.origin["name"],
-        "weights": weights_hash(setting.network.module, setting.network.head),
+        "weights": hash_backbone(setting.network.module, setting.network.head),
         "preprocessing": asdict(setting.preprocessing),
         "decoding": prepared.decoding.key,
         "numerics": f"{setting.numerics}, {setting.device.type}",
@@ -88,8 +92,8 @@ def _with_features(run: TrackedRun | None, job: Job, setting: Setting) -> Settin
                 prepared.folder.parent
                 / f"features-{xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())}"
             )
-            ids = ids_of(contents, numbered=what is not decides)
-            features, new = features_of(
+            ids = hash_contents(contents, numbered=what is not decides)
+            features, new = load_or_compute(
                 images, ids, count, backbone, folder, data.batch_size, loader.workers, counter
             )
             loaders.append(loader.over(features))

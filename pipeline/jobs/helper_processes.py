@@ -11,13 +11,13 @@ from pipeline.config import Configuration, parse
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed, UserError
-from pipeline.jobs.frozen_backbone import with_features
-from pipeline.jobs.training_job import Job, setting_of
-from pipeline.tracking.workspace import home
-from pipeline.training.context import Fitted
-from pipeline.training.distributed import Group, is_peer_lost, joined
+from pipeline.jobs.frozen_backbone import use_cached_features
+from pipeline.jobs.training_job import Job, open_job_context
+from pipeline.tracking.workspace import results_folder
+from pipeline.training.context import FitResult
+from pipeline.training.distributed import Group, is_peer_lost, join_group
 from pipeline.training.fit import fit
-from pipeline.training.malloc import let_go, release
+from pipeline.training.malloc import clear_frames, release_memory
 from pipeline.training.precision import Numerics
 
 
@@ -32,12 +32,12 @@ def call_helpers(job: Job, numerics: Numerics) -> None:
         "decoding": job.prepared.version,
         "numerics": numerics.to_dict(),
     }
-    joined().share(json.dumps(message).encode())
+    join_group().share(json.dumps(message).encode())
 
 
 def dismiss_helpers() -> None:
     """Tell the other processes of the group that there is no more to do, and leave it."""
-    group = joined()
+    group = join_group()
     group.share(b"")
     group.close()
 
@@ -45,7 +45,7 @@ def dismiss_helpers() -> None:
 def help_out() -> None:
     """Take part in the trainings of the group's first process until it has no more, or has ended."""
     try:
-        _help_out(joined())
+        _help_out(join_group())
     except RuntimeError as error:
         # It has told why.
         if not is_peer_lost(error):
@@ -60,7 +60,9 @@ def _help_out(group: Group) -> None:
         version = message["decoding"]
         data = f"{version} {configuration.data.model_dump_json(exclude={'fold'})}"
         if data not in images:
-            images[data] = prepare(configuration.data, home() / "prepared", version=version)
+            images[data] = prepare(
+                configuration.data, results_folder() / "prepared", version=version
+            )
         prepared = images[data].with_fold(message["fold"])
         if prepared.digest != message["digest"]:
             raise UserError(f"{prepared.source} has changed while the training began; start again")
@@ -72,8 +74,8 @@ def _help_out(group: Group) -> None:
             _help_in(job, Numerics(**message["numerics"]), group)
         except TrainingFailed as error:
             # What ends it ends it in every process; the first one tells why.
-            let_go(error)
-        release()
+            clear_frames(error)
+        release_memory()
         if group.is_broken:
             return
     group.close()
@@ -81,6 +83,9 @@ def _help_out(group: Group) -> None:
 
 def _help_in(job: Job, numerics: Numerics, group: Group) -> None:
     """Take part in one training."""
-    with tempfile.TemporaryDirectory() as folder, setting_of(job, Path(folder), group) as built:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_job_context(job, Path(folder), group) as built,
+    ):
         setting = replace(built, numerics=numerics, resume=None)
-        fit(job.configuration, with_features(None, job, setting), [], Fitted())
+        fit(job.configuration, use_cached_features(None, job, setting), [], FitResult())

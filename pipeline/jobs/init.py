@@ -18,12 +18,12 @@ from pipeline.config import Data, Model, facts_of
 from pipeline.data.decode import UNREADABLE, Decoding
 from pipeline.data.picture_warnings import LONG, MANY
 from pipeline.data.sources import Item, Source, open_source
-from pipeline.data.splits import assign_splits, sample
+from pipeline.data.splits import assign_splits, sample_images
 from pipeline.errors import Unwritable, UserError
-from pipeline.experiment import load
-from pipeline.files import unwritable, whole
-from pipeline.natural_order import natural
-from pipeline.report.tables import duration
+from pipeline.experiment import load_experiment
+from pipeline.files import new_file, unwritable
+from pipeline.natural_order import natural_key
+from pipeline.report.tables import format_duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
 
@@ -97,11 +97,11 @@ def write_experiment(data: Data, out: Path, device: str, progress: Callable[[str
     if problem := unwritable(out.parent):
         raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
     source = open_source(data)
-    items = sample(source.items, data)
+    items = sample_images(source.items, data)
     plan = _look(data, source, items, Counter(assign_splits(items, data)), device, progress)
-    with whole(out) as partial:
+    with new_file(out) as partial:
         partial.write_text(_text(plan, out), encoding="utf-8")
-        load(str(partial), {})
+        load_experiment(str(partial), {})
     return plan
 
 
@@ -138,13 +138,13 @@ def _look(
         if measured is None:
             left_out[name] = f"a batch of {batch_size} does not fit in the memory of {device}"
         elif training > TOO_LONG and len(seconds) >= 3:
-            left_out[name] = f"about {duration(training)} a training here"
+            left_out[name] = f"about {format_duration(training)} a training here"
         else:
             seconds[name] = measured
     if not seconds:
         raise UserError(f"no network fits in the memory of {device} with batches of {batch_size}")
     counts = dict(
-        sorted(Counter(item.label for item in items).items(), key=lambda item: natural(item[0]))
+        sorted(Counter(item.label for item in items).items(), key=lambda item: natural_key(item[0]))
     )
     changed = {
         name: value
@@ -209,7 +209,7 @@ def _text(plan: Plan, out: Path) -> str:
     )
     total = sum(plan.counts.values())
     times = [
-        f"#   {name:<12} {duration(plan.training_seconds(name)):>7} a training, {1 / plan.seconds[name]:.0f} images a second"
+        f"#   {name:<12} {format_duration(plan.training_seconds(name)):>7} a training, {1 / plan.seconds[name]:.0f} images a second"
         for name in plan.seconds
     ]
     times += [f"#   {name:<12} left out: {reason}" for name, reason in plan.left_out.items()]
@@ -225,8 +225,8 @@ def _text(plan: Plan, out: Path) -> str:
         f"# Median of the shorter sides: {plan.median_side} pixels.",
         f"# Measured on this machine ({plan.device}), {plan.epochs} epochs:",
         *times,
-        f"# So the list of {NUM_CONFIGURATIONS} takes about {duration(listed)}, and the {NUM_SEARCHED} searched after it",
-        f"# about {duration(searched)}.",
+        f"# So the list of {NUM_CONFIGURATIONS} takes about {format_duration(listed)}, and the {NUM_SEARCHED} searched after it",
+        f"# about {format_duration(searched)}.",
         f"experiment: {_quoted(plan.name)}   # names runs, folders and the registered model",
         "base:",
         "  data:",

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Configuration
-from pipeline.files import locked, write_whole
+from pipeline.files import lock, write_whole
 from pipeline.report.console import say
-from pipeline.training.context import Setting
+from pipeline.training.context import TrainingContext
 from pipeline.training.inference import set_training_mode
 from pipeline.training.precision import (
     Choice,
     Numerics,
     OneStep,
-    candidates,
-    fastest,
-    first_batches,
+    find_fastest,
+    list_candidates,
+    take_batches,
 )
 from pipeline.training.stepper import Stepper
 
 
-def chosen(configuration: Configuration, setting: Setting, file: Path, study: str) -> Choice:
+def choose_precision(
+    configuration: Configuration, setting: TrainingContext, file: Path, study: str
+) -> Choice:
     """Return the fastest form for a training; what was measured before in the same study on this machine is taken again.
 
     Args:
@@ -35,12 +37,12 @@ def chosen(configuration: Configuration, setting: Setting, file: Path, study: st
         file: Where choices are kept, JSON by what they depend on; made when it is missing.
         study: Name, or empty.
     """
-    forms = candidates(configuration.training, setting.device)
+    forms = list_candidates(configuration.training, setting.device)
     if len(forms) == 1:
         return Choice(forms[0], {}, {})
     key = " | ".join([study, *_what_decides(configuration, setting.device, setting.group.size)])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with locked(file):
+    with lock(file):
         kept = _read(file)
         if key not in kept:
             say(
@@ -78,11 +80,13 @@ def _what_decides(configuration: Configuration, device: torch.device, processes:
     ]
 
 
-def _measured(configuration: Configuration, setting: Setting, forms: list[Numerics]) -> Choice:
+def _measured(
+    configuration: Configuration, setting: TrainingContext, forms: list[Numerics]
+) -> Choice:
     set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
-    batches = first_batches(setting.train.epoch(1))
+    batches = take_batches(setting.train.epoch(1))
     module = setting.network.module.to(setting.device)
-    return fastest(
+    return find_fastest(
         forms,
         module,
         lambda copied, form: _one_step(configuration, setting, copied, form),
@@ -92,7 +96,7 @@ def _measured(configuration: Configuration, setting: Setting, forms: list[Numeri
 
 
 def _one_step(
-    configuration: Configuration, setting: Setting, module: nn.Module, form: Numerics
+    configuration: Configuration, setting: TrainingContext, module: nn.Module, form: Numerics
 ) -> OneStep:
     # Compiling each form would take longer than what is to be found out is worth.
     configuration = configuration.model_copy(

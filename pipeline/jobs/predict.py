@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import EXTENSIONS, UNREADABLE, reason
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, explain_unreadable
 from pipeline.data.sources.folder_listing import Listing, is_utf8, unread_warnings
 from pipeline.data.sources.source import MOST_BYTES
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import Unwritable, UserError, nearest
-from pipeline.files import read_regular, unwritable, whole, write_whole
+from pipeline.files import new_file, read_regular, unwritable, write_whole
 from pipeline.report.console import say
 from pipeline.tracking.registry import load_model
 from pipeline.training.exported_model import Classifier
@@ -79,7 +79,7 @@ def predict(
     model, came_from = load_model(model_uri)
     digest = hashlib.sha256()
     try:
-        with whole(out) as partial:
+        with new_file(out) as partial:
             unreadable = _write_rows(partial, found, ids, model, probabilities, digest, progress)
             if unreadable and bad == "error":
                 count = f"{len(unreadable)} of {len(ids)} cannot be read"
@@ -280,13 +280,13 @@ def _pixels(
             digest.update(hashlib.sha256(content).digest())
             yield number, preprocessing.pixels(content)
         except UNREADABLE as error:
-            unreadable[number] = reason(error)
+            unreadable[number] = explain_unreadable(error)
 
 
 def _add_errors(file: Path, unreadable: dict[int, str]) -> None:
     """Add the column ``error`` to a table."""
     with (
-        whole(file) as partial,
+        new_file(file) as partial,
         file.open(encoding="utf-8", newline="") as before,
         partial.open("w", encoding="utf-8", newline="") as after,
     ):

@@ -15,7 +15,7 @@ from pipeline.config import Configuration, Data
 from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine_worker import Recipe
-from pipeline.data.findings import Refused, majority
+from pipeline.data.findings import Refused, find_majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import Unreachable, UserError
@@ -23,13 +23,13 @@ from pipeline.files import sha256_over, write_whole
 from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say
-from pipeline.report.tables import percent
+from pipeline.report.tables import format_percent
 from pipeline.tracking import stored_weights
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import need_compiler, resolve_device
-from pipeline.training.distributed import joined
-from pipeline.trust import are_named, remember
+from pipeline.training.distributed import join_group
+from pipeline.trust import are_images_named, remember
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -56,14 +56,14 @@ def prepare_images(
         version: Of the decoding.
 
     Returns:
-        The images; `resolved` tells what ``data.white auto`` has become.
+        The images; `resolve_white` tells what ``data.white auto`` has become.
     """
     before = _prepared.setdefault(workspace, {})
     recipe = f"{version} {data.model_dump_json(exclude=_NOT_PREPARED)}"
     if log_images is None and recipe in before:
         there = before[recipe]
         return replace(
-            there, data=resolved(data, there), fold=0 if data.fold == "all" else data.fold
+            there, data=resolve_white(data, there), fold=0 if data.fold == "all" else data.fold
         )
 
     def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
@@ -95,14 +95,14 @@ def prepare_images(
     return prepared
 
 
-def resolved(data: Data, prepared: Prepared) -> Data:
+def resolve_white(data: Data, prepared: Prepared) -> Data:
     """Return the same with ``white auto`` replaced by the level that it has become."""
     return data.model_copy(update={"white": prepared.data.white}) if data.white == "auto" else data
 
 
 def with_white(configuration: Configuration, prepared: Prepared) -> Configuration:
     """Return a configuration with ``data.white auto`` replaced by the level that it has become: that is hashed and recorded."""
-    return configuration.model_copy(update={"data": resolved(configuration.data, prepared)})
+    return configuration.model_copy(update={"data": resolve_white(configuration.data, prepared)})
 
 
 def _say_if_decoded_anew(root: Path, data: Data, version: int) -> None:
@@ -140,7 +140,7 @@ def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
     if (
         data.source == "digits"
         or (kind == "torchvision" and not data.root)
-        or are_named(data.source, data.root, data.labels)
+        or are_images_named(data.source, data.root, data.labels)
     ):
         return
     before = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
@@ -201,7 +201,7 @@ def _say_findings(report: dict[str, Any], page: Path) -> None:
     if len(report["warnings"]) > 20:
         say(f"and {len(report['warnings']) - 20} more warnings")
     if "majority" in report:
-        largest, share = report["majority"]["class"], percent(report["majority"]["share"])
+        largest, share = report["majority"]["class"], format_percent(report["majority"]["share"])
         say(f"always answering {largest!r} would be right in {share} of the validation images")
     say(f"report on the images: {page}")
 
@@ -210,7 +210,7 @@ def _pair(leak: dict[str, str]) -> str:
     return f"{leak['first']} ({leak['first_split']}) and {leak['second']} ({leak['second_split']})"
 
 
-def images_for(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
+def prepare_variant(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
     """Return the images as `data` wants them; those of another size, shape or interpolation are decoded first."""
     if (
         data.image_size == prepared.data.image_size
@@ -252,7 +252,7 @@ def _log_pages(run: RunLog) -> None:
 
 def majority_rate(prepared: Prepared) -> float:
     """Return the share of the validation images that always answering the largest class would get right; with folds that of all."""
-    return majority(prepared.counts())[1]
+    return find_majority(prepared.counts())[1]
 
 
 def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:
@@ -260,7 +260,7 @@ def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:
     run.dataset(data.name, prepared.source, prepared.digest, ["training", "validation"])
 
 
-def with_reachable_weights(configuration: Configuration) -> Configuration:
+def replace_unreachable_weights(configuration: Configuration) -> Configuration:
     """Return a configuration with random weights where named ones cannot be downloaded, and say so: enough to try a study out."""
     try:
         models.fetch(configuration.model)
@@ -294,7 +294,7 @@ def check(
         if configuration.training.compile:
             need_compiler(device)
         build_augmentation(configuration.data)
-        model = stored_weights.with_file(configuration.model)
+        model = stored_weights.resolve_weights(configuration.model)
         num_classes, image_size = len(prepared.classes), configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
         if model.is_own and not is_recorded:
@@ -305,7 +305,7 @@ def check(
                     str(find_own_file(model.name)[0].absolute()),
                 )
         # On GPUs BatchNorm takes its statistics over all processes.
-        share = configuration.data.batch_size // (1 if device.type == "cuda" else joined().size)
+        share = configuration.data.batch_size // (1 if device.type == "cuda" else join_group().size)
         notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)
     except UserError as error:
         raise UserError(

@@ -19,7 +19,7 @@ from pipeline.config import FILE, Configuration, Model, parse, parse_yaml
 from pipeline.data.decode import VERSION
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
-from pipeline.files import child
+from pipeline.files import child_path
 from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.models.state_dicts import load_state
 from pipeline.models.torchvision_weights import correct_recorded
@@ -39,14 +39,14 @@ class Restored:
     data_digest: str
 
 
-def complete_run(workspace: Workspace, run_id: str) -> Any:
+def get_complete_run(workspace: Workspace, run_id: str) -> Any:
     """Return a complete training, as MLflow's Run.
 
     Raises:
         UserError: No such run, no training, or not complete.
     """
     run = find_runs.get_run(workspace, run_id)
-    step, state = run.data.tags.get(names.STEP), find_runs.row(run)["state"]
+    step, state = run.data.tags.get(names.STEP), find_runs.to_row(run)["state"]
     if step not in ("train", None) or not run.data.params:
         raise UserError(f"run_id: run {run_id} is a {step} run; a training is needed")
     if state != names.COMPLETE:
@@ -56,22 +56,22 @@ def complete_run(workspace: Workspace, run_id: str) -> Any:
     return run
 
 
-def restore(workspace: Workspace, run_id: str) -> Restored:
+def restore_network(workspace: Workspace, run_id: str) -> Restored:
     """Rebuild the network of a complete run from its artifacts.
 
     Raises:
         UserError: The run is not complete, its artifacts are missing, or it keeps code that is not trusted (see `pipeline.trust`).
     """
-    run = complete_run(workspace, run_id)
+    run = get_complete_run(workspace, run_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        configuration = recorded_configuration(workspace, run_id, folder)
+        configuration = load_configuration(workspace, run_id, folder)
         classes = classes_from(_json(workspace, run_id, names.CLASSES, folder))
-        preprocessing = recorded_preprocessing(workspace, run_id, configuration.model, folder)
+        preprocessing = load_preprocessing(workspace, run_id, configuration.model, folder)
         network = _rebuilt(workspace, run_id, configuration, len(classes), folder)
         load_state(
             network,
-            find_runs.artifact(workspace, run_id, names.CHECKPOINT, folder),
+            find_runs.download_artifact(workspace, run_id, names.CHECKPOINT, folder),
             configuration.model.name,
         )
     return Restored(
@@ -83,7 +83,7 @@ def restore(workspace: Workspace, run_id: str) -> Restored:
     )
 
 
-def recorded_preprocessing(
+def load_preprocessing(
     workspace: Workspace, run_id: str, model: Model, folder: Path
 ) -> Preprocessing:
     """Return what a run did to its images, for its network as it is built now.
@@ -102,22 +102,22 @@ def recorded_preprocessing(
     return Preprocessing.from_dict({**recorded.to_dict(), "mean": mean, "std": std})
 
 
-def recorded_decoding(workspace: Workspace, run_id: str, folder: Path) -> int:
+def load_decoding_version(workspace: Workspace, run_id: str, folder: Path) -> int:
     """Return the version of the rules by which a run has decoded its images; of now where it ended before it has recorded any."""
     try:
-        find_runs.artifact(workspace, run_id, names.PREPROCESSING, folder)
+        find_runs.download_artifact(workspace, run_id, names.PREPROCESSING, folder)
     except UserError:
         return VERSION
     return Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder)).decoding
 
 
-def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> Configuration:
+def load_configuration(workspace: Workspace, run_id: str, folder: Path) -> Configuration:
     """Return the configuration that a run has recorded; downloads to `folder`.
 
     Raises:
         UserError: It has recorded none.
     """
-    file = find_runs.artifact(workspace, run_id, names.CONFIG, folder)
+    file = find_runs.download_artifact(workspace, run_id, names.CONFIG, folder)
     try:
         raw = parse_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -130,7 +130,7 @@ def recorded_configuration(workspace: Workspace, run_id: str, folder: Path) -> C
 def _json(workspace: Workspace, run_id: str, name: str, folder: Path) -> Any:
     try:
         return json.loads(
-            find_runs.artifact(workspace, run_id, name, folder).read_text(encoding="utf-8")
+            find_runs.download_artifact(workspace, run_id, name, folder).read_text(encoding="utf-8")
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"run {run_id}: {name} is no JSON: {first_line(error)}") from None
@@ -144,14 +144,14 @@ def _rebuilt(
     if not model.is_own:
         return models.build(model, num_classes, configuration.data.image_size, load=False).module
     path, _, function = model.name.removeprefix(FILE).rpartition(":")
-    file = kept_source(workspace, run_id, path, folder)
+    file = download_source(workspace, run_id, path, folder)
     kept = {
         one.relative_to(file.parent).as_posix(): one.read_bytes()
         for one in file.parent.rglob("*")
         if one.is_file()
     }
     own = _named_like(file.name, num_classes, configuration.data.image_size)
-    trust.need(kept, f"run {run_id}: its artifact {names.SOURCE}", own)
+    trust.need_trust(kept, f"run {run_id}: its artifact {names.SOURCE}", own)
     name = f"{FILE}{file}:{function}"
     try:
         return models.build(
@@ -178,7 +178,7 @@ def _named_like(name: str, num_classes: int, image_size: int) -> Iterator[Mappin
                 yield find_sources(network, num_classes, image_size)
 
 
-def below(root: Path, artifact: str) -> Path:
+def path_of_source(root: Path, artifact: str) -> Path:
     """Return where a file among a run's source files stands below the network's folder.
 
     Raises:
@@ -186,11 +186,11 @@ def below(root: Path, artifact: str) -> Path:
     """
     file = root
     for part in PurePosixPath(artifact).parts[1:]:
-        file = child(file, part)
+        file = child_path(file, part)
     return file
 
 
-def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> Path:
+def download_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> Path:
     """Download the files of one's own network that a run has kept.
 
     They come into folders of the names that theirs had, by which they may import one another (``from nets.blocks import Block``).
@@ -207,15 +207,17 @@ def kept_source(workspace: Workspace, run_id: str, path: str, folder: Path) -> P
     Raises:
         UserError: It has not kept that file, or one under a name that leads elsewhere.
     """
-    root = child(folder, names.SOURCE)
+    root = child_path(folder, names.SOURCE)
     for part in reversed(list(takewhile(str.isidentifier, reversed(Path(path).parts[:-1])))):
-        root = child(root, part)
+        root = child_path(root, part)
     root.mkdir(parents=True, exist_ok=True)
-    for name in find_runs.listed(workspace, run_id, names.SOURCE):
-        file = below(root, name)
+    for name in find_runs.list_artifacts(workspace, run_id, names.SOURCE):
+        file = path_of_source(root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        find_runs.artifact(workspace, run_id, name, child(folder, "downloaded")).replace(file)
-    own = child(root, Path(path).name)
+        find_runs.download_artifact(
+            workspace, run_id, name, child_path(folder, "downloaded")
+        ).replace(file)
+    own = child_path(root, Path(path).name)
     if not own.is_file():
         raise UserError(
             f"run {run_id} has no artifact {names.SOURCE}/{own.name}, the file of its network"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.jobs.recorded_run import complete_run, restore
-from pipeline.jobs.summary import Comparison
-from pipeline.report.tables import percent
+from pipeline.jobs.recorded_run import get_complete_run, restore_network
+from pipeline.jobs.summary import Summary
+from pipeline.report.tables import format_percent
 from pipeline.tracking import find_runs, names, registry
 from pipeline.tracking.workspace import Workspace
 
@@ -48,18 +48,18 @@ class Champion:
         )
 
 
-def export(workspace: Workspace, run_id: str) -> str:
+def export_model(workspace: Workspace, run_id: str) -> str:
     """Log the network of a complete run as LoggedModel, where it is not yet; return the model's id."""
-    existing = registry.logged_model(workspace, run_id)
+    existing = registry.find_logged_model(workspace, run_id)
     if existing:
         return existing
-    restored = restore(workspace, run_id)
+    restored = restore_network(workspace, run_id)
     return registry.log_model(
         workspace, run_id, restored.network, restored.classes, restored.preprocessing
     )
 
 
-def best_evaluated(compared: Comparison) -> tuple[str, int]:
+def find_best_evaluated(compared: Summary) -> tuple[str, int]:
     """Return the best run that is evaluated, and how many rank higher but are not.
 
     Raises:
@@ -74,15 +74,15 @@ def best_evaluated(compared: Comparison) -> tuple[str, int]:
     return run_id, [row["run_id"] for row in compared.ranked()].index(run_id)
 
 
-def promote(workspace: Workspace, name: str, run_id: str) -> Champion:
+def register(workspace: Workspace, name: str, run_id: str) -> Champion:
     """Register a complete run under `name` as ``champion``.
 
     Raises:
         UserError: The run is not complete.
     """
-    run = complete_run(workspace, run_id)
-    export(workspace, run_id)
-    row = find_runs.row(run)
+    run = get_complete_run(workspace, run_id)
+    export_model(workspace, run_id)
+    row = find_runs.to_row(run)
     replaced = _replaced(workspace, name, run_id, row)
     described = {
         names.EXPERIMENT: run.data.tags.get(names.EXPERIMENT, ""),
@@ -107,14 +107,14 @@ def _replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) 
     before = registry.champion(workspace, name)
     if before is None or before.run_id == run_id:
         return ""
-    study = before.tags.get(names.STUDY) or find_runs.study_of(workspace, before.run_id)
+    study = before.tags.get(names.STUDY) or find_runs.studies_of_run(workspace, before.run_id)
     if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
         return ""
     try:
-        accuracy = percent(float(before.tags["best.val_accuracy"]))
+        accuracy = format_percent(float(before.tags["best.val_accuracy"]))
     except (KeyError, ValueError):
         accuracy = "unknown"
-    scores = f"validation accuracy {accuracy}, now {percent(row['val_accuracy'])}"
+    scores = f"validation accuracy {accuracy}, now {format_percent(row['val_accuracy'])}"
     return f"version {before.version} of {study or 'no study'} ({scores})"
 
 
@@ -130,5 +130,7 @@ def _classes(workspace: Workspace, run_id: str) -> str:
 def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         return json.loads(
-            find_runs.artifact(workspace, run_id, name, Path(folder)).read_text(encoding="utf-8")
+            find_runs.download_artifact(workspace, run_id, name, Path(folder)).read_text(
+                encoding="utf-8"
+            )
         )

@@ -10,23 +10,23 @@ from pathlib import Path
 
 from pipeline.config import FILE, Configuration
 from pipeline.errors import InUse, UserError, unknown_name
-from pipeline.files import child, locked
+from pipeline.files import child_path, lock
 from pipeline.identity import FIRST_RELEASE, config_hash
 from pipeline.jobs.prepare import check, need_known_images, prepare_as_recorded
-from pipeline.jobs.recorded_run import recorded_configuration, recorded_decoding
+from pipeline.jobs.recorded_run import load_configuration, load_decoding_version
 from pipeline.jobs.training_job import Job
 from pipeline.models.own_models import find_own_file
 from pipeline.report.console import say
 from pipeline.tracking import find_runs, launcher, names
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import end_abandoned, lives, uid_of
+from pipeline.tracking.run import end_abandoned, is_alive, uid_of
 from pipeline.tracking.workspace import Workspace, database_file
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.trust import is_users_own, need
+from pipeline.trust import is_users_own, need_trust
 
 
 @contextmanager
-def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
+def lock_run(workspace: Workspace, run_id: str) -> Iterator[None]:
     """Hold a run that is to be taken up: from the look at its state until its training has ended.
 
     Raises:
@@ -34,15 +34,15 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
         UserError: Another run has the same uid, and with it the same checkpoints.
     """
     uid = uid_of(run_id, find_runs.get_run(workspace, run_id).data.tags)
-    if others := [one for one in find_runs.with_uid(workspace, uid) if one != run_id]:
+    if others := [one for one in find_runs.find_by_uid(workspace, uid) if one != run_id]:
         raise UserError(
             f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies"
         )
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
     refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
-    with locked(child(workspace.checkpoints, uid), refusal):
+    with lock(child_path(workspace.checkpoints, uid), refusal):
         tags = find_runs.get_run(workspace, run_id).data.tags
-        if lives(tags):
+        if is_alive(tags):
             beat = Beat.of(tags)
             assert beat is not None
             raise InUse(
@@ -51,14 +51,14 @@ def exclusively(workspace: Workspace, run_id: str) -> Iterator[None]:
         yield
 
 
-def interrupted_job(workspace: Workspace, run_id: str) -> Job:
+def load_interrupted_job(workspace: Workspace, run_id: str) -> Job:
     """Return what a run that is held exclusively was training, as it recorded it.
 
     Raises:
         UserError: There is no such run, it is no training, is complete or pruned; images, network or weights have changed.
     """
     run = find_runs.get_run(workspace, run_id)
-    tags, state = run.data.tags, find_runs.row(run)["state"]
+    tags, state = run.data.tags, find_runs.to_row(run)["state"]
     if tags.get(names.STEP) != "train" or names.JOINS in tags:
         raise UserError(
             f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline"
@@ -66,8 +66,8 @@ def interrupted_job(workspace: Workspace, run_id: str) -> Job:
     refuse_ended(run_id, str(run.info.run_name), state)
     end_abandoned(workspace, run_id)
     with tempfile.TemporaryDirectory() as folder:
-        configuration = recorded_configuration(workspace, run_id, Path(folder))
-        version = recorded_decoding(workspace, run_id, Path(folder))
+        configuration = load_configuration(workspace, run_id, Path(folder))
+        version = load_decoding_version(workspace, run_id, Path(folder))
     if configuration.model.is_own:
         _need_trust(run_id, configuration.model.name)
     before = tags.get(names.DATA_DIGEST, "")
@@ -113,7 +113,7 @@ def _need_trust(run_id: str, name: str) -> None:
             one.relative_to(file.parent).as_posix(): one.read_bytes()
             for one in _importable(file.parent)
         }
-        need(
+        need_trust(
             {**there, file.name: file.read_bytes()},
             f"run {run_id}: its network {file}, with the Python files beside it,",
             is_here=True,
@@ -151,7 +151,7 @@ def _need_checkpoint(
     uid = uid_of(run_id, tags)
     if (
         configuration.model.weights != "none"
-        and Checkpoints(child(workspace.checkpoints, uid)).load() is None
+        and Checkpoints(child_path(workspace.checkpoints, uid)).load() is None
     ):
         raise UserError(
             f"run_id: run {run_id} was begun by release {FIRST_RELEASE}, and there is no checkpoint to go on from in "
@@ -165,7 +165,7 @@ def need_experiment(workspace: Workspace, experiment: str) -> None:
     Raises:
         UserError: There are none; with the nearest name.
     """
-    if experiment not in (known := find_runs.known_experiments(workspace)):
+    if experiment not in (known := find_runs.list_experiments(workspace)):
         raise unknown_name("experiment", experiment, known)
 
 
@@ -181,7 +181,7 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
         How many.
     """
     ended = 0
-    for run in find_runs.running(workspace, experiment):
+    for run in find_runs.find_running(workspace, experiment):
         beat = Beat.of(run.data.tags)
         if beat is None and (
             process_id or not launcher.has_never_begun(run, database_file(workspace.uri))

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
-from pipeline.files import whole
-from pipeline.jobs.which_study import digests_of, is_source_given, which_study
+from pipeline.files import new_file
+from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
 from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
 from pipeline.report.console import say, show_table
@@ -23,7 +23,7 @@ from pipeline.tracking.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Summary:
     """The runs of a study, best first.
 
     Attributes:
@@ -52,9 +52,9 @@ class Comparison:
             and (not evaluated or row["test_accuracy"] is not None)
         ]
 
-    def read_again(self, workspace: Workspace) -> Comparison:
+    def read_again(self, workspace: Workspace) -> Summary:
         """Return the comparison of the same runs as they are now."""
-        return compare(
+        return summarise(
             workspace,
             self.study,
             self.metric,
@@ -72,12 +72,12 @@ class Comparison:
         return f"Comparison of {self.study or 'all trainings'}"
 
 
-def compare(
+def summarise(
     workspace: Workspace,
     study: str = "",
     metric: str = "",
     images: Callable[[find_runs.Row], bool] = lambda row: True,
-) -> Comparison:
+) -> Summary:
     """Rank the runs of a study, of the experiment's latest, or without one of all its trainings.
 
     Args:
@@ -90,15 +90,15 @@ def compare(
         UserError: No such study, or nothing has been trained.
     """
     chosen = (
-        find_runs.study(workspace, study)
+        find_runs.get_study(workspace, study)
         if study
-        else next(iter(find_runs.studies(workspace)), None)
+        else next(iter(find_runs.find_studies(workspace)), None)
     )
     name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
-    rows = find_runs.trainings(workspace, name)
+    rows = find_runs.find_trainings(workspace, name)
     if not rows:
         known = [
-            one for one in find_runs.known_experiments(workspace) if one != workspace.experiment
+            one for one in find_runs.list_experiments(workspace) if one != workspace.experiment
         ]
         there = f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
         raise UserError(
@@ -120,7 +120,7 @@ def compare(
     notes = _notes(ranked, digest, metric) + _target_notes(
         workspace, parent, [row for row in ranked if not row["apart"]]
     )
-    return Comparison(name, parent, metric, ranked, notes, digest)
+    return Summary(name, parent, metric, ranked, notes, digest)
 
 
 _APART = ("", "other metric", "other data")
@@ -160,7 +160,7 @@ def _target_notes(
             target, row["metric"]
         ):
             continue
-        history = find_runs.history(workspace, row["run_id"], row["metric"])
+        history = find_runs.metric_history(workspace, row["run_id"], row["metric"])
         epochs = [
             epoch
             for epoch, value in history.items()
@@ -233,7 +233,7 @@ def _notes(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]
     return notes
 
 
-def leaders(compared: Comparison) -> list[str]:
+def leading_runs(compared: Summary) -> list[str]:
     """Return the run ids of the configuration that leads the ranking: of all its repeats, the best first.
 
     Raises:
@@ -247,19 +247,19 @@ def leaders(compared: Comparison) -> list[str]:
     return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
 
 
-def compare_of(
+def summarise_experiment(
     workspace: Workspace, experiment: Experiment, reads_images: bool = False
-) -> Comparison:
-    """Compare the runs of the study that an experiment file and options identify (see `which_study`), and say which it is.
+) -> Summary:
+    """Compare the runs of the study that an experiment file and options identify (see `find_study`), and say which it is.
 
     Without a study they are the experiment's trainings; those on the images that file and options name are ranked.
 
     Raises:
-        UserError: As `which_study` and `compare`; or none of the trainings is on the images that an option names.
+        UserError: As `find_study` and `summarise`; or none of the trainings is on the images that an option names.
     """
-    chosen = which_study(workspace, experiment, reads_images)
+    chosen = find_study(workspace, experiment, reads_images)
     if chosen.name:
-        compared = compare(workspace, chosen.name, experiment.base.training.best_metric)
+        compared = summarise(workspace, chosen.name, experiment.base.training.best_metric)
         say(f"{chosen.described}: {_runs(len(compared.rows))}")
         return compared
     source, metric = experiment.base.data.source, experiment.base.training.best_metric
@@ -268,17 +268,17 @@ def compare_of(
     def is_asked(row: find_runs.Row) -> bool:
         return bool(row["params"].get("data.source") == source or row["data_digest"] in digests)
 
-    compared = compare(workspace, "", metric, is_asked)
+    compared = summarise(workspace, "", metric, is_asked)
     several = len({row["data_digest"] for row in compared.rows}) > 1
     if is_source_given(experiment) and several and not any(map(is_asked, compared.rows)):
-        digests = digests_of(workspace, experiment) if reads_images else ()
+        digests = compute_digests(workspace, experiment) if reads_images else ()
         if not any(map(is_asked, compared.rows)):
             there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
             raise UserError(
                 f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:",
                 there,
             )
-        compared = compare(workspace, "", metric, is_asked)
+        compared = summarise(workspace, "", metric, is_asked)
     where = next(
         (
             row["params"].get("data.source")
@@ -297,21 +297,23 @@ def _runs(count: int) -> str:
     return f"{count} run{'s' * (count != 1)}"
 
 
-def summarise(workspace: Workspace, study: str = "", metric: str = "") -> Comparison:
-    """Write the comparison (see `compare`) into ``outputs/EXPERIMENT/`` and to the study's run."""
-    compared = compare(workspace, study, metric)
-    write_comparison(workspace, compared)
+def summarise_and_write(workspace: Workspace, study: str = "", metric: str = "") -> Summary:
+    """Write the comparison (see `summarise`) into ``outputs/EXPERIMENT/`` and to the study's run."""
+    compared = summarise(workspace, study, metric)
+    write_summary(workspace, compared)
     return compared
 
 
-def write_comparison(workspace: Workspace, compared: Comparison) -> None:
+def write_summary(workspace: Workspace, compared: Summary) -> None:
     """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run."""
     workspace.need_writable(workspace.outputs, *workspace.artifacts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        people = tables.for_people(compared.rows, compared.metric)
-        tables.comparison(compared.rows).to_csv(folder / "comparison.csv", index=False)
-        tables.configurations(compared.rows).to_csv(folder / "configurations.csv", index=False)
+        people = tables.table_for_people(compared.rows, compared.metric)
+        tables.comparison_table(compared.rows).to_csv(folder / "comparison.csv", index=False)
+        tables.configurations_table(compared.rows).to_csv(
+            folder / "configurations.csv", index=False
+        )
         labels = [
             _label(*texts)
             for texts in zip(people["#"], people["run"], people["settings"], strict=True)
@@ -322,7 +324,7 @@ def write_comparison(workspace: Workspace, compared: Comparison) -> None:
             if row["value"] is not None and not row["apart"]
         ]
         rows = [row for row, _ in drawn]
-        figures.comparison(
+        figures.draw_comparison(
             folder / "comparison.png",
             rows,
             [label for _, label in drawn],
@@ -340,7 +342,7 @@ def write_comparison(workspace: Workspace, compared: Comparison) -> None:
         with ExitStack() as written:
             # All or none: a table of today beside a figure of yesterday would mislead.
             for file in folder.iterdir():
-                written.enter_context(whole(workspace.outputs / file.name)).write_bytes(
+                written.enter_context(new_file(workspace.outputs / file.name)).write_bytes(
                     file.read_bytes()
                 )
         if compared.parent:
@@ -352,10 +354,10 @@ def _label(rank: str, run: str, settings: str) -> str:
     return text if len(text) <= 70 else text[:69] + "…"
 
 
-def show(compared: Comparison) -> None:
+def show_summary(compared: Summary) -> None:
     """Print the comparison."""
     show_table(
-        tables.for_people(compared.rows, compared.metric),
+        tables.table_for_people(compared.rows, compared.metric),
         compared.title,
         expendable=tables.least_important(compared.metric),
     )

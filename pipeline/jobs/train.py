@@ -13,20 +13,20 @@ from typing import NamedTuple
 
 from pipeline import models, ranking
 from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
-from pipeline.files import child, remove_child
-from pipeline.jobs.frozen_backbone import with_features
+from pipeline.files import child_path, remove_child
+from pipeline.jobs.frozen_backbone import use_cached_features
 from pipeline.jobs.helper_processes import call_helpers
-from pipeline.jobs.precision_choice import chosen
+from pipeline.jobs.precision_choice import choose_precision
 from pipeline.jobs.prepare import log_dataset, log_report
-from pipeline.jobs.recorded_run import recorded_preprocessing
-from pipeline.jobs.training_job import Job, setting_of
+from pipeline.jobs.recorded_run import load_preprocessing
+from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import (
     FlagsLog,
-    epoch_log,
+    build_epoch_log,
     log_events,
     log_outcome,
-    log_spread,
-    majority_of,
+    log_weight_ridgeline,
+    validation_majority_rate,
 )
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
@@ -34,11 +34,11 @@ from pipeline.tracking import find_runs, names, registry
 from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.diagnostics import Diagnostics
-from pipeline.training.distributed import is_peer_lost, joined
+from pipeline.training.distributed import is_peer_lost, join_group
 from pipeline.training.fit import fit
-from pipeline.training.malloc import let_go, release
+from pipeline.training.malloc import clear_frames, release_memory
 from pipeline.training.precision import Choice
 from pipeline.training.tensorboard import Watch
 
@@ -85,9 +85,9 @@ class Outcome(NamedTuple):
         return f"best {ranking.title(self.metric)} {ranking.text(self.value, self.metric)}"
 
 
-def reusable(workspace: Workspace, job: Job) -> find_runs.Row | None:
+def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find_runs.complete_training(
+    return find_runs.find_complete_training(
         workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest
     )
 
@@ -112,10 +112,10 @@ def train(
         with contextlib.ExitStack() as ended:
             return _train(workspace, job, placement, callbacks, ended)
     except BaseException as error:
-        let_go(error)
+        clear_frames(error)
         raise
     finally:
-        release()
+        release_memory()
 
 
 def _train(
@@ -144,15 +144,17 @@ def _train(
         placement.on_run(run.id)
         kept = _kept(workspace, run, placement)
         job = _with_recorded(workspace, job, placement.run_id)
-        with setting_of(job, kept, joined()) as built:
+        with open_job_context(job, kept, join_group()) as built:
             setting = _with_numerics(workspace, run, job, built, placement)
             _log_source(run, job)
             if not placement.run_id or not _has_start(run):
                 _log_start(run, job, setting, placement)
             call_helpers(job, setting.numerics)
-            fitted = Fitted()
+            fitted = FitResult()
             try:
-                _fit(run, job, with_features(run, job, setting), fitted, [*callbacks, progress])
+                _fit(
+                    run, job, use_cached_features(run, job, setting), fitted, [*callbacks, progress]
+                )
             except (Pruned, TrainingFailed) as error:
                 _log_best(run, setting)
                 run.flush()
@@ -184,7 +186,7 @@ def _train(
 
 def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     """Return the folder of what a training needs to go on, event files of an earlier life in it."""
-    kept = child(workspace.checkpoints, run.uid)
+    kept = child_path(workspace.checkpoints, run.uid)
     if kept.is_symlink():
         raise UserError(
             f"{kept} is a link; checkpoints are kept in a folder that stands there itself"
@@ -193,18 +195,22 @@ def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
     if placement.run_id and not (kept / TENSORBOARD).exists():
         # A training that begins anew, its checkpoints gone, writes over them.
         with contextlib.suppress(UserError):
-            find_runs.artifact(workspace, run.id, TENSORBOARD, kept)
+            find_runs.download_artifact(workspace, run.id, TENSORBOARD, kept)
     return kept
 
 
 def _fit(
-    run: TrackedRun, job: Job, setting: Setting, fitted: Fitted, callbacks: Sequence[Callback]
+    run: TrackedRun,
+    job: Job,
+    setting: TrainingContext,
+    fitted: FitResult,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Train with everything logged; what there is at the end of a pruned or failed training is logged too."""
     classes, training = job.prepared.classes, job.configuration.training
-    majority = majority_of(job.prepared, len(classes))
+    majority = validation_majority_rate(job.prepared, len(classes))
     once = {"parameters": models.num_parameters(setting.network.module), "majority_rate": majority}
-    log = epoch_log(run, once, training.best_metric)
+    log = build_epoch_log(run, once, training.best_metric)
     flags = FlagsLog(run, Diagnostics(len(classes), majority, best_metric=training.best_metric))
     watch = Watch(setting.network.module, setting.checkpoint.parent / TENSORBOARD, fitted)
     try:
@@ -225,23 +231,25 @@ def _fit(
         elif fitted.history:
             log_events(run, watch, events)
             log_outcome(run, fitted, classes, len(setting.train), majority)
-            log_spread(run, watch)
+            log_weight_ridgeline(run, watch)
 
 
 def _with_numerics(
-    workspace: Workspace, run: TrackedRun, job: Job, setting: Setting, placement: Placement
-) -> Setting:
+    workspace: Workspace, run: TrackedRun, job: Job, setting: TrainingContext, placement: Placement
+) -> TrainingContext:
     """Choose number and memory format; a run that goes on keeps what it had."""
     choice = None
     if placement.run_id:
         with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(UserError):
-            raw = find_runs.artifact(workspace, run.id, names.NUMERICS, Path(temporary)).read_text(
-                encoding="utf-8"
-            )
+            raw = find_runs.download_artifact(
+                workspace, run.id, names.NUMERICS, Path(temporary)
+            ).read_text(encoding="utf-8")
             choice = Choice.from_dict(json.loads(raw))
     if choice is None:
         study = (placement.tags or {}).get(names.STUDY, "")
-        choice = chosen(job.configuration, setting, workspace.checkpoints / names.NUMERICS, study)
+        choice = choose_precision(
+            job.configuration, setting, workspace.checkpoints / names.NUMERICS, study
+        )
         run.json(names.NUMERICS, choice.to_dict())
         run.tag({names.NUMERICS_USED: str(choice.numerics)})
     return replace(setting, numerics=choice.numerics)
@@ -254,7 +262,7 @@ def _with_recorded(workspace: Workspace, job: Job, run_id: str) -> Job:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
         return replace(
             job,
-            preprocessing=recorded_preprocessing(
+            preprocessing=load_preprocessing(
                 workspace, run_id, job.configuration.model, Path(folder)
             ),
         )
@@ -270,7 +278,7 @@ def _log_source(run: TrackedRun, job: Job) -> None:
         job.configuration.data.image_size,
     )
     if {f"{names.SOURCE}/{name}" for name in files} <= set(
-        find_runs.listed(run.workspace, run.id, names.SOURCE) if files else []
+        find_runs.list_artifacts(run.workspace, run.id, names.SOURCE) if files else []
     ):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -287,7 +295,7 @@ def _has_start(run: RunLog) -> bool:
     return find_runs.has_artifact(run.workspace, run.id, names.CONFIG)
 
 
-def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement) -> None:
+def _log_start(run: TrackedRun, job: Job, setting: TrainingContext, placement: Placement) -> None:
     run.json(names.CLASSES, job.prepared.classes)
     run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
     log_dataset(run, job.prepared, job.configuration.data)
@@ -299,6 +307,6 @@ def _log_start(run: TrackedRun, job: Job, setting: Setting, placement: Placement
     run.flush()
 
 
-def _log_best(run: RunLog, setting: Setting) -> None:
+def _log_best(run: RunLog, setting: TrainingContext) -> None:
     if setting.checkpoint.is_file():
         run.file(setting.checkpoint, str(Path(names.CHECKPOINT).parent))

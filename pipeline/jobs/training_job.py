@@ -13,8 +13,8 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.identity import config_hash
 from pipeline.report.console import say
 from pipeline.tracking import names, stored_weights
-from pipeline.training.build_context import built, has_own_statistics
-from pipeline.training.context import Setting
+from pipeline.training.build_context import keeps_own_statistics, open_context
+from pipeline.training.context import TrainingContext
 from pipeline.training.distributed import Group
 from pipeline.training.malloc import settle_memory
 
@@ -66,14 +66,14 @@ class Job:
         training = self.configuration.training.model_copy(update={"processes": processes})
         return self.configuration.model_copy(
             update={
-                "model": stored_weights.recorded(self.configuration.model, self.origin),
+                "model": stored_weights.name_as_recorded(self.configuration.model, self.origin),
                 "training": training,
             }
         )
 
 
 @contextmanager
-def setting_of(job: Job, kept: Path, group: Group) -> Iterator[Setting]:
+def open_job_context(job: Job, kept: Path, group: Group) -> Iterator[TrainingContext]:
     """Build network and loaders of a training, and release them when the block ends.
 
     Args:
@@ -85,12 +85,12 @@ def setting_of(job: Job, kept: Path, group: Group) -> Iterator[Setting]:
         UserError: There is no such device, or fewer validation images than processes.
     """
     settle_memory()
-    model = stored_weights.with_file(job.configuration.model, job.origin)
+    model = stored_weights.resolve_weights(job.configuration.model, job.origin)
     configuration = job.configuration.model_copy(update={"model": model})
-    with built(
+    with open_context(
         configuration, job.prepared, kept / Path(names.CHECKPOINT).name, group, job.preprocessing
     ) as setting:
-        if group.is_first and has_own_statistics(setting):
+        if group.is_first and keeps_own_statistics(setting):
             say(
                 "  BatchNorm takes its statistics in each process by itself on CPUs: the result is not quite that of one process"
             )

@@ -15,11 +15,11 @@ from pipeline.data.prepared import Prepared
 from pipeline.natural_order import natural_order
 from pipeline.report import figures
 from pipeline.report.console import say
-from pipeline.report.ridgeline import ridgeline
+from pipeline.report.ridgeline import draw_ridgeline
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import RunLog, TrackedRun
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.diagnostics import Diagnostics, Flag
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.tensorboard import Watch
@@ -27,7 +27,7 @@ from pipeline.training.tensorboard import Watch
 _OF_EPOCHS = ("train/", "val/", "lr", "epoch_seconds", "images_per_second")
 
 
-def epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
+def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
     """Return what logs the epochs of a training to its run, which may have some already.
 
     Args:
@@ -39,7 +39,7 @@ def epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> Epoch
     known: dict[int, dict[str, float]] = {}
     for name in latest:
         if name.startswith(_OF_EPOCHS):
-            for epoch, value in find_runs.history(run.workspace, run.id, name).items():
+            for epoch, value in find_runs.metric_history(run.workspace, run.id, name).items():
                 known.setdefault(epoch, {})[name] = value
     told = {name: value for name, value in latest.items() if name.startswith("best/")}
     return EpochLog(run.metrics, once, best_metric, known, told)
@@ -91,7 +91,7 @@ class FlagsLog(Callback):
 
 
 def log_outcome(
-    run: RunLog, fitted: Fitted, classes: list[str], steps_per_epoch: int, majority_rate: float
+    run: RunLog, fitted: FitResult, classes: list[str], steps_per_epoch: int, majority_rate: float
 ) -> None:
     """Log curves, confusion matrix of the best epoch, and how long it took.
 
@@ -105,12 +105,12 @@ def log_outcome(
     run.metrics({"seconds": fitted.seconds})
     run.figure(
         "curves/learning.png",
-        lambda file: figures.learning_curves(
+        lambda file: figures.draw_learning_curves(
             file, fitted.history, fitted.best_epoch, majority_rate
         ),
     )
     run.figure(
-        "curves/lr.png", lambda file: figures.learning_rate(file, fitted.lrs, steps_per_epoch)
+        "curves/lr.png", lambda file: figures.draw_learning_rate(file, fitted.lrs, steps_per_epoch)
     )
     title = (
         f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
@@ -126,10 +126,10 @@ def log_events(run: RunLog, watch: Watch, events: Path) -> None:
         run.files(events, "tensorboard")
 
 
-def log_spread(run: RunLog, watch: Watch) -> None:
+def log_weight_ridgeline(run: RunLog, watch: Watch) -> None:
     """Log the weights over the epochs as ``curves/weights.png``."""
     if watch.histories:
-        run.figure("curves/weights.png", lambda file: ridgeline(file, watch.histories))
+        run.figure("curves/weights.png", lambda file: draw_ridgeline(file, watch.histories))
 
 
 def log_confusion(
@@ -148,15 +148,15 @@ def log_confusion(
     """
     draw: Callable[[Path], None]
     if len(classes) <= metrics.MOST_IN_MATRIX:
-        counts = metrics.confusion(labels, logits)
-        draw = partial(figures.confusion_matrix, counts=counts, classes=classes, title=title)
+        counts = metrics.count_confusions(labels, logits)
+        draw = partial(figures.draw_confusion_matrix, counts=counts, classes=classes, title=title)
         order = natural_order(classes)
         table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[
             order, order
         ]
     else:
-        cells = metrics.confused(labels, logits)
-        draw = partial(figures.most_confused, cells=cells, classes=classes, title=title)
+        cells = metrics.list_confusions(labels, logits)
+        draw = partial(figures.draw_most_confused, cells=cells, classes=classes, title=title)
         named = np.array(classes, dtype=object)
         table = cells.assign(
             true=named[cells["true"]], predicted=named[cells["predicted"]]
@@ -165,7 +165,7 @@ def log_confusion(
     run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
 
 
-def majority_of(prepared: Prepared, num_classes: int) -> float:
+def validation_majority_rate(prepared: Prepared, num_classes: int) -> float:
     """Return the validation accuracy of always answering the largest class of the training images."""
     labels = prepared.labels()
     return metrics.majority_rate(

@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
     described: str
 
 
-def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Chosen:
+def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Chosen:
     """Return the study that a step follows.
 
     It is the one named by ``study.name``; else the one whose name follows from base, space and the study's own data digest, so that no
@@ -73,17 +73,17 @@ def which_study(workspace: Workspace, experiment: Experiment, reads_images: bool
         # Where that name was another store's, the study stands beside it; the latest does.
         beside = [
             one.name
-            for one in find_runs.studies(workspace)
+            for one in find_runs.find_studies(workspace)
             if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)
         ]
-        is_there = any(one.name == name for one in find_runs.studies(workspace))
-        named = find_runs.study(workspace, beside[0] if beside and not is_there else name)
+        is_there = any(one.name == name for one in find_runs.find_studies(workspace))
+        named = find_runs.get_study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
-    studies = find_runs.studies(workspace)
+    studies = find_runs.find_studies(workspace)
     finding = _finding(experiment.overrides)
     if not studies:
         idle = [name for name in finding if name != _RANKS]
-        if idle and find_runs.trainings(workspace):
+        if idle and find_runs.find_trainings(workspace):
             raise UserError(
                 f"experiment {workspace.experiment!r} has no study that {_as_options(idle)} could find, only single trainings; "
                 "leave that out, or name one to evaluate or register by --run_id"
@@ -133,7 +133,7 @@ def _on_images(
     if len({study.data_digest for study in found}) == 1:
         # Whoever uses the images finds out whether they are the ones.
         return found[0]
-    digests = digests_of(workspace, experiment) if reads_images else ()
+    digests = compute_digests(workspace, experiment) if reads_images else ()
     if of_digest := [study for study in found if study.data_digest in digests]:
         return of_digest[0]
     listed = [_described(study) for study in found[:_MOST_LISTED]]
@@ -148,7 +148,7 @@ def is_source_given(experiment: Experiment) -> bool:
     return "source" in experiment.overrides.get("data", {})
 
 
-def digests_of(workspace: Workspace, experiment: Experiment) -> tuple[str, str]:
+def compute_digests(workspace: Workspace, experiment: Experiment) -> tuple[str, str]:
     """Return the digests of an experiment's images, as they are decoded now and by release 0.1.0; prepares them."""
     prepared = prepare_images(workspace, experiment.base.data)
     return prepared.digest, prepared.first_digest()
@@ -213,7 +213,7 @@ def _is_of(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
 def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterator[str]:
     """Yield the names that a study of an experiment may have on another study's images: of this release and of the first one."""
     for base in _bases(experiment.with_white(_white(workspace, experiment, study))):
-        model = stored_weights.with_file(base.model)
+        model = stored_weights.resolve_weights(base.model)
         # Which files a network of one's own is made of, building it tells.
         num_classes = _num_classes(workspace, study.parent) if model.is_own else 0
         origin = models.origin(model, num_classes, base.data.image_size)
@@ -229,7 +229,7 @@ def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | 
         return ""
     recorded = [
         row["params"]["data.white"]
-        for row in find_runs.trainings(workspace, study.name)
+        for row in find_runs.find_trainings(workspace, study.name)
         if "data.white" in row["params"]
     ]
     first = recorded[0] if recorded else "auto"
@@ -238,7 +238,9 @@ def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | 
 
 def _num_classes(workspace: Workspace, parent: str) -> int:
     with tempfile.TemporaryDirectory() as folder, suppress(UserError):
-        file = find_runs.artifact(workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder))
+        file = find_runs.download_artifact(
+            workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder)
+        )
         return len(json.loads(file.read_text(encoding="utf-8")))
     return 0
 
@@ -260,7 +262,7 @@ def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: St
         for name in given
         if _is_of_images(f"data.{name}")
     }
-    rows = find_runs.trainings(workspace, study.name) if wanted else []
+    rows = find_runs.find_trainings(workspace, study.name) if wanted else []
     return all(_has(row["params"], wanted) for row in rows[:1])
 
 

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from pipeline import ranking
 from pipeline.errors import Interrupted
-from pipeline.report.tables import duration, percent
-from pipeline.safe_text import visible, without_password
+from pipeline.report.tables import format_duration, format_percent
+from pipeline.safe_text import hide_passwords, make_visible
 from pipeline.training.callback import Callback
 
 
@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"[-+(\[]?\.?\d[\w.+%-]*[,)\]]*")
 
 def say(line: str = "") -> None:
     """Print one line; where the terminal is narrower it goes on at a space, and an address or a path stays whole."""
-    shown = visible(without_password(line))
+    shown = make_visible(hide_passwords(line))
     console.print(
         _at_spaces(shown, console.width) if console.is_terminal else shown,
         markup=False,
@@ -83,12 +83,12 @@ def show_table(
         expendable: Columns that may be left out, the first to go first; those that were are named below the table.
     """
     shown = _fitting(
-        table.astype(str).map(visible),
+        table.astype(str).map(make_visible),
         [name for name in texts if name in table.columns],
         expendable,
         console.width,
     )
-    printed = Table(title=Text(visible(title)), title_justify="left")
+    printed = Table(title=Text(make_visible(title)), title_justify="left")
     for name, width in shown.widths.items():
         printed.add_column(
             name, justify="left" if name in shown.texts else "right", width=width, overflow="fold"
@@ -217,7 +217,7 @@ class Counter:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Tell that `done` of `total` images are done."""
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(escape(visible(what)), total=total)
+            self._tasks[what] = self._progress.add_task(escape(make_visible(what)), total=total)
         self._progress.update(self._tasks[what], completed=done)
         if not console.is_terminal and time.monotonic() - self._last > 10:
             self._last = time.monotonic()
@@ -252,7 +252,7 @@ class TrainingProgress(Callback):
         self._epochs, self._steps, self._started = epochs, steps_per_epoch, time.monotonic()
         self._progress.start()
         self._task = self._progress.add_task(
-            escape(visible(self._title)), total=epochs * steps_per_epoch, shown=""
+            escape(make_visible(self._title)), total=epochs * steps_per_epoch, shown=""
         )
 
     def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
@@ -267,7 +267,7 @@ class TrainingProgress(Callback):
             self._progress.update(
                 self._task,
                 advance=1,
-                shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {percent(accuracy)}",
+                shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {format_percent(accuracy)}",
             )
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
@@ -277,7 +277,7 @@ class TrainingProgress(Callback):
         left = (time.monotonic() - self._started) / (epoch - self._done) * (self._epochs - epoch)
         say(
             f"  {self._title}: epoch {epoch}/{self._epochs}"
-            f"  train loss {values['train/loss']:.4f} accuracy {percent(values['train/accuracy'])}"
-            f"  val loss {values['val/loss']:.4f} accuracy {percent(values['val/accuracy'])}{chosen_by}{' *' if is_best else '  '}"
-            + (f"  {duration(left)} left" if epoch < self._epochs else "")
+            f"  train loss {values['train/loss']:.4f} accuracy {format_percent(values['train/accuracy'])}"
+            f"  val loss {values['val/loss']:.4f} accuracy {format_percent(values['val/accuracy'])}{chosen_by}{' *' if is_best else '  '}"
+            + (f"  {format_duration(left)} left" if epoch < self._epochs else "")
         )

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.natural_order import natural
-from pipeline.safe_text import visible
+from pipeline.natural_order import natural_key
+from pipeline.safe_text import make_visible
 
 NUM_CLASSES, NUM_GROUPS, NUM_IMAGES, NUM_LEFT_OUT, NUM_WARNINGS = 30, 60, 12, 500, 40
 """How much of each list is shown: groups of duplicates and as many leaks, images of one group."""
@@ -108,7 +108,7 @@ def paths_shown(report: Mapping[str, Any]) -> set[str]:
 
 def _text(value: object) -> str:
     # A file name that is no UTF-8 holds lone surrogates, with which the page could not be written.
-    return html.escape(visible(str(value)))
+    return html.escape(make_visible(str(value)))
 
 
 def _chip(value: object, colour: str = "") -> str:
@@ -135,7 +135,7 @@ def _section(name: str, heading: str, *parts: str) -> str:
 def _totals(report: Mapping[str, Any]) -> dict[str, int]:
     """Return how many images each class has, the largest first, equally large ones as people look for them."""
     totals = {name: sum(report["counts"][name].values()) for name in report["classes"]}
-    return dict(sorted(totals.items(), key=lambda item: (-item[1], natural(item[0]))))
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], natural_key(item[0]))))
 
 
 def _sampled(report: Mapping[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file, pil_kwargs={"compress_level": 3})
 
 
-def confusion_matrix(
+def draw_confusion_matrix(
     file: Path, counts: NDArray[np.int64], classes: Sequence[str], title: str
 ) -> None:
     """Draw counts and row-normalised shares of a confusion matrix, readable from 2 to 100 classes; of more, some are named.
@@ -83,12 +83,12 @@ def confusion_matrix(
     )
 
 
-def most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title: str) -> None:
+def draw_most_confused(file: Path, cells: pd.DataFrame, classes: Sequence[str], title: str) -> None:
     """Draw the part of a large confusion matrix in which most images are confused; the title says that it is a part.
 
     Args:
         file: PNG to write.
-        cells: Of `pipeline.metrics.confused`.
+        cells: Of `pipeline.metrics.list_confusions`.
         classes: All names.
         title: Above both panels.
     """
@@ -242,7 +242,7 @@ def _cells(
             )
 
 
-def learning_curves(
+def draw_learning_curves(
     file: Path,
     history: Sequence[Mapping[str, float]],
     best_epoch: int,
@@ -308,7 +308,7 @@ def _is_near(value: float, low: float, high: float) -> bool:
     return max(high, value) - min(low, value) <= 2 * (high - low)
 
 
-def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
+def draw_learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
     """Draw the learning rate of every step, over epochs."""
     figure = Figure(figsize=(7, 3.5), dpi=110)
     axes = figure.subplots(gridspec_kw={"left": 0.13, "right": 0.975, "bottom": 0.14, "top": 0.91})
@@ -320,7 +320,7 @@ def learning_rate(file: Path, lrs: Sequence[float], steps_per_epoch: int) -> Non
     save(figure, file)
 
 
-def comparison(
+def draw_comparison(
     file: Path,
     rows: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
@@ -483,7 +483,7 @@ def _edge(dots: Sequence[_Dots], metric: str) -> float:
     return max(0.0, lowest - 0.25 * (1.02 - lowest))
 
 
-def augmentation_preview(
+def draw_augmentation_preview(
     file: Path,
     originals: Sequence[NDArray[np.uint8]],
     views: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],

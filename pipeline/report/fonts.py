@@ -15,7 +15,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 from pipeline.report.console import say
-from pipeline.safe_text import visible
+from pipeline.safe_text import make_visible
 
 INSTEAD = "□"
 """Stands for a character that no installed font has."""
@@ -38,7 +38,7 @@ def drawable(texts: Sequence[str]) -> list[str]:
     What no font has is said once.
     """
     # Composed, since a file system may have taken letters apart that fonts have as one.
-    whole = [visible(unicodedata.normalize("NFC", text)) for text in texts]
+    whole = [make_visible(unicodedata.normalize("NFC", text)) for text in texts]
     _search({character for text in whole for character in _lacking(text)})
     return ["".join(map(_shown, text)).replace("$", r"\$") for text in whole]
 
@@ -66,7 +66,7 @@ def cover(figure: Figure) -> None:
     """Give the texts of a figure the fonts that have their characters, and write out those that no font should draw."""
     for text in figure.findobj(Text):
         if isinstance(text, Text) and not text.get_text().isprintable():
-            text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
+            text.set_text("\n".join(map(make_visible, text.get_text().split("\n"))))
     texts = [
         text
         for text in figure.findobj(Text)

@@ -30,7 +30,7 @@ _LONGEST_NAME = 34
 _TITLE = "weights by layer and epoch (each row scaled to its own peak)"
 
 
-def ridgeline(file: Path, histories: Mapping[str, History]) -> None:
+def draw_ridgeline(file: Path, histories: Mapping[str, History]) -> None:
     """Draw the weights of each layer group over epochs: the first epoch at the top, the last in front, dark.
 
     Every row is scaled to its own peak, so that rows compare in place, width and shape, not in height.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
-from pipeline.safe_text import in_markdown, visible
+from pipeline.safe_text import escape_markdown, make_visible
 
 COLUMNS = [
     "run_id",
@@ -63,7 +63,7 @@ def _settings() -> dict[str, str]:
 _LABELS = _settings()
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per run, in the order given, with `COLUMNS` first and then how each run was named in its study."""
     columns = [*COLUMNS, *_FURTHER]
     table = pd.DataFrame(
@@ -75,7 +75,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def configurations(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def configurations_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per configuration of complete runs, in the order given, repeats merged to mean and standard deviation.
 
     A test accuracy is there only where all repeats are evaluated: the mean of some is not that of the configuration. `test_repeats`
@@ -170,7 +170,7 @@ def _with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def describe(params: Mapping[str, Any]) -> str:
+def describe_settings(params: Mapping[str, Any]) -> str:
     """Return the settings that tell trainings apart, such as ``resnet18, weights none, lr 0.001, wd 0.0001, decay cosine``."""
     shown = ("model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name")
     return ", ".join(
@@ -189,7 +189,9 @@ def _short_value(value: Any) -> str:
         return str(value)
 
 
-def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT) -> pd.DataFrame:
+def table_for_people(
+    rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT
+) -> pd.DataFrame:
     """Return the eight columns that matter, as text, in the order given; one more for a metric that is neither accuracy nor loss.
 
     The first column is the rank, or why a run has none: its state, or that it cannot be compared with the others.
@@ -209,24 +211,24 @@ def for_people(rows: Sequence[Mapping[str, Any]], metric: str = ranking.DEFAULT)
             "settings": settings,
         }
         if metric not in ("val/accuracy", "val/loss"):
-            line[_short_title(metric)] = reached(row) if row.get("metric") == metric else ""
+            line[_short_title(metric)] = best_value_text(row) if row.get("metric") == metric else ""
         lines.append(
             line
             | {
-                "val accuracy": percent(row.get("val_accuracy")),
+                "val accuracy": format_percent(row.get("val_accuracy")),
                 "val loss": ""
                 if _number(row.get("val_loss")) is None
                 else f"{float(row['val_loss']):.4f}",
                 "test accuracy (95%)": _interval(row),
                 "parameters": _millions(row.get("parameters")),
-                "time": duration(row.get("seconds")),
+                "time": format_duration(row.get("seconds")),
             }
         )
     return pd.DataFrame(lines)
 
 
 def least_important(metric: str) -> list[str]:
-    """Return the columns of `for_people` that a narrow terminal can do without, the first to go first; never what ranks."""
+    """Return the columns of `table_for_people` that a narrow terminal can do without, the first to go first; never what ranks."""
     columns = ["parameters", "time", "val loss", "test accuracy (95%)", "val accuracy"]
     return [column for column in columns if column != _short_title(metric)]
 
@@ -235,7 +237,7 @@ def _short_title(metric: str) -> str:
     return ranking.title(metric).replace("validation", "val")
 
 
-def reached(row: Mapping[str, Any]) -> str:
+def best_value_text(row: Mapping[str, Any]) -> str:
     """Return the value of what a run is ranked by, as text; nothing where it has none."""
     return (
         ""
@@ -256,7 +258,7 @@ def scores_table(per_class: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         per_class = per_class.sort_values(["f1", "recall"], kind="stable").head(MOST_CLASSES)
     shown = per_class.astype({"images": str})
     for column in ("precision", "recall", "f1"):
-        shown[column] = [percent(value) for value in per_class[column]]
+        shown[column] = [format_percent(value) for value in per_class[column]]
     return shown, title
 
 
@@ -264,13 +266,13 @@ def _number(value: Any) -> float | None:
     return None if value is None or pd.isna(value) or abs(float(value)) > 1e300 else float(value)
 
 
-def percent(value: Any) -> str:
+def format_percent(value: Any) -> str:
     """Return a fraction as ``98.14%``, nothing for a missing one."""
     number = _number(value)
     return "" if number is None else f"{100 * number:.2f}%"
 
 
-def duration(seconds: Any) -> str:
+def format_duration(seconds: Any) -> str:
     """Return seconds as ``48 s``, ``12 min`` or ``3.5 h``."""
     number = _number(seconds)
     if number is None:
@@ -289,20 +291,20 @@ def _interval(row: Mapping[str, Any]) -> str:
     if _number(row.get("test_accuracy")) is None:
         return ""
     low, high = _number(row.get("test_accuracy_low")), _number(row.get("test_accuracy_high"))
-    return percent(row["test_accuracy"]) + (
+    return format_percent(row["test_accuracy"]) + (
         "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     )
 
 
 def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """Return a table of text as a Markdown document."""
-    lines = [f"# {in_markdown(title)}", "", *(f"{in_markdown(note)}\n" for note in notes)]
+    lines = [f"# {escape_markdown(title)}", "", *(f"{escape_markdown(note)}\n" for note in notes)]
     lines += [
-        "| " + " | ".join(map(in_markdown, table.columns)) + " |",
+        "| " + " | ".join(map(escape_markdown, table.columns)) + " |",
         "|" + "---|" * len(table.columns),
     ]
     lines += [
-        "| " + " | ".join(in_markdown(str(value)) for value in row) + " |"
+        "| " + " | ".join(escape_markdown(str(value)) for value in row) + " |"
         for row in table.itertuples(index=False)
     ]
     return "\n".join(lines) + "\n"
@@ -326,7 +328,7 @@ def to_html(table: pd.DataFrame, title: str, notes: Sequence[str], figure: str =
     """Return a table of text as a standalone page.
 
     Args:
-        table: Of `for_people`.
+        table: Of `table_for_people`.
         title: Heading.
         notes: Paragraphs above the table.
         figure: A PNG beside the page, shown below it; empty: none.
@@ -335,9 +337,9 @@ def to_html(table: pd.DataFrame, title: str, notes: Sequence[str], figure: str =
     body = ""
     for row in table.itertuples(index=False):
         ranked = str(row[0]).isdigit()
-        cells = "".join(f"<td>{html.escape(visible(str(value)))}</td>" for value in row)
+        cells = "".join(f"<td>{html.escape(make_visible(str(value)))}</td>" for value in row)
         body += f"<tr{'' if ranked else ' class=unranked'}>{cells}</tr>\n"
-    paragraphs = "".join(f"<p>{html.escape(visible(note))}</p>\n" for note in notes)
+    paragraphs = "".join(f"<p>{html.escape(make_visible(note))}</p>\n" for note in notes)
     picture = f'<img src="{html.escape(figure)}" alt="comparison of the runs">\n' if figure else ""
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>\n"

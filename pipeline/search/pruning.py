@@ -62,7 +62,7 @@ def build_pruner(study: Study, epochs: int, first: int = 0) -> BasePruner:
             assert_never(study.pruner)
 
 
-class Report(Callback):
+class PruningCallback(Callback):
     """Reports the score after each epoch; gives a searched trial up where the pruner says so.
 
     Args:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from pipeline.config import Configuration
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Range, Space, is_integer
-from pipeline.jobs.prepare import with_reachable_weights
+from pipeline.jobs.prepare import replace_unreachable_weights
 
 Point = dict[str, Any]
 """Values by dotted field as Optuna has them: numbers, truth values, texts and None; a list or dict is its JSON text."""
@@ -32,7 +32,7 @@ def suggest(trial: Trial, space: Space) -> Point:
     return values
 
 
-def decoded(point: Point, space: Space) -> dict[str, Any]:
+def decode_point(point: Point, space: Space) -> dict[str, Any]:
     """Return the values of a point as a configuration has them."""
     values = dict(point)
     for name, choices in space.items():
@@ -43,14 +43,14 @@ def decoded(point: Point, space: Space) -> dict[str, Any]:
     return values
 
 
-def configuration_at(point: Point, experiment: Experiment) -> Configuration:
+def build_configuration(point: Point, experiment: Experiment) -> Configuration:
     """Return the configuration of a point.
 
     Raises:
         UserError: Its values are right alone but do not fit together.
     """
-    sampled = experiment.sampled(decoded(point, experiment.space))
-    return with_reachable_weights(sampled) if experiment.fast else sampled
+    sampled = experiment.sampled(decode_point(point, experiment.space))
+    return replace_unreachable_weights(sampled) if experiment.fast else sampled
 
 
 def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
@@ -64,7 +64,7 @@ def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
         point = {
             name: _allowed(allowed, values[name]) for name, allowed in experiment.space.items()
         }
-        sampled = configuration_at(point, experiment)
+        sampled = build_configuration(point, experiment)
     except (LookupError, UserError):
         return None
     return point if _without_seed(sampled) == _without_seed(entry) else None

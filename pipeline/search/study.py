@@ -26,24 +26,24 @@ from pipeline.identity import FIRST_RELEASE, names_beside, study_name
 from pipeline.jobs.augmentation_preview import log_previews
 from pipeline.jobs.prepare import (
     check,
-    images_for,
     log_report,
     majority_rate,
     prepare_images,
-    with_reachable_weights,
+    prepare_variant,
+    replace_unreachable_weights,
     with_white,
 )
-from pipeline.jobs.register import export
-from pipeline.jobs.summary import Comparison, summarise
+from pipeline.jobs.register import export_model
+from pipeline.jobs.summary import Summary, summarise_and_write
 from pipeline.jobs.training_job import Job
 from pipeline.report import tables
 from pipeline.report.console import say
-from pipeline.safe_text import in_markdown, without_password
+from pipeline.safe_text import escape_markdown, hide_passwords
 from pipeline.search.optuna_figures import write_figures
 from pipeline.search.pruning import build_pruner, build_sampler, first_rung
 from pipeline.search.space import holds_lists
 from pipeline.search.study_storage import STUDIES, Database
-from pipeline.search.trial_runner import Worker
+from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import TrackedRun, end_abandoned
@@ -62,7 +62,7 @@ class Tuned:
 
     name: str
     parent: str
-    compared: Comparison
+    compared: Summary
 
 
 def tune(
@@ -97,8 +97,8 @@ def tune(
     )
     if experiment.fast:
         base, entries = (
-            with_reachable_weights(experiment.base),
-            [with_reachable_weights(entry) for entry in experiment.entries],
+            replace_unreachable_weights(experiment.base),
+            [replace_unreachable_weights(entry) for entry in experiment.entries],
         )
         experiment = replace(experiment, base=base, entries=entries)
     database = Database(experiment.study.storage, workspace.home)
@@ -126,15 +126,15 @@ def tune(
         raise UserError(f"study.name: study {name!r} {why}; give another name, or none")
     refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
-    parent = recorded.get(PARENT) or find_runs.study_parent(workspace, name)
+    parent = recorded.get(PARENT) or find_runs.find_study_parent(workspace, name)
     experiment = _as_begun(workspace, experiment, name, parent)
-    with database.alone_on(name, in_use), parent_run(workspace, step, name, parent) as run:
+    with database.lock_study(name, in_use), parent_run(workspace, step, name, parent) as run:
         study = _open(database.storage, experiment, name, is_new=found is None)
         study.set_user_attr(PARENT, run.id)
         study.set_user_attr(IDENTITY, identity)
         _describe(run, experiment, prepared, identity)
         _abandoned(workspace, study)
-        Worker(workspace, experiment, study, run, prepared, jobs).work()
+        TrialRunner(workspace, experiment, study, run, prepared, jobs).work()
         compared = _conclude(workspace, study, name, run)
         then(name)
     return Tuned(name, run.id, compared)
@@ -190,7 +190,7 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     jobs = []
     for number, entry in enumerate(experiment.entries):
         origin = origin_of(entry, f"configs[{number}]")
-        images = images_for(workspace, entry.data, prepared)
+        images = prepare_variant(workspace, entry.data, prepared)
         jobs.append(Job(entry, origin, images))
     for field, values in experiment.space.items():
         if isinstance(values, list):
@@ -224,7 +224,7 @@ def _own(workspace: Workspace, storage: BaseStorage, wanted: str) -> tuple[str, 
 def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
     """Return why a study cannot be gone on with; empty where it can."""
     if parent := study.user_attrs.get(PARENT):
-        lifecycle = find_runs.lifecycle(workspace, parent)
+        lifecycle = find_runs.get_lifecycle(workspace, parent)
         if not lifecycle:
             return "belongs to another MLflow store"
         if lifecycle != "active":
@@ -299,9 +299,7 @@ def _describe(run: TrackedRun, experiment: Experiment, prepared: Prepared, ident
     )
     if experiment.path.is_file():
         # Without the password that study.storage may hold.
-        run.text(
-            experiment.path.name, without_password(experiment.path.read_text(encoding="utf-8"))
-        )
+        run.text(experiment.path.name, hide_passwords(experiment.path.read_text(encoding="utf-8")))
     log_report(run, prepared)
     run.metrics({"majority_rate": majority_rate(prepared)})
     log_previews(
@@ -324,9 +322,9 @@ def _abandoned(workspace: Workspace, study: optuna.Study) -> None:
         end_abandoned(workspace, trial.user_attrs.get(RUN_ID, ""))
 
 
-def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun) -> Comparison:
+def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun) -> Summary:
     """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
-    compared = summarise(workspace, name)
+    compared = summarise_and_write(workspace, name)
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
             run.file(figure, "optuna")
@@ -337,7 +335,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
             f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}"
         )
     best = ranked[0]
-    export(workspace, best["run_id"])
+    export_model(workspace, best["run_id"])
     reached = {
         ranking.best_name(best["metric"]): best["value"],
         "best/val_accuracy": best["val_accuracy"],
@@ -347,16 +345,16 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     with tempfile.TemporaryDirectory() as folder:
         run.text(
             "best_config.yaml",
-            find_runs.artifact(workspace, best["run_id"], names.CONFIG, Path(folder)).read_text(
-                encoding="utf-8"
-            ),
+            find_runs.download_artifact(
+                workspace, best["run_id"], names.CONFIG, Path(folder)
+            ).read_text(encoding="utf-8"),
         )
     experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
-    link = f"[{in_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
+    link = f"[{escape_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
     run.tag(
         {
             names.BEST_RUN: best["run_id"],
-            names.NOTE: f"Best: {link}, {ranking.title(best['metric'])} {tables.reached(best)}. Comparison: artifacts, folder `summary`.",
+            names.NOTE: f"Best: {link}, {ranking.title(best['metric'])} {tables.best_value_text(best)}. Comparison: artifacts, folder `summary`.",
         }
     )
     return compared

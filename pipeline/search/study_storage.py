@@ -15,7 +15,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
 
 from pipeline.errors import StoreAway, UserError, first_line
-from pipeline.files import locked
+from pipeline.files import lock
 from pipeline.report.console import say
 from pipeline.tracking.address import check_address
 
@@ -60,7 +60,7 @@ class Database:
             if file is not None and not file.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {file.parent}")
             # Of several that meet a fresh database at once, all but one fail in making its tables.
-            with locked(self._beside):
+            with lock(self._beside):
                 opened = _retried(lambda: _open(parsed), _passes_while_opened, name, PATIENCE)
         except (*_DatabaseError, ImportError, OSError, RuntimeError) as error:
             if _is_locked(error):
@@ -71,13 +71,13 @@ class Database:
         self.storage: BaseStorage = _PatientStorage(opened, name)
 
     @contextmanager
-    def alone_on(self, study: str, refusal: str) -> Iterator[None]:
+    def lock_study(self, study: str, refusal: str) -> Iterator[None]:
         """Take the lock of one study on this machine: beside the database's file, or in the home folder where it is a server.
 
         Raises:
             InUse: Another process has it; with the message `refusal`.
         """
-        with locked(self._beside.with_name(f"{self._beside.name}-{study}"), refusal):
+        with lock(self._beside.with_name(f"{self._beside.name}-{study}"), refusal):
             yield
 
 
@@ -171,7 +171,7 @@ _PatientStorage = type(
 
 
 @contextmanager
-def without_waiting(study: optuna.Study) -> Iterator[None]:
+def fail_at_once(study: optuna.Study) -> Iterator[None]:
     """Let operations on a study's database fail at once: what is being ended must not wait for it."""
     storage = cast(_Delegating, study._storage)
     storage.patience = 0.0

@@ -19,36 +19,36 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
 from pipeline.experiment import Experiment
 from pipeline.files import out_of_room
-from pipeline.jobs.prepare import check, images_for
-from pipeline.jobs.resume import exclusively
-from pipeline.jobs.train import Placement, reusable, train
+from pipeline.jobs.prepare import check, prepare_variant
+from pipeline.jobs.resume import lock_run
+from pipeline.jobs.train import Placement, find_same_training, train
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
-from pipeline.report.tables import describe, reached
-from pipeline.search.pruning import Report
-from pipeline.search.space import configuration_at, decoded, suggest
-from pipeline.search.study_storage import without_waiting
+from pipeline.report.tables import best_value_text, describe_settings
+from pipeline.search.pruning import PruningCallback
+from pipeline.search.space import build_configuration, decode_point, suggest
+from pipeline.search.study_storage import fail_at_once
 from pipeline.search.trials import (
     ENTRY,
     KEY,
     MAY_PASS,
     REASON,
     RUN_ID,
-    Again,
-    counted,
+    Repeated,
+    enqueue_missing,
+    finished_trials,
     is_point,
     place_of,
-    plan,
     put_back,
-    waiting,
+    waiting_trials,
 )
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
-from pipeline.training.distributed import joined
+from pipeline.training.distributed import join_group
 
 
-def _progress(done: Sequence[FrozenTrial], total: int, again: Again) -> str:
+def _progress(done: Sequence[FrozenTrial], total: int, again: Repeated) -> str:
     """Say how many trainings are there, and how many are done once more."""
     failed = sum(trial.state == TrialState.FAIL for trial in done)
     listed = (
@@ -67,7 +67,7 @@ def _is(number: int) -> str:
 
 
 @dataclass
-class Worker:
+class TrialRunner:
     """Trains what is still to do of one study.
 
     Attributes:
@@ -99,17 +99,17 @@ class Worker:
             )
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
         there_are = {
-            row["run_id"] for row in find_runs.trainings(self.workspace, self.study.study_name)
+            row["run_id"] for row in find_runs.find_trainings(self.workspace, self.study.study_name)
         }
-        again = plan(
+        again = enqueue_missing(
             self.study,
             self.experiment,
             {key: job.configuration for key, job in self._by_key.items()},
             there_are,
         )
-        if (done := counted(self.study, self._by_key)) or any(again):
+        if (done := finished_trials(self.study, self._by_key)) or any(again):
             say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
-        while waiting(self.study) or len(counted(self.study, self._by_key)) < total:
+        while waiting_trials(self.study) or len(finished_trials(self.study, self._by_key)) < total:
             self._try(self.study.ask())
 
     def _try(self, trial: optuna.Trial) -> None:
@@ -120,7 +120,7 @@ class Worker:
             # A trial that cannot even be put back still says RUNNING, which comes to the same.
             with (
                 contextlib.suppress(StoreAway, UpdateFinishedTrialError),
-                without_waiting(self.study),
+                fail_at_once(self.study),
             ):
                 put_back(self.study, trial._trial_id)
             raise
@@ -130,7 +130,9 @@ class Worker:
         try:
             place = place_of(trial)
             configuration = self._configuration(trial, place)
-            say(f"trial {place + 1} of {self.experiment.trials}: {describe(configuration.flat())}")
+            say(
+                f"trial {place + 1} of {self.experiment.trials}: {describe_settings(configuration.flat())}"
+            )
             score = self._train(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
             say(f"  {pruned}")
@@ -138,7 +140,7 @@ class Worker:
         except (StoreAway, InUse, *STORE_ERRORS):
             raise
         except Exception as error:
-            if joined().is_broken or out_of_room(error):
+            if join_group().is_broken or out_of_room(error):
                 # The next training would wait for processes that are still in this one, or find the same full disk.
                 raise
             say(
@@ -160,10 +162,10 @@ class Worker:
             return Configuration.model_validate(entry)
         point = suggest(trial, space)
         try:
-            return configuration_at(point, self.experiment)
+            return build_configuration(point, self.experiment)
         except UserError as error:
             raise self._as_failed_run(
-                error, {**self.experiment.base.flat(), **decoded(point, space)}, place
+                error, {**self.experiment.base.flat(), **decode_point(point, space)}, place
             ) from None
 
     def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
@@ -174,7 +176,9 @@ class Worker:
         except UserError as error:
             raise self._as_failed_run(error, configuration.flat(), place) from None
         return Job(
-            configuration, origin, images_for(self.workspace, configuration.data, self.prepared)
+            configuration,
+            origin,
+            prepare_variant(self.workspace, configuration.data, self.prepared),
         )
 
     def _as_failed_run(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
@@ -209,14 +213,14 @@ class Worker:
     def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
         identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
         begun = {one.user_attrs.get(RUN_ID, "") for one in self.study.get_trials(deepcopy=False)}
-        unfinished = find_runs.unfinished_training(
+        unfinished = find_runs.find_unfinished_training(
             self.workspace, self.study.study_name, *identity, begun
         )
         # A person may be going on with it by hand.
-        with exclusively(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
-            same = reusable(self.workspace, job)
+        with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
+            same = find_same_training(self.workspace, job)
             if same is not None:
-                say(f"  trained before as run {same['run_id']}: {reached(same)}")
+                say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
                 trial.set_user_attr(RUN_ID, same["run_id"])
                 adopt_training(self.workspace, same["run_id"], self.study.study_name)
                 return float(same["score"])
@@ -237,7 +241,9 @@ class Worker:
         # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
         metric = job.configuration.training.best_metric
         report = (
-            [Report(trial, metric, prunable=ENTRY not in trial.user_attrs)] if number == 0 else []
+            [PruningCallback(trial, metric, prunable=ENTRY not in trial.user_attrs)]
+            if number == 0
+            else []
         )
         done = train(self.workspace, job, placement, report)
         return ranking.score(done.value, done.metric)

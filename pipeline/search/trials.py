@@ -55,7 +55,7 @@ def may_succeed(trial: FrozenTrial) -> bool:
     )
 
 
-def standing(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
+def latest_trials(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
     """Return the latest trial of each place, of those that were searched and those of the current list."""
     latest: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -66,16 +66,16 @@ def standing(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
     return list(latest.values())
 
 
-def counted(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
+def finished_trials(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
     """Return the trials that are done: complete, pruned or failed."""
     return [
         trial
-        for trial in standing(study, keys)
+        for trial in latest_trials(study, keys)
         if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs
     ]
 
 
-def waiting(study: optuna.Study) -> list[FrozenTrial]:
+def waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are to be done next."""
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
@@ -85,7 +85,7 @@ def put_back(study: optuna.Study, trial_id: int) -> None:
     study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-class Again(NamedTuple):
+class Repeated(NamedTuple):
     """How many trainings are done once more.
 
     Attributes:
@@ -97,12 +97,12 @@ class Again(NamedTuple):
     deleted: int
 
 
-def plan(
+def enqueue_missing(
     study: optuna.Study,
     experiment: Experiment,
     entries: Mapping[str, Configuration],
     there_are: Collection[str],
-) -> Again:
+) -> Repeated:
     """Enqueue what is still to do of the list, of interrupted and of failed trials; entries no longer in the list are given up.
 
     Args:
@@ -122,7 +122,7 @@ def plan(
             _withdraw(study, trial)
         elif runs:
             put_back(study, trial._trial_id)
-    latest = standing(study, entries)
+    latest = latest_trials(study, entries)
     again = [trial for trial in latest if may_succeed(trial) or _is_gone(trial, there_are)]
     for trial in latest:
         if KEY not in trial.user_attrs and (trial in again or INTERRUPTED in trial.user_attrs):
@@ -148,7 +148,7 @@ def plan(
             },
         )
         place += kept is None
-    return Again(sum(map(may_succeed, again)), sum(not may_succeed(trial) for trial in again))
+    return Repeated(sum(map(may_succeed, again)), sum(not may_succeed(trial) for trial in again))
 
 
 def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Raw, essential, identifies_study
-from pipeline.steps.options import TrustOptions, given, read_experiment
+from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -31,22 +31,22 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.summary import compare_of, leaders
+    from pipeline.jobs.summary import leading_runs, summarise_experiment
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say, show_table
-    from pipeline.report.tables import percent, scores_table
-    from pipeline.tracking.run import launched
+    from pipeline.report.tables import format_percent, scores_table
+    from pipeline.tracking.run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
-    with launched(workspace, "evaluate"):
+    with keep_launched_run(workspace, "evaluate"):
         if own.run_id:
             need_no_other_options(own.run_id, overrides)
-            need_own_experiment(workspace, own.run_id, given(own, "experiment", "fast"))
+            need_own_experiment(workspace, own.run_id, list_given(own, "experiment", "fast"))
         for run_id in (
             [own.run_id]
             if own.run_id
-            else leaders(compare_of(workspace, experiment, reads_images=True))
+            else leading_runs(summarise_experiment(workspace, experiment, reads_images=True))
         ):
             values, per_class = evaluate(
                 workspace, run_id, experiment.base.training.device, overrides.get("data", {})
@@ -54,8 +54,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
             show_table(
                 *scores_table(per_class), texts=["class"], expendable=["images", "precision"]
             )
-            interval = f"95% interval {percent(values['test/accuracy_low'])} to {percent(values['test/accuracy_high'])}"
+            interval = f"95% interval {format_percent(values['test/accuracy_low'])} to {format_percent(values['test/accuracy_high'])}"
             say(
-                f"run {run_id}: test accuracy {percent(values['test/accuracy'])}, {interval}; "
+                f"run {run_id}: test accuracy {format_percent(values['test/accuracy'])}, {interval}; "
                 f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
             )

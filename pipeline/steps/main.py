@@ -26,10 +26,10 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.experiment import named
+    from pipeline.experiment import experiment_name
     from pipeline.jobs.evaluate import evaluate
-    from pipeline.jobs.register import best_evaluated, promote
-    from pipeline.jobs.summary import compare, leaders, show, summarise
+    from pipeline.jobs.register import find_best_evaluated, register
+    from pipeline.jobs.summary import leading_runs, show_summary, summarise, summarise_and_write
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import view_urls, write_views
@@ -38,15 +38,15 @@ def run(own: MainOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     # A try-out must not take the place of the real champion.
-    name = named(own.name, own.fast) if own.name else experiment.name
+    name = experiment_name(own.name, own.fast) if own.name else experiment.name
 
     def conclude(study: str) -> None:
         # All repeats: the score of a configuration is their mean.
-        for run_id in leaders(compare(workspace, study)):
+        for run_id in leading_runs(summarise(workspace, study)):
             evaluate(workspace, run_id, experiment.base.training.device)
-        compared = summarise(workspace, study)
-        champion = promote(workspace, name, best_evaluated(compared)[0])
-        show(compared)
+        compared = summarise_and_write(workspace, study)
+        champion = register(workspace, name, find_best_evaluated(compared)[0])
+        show_summary(compared)
         say(champion.described)
 
     tune(workspace, experiment, "main", conclude)

@@ -32,7 +32,7 @@ from pipeline.config import (
     parse_yaml,
 )
 from pipeline.errors import UserError, first_line, nearest
-from pipeline.experiment import Experiment, load
+from pipeline.experiment import Experiment, load_experiment
 
 DEFAULT_FILE = "experiments/digits.yaml"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ class TrustOptions(FastOptions):
     )
 
 
-def given(own: ExperimentOptions, *fields: str) -> list[str]:
+def list_given(own: ExperimentOptions, *fields: str) -> list[str]:
     """Return those of a step's own fields that have another value than their default."""
     return [name for name in fields if getattr(own, name) != type(own).model_fields[name].default]
 
@@ -212,7 +212,7 @@ def read_experiment(own: Any, overrides: Raw) -> Experiment:
     """Load the experiment file that the parsed options name, of the current folder or else of this project."""
     file = Path(own.config).expanduser()
     path = own.config if file.exists() or not (PROJECT / file).exists() else str(PROJECT / file)
-    return load(path, overrides, own.experiment, fast=getattr(own, "fast", False))
+    return load_experiment(path, overrides, own.experiment, fast=getattr(own, "fast", False))
 
 
 def render_help(step: str, options: type[Options]) -> str:

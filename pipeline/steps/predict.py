@@ -34,12 +34,12 @@ def run(own: PredictOptions, overrides: Raw) -> None:
             raise UserError(f"option --{name} is needed; example: {PredictOptions.example}")
     from pipeline.jobs.predict import predict
     from pipeline.report.console import Counter, say
-    from pipeline.tracking.run import launched
+    from pipeline.tracking.run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace("predict", reads_only=True)
     out = Path(own.out).expanduser()
-    with launched(workspace, "predict"), Counter() as counter:
+    with keep_launched_run(workspace, "predict"), Counter() as counter:
         identifier = own.predict.id if "id" in own.predict.model_fields_set else None
         done = predict(
             own.model_uri,

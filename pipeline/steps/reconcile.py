@@ -24,12 +24,12 @@ def run(own: ReconcileOptions, overrides: Raw) -> None:
     """End what died."""
     from pipeline.jobs.resume import need_experiment, reconcile
     from pipeline.report.console import say
-    from pipeline.tracking.run import launched
+    from pipeline.tracking.run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(own.experiment or "reconcile")
     if own.experiment:
         need_experiment(workspace, own.experiment)
-    with launched(workspace, "reconcile"):
+    with keep_launched_run(workspace, "reconcile"):
         ended = reconcile(workspace, own.experiment)
     say(f"{ended} runs ended as interrupted" if ended != 1 else "1 run ended as interrupted")

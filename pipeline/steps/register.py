@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Name, Raw, essential, identifies_study
-from pipeline.steps.options import TrustOptions, given, read_experiment
+from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -31,17 +31,17 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     """Register a run, or the best evaluated one of the study."""
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
-    from pipeline.experiment import named
-    from pipeline.jobs.register import best_evaluated, promote
-    from pipeline.jobs.summary import compare_of
+    from pipeline.experiment import experiment_name
+    from pipeline.jobs.register import find_best_evaluated, register
+    from pipeline.jobs.summary import summarise_experiment
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say
-    from pipeline.tracking.run import launched
+    from pipeline.tracking.run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
-    name = named(own.name, own.fast) if own.name else experiment.name
+    name = experiment_name(own.name, own.fast) if own.name else experiment.name
     workspace = open_workspace(experiment.name)
-    with launched(workspace, "register"):
+    with keep_launched_run(workspace, "register"):
         run_id = own.run_id
         if run_id:
             need_no_other_options(run_id, overrides)
@@ -49,13 +49,13 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
                 # The run's own, which the default of config says nothing about.
                 name = (
                     need_own_experiment(
-                        workspace, run_id, given(own, "config", "experiment", "fast")
+                        workspace, run_id, list_given(own, "config", "experiment", "fast")
                     )
                     or name
                 )
         else:
-            run_id, passed_over = best_evaluated(compare_of(workspace, experiment))
+            run_id, passed_over = find_best_evaluated(summarise_experiment(workspace, experiment))
             if passed_over:
                 say(f"note: {passed_over} runs rank higher by validation but are not evaluated yet")
-        champion = promote(workspace, name, run_id)
+        champion = register(workspace, name, run_id)
     say(champion.described)

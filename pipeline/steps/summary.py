@@ -33,24 +33,26 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_all
-    from pipeline.jobs.summary import compare_of, show, write_comparison
+    from pipeline.jobs.summary import show_summary, summarise_experiment, write_summary
     from pipeline.report.console import say
-    from pipeline.tracking.run import launched
+    from pipeline.tracking.run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     try:
         workspace = open_workspace(experiment.name)
     except Unwritable as refused:
-        show(compare_of(open_workspace(experiment.name, reads_only=True), experiment))
+        show_summary(
+            summarise_experiment(open_workspace(experiment.name, reads_only=True), experiment)
+        )
         raise Unwritable(f"nothing is written: {refused}") from None
-    with launched(workspace, "summary"):
-        compared = compare_of(workspace, experiment, reads_images=own.evaluate == "all")
+    with keep_launched_run(workspace, "summary"):
+        compared = summarise_experiment(workspace, experiment, reads_images=own.evaluate == "all")
         if own.evaluate == "all" and evaluate_all(
             workspace, compared, experiment.base.training.device, overrides.get("data", {})
         ):
             compared = compared.read_again(workspace)
-        write_comparison(workspace, compared)
-    show(compared)
+        write_summary(workspace, compared)
+    show_summary(compared)
     for note in compared.notes:
         say(note)
     say(f"tables and figure in {workspace.outputs}")

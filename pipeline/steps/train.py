@@ -6,7 +6,7 @@ import shlex
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
-from pipeline.steps.options import TrustOptions, given, read_experiment
+from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
 
@@ -41,11 +41,11 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.prepare import check, prepare_images, with_reachable_weights, with_white
-    from pipeline.jobs.train import Placement, reusable, train
+    from pipeline.jobs.prepare import check, prepare_images, replace_unreachable_weights, with_white
+    from pipeline.jobs.train import Placement, find_same_training, train
     from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
-    from pipeline.report.tables import reached
+    from pipeline.report.tables import best_value_text
     from pipeline.tracking import names
     from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.ui_views import write_views
@@ -59,12 +59,12 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     if experiment.fast:
-        configuration = with_reachable_weights(configuration)
+        configuration = replace_unreachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     configuration = with_white(configuration, prepared)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
     write_views(workspace, configuration.training.best_metric)
-    same = reusable(workspace, job)
+    same = find_same_training(workspace, job)
     if same is not None:
         if workspace.launched_run:
             with TrackedRun(
@@ -76,7 +76,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
             ):
                 pass
         say(
-            f"trained before as run {same['run_id']}, {reached(same)}; another training.seed repeats it"
+            f"trained before as run {same['run_id']}, {best_value_text(same)}; another training.seed repeats it"
         )
         return
     done = train(
@@ -90,16 +90,16 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 def _resume(own: TrainOptions, overrides: Raw) -> None:
     """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
     named = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
-    named += given(own, "config", "experiment", "fast")
+    named += list_given(own, "config", "experiment", "fast")
     from contextlib import ExitStack
 
-    from pipeline.jobs.resume import exclusively, interrupted_job, refuse_ended
+    from pipeline.jobs.resume import load_interrupted_job, lock_run, refuse_ended
     from pipeline.jobs.train import Placement, train
     from pipeline.report.console import say
     from pipeline.tracking import find_runs, names
     from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.workspace import open_workspace
-    from pipeline.training.distributed import joined
+    from pipeline.training.distributed import join_group
     from pipeline.training.torchrun import need_processes
 
     run = find_runs.get_run(open_workspace(""), own.run_id)
@@ -111,7 +111,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             for name, value in fields.items()
         }
         options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
-        refuse_ended(own.run_id, str(run.info.run_name), find_runs.row(run)["state"], options)
+        refuse_ended(own.run_id, str(run.info.run_name), find_runs.to_row(run)["state"], options)
         raise UserError(
             f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}"
         )
@@ -120,13 +120,13 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}"
         )
     workspace = open_workspace(tags[names.EXPERIMENT])
-    with exclusively(workspace, own.run_id), ExitStack() as launched:
-        job = interrupted_job(workspace, own.run_id)
+    with lock_run(workspace, own.run_id), ExitStack() as launched:
+        job = load_interrupted_job(workspace, own.run_id)
         processes = job.configuration.training.processes
         need_processes(job.configuration.training)
-        if joined().size != processes:
+        if join_group().size != processes:
             say(
-                f"begun by {processes} processes, it goes on by {joined().size}: to other numbers than uninterrupted"
+                f"begun by {processes} processes, it goes on by {join_group().size}: to other numbers than uninterrupted"
             )
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}

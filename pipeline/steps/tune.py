@@ -22,7 +22,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.summary import show
+    from pipeline.jobs.summary import show_summary
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import write_views
@@ -31,7 +31,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     workspace = open_workspace(experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
-    show(tuned.compared)
+    show_summary(tuned.compared)
     say(
         f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}"
     )

@@ -88,7 +88,7 @@ def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Ru
     return run
 
 
-def lifecycle(workspace: Workspace, run_id: str) -> str:
+def get_lifecycle(workspace: Workspace, run_id: str) -> str:
     """Return ``active`` or ``deleted``, or an empty string where this store has no run of that id."""
     try:
         return str(workspace.client.get_run(run_id).info.lifecycle_stage)
@@ -99,7 +99,7 @@ def lifecycle(workspace: Workspace, run_id: str) -> str:
         return ""
 
 
-def trainings(workspace: Workspace, study: str = "") -> list[Row]:
+def find_trainings(workspace: Workspace, study: str = "") -> list[Row]:
     """Return a row per training of the experiment, or of one of its studies.
 
     Runs are found by the tag ``pipeline.experiment``, else in the MLflow experiment of that name.
@@ -123,7 +123,7 @@ def trainings(workspace: Workspace, study: str = "") -> list[Row]:
         )
     own = [run for run in tagged if names.JOINS not in run.data.tags]
     return [
-        row(run, _recorded_params(workspace, run))
+        to_row(run, _recorded_params(workspace, run))
         for run in own
         if not study or study in run.data.tags.get(names.STUDY, "").split(",")
     ]
@@ -140,9 +140,9 @@ def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
         return params
     with tempfile.TemporaryDirectory() as folder:
         try:
-            text = artifact(workspace, run.info.run_id, names.CONFIG, Path(folder)).read_text(
-                encoding="utf-8"
-            )
+            text = download_artifact(
+                workspace, run.info.run_id, names.CONFIG, Path(folder)
+            ).read_text(encoding="utf-8")
             configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
         except (UserError, yaml.YAMLError):
             # It was stopped before that, or is a stranger's.
@@ -159,7 +159,7 @@ def _quoted(text: str) -> str:
     return text.replace("'", "\\'")
 
 
-def row(run: Run, params: Mapping[str, str] | None = None) -> Row:
+def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
     """Return what the comparison and the ranking need of one run; `params` instead of its own, where they are known better."""
     tags, metrics = run.data.tags, run.data.metrics
     params = run.data.params if params is None else params
@@ -235,7 +235,7 @@ def _hash_of_params(params: Mapping[str, str]) -> str:
         return ""
 
 
-def history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
+def metric_history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
     """Return a metric of a run by epoch: of one that was trained again the last value, NaN of one that is gone (see `EpochLog`)."""
     logged = sorted(
         workspace.client.get_metric_history(run_id, metric),
@@ -244,7 +244,7 @@ def history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
     return {entry.step: entry.value for entry in logged}
 
 
-def complete_training(
+def find_complete_training(
     workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str
 ) -> Row | None:
     """Return the complete training of that identity in this experiment, if there is one."""
@@ -258,13 +258,13 @@ def complete_training(
     found = _search(
         workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
     )
-    rows = [row(run) for run in found if names.JOINS not in run.data.tags]
+    rows = [to_row(run) for run in found if names.JOINS not in run.data.tags]
     return next(
         (found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None
     )
 
 
-def unfinished_training(
+def find_unfinished_training(
     workspace: Workspace,
     study: str,
     config_hash: str,
@@ -300,7 +300,7 @@ def unfinished_training(
         if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))
     ]
     rows = [
-        row(run)
+        to_row(run)
         for run in own
         if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)
     ]
@@ -314,20 +314,20 @@ def _can_go_on(run: Run) -> bool:
     retry = tags.get(
         names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true"
     )
-    state = row(run)["state"]
+    state = to_row(run)["state"]
     return state in (names.RUNNING, names.INTERRUPTED) or (
         state == names.FAILED and retry == "true"
     )
 
 
-def with_uid(workspace: Workspace, uid: str) -> list[str]:
+def find_by_uid(workspace: Workspace, uid: str) -> list[str]:
     """Return the ids of the runs that have a uid."""
     return [
         str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")
     ]
 
 
-def running(workspace: Workspace, experiment: str = "") -> list[Run]:
+def find_running(workspace: Workspace, experiment: str = "") -> list[Run]:
     """Return the runs that are RUNNING, of one experiment of ours or of all."""
     of_experiment = (
         f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
@@ -353,7 +353,7 @@ class Study(NamedTuple):
     identity: str
 
 
-def studies(workspace: Workspace) -> list[Study]:
+def find_studies(workspace: Workspace) -> list[Study]:
     """Return the studies of the experiment, the one that was begun last first."""
     latest: dict[str, Study] = {}
     for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
@@ -369,14 +369,14 @@ def studies(workspace: Workspace) -> list[Study]:
     return list(latest.values())
 
 
-def study_parents(workspace: Workspace, name: str) -> list[Run]:
+def find_study_parents(workspace: Workspace, name: str) -> list[Run]:
     """Return the parent runs of a study, latest first; there is more than one where two folders have begun it at once."""
     return _parents(workspace, f"tags.`{names.STUDY}` = '{_quoted(name)}'")
 
 
-def study_parent(workspace: Workspace, name: str) -> str:
+def find_study_parent(workspace: Workspace, name: str) -> str:
     """Return the parent run id of a study that MLflow knows, or an empty string."""
-    return next((str(run.info.run_id) for run in study_parents(workspace, name)), "")
+    return next((str(run.info.run_id) for run in find_study_parents(workspace, name)), "")
 
 
 def _parents(workspace: Workspace, of_study: str) -> list[Run]:
@@ -391,13 +391,13 @@ def _parents(workspace: Workspace, of_study: str) -> list[Run]:
     return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
 
 
-def study(workspace: Workspace, name: str) -> Study:
+def get_study(workspace: Workspace, name: str) -> Study:
     """Return the study of a name.
 
     Raises:
         UserError: There is none; those that there are, are listed.
     """
-    known = studies(workspace)
+    known = find_studies(workspace)
     found = next((one for one in known if one.name == name), None)
     if found is None:
         there = [one.name for one in known]
@@ -408,7 +408,7 @@ def study(workspace: Workspace, name: str) -> Study:
     return found
 
 
-def study_of(workspace: Workspace, run_id: str) -> str:
+def studies_of_run(workspace: Workspace, run_id: str) -> str:
     """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
     try:
         return (
@@ -420,7 +420,7 @@ def study_of(workspace: Workspace, run_id: str) -> str:
         return ""
 
 
-def known_experiments(workspace: Workspace) -> list[str]:
+def list_experiments(workspace: Workspace) -> list[str]:
     """Return the names of all experiments that have runs of ours."""
     return sorted(
         {
@@ -431,15 +431,15 @@ def known_experiments(workspace: Workspace) -> list[str]:
     )
 
 
-def listed(workspace: Workspace, run_id: str, folder: str) -> list[str]:
+def list_artifacts(workspace: Workspace, run_id: str, folder: str) -> list[str]:
     """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
     found: list[str] = []
     for entry in workspace.client.list_artifacts(run_id, folder):
-        found += listed(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
+        found += list_artifacts(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
     return found
 
 
-def artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
+def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
     """Download one artifact of a run into `folder`.
 
     Raises:

@@ -35,12 +35,12 @@ class _State:
     taken = ""
 
 
-def taken() -> str:
-    """Return the id of the run that `take` has found to be this process's, or an empty string."""
+def launched_run_id() -> str:
+    """Return the id of the run that `adopt_launched_run` has found to be this process's, or an empty string."""
     return _State.taken
 
 
-def take(step: str) -> None:
+def adopt_launched_run(step: str) -> None:
     """Make the run that the environment names this process's own.
 
     Raises:
@@ -83,7 +83,7 @@ def _problem(run_id: str, step: str) -> str:
     return ""
 
 
-def end(reason: str, state: str) -> None:
+def end_launched_run(reason: str, state: str) -> None:
     """End the run that was taken, where there is one and it still runs."""
     if not _State.taken:
         return

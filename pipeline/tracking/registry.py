@@ -80,7 +80,7 @@ def log_model(
     Returns:
         The model's id.
     """
-    existing = logged_model(workspace, run_id)
+    existing = find_logged_model(workspace, run_id)
     if existing:
         return existing
     size = preprocessing.image_size
@@ -139,7 +139,7 @@ def _example(size: int) -> pd.DataFrame:
     return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
 
 
-def logged_model(workspace: Workspace, run_id: str) -> str:
+def find_logged_model(workspace: Workspace, run_id: str) -> str:
     """Return the id of the model that a run has exported, or an empty string."""
     outputs = workspace.client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else []:
@@ -168,7 +168,7 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
             ) from None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    model_id = logged_model(workspace, run_id)
+    model_id = find_logged_model(workspace, run_id)
     # Anybody may have made a version that says it is of this run.
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     versions = [one for one in found if one.source == f"models:/{model_id}"]

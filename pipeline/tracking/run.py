@@ -22,10 +22,10 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline import signals
-from pipeline.background import Background, Task, within
+from pipeline.background import Background, Task, run_within
 from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError, first_line, may_pass
-from pipeline.safe_text import in_markdown, visible, without_password
+from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.tracking import find_runs, launcher, names
 from pipeline.tracking.find_runs import as_param
 from pipeline.tracking.heartbeat import Beat, Heartbeat
@@ -82,7 +82,7 @@ class RunLog:
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         # Every user of a server reads them.
-        shown = {key: without_password(str(value))[:_TAG_LENGTH] for key, value in tags.items()}
+        shown = {key: hide_passwords(str(value))[:_TAG_LENGTH] for key, value in tags.items()}
         self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in shown.items()])
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class RunLog:
     def _params(self, values: Mapping[str, Any]) -> None:
         present = self.client.get_run(self.id).data.params
         new = [
-            Param(key, without_password(as_param(value))[:_PARAM_LENGTH])
+            Param(key, hide_passwords(as_param(value))[:_PARAM_LENGTH])
             for key, value in values.items()
             if key not in present
         ]
@@ -229,7 +229,7 @@ class TrackedRun(RunLog):
     def __enter__(self) -> TrackedRun:
         try:
             # A signal between the run's start and this block would leave it RUNNING.
-            with signals.held():
+            with signals.delay_signals():
                 self._start()
         except BaseException as error:
             if self.id:
@@ -280,7 +280,7 @@ class TrackedRun(RunLog):
     ) -> None:
         self._is_hurried = isinstance(error, KeyboardInterrupt)
         # A signal meanwhile must not keep the run from its end; it is raised after that.
-        with signals.held():
+        with signals.delay_signals():
             if self._is_hurried and error is not None:
                 self._end_soon(error)
                 return
@@ -298,7 +298,7 @@ class TrackedRun(RunLog):
         steps: list[Task] = [self._writing.close, lambda: self._end(type(error), error)]
         for number, step in enumerate(steps):
             try:
-                is_done = within(signals.seconds_left() / (len(steps) - number), step)
+                is_done = run_within(signals.seconds_left() / (len(steps) - number), step)
             except Exception as unwritten:
                 # The signal says more than what could not be written; of a store that is away nobody expects that it was.
                 is_done = number == 0
@@ -306,12 +306,12 @@ class TrackedRun(RunLog):
             else:
                 reason = "the store does not answer"
             if not is_done:
-                say_unended(self.id, reason)
+                tell_unended(self.id, reason)
                 return
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         # A signal meanwhile must not keep the run from its end.
-        with signals.held():
+        with signals.delay_signals():
             if self._system is not None:
                 self._system.finish()  # type: ignore[no-untyped-call]
             if self._heartbeat is not None:
@@ -338,7 +338,7 @@ class TrackedRun(RunLog):
                 if not isinstance(error, UserError):
                     self._text(
                         "traceback.txt",
-                        without_password("".join(traceback.format_exception(error))),
+                        hide_passwords("".join(traceback.format_exception(error))),
                     )
             finally:
                 # What has failed the run, such as a full disk, may fail the traceback too.
@@ -349,19 +349,19 @@ class TrackedRun(RunLog):
         tags = {names.STATE: state} | (
             {
                 names.REASON: reason[:_TAG_LENGTH],
-                names.NOTE: f"{state}: {in_markdown(reason)}"[:_TAG_LENGTH],
+                names.NOTE: f"{state}: {escape_markdown(reason)}"[:_TAG_LENGTH],
             }
             if reason
             else {}
         )
-        with signals.held():
+        with signals.delay_signals():
             self._tag(tags)
             self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
 
 
-def say_unended(run_id: str, reason: str) -> None:
+def tell_unended(run_id: str, reason: str) -> None:
     """Say that a run still says RUNNING, though its process ends."""
-    shown = visible(without_password(reason))
+    shown = make_visible(hide_passwords(reason))
     print(
         f"run {run_id} could not be ended ({shown}); `python -m pipeline reconcile` does it later",
         file=sys.stderr,
@@ -369,7 +369,7 @@ def say_unended(run_id: str, reason: str) -> None:
 
 
 @contextmanager
-def launched(workspace: Workspace, step: str) -> Iterator[None]:
+def keep_launched_run(workspace: Workspace, step: str) -> Iterator[None]:
     """Keep the run that ``mlflow run`` has made for a step whose results go elsewhere; without one do nothing."""
     if not workspace.launched_run:
         yield
@@ -378,7 +378,7 @@ def launched(workspace: Workspace, step: str) -> Iterator[None]:
         yield
 
 
-def lives(tags: Mapping[str, str]) -> bool:
+def is_alive(tags: Mapping[str, str]) -> bool:
     """Whether the process of a run still works on it, as far as its heartbeat tells."""
     beat = Beat.of(tags)
     return beat is not None and tags.get(names.STATE) == names.RUNNING and beat.lives
@@ -388,14 +388,14 @@ def end_abandoned(workspace: Workspace, run_id: str) -> bool:
     """End a run whose process died without ending it, at its last beat; return whether it was one."""
     run = (
         workspace.client.get_run(run_id)
-        if run_id and find_runs.lifecycle(workspace, run_id)
+        if run_id and find_runs.get_lifecycle(workspace, run_id)
         else None
     )
     if (
         run is None
         or run.info.status != "RUNNING"
         or run.info.lifecycle_stage != "active"
-        or lives(run.data.tags)
+        or is_alive(run.data.tags)
     ):
         return False
     beat = Beat.of(run.data.tags)

@@ -26,13 +26,13 @@ from pipeline.models.normalisation import read_normalisation
 from pipeline.models.torchvision_weights import correct_recorded
 from pipeline.models.weights import content_hash
 from pipeline.tracking import find_runs, names
-from pipeline.tracking.workspace import Workspace, home, open_workspace
+from pipeline.tracking.workspace import Workspace, open_workspace, results_folder
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 
 
-def with_file(model: Model, origin: Mapping[str, str] | None = None) -> Model:
+def resolve_weights(model: Model, origin: Mapping[str, str] | None = None) -> Model:
     """Return `model` with weights of the registry or a run as ``file:PATH``; any other model as it is.
 
     Args:
@@ -49,7 +49,7 @@ def with_file(model: Model, origin: Mapping[str, str] | None = None) -> Model:
     return model.model_copy(update={"weights": f"{FILE}{file}"})
 
 
-def recorded(model: Model, origin: Mapping[str, str]) -> Model:
+def name_as_recorded(model: Model, origin: Mapping[str, str]) -> Model:
     """Return `model` as a run records it: what DEFAULT or an alias stood for when `origin` was taken."""
     weights = origin["weights"]
     if weights.startswith(FILE):
@@ -77,7 +77,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _kept() -> Path:
-    return home() / "prepared" / "weights"
+    return results_folder() / "prepared" / "weights"
 
 
 def _fetch(model: Model) -> Path:
@@ -148,14 +148,14 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
     """
     workspace = open_workspace("")
     run = find_runs.get_run(workspace, run_id, even_deleted=True)
-    if find_runs.row(run)["state"] == names.RUNNING:
+    if find_runs.to_row(run)["state"] == names.RUNNING:
         raise UserError(
             f"run {run_id} ({run.info.run_name}) is still running; its best weights may change"
         )
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as temporary:
         checkpoint, preprocessing, configuration = (
-            find_runs.artifact(workspace, run_id, name, Path(temporary))
+            find_runs.download_artifact(workspace, run_id, name, Path(temporary))
             for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
         )
         try:

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from pipeline.errors import InUse
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import TrackedRun, lives
+from pipeline.tracking.run import TrackedRun, is_alive
 from pipeline.tracking.workspace import Workspace
 
 _SETTLED = 2.0
@@ -82,8 +82,8 @@ def _order(run: Run) -> tuple[int, str]:
 def _tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
     return [
         run
-        for run in find_runs.study_parents(workspace, study)
-        if lives(run.data.tags) and _is_anothers(run)
+        for run in find_runs.find_study_parents(workspace, study)
+        if is_alive(run.data.tags) and _is_anothers(run)
     ]
 
 

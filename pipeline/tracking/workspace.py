@@ -22,15 +22,15 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.config import valid_name
 from pipeline.errors import PipelineError, StoreAway, Unwritable, UserError, first_line
-from pipeline.files import child, locked, unwritable, unwritable_file
+from pipeline.files import child_path, lock, unwritable, unwritable_file
 from pipeline.report.console import say
-from pipeline.safe_text import without_password
+from pipeline.safe_text import hide_passwords
 from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher
 from pipeline.tracking.address import check_address
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
-"""What any call raises when the store cannot be reached or refuses; see `told`."""
+"""What any call raises when the store cannot be reached or refuses; see `explain_store_error`."""
 
 _SQLITE = "sqlite:///"
 
@@ -76,7 +76,7 @@ class Workspace:
             for key, value in _EXPERIMENT_TAGS.items():
                 self.client.set_experiment_tag(experiment_id, key, value)
         except MlflowException as error:
-            explained = told(error)
+            explained = explain_store_error(error)
             if isinstance(explained, UserError | StoreAway):
                 raise explained from error
             raise UserError(
@@ -92,12 +92,12 @@ class Workspace:
     @property
     def outputs(self) -> Path:
         """Folder of this experiment's tables and figures."""
-        return child(self.home / "outputs", self.experiment)
+        return child_path(self.home / "outputs", self.experiment)
 
     @property
     def checkpoints(self) -> Path:
         """Folder of what interrupted trainings of this experiment need to go on; each has a child of it, named by the run's uid."""
-        return child(self.home / "checkpoints", self.experiment)
+        return child_path(self.home / "checkpoints", self.experiment)
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
@@ -144,7 +144,7 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
-def home() -> Path:
+def results_folder() -> Path:
     """Return the folder in which local results stand, without opening the store."""
     database = database_file(tracking_uri())
     return database.parent if database else Path.cwd()
@@ -176,17 +176,17 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     check_address("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     if database_file(uri) is None:
-        at_first_signal(hurry)
+        at_first_signal(stop_retrying)
     try:
         client = _initialised(uri, reads_only)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        explained = told(error)
+        explained = explain_store_error(error)
         if isinstance(explained, UserError | StoreAway):
             raise explained from error
         raise UserError(
-            f"the MLflow store {without_password(uri)} cannot be used: {first_line(error)}"
+            f"the MLflow store {hide_passwords(uri)} cannot be used: {first_line(error)}"
         ) from error
-    return Workspace(client, uri, home(), experiment, launcher.taken())
+    return Workspace(client, uri, results_folder(), experiment, launcher.launched_run_id())
 
 
 def _initialised(uri: str, reads_only: bool) -> MlflowClient:
@@ -206,7 +206,7 @@ def _initialised(uri: str, reads_only: bool) -> MlflowClient:
     _need_database(database, reads_only)
     # Several processes that meet a fresh SQLite file at once all fail in its migration.
     database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database) if not unwritable(database.parent) else nullcontext():
+    with lock(database) if not unwritable(database.parent) else nullcontext():
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -224,11 +224,11 @@ def _say_if_away(uri: str) -> None:
         create_engine(uri).connect().close()
     except ImportError as error:
         raise UserError(
-            f"the MLflow store {without_password(uri)} needs the package {error.name}, which is not installed"
+            f"the MLflow store {hide_passwords(uri)} needs the package {error.name}, which is not installed"
         ) from None
     except OperationalError as error:
         say(
-            f"{without_password(uri)} does not answer; it is tried for two minutes: {first_line(error)}"
+            f"{hide_passwords(uri)} does not answer; it is tried for two minutes: {first_line(error)}"
         )
 
 
@@ -252,7 +252,7 @@ def _need_database(file: Path, reads_only: bool) -> None:
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
-def hurry() -> None:
+def stop_retrying() -> None:
     """Have MLflow ask a server only once from now on, and not wait long for the answer: this process is to end."""
     os.environ[_RETRIES], os.environ[_TIMEOUT] = "0", "2"
 
@@ -291,9 +291,9 @@ def _status(error: BaseException) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def told(error: BaseException) -> PipelineError:
+def explain_store_error(error: BaseException) -> PipelineError:
     """Return what an error of the store means to a person, in one line."""
-    uri, text, status = without_password(tracking_uri()), first_line(error), _status(error)
+    uri, text, status = hide_passwords(tracking_uri()), first_line(error), _status(error)
     if is_away(error):
         return StoreAway(
             f"the {'tracking server' if uri.startswith('http') else 'database'} {uri} does not answer: {_cause(text)}"
@@ -316,7 +316,9 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         location = (
-            str(home() / "mlruns" / name.replace("/", "_")) if uri.startswith(_SQLITE) else None
+            str(results_folder() / "mlruns" / name.replace("/", "_"))
+            if uri.startswith(_SQLITE)
+            else None
         )
         try:
             return client.create_experiment(name, artifact_location=location)

@@ -17,20 +17,20 @@ from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import UserError
 from pipeline.models.batch_norm import trains_batch_norm
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.context import Setting
-from pipeline.training.device import kernels, num_loading, resolve_device
-from pipeline.training.distributed import ALONE, Group
-from pipeline.training.imbalance import probabilities
+from pipeline.training.context import TrainingContext
+from pipeline.training.device import choose_cuda_kernels, num_loading_processes, resolve_device
+from pipeline.training.distributed import SINGLE_PROCESS, Group
+from pipeline.training.imbalance import sampling_probabilities
 
 
 @contextmanager
-def built(
+def open_context(
     configuration: Configuration,
     prepared: Prepared,
     checkpoint: Path,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
     preprocessing: Preprocessing | None = None,
-) -> Iterator[Setting]:
+) -> Iterator[TrainingContext]:
     """Build network and loaders of a training; when the block ends, in whatever way, no process and no setting of torch's is left.
 
     Args:
@@ -49,7 +49,7 @@ def built(
         # What is not told a device would go to the first one, in every process.
         torch.cuda.set_device(device)
     with (
-        kernels(training.deterministic and device.type == "cuda"),
+        choose_cuda_kernels(training.deterministic and device.type == "cuda"),
         closing(
             _build(configuration, prepared, checkpoint, group, device, preprocessing)
         ) as setting,
@@ -57,7 +57,7 @@ def built(
         yield setting
 
 
-def seed_of(seed: int, rank: int) -> int:
+def dropout_seed(seed: int, rank: int) -> int:
     """Return the seed of dropout in one of the processes that train together; of the first one it is the training's own.
 
     The CPU's generator takes the lowest 32 bits only, so that these must differ.
@@ -67,7 +67,7 @@ def seed_of(seed: int, rank: int) -> int:
     )
 
 
-def has_own_statistics(setting: Setting) -> bool:
+def keeps_own_statistics(setting: TrainingContext) -> bool:
     """Whether BatchNorm takes its statistics in each process by itself: it cannot take them over all of them on CPUs."""
     return (
         setting.group.size > 1
@@ -83,13 +83,13 @@ def _build(
     group: Group,
     device: torch.device,
     preprocessing: Preprocessing | None,
-) -> Setting:
+) -> TrainingContext:
     data, training = configuration.data, configuration.training
     torch.manual_seed(training.seed)
     network = models.build(configuration.model, len(prepared.classes), data.image_size)
     if group.rank:
         # The same weights as the others, but not the same dropout.
-        torch.manual_seed(seed_of(training.seed, group.rank))
+        torch.manual_seed(dropout_seed(training.seed, group.rank))
     labels, train_positions, val_positions = (
         prepared.labels(),
         prepared.positions("train"),
@@ -110,9 +110,9 @@ def _build(
     val_images = Images(
         prepared.images, val_positions[group.rank :: group.size], labels, data.image_size
     )
-    loading = num_loading(data.workers, device, group.size, data.augment)
+    loading = num_loading_processes(data.workers, device, group.size, data.augment)
     needs_two_each = group.size > 1 and device.type == "cpu" and trains_batch_norm(network.module)
-    return Setting(
+    return TrainingContext(
         network,
         preprocessing
         or Preprocessing.of(
@@ -123,7 +123,7 @@ def _build(
             data.batch_size,
             shuffle_seed=training.seed,
             workers=loading,
-            probabilities=probabilities(training, labels[train_positions]),
+            probabilities=sampling_probabilities(training, labels[train_positions]),
             share=(group.rank, group.size),
             smallest=2 * group.size if needs_two_each else 2,
         ),

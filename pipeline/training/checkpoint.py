@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from pipeline.files import remove_partial, whole
+from pipeline.files import new_file, remove_partial
 
 State = dict[str, Any]
 """Tensors, numbers, texts, lists and dicts: what torch reads without unpickling anything else."""
@@ -37,7 +37,7 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
     """Write a state dict as safetensors, whole or not at all."""
-    with whole(file, durable=True) as temporary:
+    with new_file(file, durable=True) as temporary:
         safetensors.torch.save_file(weights, temporary)
 
 
@@ -68,7 +68,7 @@ class Checkpoints:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with (
-            whole(self._folder / f"resume-{number:09d}.pt", durable=True) as partial,
+            new_file(self._folder / f"resume-{number:09d}.pt", durable=True) as partial,
             partial.open("wb") as file,
         ):
             file.write(bytes(_DIGEST_BYTES))
@@ -200,7 +200,7 @@ def _put_back(best: Path, file: BinaryIO, length: int, inside: Tensor | None) ->
     if not length and inside is None:
         best.unlink(missing_ok=True)
         return
-    with whole(best, durable=True) as partial, partial.open("wb") as target:
+    with new_file(best, durable=True) as partial, partial.open("wb") as target:
         if inside is None:
             _copy(file, target, length)
         else:

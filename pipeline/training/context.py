@@ -14,12 +14,12 @@ from pipeline.data.loader import Loader
 from pipeline.data.transforms import Preprocessing
 from pipeline.models import Network
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.distributed import ALONE, Group
+from pipeline.training.distributed import SINGLE_PROCESS, Group
 from pipeline.training.precision import PLAIN, Numerics
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """What a training has come to; filled as it goes on, so that a pruned one has it too.
 
     Attributes:
@@ -45,7 +45,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingContext:
     """All that a training needs beside its configuration.
 
     Attributes:
@@ -70,7 +70,7 @@ class Setting:
     numerics: Numerics = PLAIN
     resume: Checkpoints | None = None
     part: str = ""
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
 
     @property
     def called(self) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.distributed import is_group
+from pipeline.training.distributed import is_one_of_several
 
 _MOST_LOADING, _MOST_AUGMENTING = 4, 16
 _CHEAP = ("Crop", "Flip")
@@ -20,7 +20,7 @@ _CUBLAS, _CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-def num_loading(
+def num_loading_processes(
     workers: int | Literal["auto"],
     device: torch.device,
     processes: int,
@@ -52,7 +52,7 @@ def num_loading(
 
 
 @contextmanager
-def kernels(deterministic: bool) -> Iterator[None]:
+def choose_cuda_kernels(deterministic: bool) -> Iterator[None]:
     """Let CUDA use, while the block runs, only kernels that give the same result twice, or any; afterwards all is as before.
 
     Args:
@@ -121,7 +121,7 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available()
         else available
     )
-    if is_group() and available[0] == "cuda" and name in ("auto", "cuda"):
+    if is_one_of_several() and available[0] == "cuda" and name in ("auto", "cuda"):
         # One process per GPU.
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":

@@ -24,7 +24,7 @@ class Flag(NamedTuple):
     """Something that a person should know about a training.
 
     Attributes:
-        name: ``collapse``, ``baseline``, ``overfit``, ``not_finite`` or ``still_improving``.
+        name: ``find_collapse``, ``compare_with_majority``, ``find_overfitting``, ``flag_not_finite`` or ``still_improving``.
         text: One line with the numbers.
     """
 
@@ -35,15 +35,15 @@ class Flag(NamedTuple):
 class Diagnostics:
     """Judges a training after each epoch by that epoch alone, so that a flag whose cause is gone is withdrawn.
 
-    - ``collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
+    - ``find_collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
       counts if it is answered once, so rare classes raise no alarm; nor do few images, which count as that many classes.
-    - ``baseline``: no more accurate than always answering the largest class.
-    - ``overfit``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
-    - ``not_finite``: a loss is NaN or infinite.
+    - ``compare_with_majority``: no more accurate than always answering the largest class.
+    - ``find_overfitting``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
+    - ``flag_not_finite``: a loss is NaN or infinite.
     - ``still_improving``: the last epoch planned is better than all before. An equal score, which also makes the last epoch
       the best, is no improvement.
 
-    All but ``not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
+    All but ``flag_not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
     running statistics of BatchNorm lag behind, and a sound network may answer with few classes and far worse than in training.
 
     Args:
@@ -90,12 +90,12 @@ class Diagnostics:
         """
         best_before, score = self._best, self._score(values)
         self._best = max(best_before, score) if math.isfinite(score) else best_before
-        found = [not_finite(values)]
+        found = [flag_not_finite(values)]
         if epoch > 1 or epochs == 1:
-            collapsed = collapse(predicted_classes, self._num_classes)
-            found.append(collapsed or overfit(values, self._gap))
+            collapsed = find_collapse(predicted_classes, self._num_classes)
+            found.append(collapsed or find_overfitting(values, self._gap))
         if epoch > 1:
-            found.append(baseline(values, self._majority_rate))
+            found.append(compare_with_majority(values, self._majority_rate))
         if epoch == epochs > 1 and score > best_before:
             reached = ranking.text(values[self._best_metric], self._best_metric)
             text = f"the last epoch, {epoch}, is the best ({ranking.title(self._best_metric)} {reached}); more epochs may help"
@@ -114,7 +114,7 @@ class Diagnostics:
         return ranking.score(values[self._best_metric], self._best_metric)
 
 
-def collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | None:
+def find_collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | None:
     """Return the flag of a network that answers with few of its classes; answers (images,)."""
     answered = len(np.unique(predicted_classes))
     if answered > max(1, min(num_classes, len(predicted_classes)) // 4):
@@ -122,7 +122,7 @@ def collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | N
     return Flag("collapse", f"predicts {answered} of {num_classes} classes")
 
 
-def baseline(values: Mapping[str, float], majority_rate: float) -> Flag | None:
+def compare_with_majority(values: Mapping[str, float], majority_rate: float) -> Flag | None:
     """Return the flag of a network that is no better than always answering the largest class."""
     accuracy = values["val/accuracy"]
     # Both are a count over the number of images, if perhaps rounded differently.
@@ -134,7 +134,7 @@ def baseline(values: Mapping[str, float], majority_rate: float) -> Flag | None:
     )
 
 
-def overfit(values: Mapping[str, float], gap: float) -> Flag | None:
+def find_overfitting(values: Mapping[str, float], gap: float) -> Flag | None:
     """Return the flag of a network whose training accuracy is more than `gap` above its validation accuracy."""
     train, val = values["train/accuracy"], values["val/accuracy"]
     if train - val <= gap:
@@ -145,7 +145,7 @@ def overfit(values: Mapping[str, float], gap: float) -> Flag | None:
     )
 
 
-def not_finite(values: Mapping[str, float]) -> Flag | None:
+def flag_not_finite(values: Mapping[str, float]) -> Flag | None:
     """Return the flag of an epoch with a loss that is NaN or infinite."""
     wrong = [
         f"{name} is {values[name]}"

@@ -141,25 +141,25 @@ def _broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 _joined: dict[str, Group] = {}
 
 
-def is_group() -> bool:
+def is_one_of_several() -> bool:
     """Return whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def joined() -> Group:
+def join_group() -> Group:
     """Join the processes that torchrun has started, or return a group of one."""
-    if not is_group():
-        return ALONE
+    if not is_one_of_several():
+        return SINGLE_PROCESS
     if "group" not in _joined:
-        _joined["group"] = join(timeout=_PATIENCE)
+        _joined["group"] = init_group(timeout=_PATIENCE)
     return _joined["group"]
 
 
-def join(**options: Any) -> Group:
+def init_group(**options: Any) -> Group:
     """Join the processes of a group, which may be this one alone; options are those of `torch.distributed.init_process_group`."""
     # What is said between processes is on the CPU, gradients where the network is.
     dist.init_process_group(

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from pipeline.data.loader import Images, Key, batches_of
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import OutOfMemory
-from pipeline.files import locked, write_whole
+from pipeline.files import lock, write_whole
 from pipeline.models import Network
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.precision import Numerics
@@ -43,7 +43,7 @@ class Backbone:
     """A network without its head, on a device.
 
     Args:
-        network: With a head that `has_features` has found to be last.
+        network: With a head that `is_head_last` has found to be last.
         preprocessing: From stored images to its input.
         numerics: Number and memory format.
         device: Where it computes.
@@ -75,7 +75,7 @@ class Backbone:
         return seen[-1].float().cpu()
 
 
-def has_features(network: Network, image_size: int) -> bool:
+def is_head_last(network: Network, image_size: int) -> bool:
     """Return whether the network's answer is its head's, so that the head can be trained alone; SqueezeNet averages after it."""
     answers: list[Any] = []
     hook = network.module.get_submodule(network.head).register_forward_hook(
@@ -100,7 +100,7 @@ def has_features(network: Network, image_size: int) -> bool:
     )
 
 
-def weights_hash(module: nn.Module, head: str) -> str:
+def hash_backbone(module: nn.Module, head: str) -> str:
     """Return a hash over the names and values of all weights but the head's."""
     digest = xxhash.xxh3_128()
     for name, value in module.state_dict().items():
@@ -141,7 +141,7 @@ class Features(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(features), self.labels[torch.from_numpy(numbers)]
 
 
-def features_of(
+def load_or_compute(
     images: Images,
     ids: NDArray[np.uint8],
     views: int,
@@ -164,7 +164,7 @@ def features_of(
         progress: Told how many images are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with lock(folder):
         # Each content once, in the split's order: whoever goes on after a kill makes the same batches, and so the same bits.
         _, first = np.unique(ids, axis=0, return_index=True)
         known = _read(folder)[1]
@@ -263,7 +263,7 @@ def _write(folder: Path, ids: NDArray[np.uint8], features: NDArray[np.float32]) 
         write_whole(folder / f"{name}{suffix}", buffer.getvalue(), durable=True)
 
 
-def ids_of(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
+def hash_contents(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
     """Return 16 bytes per image, shape (images, 16).
 
     Args:

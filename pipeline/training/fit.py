@@ -25,7 +25,7 @@ from pipeline.training.checkpoint import (
     set_random_states,
     weights_of,
 )
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
@@ -39,7 +39,10 @@ _MOST_PENDING = 2
 
 
 def fit(
-    configuration: Configuration, setting: Setting, callbacks: Sequence[Callback], fitted: Fitted
+    configuration: Configuration,
+    setting: TrainingContext,
+    callbacks: Sequence[Callback],
+    fitted: FitResult,
 ) -> None:
     """Train, validate after each epoch, and keep the best weights in `setting.checkpoint`.
 
@@ -71,9 +74,9 @@ class _Training:
     def __init__(
         self,
         configuration: Configuration,
-        setting: Setting,
+        setting: TrainingContext,
         callbacks: Sequence[Callback],
-        fitted: Fitted,
+        fitted: FitResult,
     ) -> None:
         self._configuration, self._setting, self._callbacks, self._fitted = (
             configuration,

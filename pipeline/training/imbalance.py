@@ -23,7 +23,9 @@ def class_weights(
             assert_never(training.class_weights)
 
 
-def probabilities(training: Training, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+def sampling_probabilities(
+    training: Training, labels: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
     """Return each image's chance to be drawn by what ``training.sampler`` names, shape (images,); None shows each once an epoch."""
     match training.sampler:
         case "shuffle":

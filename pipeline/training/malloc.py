@@ -33,7 +33,7 @@ def settle_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give back what a training that has ended does not need any more; takes some milliseconds.
 
     What stands in cycles, of the store's and the figures' libraries too, would stay through many trainings, and what `settle_memory`
@@ -51,7 +51,7 @@ def _of_glibc(name: str) -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
-def let_go(error: BaseException) -> None:
+def clear_frames(error: BaseException) -> None:
     """Empty the frames that an error, and those that led to it, have passed and that have ended.
 
     Whoever keeps an error keeps its traceback, and with it all that those frames held: network, optimizer, batches. Optuna keeps one

@@ -91,7 +91,7 @@ class Choice:
         return cls(Numerics(**raw["numerics"]), raw["seconds"], raw["refused"])
 
 
-def candidates(training: Training, device: torch.device) -> list[Numerics]:
+def list_candidates(training: Training, device: torch.device) -> list[Numerics]:
     """Return the forms that `training.precision` and `training.memory_format` allow on a device, the plainest first.
 
     fp16 needs a range that only the loss scaling of GPUs gives, so that ``auto`` tries it on CUDA only.
@@ -119,7 +119,7 @@ What is not finite in a gradient shows in the next step's loss all the same, sin
 """
 
 
-def fastest(
+def find_fastest(
     forms: Sequence[Numerics],
     module: nn.Module,
     stepper: Callable[[nn.Module, Numerics], OneStep],
@@ -194,7 +194,7 @@ def _time(
     return losses, shortest
 
 
-def first_batches(batches: Any, most: int = WARM_UP + STEPS) -> list[tuple[Tensor, Tensor]]:
+def take_batches(batches: Any, most: int = WARM_UP + STEPS) -> list[tuple[Tensor, Tensor]]:
     """Return the first full batches of an epoch."""
     found = list(islice(batches, most))
     return [batch for batch in found if len(batch[1]) == len(found[0][1])]

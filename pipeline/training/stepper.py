@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import Configuration
-from pipeline.training.distributed import ALONE, Group
+from pipeline.training.distributed import SINGLE_PROCESS, Group
 from pipeline.training.inference import main_output
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.precision import Numerics
@@ -40,7 +40,7 @@ class Stepper:
         numerics: Numerics,
         device: torch.device,
         class_weights: NDArray[np.float32] | None,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         self._module = group.parallel(module.to(memory_format=numerics.memory_format), device)
         if configuration.training.compile:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pipeline.training.callback import Callback
 from pipeline.training.layer_groups import histogram, kernels, layer_groups, subsample
-from pipeline.training.tensorboard_files import keep_events
+from pipeline.training.tensorboard_files import drop_events
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from pipeline.training.context import Fitted
+    from pipeline.training.context import FitResult
 
 BUDGET = 0.01
 """Part of the training's time that looking at it may take; beyond it samples are left out."""
@@ -68,7 +68,7 @@ class Watch(Callback):
         seconds: What watching has taken.
     """
 
-    def __init__(self, module: nn.Module, folder: Path, fitted: Fitted) -> None:
+    def __init__(self, module: nn.Module, folder: Path, fitted: FitResult) -> None:
         self.histories: dict[str, History] = {}
         self.seconds = 0.0
         self._module, self._folder, self._fitted = module, folder, fitted
@@ -80,7 +80,7 @@ class Watch(Callback):
 
         self._epochs, self._steps = epochs, steps_per_epoch
         # Beyond what the training goes on from, it will all be written once more.
-        keep_events(self._folder, self._is_done)
+        drop_events(self._folder, self._is_done)
         # A queue that is full would make the training wait for the disk.
         self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
         self._parameters = [

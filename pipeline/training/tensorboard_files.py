@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.files import write_whole
 
 
-def keep_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
+def drop_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
     """Drop events from the event files of a folder, under the same file names; a record that is cut off is dropped too.
 
     TensorBoard's own way, an event that says from which step on all before it is void, knows one count of steps only.

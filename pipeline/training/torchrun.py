@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.config import Training
 from pipeline.errors import Interrupted, ManyProcesses, ProcessKilled, UserError
-from pipeline.training.distributed import is_group
+from pipeline.training.distributed import is_one_of_several
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _ENDING = 10
@@ -31,7 +31,7 @@ def need_processes(training: Training) -> None:
         UserError: There are fewer GPUs, or one of them is named.
     """
     count, device = training.processes, training.device
-    if count == 1 or is_group():
+    if count == 1 or is_one_of_several():
         return
     if device.startswith("cuda:"):
         raise UserError(
@@ -44,7 +44,7 @@ def need_processes(training: Training) -> None:
     raise ManyProcesses(count)
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
+def launch_processes(count: int, arguments: Sequence[str]) -> int:
     """Run ``python -m pipeline ARGUMENTS`` in processes of one group on this machine; return the exit code.
 
     When one of them dies, the others are ended.

@@ -55,8 +55,8 @@ def train(
     from pipeline.config import Configuration
     from pipeline.data.prepared import prepare
     from pipeline.errors import LossNotFinite
-    from pipeline.training.build_context import built
-    from pipeline.training.context import Fitted
+    from pipeline.training.build_context import open_context
+    from pipeline.training.context import FitResult
     from pipeline.training.fit import fit
 
     torch.set_num_threads(1)
@@ -75,10 +75,10 @@ def train(
     }
     configuration = Configuration.model_validate(raw)
     prepared = prepare(configuration.data, prepared_in)
-    fitted = Fitted()
+    fitted = FitResult()
     with (
         tempfile.TemporaryDirectory() as folder,
-        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+        open_context(configuration, prepared, Path(folder) / "best.safetensors") as setting,
     ):
         try:
             fit(configuration, setting, callbacks, fitted)

@@ -46,7 +46,7 @@ from rich.table import Table
 from pipeline import ranking
 from pipeline.config import Study
 from pipeline.experiment import Range, Space
-from pipeline.search.pruning import Report, build_pruner, build_sampler
+from pipeline.search.pruning import PruningCallback, build_pruner, build_sampler
 from pipeline.search.space import Point, suggest
 from pipeline.tracking.run import Pruned
 from pipeline.training.callback import Callback
@@ -192,7 +192,7 @@ class _Replay:
         key = self.grid.nearest(point)
         curves = self.grid.curves[key]
         curve = curves[self.random.integers(len(curves))]
-        report = Report(trial, METRIC, prunable)
+        report = PruningCallback(trial, METRIC, prunable)
         report.on_start(EPOCHS, 1)
         for epoch, accuracy in enumerate(curve.accuracies[:at_most], 1):
             self.epochs += 1
@@ -266,7 +266,9 @@ class _Real(_Replay, Callback):
         try:
             curve = Curve(
                 *zip(
-                    *train(training, self.prepared_in, [self, Report(trial, METRIC, prunable)]),
+                    *train(
+                        training, self.prepared_in, [self, PruningCallback(trial, METRIC, prunable)]
+                    ),
                     strict=True,
                 )
             )

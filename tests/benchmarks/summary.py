@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param
 from pipeline import models
 from pipeline.config import Configuration, nest
 from pipeline.identity import config_hash
-from pipeline.jobs.summary import summarise
+from pipeline.jobs.summary import summarise_and_write
 from pipeline.tracking import names
 from pipeline.tracking.find_runs import as_param
 from pipeline.tracking.workspace import Workspace, open_workspace
@@ -117,8 +117,10 @@ def main() -> int:
             )
 
         # The first call of each imports what it needs.
-        search(), summarise(workspace, STUDY)
-        ours, peer, ratio = interleaved(lambda: summarise(workspace, STUDY), search, given.rounds)
+        search(), summarise_and_write(workspace, STUDY)
+        ours, peer, ratio = interleaved(
+            lambda: summarise_and_write(workspace, STUDY), search, given.rounds
+        )
     results.add(
         f"summary of {given.runs:,} runs",
         f"{ours:.2f} s",

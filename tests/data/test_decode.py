@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.decode import EXTENSIONS, UNREADABLE, Decoding, reason
+from pipeline.data.decode import EXTENSIONS, UNREADABLE, Decoding, explain_unreadable
 from pipeline.data.resize import center_crop
 from tests.conftest import PROJECT
 
@@ -173,7 +173,7 @@ def test_thirty_two_bit_grey_is_scaled_by_the_white_it_stays_below(
 def test_levels_without_a_known_white_are_unreadable(levels: np.ndarray, why: str) -> None:
     with pytest.raises(UNREADABLE) as caught:
         decode(encoded(Image.fromarray(levels[None]), "TIFF"))
-    assert reason(caught.value) == why
+    assert explain_unreadable(caught.value) == why
 
 
 def png(header: bytes, transparent: bytes, rows: bytes) -> io.BytesIO:
@@ -223,7 +223,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(),
-    reason="the peak of a process's memory is read as Linux tells it",
+    explain_unreadable="the peak of a process's memory is read as Linux tells it",
 )
 def test_scaling_takes_little_memory() -> None:
     ended = subprocess.run(
@@ -283,7 +283,7 @@ def test_other_formats_are_refused_whatever_they_are_called(tmp_path: Path, kind
     )
     with pytest.raises(UNREADABLE) as caught:
         decode(file)
-    assert reason(caught.value) == "not an image"
+    assert explain_unreadable(caught.value) == "not an image"
 
 
 def test_a_program_in_postscript_is_not_run(tmp_path: Path) -> None:
@@ -345,7 +345,10 @@ def test_too_many_pixels_are_refused_by_our_own_limit(width: int, height: int, l
     content = header[:18] + width.to_bytes(4, "little") + height.to_bytes(4, "little") + header[26:]
     with pytest.raises(UNREADABLE) as caught:
         decode(io.BytesIO(content), max_pixels=limit)
-    assert reason(caught.value) == f"{width} × {height} pixels, more than data.max_pixels ({limit})"
+    assert (
+        explain_unreadable(caught.value)
+        == f"{width} × {height} pixels, more than data.max_pixels ({limit})"
+    )
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF"])
@@ -361,7 +364,7 @@ def test_far_too_many_pixels_are_refused_when_the_file_is_opened(kind: str, limi
         content[place:place] = b"\x21\xf9\x04\x08\0\0\0\0"
     with pytest.raises(UNREADABLE) as caught:
         decode(io.BytesIO(bytes(content)), max_pixels=limit)
-    assert reason(caught.value) == f"more pixels than data.max_pixels ({limit})"
+    assert explain_unreadable(caught.value) == f"more pixels than data.max_pixels ({limit})"
 
 
 def test_a_picture_too_large_for_memory_is_unreadable() -> None:

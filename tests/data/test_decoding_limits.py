@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data import examine_worker as module
 from pipeline.data.decode import Decoded, Decoding, TooLarge
-from pipeline.data.decoding_limits import MOST_CHUNKS, TooSlow, refusal, stopwatch
+from pipeline.data.decoding_limits import MOST_CHUNKS, TooSlow, stopwatch, why_refused
 from pipeline.data.prepared import prepare
 from pipeline.errors import UserError
 from tests.data.conftest import WriteImages
@@ -178,7 +178,7 @@ def test_what_takes_too_long_is_refused_by_what_the_file_says(content: bytes, wh
     ids=["scans", "film", "segments", "runs", "chunks", "text", "comments", "strips"],
 )
 def test_what_is_within_the_limits_is_not_refused(content: bytes) -> None:
-    assert refusal(content) == ""
+    assert why_refused(content) == ""
 
 
 @pytest.mark.skipif(

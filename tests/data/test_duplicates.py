@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.data.duplicates import Sets, duplicate_sets, near_pairs_united
+from pipeline.data.duplicates import Sets, find_duplicate_sets, unite_near_pairs
 from pipeline.data.examine_worker import hash_of_pixels, perceptual_hash
 
 
@@ -36,13 +36,13 @@ def test_near_hashes_are_those_that_comparing_all_pairs_finds(
         )
     )
     hashes = sorted({*centres, *(centre ^ sum(1 << bit for bit in bits) for centre, bits in flips)})
-    found = near_pairs_united(np.array(hashes, dtype=np.uint64), distance)
+    found = unite_near_pairs(np.array(hashes, dtype=np.uint64), distance)
     assert found.tolist() == brute_force(hashes, distance)
 
 
 def test_many_hashes_of_one_band_are_compared_too() -> None:
     hashes = np.arange(3000, dtype=np.uint64)
-    assert set(near_pairs_united(hashes, 1).tolist()) == {0}
+    assert set(unite_near_pairs(hashes, 1).tolist()) == {0}
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -81,7 +81,7 @@ def found(images: list[Image.Image], distance: int) -> list[list[int]]:
     hashes = [perceptual_hash(image) for image in images]
     pixels = np.array([list(hash_of_pixels(image)) for image in images], dtype=np.uint8)
     has = np.array([value is not None for value in hashes])
-    return duplicate_sets(
+    return find_duplicate_sets(
         pixels, np.array([value or 0 for value in hashes], dtype=np.uint64), has, distance
     )[0]
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.image_store import ShardWriter, Store, lost_shards, remove_unnamed
+from pipeline.data.image_store import ShardWriter, Store, find_lost_shards, remove_unnamed
 from tests.data.conftest import write_store
 
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=10)
@@ -90,7 +90,7 @@ def test_a_shard_that_has_lost_pixels_is_noticed(tmp_path: Path, damage: str, lo
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "longer":
         file.write_bytes(file.read_bytes() + b"of a process that was killed")
-    assert lost_shards(tmp_path, store._shards, store._index) == store._shards[1:][:lost]
+    assert find_lost_shards(tmp_path, store._shards, store._index) == store._shards[1:][:lost]
 
 
 def test_shards_without_a_name_are_removed_after_a_day(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config import Data
 from pipeline.data.sources import SPLITS, Item
 from pipeline.data.splits import assign_splits as splits_of
-from pipeline.data.splits import sample as sample_of
+from pipeline.data.splits import sample_images as sample_of
 from pipeline.errors import UserError
 
 COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(3, 60), min_size=2)

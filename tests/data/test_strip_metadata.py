@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.decode import DAMAGED_EXIF, DAMAGED_METADATA, UNREADABLE, Decoding
-from pipeline.data.strip_metadata import without_metadata
+from pipeline.data.strip_metadata import strip_metadata
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -132,7 +132,7 @@ def test_without_metadata_the_pixels_are_the_same(kind: str) -> None:
     }
     for image, options in pictures[kind]:
         content = encoded(kind, image, exif=exif, **options)
-        bare = without_metadata(content)
+        bare = strip_metadata(content)
         assert len(bare) < len(content) and b"description" not in bare
         assert np.array_equal(Decoding().decode(bare).image, Decoding().decode(content).image)
 
@@ -150,7 +150,7 @@ CUT_OFF = [
 
 @pytest.mark.parametrize("content", CUT_OFF)
 def test_what_is_cut_off_or_of_another_kind_has_none_to_take_out(content: bytes) -> None:
-    assert without_metadata(content) == b""
+    assert strip_metadata(content) == b""
 
 
 def test_a_file_is_read_again_from_its_path(tmp_path: Path) -> None:

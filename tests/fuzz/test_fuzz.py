@@ -21,7 +21,7 @@ from pipeline.data.decode import UNREADABLE, Decoding
 from pipeline.data.sources.csv_file import open_csv
 from pipeline.data.sources.npz_file import open_npz
 from pipeline.errors import UserError
-from pipeline.experiment import load
+from pipeline.experiment import load_experiment
 from pipeline.models.state_dicts import read_state
 from pipeline.steps.options import parse_options
 from pipeline.steps.train import TrainOptions
@@ -264,7 +264,7 @@ def test_experiment_files(tmp_path: Path) -> None:
         file = tmp_path / "experiment.yaml"
         file.write_bytes(content)
         try:
-            load(str(file), {})
+            load_experiment(str(file), {})
         except UserError as error:
             one_line(error)
 

@@ -14,12 +14,12 @@ import torch
 
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared
-from pipeline.training.build_context import built
+from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted, Setting
-from pipeline.training.distributed import ALONE, Group
+from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.distributed import SINGLE_PROCESS, Group
 from pipeline.training.fit import fit
-from pipeline.training.precision import candidates
+from pipeline.training.precision import list_candidates
 
 DEVICE = os.environ.get("GPU_KIT_DEVICE", "cuda")
 """``cpu`` tries the kit itself where there is no GPU, with a smaller network."""
@@ -50,7 +50,7 @@ BASE: dict[str, Any] = {
 class Trained(NamedTuple):
     """What a training has come to, and where its best weights are."""
 
-    fitted: Fitted
+    fitted: FitResult
     checkpoint: Path
 
     def curve(self, metric: str) -> list[float]:
@@ -65,11 +65,11 @@ def configuration_of(**changes: Any) -> Configuration:
 
 @contextmanager
 def setting_of(
-    configuration: Configuration, prepared: Prepared, folder: Path, group: Group = ALONE
-) -> Iterator[Setting]:
+    configuration: Configuration, prepared: Prepared, folder: Path, group: Group = SINGLE_PROCESS
+) -> Iterator[TrainingContext]:
     """Build a training in a folder, in the number and memory format that its configuration names."""
-    with built(configuration, prepared, folder / "best.safetensors", group) as setting:
-        yield replace(setting, numerics=candidates(configuration.training, setting.device)[0])
+    with open_context(configuration, prepared, folder / "best.safetensors", group) as setting:
+        yield replace(setting, numerics=list_candidates(configuration.training, setting.device)[0])
 
 
 def train(
@@ -77,10 +77,10 @@ def train(
     prepared: Prepared,
     folder: Path,
     callbacks: Sequence[Callback] = (),
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> Trained:
     """Train in a folder, going on from a checkpoint in it."""
-    fitted = Fitted()
+    fitted = FitResult()
     with setting_of(configuration, prepared, folder, group) as setting:
         fit(configuration, setting, callbacks, fitted)
     return Trained(fitted, folder / "best.safetensors")

@@ -25,13 +25,13 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import OutOfMemory
-from pipeline.training.build_context import built
+from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.fit import fit
 from pipeline.training.inference import set_training_mode
-from pipeline.training.malloc import let_go, settle_memory
+from pipeline.training.malloc import clear_frames, settle_memory
 from pipeline.training.precision import Numerics
 from pipeline.training.stepper import Stepper
 from tests.gpu.engine import DEVICE, ON_GPU
@@ -119,7 +119,9 @@ def write_crops(root: Path, count: int, side: int) -> None:
             )
 
 
-def endless(setting: Setting, configuration: Configuration, prepared: Prepared) -> Setting:
+def endless(
+    setting: TrainingContext, configuration: Configuration, prepared: Prepared
+) -> TrainingContext:
     """Return a setting whose epoch is longer than any measurement: the store's images again and again, each time augmented anew."""
     data, positions = configuration.data, prepared.positions("train")
     positions = np.tile(positions, 1 + 100_000 // len(positions))
@@ -140,13 +142,13 @@ def from_the_store(
     rate = Rate(size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+        open_context(configuration, prepared, Path(folder) / "best.safetensors") as setting,
     ):
         setting = endless(setting, configuration, prepared)
         try:
-            fit(configuration, setting, [rate], Fitted())
+            fit(configuration, setting, [rate], FitResult())
         except Enough as enough:
-            let_go(enough)
+            clear_frames(enough)
         finally:
             setting.close()
     return rate.images_per_second, setting.train.workers
@@ -156,7 +158,7 @@ def on_the_device(configuration: Configuration, prepared: Prepared, size: Size) 
     """Return images a second of the same steps on one batch that stays on the device, of which nothing is read back."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        built(configuration, prepared, Path(folder) / "best.safetensors") as setting,
+        open_context(configuration, prepared, Path(folder) / "best.safetensors") as setting,
     ):
         images, labels = next(iter(setting.train.epoch(1)))
         times = -(-size.batch_size // len(labels))
@@ -242,7 +244,7 @@ def main() -> int:
                         or fitting.batch_size == 1
                     ):
                         raise
-                    let_go(error)
+                    clear_frames(error)
                 fitting = fitting._replace(batch_size=fitting.batch_size // 2)
     return 0
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.data.prepared import Prepared
 from pipeline.errors import OutOfMemory
 from pipeline.training.callback import Callback
-from pipeline.training.malloc import let_go, release, settle_memory
+from pipeline.training.malloc import clear_frames, release_memory, settle_memory
 from tests.gpu.conftest import Tell
 from tests.gpu.engine import GIB, NETWORK, ON_GPU, at_most, configuration_of, train
 
@@ -96,7 +96,7 @@ def test_out_of_memory_is_told_with_the_batch_that_fits(
     with pytest.raises(OutOfMemory) as caught, at_most(room):
         train(configuration, digits, tmp_path, [passed])
     tell(str(caught.value))
-    let_go(caught.value)
+    clear_frames(caught.value)
     found = re.fullmatch(
         r"out of memory at data\.batch_size 64 \(step 1 of epoch 1\); (.*)", str(caught.value)
     )
@@ -145,11 +145,11 @@ def test_ten_trainings_that_were_given_up_leave_no_memory_and_no_process(
         folder.mkdir()
         with pytest.raises(GivenUpError) as caught:
             train(configuration, digits, folder, [GiveUp()])
-        let_go(caught.value)
+        clear_frames(caught.value)
         # As Optuna does, in a cycle of its own.
         kept.append(caught.value)
         del caught
-        release()
+        release_memory()
         device = torch.cuda.memory_allocated() if ON_GPU else 0
         seen.append(
             (

@@ -14,7 +14,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
@@ -93,9 +93,14 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
         training={"epochs": EPOCHS, "checkpoint_seconds": 0, "precision": precision},
         optimizer={"lr": 1e-2},
     )
-    run, from_where, fitted = Run(), TakenUp(), Fitted()
+    run, from_where, fitted = Run(), TakenUp(), FitResult()
     with setting_of(configuration, digits, tmp_path) as setting, pytest.raises(StoppedError):
-        fit(configuration, replace(setting, resume=Early(tmp_path)), [run.log(), Stop()], Fitted())
+        fit(
+            configuration,
+            replace(setting, resume=Early(tmp_path)),
+            [run.log(), Stop()],
+            FitResult(),
+        )
     before = run.history()
     assert list(before) == list(range(1, EPOCHS))
     with setting_of(configuration, digits, tmp_path) as setting:

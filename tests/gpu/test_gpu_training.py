@@ -14,14 +14,14 @@ from torch.utils.data import get_worker_info
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.jobs.precision_choice import chosen
-from pipeline.training.build_context import built
+from pipeline.jobs.precision_choice import choose_precision
+from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted
-from pipeline.training.device import num_loading, resolve_device
-from pipeline.training.distributed import join
+from pipeline.training.context import FitResult
+from pipeline.training.device import num_loading_processes, resolve_device
+from pipeline.training.distributed import init_group
 from pipeline.training.exported_model import load_exported, save_exported
-from pipeline.training.feature_cache import Backbone, features_of, ids_of
+from pipeline.training.feature_cache import Backbone, hash_contents, load_or_compute
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
 from tests.gpu.conftest import Tell
@@ -68,7 +68,7 @@ def test_each_precision_trains_with_clipping_and_class_weights(
             "clip_norm": CLIP,
         },
     )
-    fitted = Fitted()
+    fitted = FitResult()
     with setting_of(configuration, digits, tmp_path) as setting:
         assert str(setting.numerics) == f"{precision} {memory_format}"
         norms = Norms(setting.network.module)
@@ -94,8 +94,8 @@ def test_auto_measures_and_chooses_a_format_that_trains(
 ) -> None:
     configuration = configuration_of(training={"precision": "auto", "memory_format": "auto"})
     with setting_of(configuration, digits, tmp_path) as setting:
-        choice = chosen(configuration, setting, tmp_path / "numerics.json", "")
-        assert chosen(configuration, setting, tmp_path / "numerics.json", "") == choice
+        choice = choose_precision(configuration, setting, tmp_path / "numerics.json", "")
+        assert choose_precision(configuration, setting, tmp_path / "numerics.json", "") == choice
     measured = ", ".join(
         f"{form} {1000 * seconds:.1f} ms" for form, seconds in choice.seconds.items()
     )
@@ -176,9 +176,9 @@ def test_auto_workers_load_beside_the_gpu_and_change_nothing(
             training={"deterministic": True, "epochs": 2},
         )
         with setting_of(configuration, digits, folder) as setting:
-            expected = num_loading(configuration.data.workers, setting.device, 1, augment)
+            expected = num_loading_processes(configuration.data.workers, setting.device, 1, augment)
             assert setting.train.workers == setting.val.workers == expected
-            fitted = Fitted()
+            fitted = FitResult()
             fit(configuration, setting, [], fitted)
         histories.append([(epoch["train/loss"], epoch["val/loss"]) for epoch in fitted.history])
         tell(
@@ -211,7 +211,7 @@ def test_one_process_of_a_group_trains_over_nccl_as_alone(
         if name == "alone":
             trained = train(configuration, digits, tmp_path / name)
         else:
-            group = join(init_method=f"file://{tmp_path / 'meet'}", world_size=1, rank=0)
+            group = init_group(init_method=f"file://{tmp_path / 'meet'}", world_size=1, rank=0)
             try:
                 trained = train(configuration, digits, tmp_path / name, group=group)
             finally:
@@ -230,7 +230,7 @@ def test_a_head_on_cached_features_learns_what_the_plain_loop_does(
     plain = train(configuration, digits, folder)
     folder = tmp_path / "features"
     folder.mkdir()
-    fitted = Fitted()
+    fitted = FitResult()
     with setting_of(configuration, digits, folder) as setting:
         backbone = Backbone(
             setting.network, setting.preprocessing, setting.numerics, setting.device
@@ -239,9 +239,9 @@ def test_a_head_on_cached_features_learns_what_the_plain_loop_does(
         for loader in (setting.train, setting.val):
             assert isinstance(loader.images, Images)
             contents = digits.manifest["sha256"].iloc[loader.images.positions].tolist()
-            features, new = features_of(
+            features, new = load_or_compute(
                 loader.images,
-                ids_of(contents, False),
+                hash_contents(contents, False),
                 1,
                 backbone,
                 folder / "f",
@@ -274,8 +274,8 @@ def test_an_exported_network_answers_as_the_trained_one(
     digits: Prepared, tmp_path: Path, device: torch.device, tell: Tell
 ) -> None:
     configuration = configuration_of(training={"epochs": 1})
-    with built(configuration, digits, tmp_path / "best.safetensors") as setting:
-        fit(configuration, setting, [], Fitted())
+    with open_context(configuration, digits, tmp_path / "best.safetensors") as setting:
+        fit(configuration, setting, [], FitResult())
         module, preprocessing = setting.network.module, setting.preprocessing
         _, logits = predict_logits(module, setting.val, preprocessing, device)
         images = torch.cat([batch for batch, _ in setting.val.epoch(1)])

@@ -45,7 +45,7 @@ def test_the_preview_is_a_picture_of_one_image_per_class(
         workspace, prepare(configuration.data, tmp_path / "prepared"), configuration
     )
     assert files == ["prepare/augmentation.png"]
-    with Image.open(find_runs.artifact(workspace, run_id, files[0], tmp_path)) as image:
+    with Image.open(find_runs.download_artifact(workspace, run_id, files[0], tmp_path)) as image:
         width, height = image.size
         assert width > height > 300
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pipeline import metrics
-from pipeline.jobs.register import promote
+from pipeline.jobs.register import register
 from pipeline.jobs.training_log import log_confusion
 from pipeline.tracking import find_runs, names, registry
 from pipeline.tracking.run import RunLog, TrackedRun
@@ -29,10 +29,12 @@ def logged(
     with TrackedRun(workspace, "evaluate", "confusion") as run:
         log_confusion(run, "test", np.array(labels), logits, classes, "test")
     with Image.open(
-        find_runs.artifact(workspace, run.id, "confusion_matrix/test.png", folder)
+        find_runs.download_artifact(workspace, run.id, "confusion_matrix/test.png", folder)
     ) as figure:
         assert max(figure.size) < 6000
-    return pd.read_csv(find_runs.artifact(workspace, run.id, "confusion_matrix/test.csv", folder))
+    return pd.read_csv(
+        find_runs.download_artifact(workspace, run.id, "confusion_matrix/test.csv", folder)
+    )
 
 
 def test_up_to_a_thousand_classes_the_csv_is_a_matrix(workspace: Workspace, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_the_version_lists_all_classes_or_says_where_they_are(
     classes = [f"a long name of a class, number {number:05d}" for number in range(count)]
     RunLog(workspace, run.info.run_id).json(names.CLASSES, classes)
     assert (len(json.dumps(classes)) <= registry.LONGEST_TAG) == is_whole
-    champion = promote(workspace, "many", run.info.run_id)
+    champion = register(workspace, "many", run.info.run_id)
     kept = json.loads(workspace.client.get_model_version("many", champion.version).tags["classes"])
     assert kept == (
         classes
@@ -132,12 +134,12 @@ def test_a_thousand_classes_are_trained_evaluated_and_registered(
     assert "test scores of the 20 of 1,100 classes with the lowest F1" in done.out
     assert done.out.count("│ 数字 ") == 20
     per_class = pd.read_csv(
-        find_runs.artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path)
+        find_runs.download_artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path)
     )
     assert per_class["class"].tolist() == [f"数字 {number:04d}" for number in range(1100)]
     for split in ("val", "test"):
         table = pd.read_csv(
-            find_runs.artifact(
+            find_runs.download_artifact(
                 workspace, run.info.run_id, f"confusion_matrix/{split}.csv", tmp_path / split
             )
         )
@@ -177,15 +179,15 @@ def test_predictions_are_kept_as_csv_for_up_to_a_hundred_classes(
         ).code
         == 0
     )
-    (row,) = find_runs.trainings(workspace)
+    (row,) = find_runs.find_trainings(workspace)
     done = cli("evaluate", "--run_id", row["run_id"])
     assert done.code == 0, done.err
     assert find_runs.has_artifact(workspace, row["run_id"], "test/predictions.csv") == as_csv
     kept = pd.read_parquet(
-        find_runs.artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path)
+        find_runs.download_artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path)
     )
     assert len(kept) > 0 and len(kept.columns) == 3 + count
     per_class = pd.read_csv(
-        find_runs.artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path)
+        find_runs.download_artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path)
     )
     assert list(per_class["class"]) == list(range(count))

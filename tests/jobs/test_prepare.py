@@ -50,7 +50,9 @@ def test_the_report_stands_in_the_outputs_and_in_mlflow(
     }
     report = json.loads((workspace.outputs / "prepare" / "report.json").read_text())
     assert report == json.loads(
-        find_runs.artifact(workspace, run.info.run_id, "prepare/report.json", tmp_path).read_text()
+        find_runs.download_artifact(
+            workspace, run.info.run_id, "prepare/report.json", tmp_path
+        ).read_text()
     )
     assert report["num_images"] == 92
     assert (
@@ -119,7 +121,7 @@ def test_of_private_images_no_picture_is_written_or_logged(
         "report.html",
         "report.json",
     }
-    page = find_runs.artifact(
+    page = find_runs.download_artifact(
         workspace, parent.info.run_id, "prepare/report.html", tmp_path
     ).read_text()
     assert "data:image" not in page and "private" in page and "digit 0/broken.png" in page
@@ -213,7 +215,7 @@ def test_folds_validate_on_different_images_and_test_on_the_same(
     tested = [
         set(
             pd.read_csv(
-                find_runs.artifact(
+                find_runs.download_artifact(
                     workspace, run.info.run_id, "test/predictions.csv", tmp_path / run.info.run_id
                 )
             )["path"]

@@ -17,7 +17,7 @@ from pipeline import metrics
 from pipeline.__main__ import main
 from pipeline.data.loader import Images, Loader
 from pipeline.jobs.prepare import prepare_images
-from pipeline.jobs.recorded_run import restore
+from pipeline.jobs.recorded_run import restore_network
 from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.workspace import Workspace
@@ -84,7 +84,7 @@ def test_two_processes_train_a_study_as_one_does(
             ]
     assert two["04 resnet18"].data.tags[names.FEATURES].startswith("1 per image, ")
     # BatchNorm's statistics are each process's own here; what was validated is the network that was kept.
-    restored = restore(workspace, trained.info.run_id)
+    restored = restore_network(workspace, trained.info.run_id)
     prepared = prepare_images(workspace, restored.configuration.data)
     images = Images(prepared.images, prepared.positions("val"), prepared.labels(), 32)
     labels, logits = predict_logits(

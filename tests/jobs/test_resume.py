@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import Interrupted
-from pipeline.jobs.resume import exclusively
-from pipeline.jobs.summary import compare
+from pipeline.jobs.resume import lock_run
+from pipeline.jobs.summary import summarise
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN, builtin_models
 from pipeline.tracking import find_runs, names
@@ -58,7 +58,9 @@ def kill_in_epoch(
 
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
-    state = load_file(find_runs.artifact(workspace, run_id, names.CHECKPOINT, folder / run_id))
+    state = load_file(
+        find_runs.download_artifact(workspace, run_id, names.CHECKPOINT, folder / run_id)
+    )
     return {name: value.numpy().tobytes() for name, value in state.items()}
 
 
@@ -145,7 +147,7 @@ def test_scores_of_weights_that_are_gone_are_replaced_by_those_of_the_weights_th
     )
     resumed = workspace.client.get_run(run_id)
     for metric in ("val/loss", "val/accuracy", "train/loss", "lr"):
-        last = find_runs.history(workspace, run_id, metric)
+        last = find_runs.metric_history(workspace, run_id, metric)
         assert math.isnan(last.pop(7))
         assert last == dict(history(workspace, whole.info.run_id, metric))
     for metric in ("best/val_accuracy", "best/val_loss", "best/epoch"):
@@ -202,13 +204,13 @@ def test_who_reached_the_target_is_told_by_the_epochs_that_count(
     before = run.info.start_time - 1000
     # Of an epoch that was trained again since: its last value counts.
     workspace.client.log_batch(run.info.run_id, [Metric("val/accuracy", 0.99, before, 1)])
-    assert "Target 0.9: reached by none of 1 trainings." in compare(workspace).notes
+    assert "Target 0.9: reached by none of 1 trainings." in summarise(workspace).notes
     later = run.info.end_time + 1000
     again = [Metric("val/accuracy", 0.99, later, 2), Metric("best/val_accuracy", 0.99, later, 3)]
     workspace.client.log_batch(run.info.run_id, again)
     assert (
         f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2."
-        in compare(workspace).notes
+        in summarise(workspace).notes
     )
 
 
@@ -359,7 +361,7 @@ def test_one_process_at_a_time_takes_a_run_up(cli: Cli, quick: Path, workspace: 
         )
         return {one.code for one in told} == {2}
 
-    with exclusively(workspace, run.info.run_id):
+    with lock_run(workspace, run.info.run_id):
         assert is_refused()
     assert trainings(workspace)[0].data.tags[names.STATE] == names.INTERRUPTED
     # One that has begun to train, on whatever machine.
@@ -455,7 +457,7 @@ def test_begun_anew_without_its_checkpoints_it_has_each_event_once(
     shutil.rmtree(workspace.checkpoints)
     assert cli("train", "--run_id", run.info.run_id).code == 0
     events = EventAccumulator(
-        str(find_runs.artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
+        str(find_runs.download_artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
     ).Reload()
     assert [one.step for one in events.Scalars("val/accuracy")] == [1, 2, 3]
 

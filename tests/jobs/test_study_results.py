@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.jobs.summary import compare
+from pipeline.jobs.summary import summarise
 from pipeline.report.tables import COLUMNS
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
@@ -36,7 +36,7 @@ def artifacts(workspace: Workspace, run_id: str, *folders: str) -> set[str]:
 
 
 def best(workspace: Workspace) -> str:
-    return str(compare(workspace).rows[0]["run_id"])
+    return str(summarise(workspace).rows[0]["run_id"])
 
 
 def test_main_leaves_one_parent_and_three_trials(in_smoke: Workspace) -> None:
@@ -47,7 +47,7 @@ def test_main_leaves_one_parent_and_three_trials(in_smoke: Workspace) -> None:
 
 
 def test_every_training_logs_what_the_design_names(in_smoke: Workspace) -> None:
-    for row in compare(in_smoke).rows:
+    for row in summarise(in_smoke).rows:
         run = in_smoke.client.get_run(row["run_id"])
         per_epoch = {
             "train/loss",
@@ -93,7 +93,7 @@ def test_every_training_logs_what_the_design_names(in_smoke: Workspace) -> None:
 
 
 def test_best_metrics_are_those_of_the_best_epoch(in_smoke: Workspace) -> None:
-    for row in compare(in_smoke).rows:
+    for row in summarise(in_smoke).rows:
         values = {
             metric.step: metric.value
             for metric in in_smoke.client.get_metric_history(row["run_id"], "val/accuracy")
@@ -113,9 +113,9 @@ def test_best_metrics_are_those_of_the_best_epoch(in_smoke: Workspace) -> None:
 def test_the_confusion_matrix_counts_the_validation_images(
     in_smoke: Workspace, tmp_path: Path
 ) -> None:
-    row = compare(in_smoke).rows[0]
+    row = summarise(in_smoke).rows[0]
     table = pd.read_csv(
-        find_runs.artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path),
+        find_runs.download_artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path),
         index_col=0,
     )
     counts = table.to_numpy()
@@ -148,7 +148,7 @@ def test_the_comparison_stands_in_the_folder_and_on_the_parent(in_smoke: Workspa
         "report.html",
         "report.json",
     }
-    parent = compare(in_smoke).parent
+    parent = summarise(in_smoke).parent
     assert {f"summary/{name}" for name in files} <= artifacts(in_smoke, parent, "summary")
 
 
@@ -178,12 +178,14 @@ def test_evaluate_scores_the_best_run_into_itself(
         < after.data.metrics["test/accuracy_high"]
     )
     predictions = pd.read_csv(
-        find_runs.artifact(in_smoke, run_id, "test/predictions.csv", tmp_path)
+        find_runs.download_artifact(in_smoke, run_id, "test/predictions.csv", tmp_path)
     )
     assert (predictions["true"] == predictions["predicted"]).mean() == pytest.approx(
         after.data.metrics["test/accuracy"]
     )
-    per_class = pd.read_csv(find_runs.artifact(in_smoke, run_id, "test/per_class.csv", tmp_path))
+    per_class = pd.read_csv(
+        find_runs.download_artifact(in_smoke, run_id, "test/per_class.csv", tmp_path)
+    )
     assert list(per_class.columns) == ["class", "precision", "recall", "f1", "images"]
     assert per_class["images"].sum() == len(predictions)
 
@@ -192,7 +194,7 @@ def test_the_test_split_is_disjoint_from_what_was_trained_on(
     in_smoke: Workspace, tmp_path: Path
 ) -> None:
     predictions = pd.read_csv(
-        find_runs.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
+        find_runs.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
     )
     manifest = pd.read_csv(next(in_smoke.prepared.glob("digits-*/manifest.csv")))
     assert set(predictions["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
@@ -218,14 +220,14 @@ def test_register_makes_the_best_run_champion_once(cli: Cli, in_smoke: Workspace
     assert json.loads(champion.tags["classes"]) == [str(digit) for digit in range(10)]
     assert json.loads(champion.tags["preprocessing"])["image_size"] == 32
     assert champion.tags["run_id"] == version.run_id
-    assert champion.tags[names.DATA_DIGEST] == compare(in_smoke).rows[0]["data_digest"]
+    assert champion.tags[names.DATA_DIGEST] == summarise(in_smoke).rows[0]["data_digest"]
     assert float(champion.tags["best.val_accuracy"]) == pytest.approx(
-        compare(in_smoke).rows[0]["val_accuracy"], rel=1e-5
+        summarise(in_smoke).rows[0]["val_accuracy"], rel=1e-5
     )
 
 
 def test_register_exports_a_run_that_was_not(cli: Cli, in_smoke: Workspace) -> None:
-    second = compare(in_smoke).ranked()[1]["run_id"]
+    second = summarise(in_smoke).ranked()[1]["run_id"]
     done = cli("register", "--config", SMOKE, "--name", "second", "--run_id", second)
     assert done.code == 0, done.err
     assert in_smoke.client.get_run(second).info.status == "FINISHED"
@@ -240,7 +242,7 @@ def test_register_exports_a_run_that_was_not(cli: Cli, in_smoke: Workspace) -> N
 def test_what_is_no_training_is_refused(
     cli: Cli, in_smoke: Workspace, step: str, choose: str, message: str
 ) -> None:
-    run_id = compare(in_smoke).parent if choose == "parent" else "nonsense"
+    run_id = summarise(in_smoke).parent if choose == "parent" else "nonsense"
     done = cli(step, "--config", SMOKE, "--run_id", run_id)
     assert (done.code, message in done.err) == (2, True), done.err
 
@@ -281,7 +283,7 @@ def test_an_experiment_without_trainings_is_named_with_the_nearest(
 def test_a_study_that_does_not_exist_is_named_with_the_nearest(
     cli: Cli, in_smoke: Workspace
 ) -> None:
-    name = compare(in_smoke).study
+    name = summarise(in_smoke).study
     done = cli("summary", "--config", SMOKE, "--study.name", name[:-1])
     assert done.code == 2
     assert f"nearest: {name}" in done.err
@@ -315,7 +317,7 @@ def test_predict_names_every_image_and_what_made_the_file(
     assert (table["label"] == table["id"].str[3]).mean() >= 0.5
     record = json.loads(out.with_name("labels.csv.json").read_text())
     assert record["run_id"] == best(in_smoke)
-    assert record["data_digest"] == compare(in_smoke).rows[0]["data_digest"]
+    assert record["data_digest"] == summarise(in_smoke).rows[0]["data_digest"]
     assert record["num_images"] == 20
     assert record["time"].startswith("20")
 
@@ -345,7 +347,9 @@ def test_predict_equals_evaluation_on_the_same_images(
 ) -> None:
     """The exported network with its own preprocessing gives the logits of the one in training."""
     kept = (
-        pd.read_csv(find_runs.artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path))
+        pd.read_csv(
+            find_runs.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
+        )
         .head(8)
         .sort_values("path")
     )
@@ -571,6 +575,6 @@ def test_a_comparison_says_what_is_not_comparable(
 ) -> None:
     assert cli("train", "--config", quick).code == 0
     assert cli("train", "--config", quick, "--data.seed", "1").code == 0
-    compared = compare(workspace)
+    compared = summarise(workspace)
     assert [row["comparable"] for row in compared.rows] == [True, False]
     assert any("other data" in note for note in compared.notes)

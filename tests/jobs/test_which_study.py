@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from pipeline import models
 from pipeline.config import Model
-from pipeline.experiment import load
+from pipeline.experiment import load_experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.run import TrackedRun
@@ -71,7 +71,7 @@ def test_a_try_out_after_the_real_run_touches_nothing_of_it(
     with pytest.raises(Exception, match="mine"):
         workspace.client.get_registered_model("mine")
     fast = open_workspace("quick-fast")
-    assert {row["params"]["training.epochs"] for row in find_runs.trainings(fast)} == {"2"}
+    assert {row["params"]["training.epochs"] for row in find_runs.find_trainings(fast)} == {"2"}
     assert (fast.outputs / "comparison.csv").is_file()
 
 
@@ -88,7 +88,9 @@ def two(cli: Cli, quick: Path, workspace: Workspace) -> tuple[Path, Path]:
 
 
 def lr_of_evaluated(workspace: Workspace) -> set[float]:
-    return {row["lr"] for row in find_runs.trainings(workspace) if row["test_accuracy"] is not None}
+    return {
+        row["lr"] for row in find_runs.find_trainings(workspace) if row["test_accuracy"] is not None
+    }
 
 
 def test_of_two_files_on_one_folder_each_takes_its_own(
@@ -97,7 +99,7 @@ def test_of_two_files_on_one_folder_each_takes_its_own(
     a, b = two
     told = ok(cli, "evaluate", "--config", a)
     assert lr_of_evaluated(workspace) == {1e-3}
-    study = next(study for study in find_runs.studies(workspace) if study.name in told)
+    study = next(study for study in find_runs.find_studies(workspace) if study.name in told)
     assert (
         f"study {study.name}, data {study.data_digest[:8]} from folder:" in told
         and ": 1 run" in told
@@ -143,7 +145,7 @@ def test_options_that_no_study_has_are_refused_with_those_there_are(
             and options[0] in lines[0]
         )
         assert [line.split(",")[0].strip() for line in lines[1:]] == [
-            f"study {study.name}" for study in find_runs.studies(workspace)
+            f"study {study.name}" for study in find_runs.find_studies(workspace)
         ]
         assert lr_of_evaluated(workspace) == set()
 
@@ -167,7 +169,7 @@ def test_options_that_find_a_study_are_refused_where_there_is_none_or_a_run_is_n
             "experiment 'quick' has no study that --model.name could find, only single trainings"
             in refused.err
         )
-    (row,) = find_runs.trainings(workspace)
+    (row,) = find_runs.find_trainings(workspace)
     for step in ("evaluate", "register"):
         refused = cli(
             step,
@@ -185,7 +187,7 @@ def test_options_that_find_a_study_are_refused_where_there_is_none_or_a_run_is_n
             f"run_id: run {row['run_id']} is named, and --model.name, --study.name would find a study"
             in refused.err
         )
-    assert find_runs.trainings(workspace)[0]["test_accuracy"] is None
+    assert find_runs.find_trainings(workspace)[0]["test_accuracy"] is None
     ok(
         cli,
         "evaluate",
@@ -205,7 +207,9 @@ def test_options_on_images_that_the_study_has_are_no_hindrance(
     ok(cli, "tune", "--config", file, "--data.seed", "3")
     ok(cli, "tune", "--config", file)
     ok(cli, "evaluate", "--config", file, "--data.seed", "3")
-    (row,) = [row for row in find_runs.trainings(workspace) if row["test_accuracy"] is not None]
+    (row,) = [
+        row for row in find_runs.find_trainings(workspace) if row["test_accuracy"] is not None
+    ]
     assert row["params"]["data.seed"] == "3"
 
 
@@ -254,7 +258,7 @@ def test_evaluate_scores_all_repeats_of_the_best_configuration(
     a = write(quick, "a.yaml")
     ok(cli, "tune", "--config", a, "--study.repeats", "2")
     ok(cli, "evaluate", "--config", a)
-    assert [row["test_accuracy"] is not None for row in find_runs.trainings(workspace)] == [
+    assert [row["test_accuracy"] is not None for row in find_runs.find_trainings(workspace)] == [
         True,
         True,
     ]
@@ -285,8 +289,8 @@ def test_a_study_of_release_0_1_0_on_trained_weights_is_found(
     model = {"name": "small_cnn", "weights": f"file:{quick.with_name('weights.pt')}"}
     a = write(quick, "a.yaml", model=model, optimizer={"lr": 1e-3})
     ok(cli, "tune", "--config", a)
-    (study,) = find_runs.studies(workspace)
-    experiment = load(str(a), {})
+    (study,) = find_runs.find_studies(workspace)
+    experiment = load_experiment(str(a), {})
     origin = models.origin(experiment.base.model)
     name = study_name(
         "quick", experiment.base, origin, experiment.space, study.data_digest, FIRST_RELEASE
@@ -295,7 +299,7 @@ def test_a_study_of_release_0_1_0_on_trained_weights_is_found(
     # As that release left it.
     workspace.client.set_tag(study.parent, names.STUDY, name)
     workspace.client.delete_tag(study.parent, names.IDENTITY)
-    (run,) = [row["run_id"] for row in find_runs.trainings(workspace)]
+    (run,) = [row["run_id"] for row in find_runs.find_trainings(workspace)]
     workspace.client.set_tag(run, names.STUDY, name)
     ok(cli, "tune", "--config", write(quick, "b.yaml"))
     assert "latest" not in ok(cli, "evaluate", "--config", a)
@@ -312,7 +316,7 @@ def test_of_two_sets_of_images_the_one_named_is_taken(
     ok(cli, "evaluate", "--config", file)
     sources = [
         row["params"]["data.source"]
-        for row in find_runs.trainings(workspace)
+        for row in find_runs.find_trainings(workspace)
         if row["test_accuracy"] is not None
     ]
     assert sources == [yaml.safe_load(file.read_text())["base"]["data"]["source"]]
@@ -329,8 +333,10 @@ def test_a_champion_of_another_study_that_is_replaced_is_named(
     assert "it replaces" not in first
     told = ok(cli, "main", "--config", b)
     scores = {
-        study.name: max(row["val_accuracy"] for row in find_runs.trainings(workspace, study.name))
-        for study in find_runs.studies(workspace)
+        study.name: max(
+            row["val_accuracy"] for row in find_runs.find_trainings(workspace, study.name)
+        )
+        for study in find_runs.find_studies(workspace)
     }
     new, old = scores
     assert (
@@ -408,10 +414,10 @@ def test_a_run_of_mlflow_run_is_read_by_its_recorded_configuration(
         workspace.client.log_metric(other.info.run_id, name, value)
     workspace.client.log_artifact(
         other.info.run_id,
-        str(find_runs.artifact(workspace, run.info.run_id, names.CONFIG, quick.parent)),
+        str(find_runs.download_artifact(workspace, run.info.run_id, names.CONFIG, quick.parent)),
     )
     workspace.client.set_terminated(other.info.run_id)
-    assert [row["epochs"] for row in find_runs.trainings(workspace)] == [2, 2]
+    assert [row["epochs"] for row in find_runs.find_trainings(workspace)] == [2, 2]
 
 
 def champion(name: str) -> Any:
@@ -447,7 +453,7 @@ def test_options_beside_a_studys_name_are_refused_unless_they_tell_of_its_images
         assert (
             "study.name: study 'mine' is named, and --model.name would find another" in refused.err
         )
-    (run,) = find_runs.trainings(workspace)
+    (run,) = find_runs.find_trainings(workspace)
     listed = quick.with_name("images.csv")
     files = sorted(quick.with_name("digits").rglob("*.png"))
     listed.write_text(
@@ -504,7 +510,9 @@ def test_single_trainings_are_those_of_the_images_that_are_named(
         "--data.source",
         f"folder:{other}",
     )
-    of = {row["params"]["data.source"]: row["run_id"] for row in find_runs.trainings(workspace)}
+    of = {
+        row["params"]["data.source"]: row["run_id"] for row in find_runs.find_trainings(workspace)
+    }
     for options, source in (
         ((), digits),
         (("--data.source", f"folder:{other}"), f"folder:{other}"),
@@ -530,7 +538,7 @@ def test_moved_images_of_the_only_trainings_are_found_whatever_else_they_were_gi
     moved = quick.with_name("moved")
     quick.with_name("digits").rename(moved)
     ok(cli, "evaluate", "--config", quick, "--data.source", f"folder:{moved}")
-    (row,) = find_runs.trainings(workspace)
+    (row,) = find_runs.find_trainings(workspace)
     assert row["test_accuracy"] is not None
 
 
@@ -539,8 +547,8 @@ def test_a_run_becomes_the_champion_of_its_own_experiment(
 ) -> None:
     ok(cli, "train", "--config", quick, "--training.epochs", "1")
     ok(cli, "train", "--config", quick, "--fast", "true")
-    (run,) = find_runs.trainings(workspace)
-    (tried,) = find_runs.trainings(open_workspace("quick-fast"))
+    (run,) = find_runs.find_trainings(workspace)
+    (tried,) = find_runs.find_trainings(open_workspace("quick-fast"))
     assert "models:/quick@champion" in ok(cli, "register", "--run_id", run["run_id"])
     assert "models:/quick-fast@champion" in ok(cli, "register", "--run_id", tried["run_id"])
     for options in (("--config", quick), ("--experiment", "digits"), ("--experiment", "quick")):

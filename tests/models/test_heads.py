@@ -131,7 +131,7 @@ def test_a_head_on_weights_of_a_run(workspace: Workspace, tmp_path: Path, form: 
     workspace.client.create_registered_model("trained")
     workspace.client.create_model_version("trained", f"runs:/{run.id}/model", run.id)
     network = models.build(
-        stored_weights.with_file(Model(name="efficientnet_b0", weights=form.format(run.id))),
+        stored_weights.resolve_weights(Model(name="efficientnet_b0", weights=form.format(run.id))),
         CLASSES,
         64,
     )

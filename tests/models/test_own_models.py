@@ -434,5 +434,5 @@ def test_the_params_of_another_scripts_run_run_no_code(
     run = workspace.client.create_run(workspace.experiment_id)
     for name, value in (("model.name", f"file:{file}:build"), ("data.image_size", "8")):
         workspace.client.log_param(run.info.run_id, name, value)
-    assert find_runs.row(workspace.client.get_run(run.info.run_id))["config_hash"] == ""
+    assert find_runs.to_row(workspace.client.get_run(run.info.run_id))["config_hash"] == ""
     assert not (tmp_path / "ran").exists()

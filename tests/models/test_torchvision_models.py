@@ -15,7 +15,7 @@ from pipeline import models
 from pipeline.config import Configuration, Data, Model
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.jobs.recorded_run import restore
+from pipeline.jobs.recorded_run import restore_network
 from pipeline.tracking import names, stored_weights
 from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.workspace import Workspace
@@ -71,9 +71,11 @@ def answers_out_of(workspace: Workspace, run: str, name: str, pixels: Tensor) ->
     """Return what a run's network answers where it is continued, and where it is evaluated; the smallest by its version too."""
     size, answers = pixels.shape[-1], []
     for form in (f"runs:/{run}/model", *(["models:/trained/1"] if name in SMALL else [])):
-        network = models.build(stored_weights.with_file(Model(name=name, weights=form)), 3, size)
+        network = models.build(
+            stored_weights.resolve_weights(Model(name=name, weights=form)), 3, size
+        )
         answers.append(logits(network.module, network.normalisation, pixels))
-    restored = restore(workspace, run)
+    restored = restore_network(workspace, run)
     return [
         *answers,
         logits(restored.network, (restored.preprocessing.mean, restored.preprocessing.std), pixels),

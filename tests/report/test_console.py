@@ -75,7 +75,7 @@ def study(count: int = 20, metric: str = "val/accuracy") -> pd.DataFrame:
             "value": 0.5,
         }
         rows.append(row(f"r{number}", settings, **values))
-    return tables.for_people(rows, metric)
+    return tables.table_for_people(rows, metric)
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -174,7 +174,7 @@ def test_a_terminal_that_is_too_narrow_for_anything_is_no_error(
 
 def test_a_table_without_rows_is_no_error(terminal: Terminal) -> None:
     printed = terminal(80)
-    console.show_table(tables.for_people([]), "Comparison")
+    console.show_table(tables.table_for_people([]), "Comparison")
     assert printed.getvalue().strip() == ""
 
 

@@ -57,7 +57,7 @@ def own_font(tmp_path: Path) -> Iterator[str]:
 
 
 def darkness(file: Path, name: str) -> int:
-    figures.confusion_matrix(file, np.zeros((2, 2), dtype=np.int64), [name, "a"], "title")
+    figures.draw_confusion_matrix(file, np.zeros((2, 2), dtype=np.int64), [name, "a"], "title")
     with Image.open(file) as image:
         return int((np.asarray(image.convert("L")) < 100).sum())
 

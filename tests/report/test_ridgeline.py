@@ -13,8 +13,8 @@ from matplotlib import colormaps
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
-from pipeline.report.ridgeline import ridgeline
-from pipeline.training.context import Fitted
+from pipeline.report.ridgeline import draw_ridgeline
+from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram
 from pipeline.training.tensorboard import History, Watch
@@ -45,7 +45,7 @@ def history(epochs: Sequence[int], width: float, number: int = 5000) -> History:
 def test_a_ridgeline_is_written_for_any_number_of_groups_and_epochs(
     tmp_path: Path, groups: int, epochs: list[int]
 ) -> None:
-    ridgeline(
+    draw_ridgeline(
         tmp_path / "weights.png",
         {f"features.denseblock{number}": history(epochs, 0.1) for number in range(groups)},
     )
@@ -62,7 +62,7 @@ def test_names_of_any_length_stay_within_their_panel(tmp_path: Path) -> None:
         f"a.very.long.path.of.modules.that.has.no.room.{name}": one for name, one in short.items()
     }
     for file, histories in (("short.png", short), ("long.png", long)):
-        ridgeline(tmp_path / file, histories)
+        draw_ridgeline(tmp_path / file, histories)
     assert pixels_of(tmp_path / "short.png").shape == pixels_of(tmp_path / "long.png").shape
     assert dark(tmp_path / "short.png") == pytest.approx(dark(tmp_path / "long.png"), rel=0.01)
 
@@ -73,7 +73,7 @@ def test_names_of_any_length_stay_within_their_panel(tmp_path: Path) -> None:
 def test_epochs_stand_beside_the_first_panel_and_where_they_differ(
     tmp_path: Path, epochs: list[int], is_labelled: bool
 ) -> None:
-    ridgeline(
+    draw_ridgeline(
         tmp_path / "weights.png", {"conv": history([0, 1, 2], 0.1), "fc": history(epochs, 0.1)}
     )
     pixels = pixels_of(tmp_path / "weights.png")
@@ -86,7 +86,9 @@ def test_epochs_stand_beside_the_first_panel_and_where_they_differ(
 @strictly
 def test_weights_that_are_all_equal_are_drawn(tmp_path: Path) -> None:
     edges, counts = histogram(np.ones(64, np.float32))
-    ridgeline(tmp_path / "weights.png", {"norm": History([0, 1], [edges, edges], [counts, counts])})
+    draw_ridgeline(
+        tmp_path / "weights.png", {"norm": History([0, 1], [edges, edges], [counts, counts])}
+    )
     assert dark(tmp_path / "weights.png") > 300
 
 
@@ -98,7 +100,7 @@ def test_single_far_values_do_not_press_the_others_together(tmp_path: Path) -> N
     for far in (5.0, 12.0):
         values[:3] = far
         edges, counts = histogram(values)
-        ridgeline(tmp_path / "weights.png", {"fc": History([0], [edges], [counts])})
+        draw_ridgeline(tmp_path / "weights.png", {"fc": History([0], [edges], [counts])})
         widths.append(dark(tmp_path / "weights.png"))
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
@@ -113,10 +115,10 @@ def test_a_real_training_is_drawn(tmp_path: Path) -> None:
     configuration = Configuration.model_validate(changes)
     torch.manual_seed(0)
     setting = setting_of(configuration, prepare(configuration.data, tmp_path), tmp_path)
-    fitted = Fitted()
+    fitted = FitResult()
     watch = Watch(setting.network.module, tmp_path / "tensorboard", fitted)
     fit(configuration, setting, [watch], fitted)
     watch.close()
-    ridgeline(tmp_path / "weights.png", watch.histories)
+    draw_ridgeline(tmp_path / "weights.png", watch.histories)
     assert list(watch.histories) == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
     assert dark(tmp_path / "weights.png") > 300 * 7

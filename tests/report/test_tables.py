@@ -70,14 +70,14 @@ def csv_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_the_columns_that_scripts_rely_on_come_first_and_in_order() -> None:
     assert (
-        list(csv_of(tables.comparison([row()])).columns)[: len(FIRST_COLUMNS)]
+        list(csv_of(tables.comparison_table([row()])).columns)[: len(FIRST_COLUMNS)]
         == FIRST_COLUMNS
         == tables.COLUMNS
     )
 
 
 def test_runs_stay_in_the_order_given() -> None:
-    assert csv_of(tables.comparison([row("b"), row("a"), row("c")]))["run_id"].tolist() == [
+    assert csv_of(tables.comparison_table([row("b"), row("a"), row("c")]))["run_id"].tolist() == [
         "b",
         "a",
         "c",
@@ -85,7 +85,9 @@ def test_runs_stay_in_the_order_given() -> None:
 
 
 def test_values_survive_the_csv() -> None:
-    (found,) = csv_of(tables.comparison([row(val_accuracy=1 / 3, lr=5e-5)])).to_dict("records")
+    (found,) = csv_of(tables.comparison_table([row(val_accuracy=1 / 3, lr=5e-5)])).to_dict(
+        "records"
+    )
     assert found["val_accuracy"] == pytest.approx(1 / 3, abs=1e-15)
     assert found["lr"] == 5e-5
     assert (found["model"], found["weights"], found["state"]) == (
@@ -96,7 +98,7 @@ def test_values_survive_the_csv() -> None:
 
 
 def test_whole_numbers_are_written_without_a_point_even_beside_missing_ones() -> None:
-    text = tables.comparison(
+    text = tables.comparison_table(
         [row(best_epoch=7.0), row(best_epoch=None, parameters=None, state="failed")]
     ).to_csv(index=False)
     first = dict(zip(*[line.split(",") for line in text.splitlines()[:2]], strict=True))
@@ -109,12 +111,12 @@ def test_whole_numbers_are_written_without_a_point_even_beside_missing_ones() ->
 
 
 def test_missing_values_are_empty() -> None:
-    found = csv_of(tables.comparison([{"run_id": "r1", "state": "failed"}]))
+    found = csv_of(tables.comparison_table([{"run_id": "r1", "state": "failed"}]))
     assert found.loc[0].dropna().to_dict() == {"run_id": "r1", "state": "failed"}
 
 
 def test_no_runs_have_the_columns_too() -> None:
-    assert list(csv_of(tables.comparison([])).columns)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
+    assert list(csv_of(tables.comparison_table([])).columns)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
 
 
 def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
@@ -124,7 +126,7 @@ def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
         row("r3", val_accuracy=0.8, test_accuracy=None),
         row("r4", val_accuracy=0.1, state="pruned"),
     ]
-    table = tables.configurations(rows)
+    table = tables.configurations_table(rows)
     assert table["config_hash"].tolist() == ["abc", "other"]
     assert table["repeats"].tolist() == [2, 1]
     assert table["run_ids"].tolist() == ["r1 r3", "r2"]
@@ -140,7 +142,7 @@ def test_repeats_are_merged_to_mean_and_standard_deviation() -> None:
 
 def test_a_test_accuracy_is_the_mean_of_all_repeats() -> None:
     rows = [row("r1", test_accuracy=0.8), row("r2", test_accuracy=0.9)]
-    table = tables.configurations(rows)
+    table = tables.configurations_table(rows)
     assert table["test_accuracy"].tolist() == pytest.approx([0.85]) and table[
         "test_repeats"
     ].tolist() == [2]
@@ -158,7 +160,7 @@ def test_merged_numbers_are_pandas_own() -> None:
         )
         for number in range(60)
     ]
-    table = tables.configurations(rows).set_index("config_hash")
+    table = tables.configurations_table(rows).set_index("config_hash")
     for config_hash, group in pd.DataFrame(rows).groupby("config_hash"):
         for name in names:
             numbers, skips = pd.to_numeric(group[name]), name != "test_accuracy"
@@ -170,15 +172,15 @@ def test_merged_numbers_are_pandas_own() -> None:
 
 
 def test_no_complete_run_is_an_empty_table() -> None:
-    assert tables.configurations([row(state="failed")]).empty
-    assert list(tables.configurations([])) == list(tables.configurations([row()]))
+    assert tables.configurations_table([row(state="failed")]).empty
+    assert list(tables.configurations_table([])) == list(tables.configurations_table([row()]))
 
 
 @pytest.mark.parametrize(
     "metric", ["val/accuracy", "val/loss", "val/f1_macro", "val/balanced_accuracy"]
 )
 def test_what_ranks_is_never_expendable(metric: str) -> None:
-    columns = list(tables.for_people([row(metric=metric, value=0.5)], metric))
+    columns = list(tables.table_for_people([row(metric=metric, value=0.5)], metric))
     expendable = tables.least_important(metric)
     assert set(expendable) < set(columns)
     ranked = ranking.title(metric).replace("validation", "val")
@@ -187,19 +189,21 @@ def test_what_ranks_is_never_expendable(metric: str) -> None:
 
 def test_runs_of_unknown_configuration_are_not_merged() -> None:
     rows = [row("r1", config_hash="", lr=0.1), row("r2", config_hash="", lr=0.2)]
-    assert tables.configurations(rows)["repeats"].tolist() == [1, 1]
+    assert tables.configurations_table(rows)["repeats"].tolist() == [1, 1]
 
 
 def test_runs_on_other_data_are_not_merged() -> None:
-    assert tables.configurations([row("r1"), row("r2", data_digest="d2")])["repeats"].tolist() == [
+    assert tables.configurations_table([row("r1"), row("r2", data_digest="d2")])[
+        "repeats"
+    ].tolist() == [
         1,
         1,
     ]
 
 
 def test_without_a_complete_run_there_are_the_columns_still() -> None:
-    expected = list(tables.configurations([row()]).columns)
-    assert list(csv_of(tables.configurations([row(state="failed")])).columns) == expected
+    expected = list(tables.configurations_table([row()]).columns)
+    assert list(csv_of(tables.configurations_table([row(state="failed")])).columns) == expected
 
 
 def test_only_settings_that_differ_are_shown() -> None:
@@ -279,7 +283,7 @@ def test_a_gamma_that_comes_with_the_schedule_is_not_shown() -> None:
 
 
 def test_eight_columns_for_people() -> None:
-    table = tables.for_people([row()])
+    table = tables.table_for_people([row()])
     assert list(table.columns) == PEOPLES_COLUMNS
     assert table.loc[0].tolist() == [
         "1",
@@ -294,13 +298,13 @@ def test_eight_columns_for_people() -> None:
 
 
 def test_a_metric_of_its_own_has_a_column_of_its_own() -> None:
-    table = tables.for_people([row(metric="val/f1_macro", value=0.8765)], "val/f1_macro")
+    table = tables.table_for_people([row(metric="val/f1_macro", value=0.8765)], "val/f1_macro")
     assert list(table.columns) == [*PEOPLES_COLUMNS[:3], "val macro F1", *PEOPLES_COLUMNS[3:]]
     assert table["val macro F1"].tolist() == ["87.65%"]
 
 
 def test_a_run_of_another_metric_has_no_rank() -> None:
-    table = tables.for_people([row(), row(apart="other metric"), row(apart="other data")])
+    table = tables.table_for_people([row(), row(apart="other metric"), row(apart="other data")])
     assert table["#"].tolist() == ["1", "other metric", "other data"]
 
 
@@ -312,7 +316,7 @@ def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None
         row(state="failed", val_accuracy=None),
         row(val_accuracy=math.nan),
     ]
-    assert tables.for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
+    assert tables.table_for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
 
 
 def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
@@ -321,7 +325,7 @@ def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
         for value in (0.9, None, math.nan, 1.797e308)
         for state in ("complete", "pruned")
     ]
-    assert [text.isdigit() for text in tables.for_people(rows)["#"]] == [
+    assert [text.isdigit() for text in tables.table_for_people(rows)["#"]] == [
         ranking.can_be_ranked(one) for one in rows
     ]
 
@@ -329,14 +333,14 @@ def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
 @pytest.mark.parametrize("missing", [None, math.nan, 1.797e308])
 def test_missing_scores_are_blank_for_people(missing: float | None) -> None:
     names = ("val_accuracy", "val_loss", "test_accuracy", "parameters", "seconds")
-    table = tables.for_people([row(**dict.fromkeys(names, missing))])
+    table = tables.table_for_people([row(**dict.fromkeys(names, missing))])
     assert table.loc[0].tolist()[3:] == [""] * 5
 
 
 def test_a_test_score_without_interval_stands_alone() -> None:
-    assert tables.for_people([row(test_accuracy_low=None)])["test accuracy (95%)"].tolist() == [
-        "92.00%"
-    ]
+    assert tables.table_for_people([row(test_accuracy_low=None)])[
+        "test accuracy (95%)"
+    ].tolist() == ["92.00%"]
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,7 @@ def test_a_test_score_without_interval_stands_alone() -> None:
     ],
 )
 def test_durations(seconds: float | None, text: str) -> None:
-    assert tables.duration(seconds) == text
+    assert tables.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -361,14 +365,14 @@ def test_durations(seconds: float | None, text: str) -> None:
     [(0.98139, "98.14%"), (1, "100.00%"), (0, "0.00%"), (None, ""), (math.nan, "")],
 )
 def test_percents(value: float | None, text: str) -> None:
-    assert tables.percent(value) == text
+    assert tables.format_percent(value) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(11181642, "11.2 M"), (26154, "26,154"), (100000, "0.1 M")]
 )
 def test_numbers_of_parameters(count: int, text: str) -> None:
-    assert tables.for_people([row(parameters=count)])["parameters"].tolist() == [text]
+    assert tables.table_for_people([row(parameters=count)])["parameters"].tolist() == [text]
 
 
 def test_scores_per_class_as_text() -> None:
@@ -430,7 +434,7 @@ def parsed(page: str) -> Cells:
 
 
 def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
-    table = tables.for_people([row(run_name=HOSTILE)])
+    table = tables.table_for_people([row(run_name=HOSTILE)])
     page = tables.to_html(table, HOSTILE, [HOSTILE], figure='x"onerror="alert(1)')
     parser = parsed(page)
     assert "script" not in [tag for tag, _ in parser.tags]
@@ -441,7 +445,7 @@ def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
 
 
 def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
-    table = tables.for_people([row(), row(state="failed", val_accuracy=None)])
+    table = tables.table_for_people([row(), row(state="failed", val_accuracy=None)])
     parser = parsed(tables.to_html(table, "Comparison", ["a note"]))
     assert parser.cells == [str(value) for line in table.itertuples(index=False) for value in line]
     assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [
@@ -454,7 +458,7 @@ def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
 
 def test_the_markdown_has_a_line_per_run() -> None:
     lines = tables.to_markdown(
-        tables.for_people([row("r1"), row("r2")]), "Comparison", ["a note"]
+        tables.table_for_people([row("r1"), row("r2")]), "Comparison", ["a note"]
     ).splitlines()
     assert lines[0] == "# Comparison"
     assert "a note" in lines
@@ -464,7 +468,7 @@ def test_the_markdown_has_a_line_per_run() -> None:
 
 def test_the_markdown_escapes_bars() -> None:
     last = tables.to_markdown(
-        tables.for_people([row(run_name="a|b")]), "Comparison", []
+        tables.table_for_people([row(run_name="a|b")]), "Comparison", []
     ).splitlines()[-1]
     assert "a\\|b" in last
     assert last.replace("\\|", "").count("|") == len(PEOPLES_COLUMNS) + 1
@@ -474,7 +478,10 @@ def test_a_training_is_described_by_what_tells_it_apart() -> None:
     params = Configuration.model_validate(
         nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})
     ).flat()
-    assert tables.describe(params) == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"
+    assert (
+        tables.describe_settings(params)
+        == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"
+    )
 
 
 def test_networks_of_ones_own_that_differ_in_their_code_are_told_apart() -> None:

@@ -40,7 +40,7 @@ def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_pat
     for figure in ("history", "importances", "slices"):
         assert (
             Image.open(
-                find_runs.artifact(
+                find_runs.download_artifact(
                     open_workspace("quick"), parent.info.run_id, f"optuna/{figure}.png", tmp_path
                 )
             ).width
@@ -102,7 +102,7 @@ def contents(database: Path, study: str) -> list[Any]:
 def parents_of(workspace: Workspace) -> dict[str, Run]:
     return {
         study.name: find_runs.get_run(workspace, study.parent)
-        for study in find_runs.studies(workspace)
+        for study in find_runs.find_studies(workspace)
     }
 
 
@@ -114,7 +114,7 @@ def test_a_study_of_lists_by_release_0_1_0_is_finished_beside_it(cli: Cli, folde
     assert failed.info.status == "FAILED"
     before, trained = (
         contents(folder / "optuna.db", study),
-        [row["run_id"] for row in find_runs.trainings(workspace)],
+        [row["run_id"] for row in find_runs.find_trainings(workspace)],
     )
     done = cli("tune", "--config", "lists.yaml")
     assert done.code == 0, done.err
@@ -129,10 +129,10 @@ def test_a_study_of_lists_by_release_0_1_0_is_finished_beside_it(cli: Cli, folde
         parents[study].info.status == "FAILED" and parents[f"{study}~2"].info.status == "FINISHED"
     )
     best = parents[f"{study}~2"].data.tags[names.BEST_RUN]
-    assert best in {row["run_id"] for row in find_runs.trainings(workspace, f"{study}~2")}
+    assert best in {row["run_id"] for row in find_runs.find_trainings(workspace, f"{study}~2")}
     # What is drawn again has been trained before.
     assert "trained before as run" in done.out and set(trained) <= {
-        row["run_id"] for row in find_runs.trainings(workspace)
+        row["run_id"] for row in find_runs.find_trainings(workspace)
     }
     again = cli("tune", "--config", "lists.yaml")
     assert again.code == 0 and "2 of 2 trainings are there" in again.out

@@ -15,7 +15,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from pipeline.config import Study
-from pipeline.search.pruning import Report, build_pruner, first_rung
+from pipeline.search.pruning import PruningCallback, build_pruner, first_rung
 from pipeline.search.trials import put_back
 from pipeline.tracking import names
 from pipeline.tracking.run import Pruned
@@ -35,7 +35,7 @@ def history(scores: list[float]) -> list[dict[str, float]]:
 
 def reported(trial: optuna.Trial, scores: list[float], resumed_after: int = 0) -> int:
     """Report a training, which is taken up after some epochs; return the epoch after which it is given up, or 0."""
-    report = Report(trial, METRIC, prunable=True)
+    report = PruningCallback(trial, METRIC, prunable=True)
     report.on_start(len(scores), 1)
     report.on_resume(resumed_after, history(scores[:resumed_after]))
     for epoch, values in enumerate(history(scores)[resumed_after:], resumed_after + 1):
@@ -89,7 +89,7 @@ def test_a_later_training_is_not_given_up_against_the_score_of_a_later_epoch() -
 def test_a_trial_that_waited_reports_each_epoch_once(pruner: str) -> None:
     study = study_with(pruner)
     trial = study.ask()
-    report = Report(trial, METRIC, prunable=True)
+    report = PruningCallback(trial, METRIC, prunable=True)
     report.on_start(9, 1)
     for epoch, values in enumerate(history(GOOD[:6]), 1):
         report.on_epoch(epoch, values, True)

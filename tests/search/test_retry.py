@@ -59,7 +59,7 @@ NO_MEMORY = 'RuntimeError("DefaultCPUAllocator: can\'t allocate memory")'
 
 
 def states(workspace: Workspace) -> dict[str, str]:
-    return {row["run_id"]: row["state"] for row in find_runs.trainings(workspace)}
+    return {row["run_id"]: row["state"] for row in find_runs.find_trainings(workspace)}
 
 
 def test_a_failure_that_may_pass_is_tried_again_once_a_start_from_its_checkpoint(

@@ -119,7 +119,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
     first = [run.info.run_id for run in runs()]
-    (study,) = (one.name for one in find_runs.studies(workspace))
+    (study,) = (one.name for one in find_runs.find_studies(workspace))
     before = contents(quick.parent / "optuna.db", study)
     for run_id in first:
         workspace.client.delete_run(run_id)
@@ -129,7 +129,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
         rf"study {study} has its runs deleted from MLflow .*; study {study}~2 is used", done.out
     )
     assert contents(quick.parent / "optuna.db", study) == before
-    assert [one.name for one in find_runs.studies(workspace)] == [f"{study}~2"]
+    assert [one.name for one in find_runs.find_studies(workspace)] == [f"{study}~2"]
     for run_id in first:
         workspace.client.restore_run(run_id)
     assert "2 of 2 trainings are there" in cli("tune", "--config", file).out
@@ -152,10 +152,10 @@ def test_a_store_that_does_not_answer_says_nothing_about_a_run(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = make_parent(workspace, "mine", beat_of(os.getpid()))
-    assert find_runs.lifecycle(workspace, run_id) == "active"
+    assert find_runs.get_lifecycle(workspace, run_id) == "active"
     workspace.client.delete_run(run_id)
     assert [
-        find_runs.lifecycle(workspace, other) for other in (run_id, "f" * 32, "no id at all")
+        find_runs.get_lifecycle(workspace, other) for other in (run_id, "f" * 32, "no id at all")
     ] == [
         "deleted",
         "",
@@ -163,7 +163,9 @@ def test_a_store_that_does_not_answer_says_nothing_about_a_run(
     ]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(MlflowException):
-        find_runs.lifecycle(replace(workspace, client=MlflowClient("http://127.0.0.1:1")), run_id)
+        find_runs.get_lifecycle(
+            replace(workspace, client=MlflowClient("http://127.0.0.1:1")), run_id
+        )
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def test_of_two_that_begin_in_the_same_moment_the_later_gives_way(
         assert [run.info.status for run in ours] == ["FAILED"] and names.STUDY not in ours[
             0
         ].data.tags
-        assert find_runs.study_parent(workspace, study) == other
+        assert find_runs.find_study_parent(workspace, study) == other
         assert workspace.client.get_run(other).info.status == "RUNNING"
 
 
@@ -294,8 +296,8 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     monkeypatch.chdir(second)
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders40")
-    (study,) = (one.name for one in find_runs.studies(workspace))
-    before = find_runs.study_parents(workspace, study)[0]
+    (study,) = (one.name for one in find_runs.find_studies(workspace))
+    before = find_runs.find_study_parents(workspace, study)[0]
     refused = cli(*command[3:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert (
@@ -311,8 +313,8 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     assert done.code == 0, done.err
     assert done.out.count("trained before as run") == 2
     assert (
-        len(find_runs.study_parents(workspace, study)) == 1
-        and len(find_runs.trainings(workspace)) == 2
+        len(find_runs.find_study_parents(workspace, study)) == 1
+        and len(find_runs.find_trainings(workspace)) == 2
     )
 
 
@@ -329,12 +331,16 @@ def test_two_folders_on_a_server_that_start_at_once(
     codes = [process.returncode for process in processes]
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders30")
-    (study,) = (one.name for one in find_runs.studies(workspace))
+    (study,) = (one.name for one in find_runs.find_studies(workspace))
     assert sorted(codes) == [0, 2], told
     assert "is being tuned by process" in told[codes.index(2)]
-    assert [run.info.status for run in find_runs.study_parents(workspace, study)] == ["FINISHED"]
-    assert [row["state"] for row in find_runs.trainings(workspace)] == ["complete", "complete"]
-    assert all(run.info.status != "RUNNING" for run in find_runs.running(workspace, "folders30"))
+    assert [run.info.status for run in find_runs.find_study_parents(workspace, study)] == [
+        "FINISHED"
+    ]
+    assert [row["state"] for row in find_runs.find_trainings(workspace)] == ["complete", "complete"]
+    assert all(
+        run.info.status != "RUNNING" for run in find_runs.find_running(workspace, "folders30")
+    )
 
 
 def test_what_was_trained_in_a_deleted_run_is_trained_again(
@@ -342,14 +348,14 @@ def test_what_was_trained_in_a_deleted_run_is_trained_again(
 ) -> None:
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
-    first = [row["run_id"] for row in find_runs.trainings(workspace)]
+    first = [row["run_id"] for row in find_runs.find_trainings(workspace)]
     for deleted in (first[:1], first):
         for run_id in deleted:
-            if find_runs.lifecycle(workspace, run_id) == "active":
+            if find_runs.get_lifecycle(workspace, run_id) == "active":
                 workspace.client.delete_run(run_id)
         done = cli("tune", "--config", file)
         assert done.code == 0, done.err
-        there = {row["run_id"] for row in find_runs.trainings(workspace)}
+        there = {row["run_id"] for row in find_runs.find_trainings(workspace)}
         assert len(there) == 2 and not there & set(deleted)
         assert "1 whose run was deleted is trained again" in done.out
 
@@ -359,10 +365,10 @@ def test_a_run_that_was_removed_for_good_ends_no_study(
 ) -> None:
     file = str(study_file(quick, configs=LIST))
     interrupt(cli, "tune", "--config", file)
-    (killed,) = (row["run_id"] for row in find_runs.trainings(workspace))
+    (killed,) = (row["run_id"] for row in find_runs.find_trainings(workspace))
     study = optuna.load_study(
         storage=f"sqlite:///{quick.with_name('optuna.db')}",
-        study_name=find_runs.studies(workspace)[0].name,
+        study_name=find_runs.find_studies(workspace)[0].name,
     )
     # As after a kill, and `mlflow gc`.
     (trial,) = (one for one in study.get_trials() if one.user_attrs.get("run_id") == killed)

@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import InUse, StoreAway, UserError
 from pipeline.report.console import TrainingProgress
 from pipeline.search import study_storage
-from pipeline.search.study_storage import Database, without_waiting
+from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.tracking import names
 from tests.conftest import Cli, let_a_checkpoint_be_written
 from tests.search.test_study import LIST, SPACE, runs, study_file
@@ -123,7 +123,10 @@ def test_the_lock_of_a_study_is_beside_the_database_and_not_of_the_folder(tmp_pa
         assert (tmp_path / ".shared.db-study.lock").exists()
         with pytest.raises(InUse, match="in use"), second.alone_on("study", "in use"):
             pass
-        with second.alone_on("other", "in use"), Database("", homes[1]).alone_on("study", "in use"):
+        with (
+            second.alone_on("other", "in use"),
+            Database("", homes[1]).lock_study("study", "in use"),
+        ):
             pass
 
 
@@ -163,7 +166,7 @@ def test_a_database_that_stays_locked_is_an_error_of_its_own(
             study.set_user_attr("a", 1)
         assert 3 <= time.monotonic() - started < 9
         started = time.monotonic()
-        with pytest.raises(StoreAway), without_waiting(study):
+        with pytest.raises(StoreAway), fail_at_once(study):
             study.set_user_attr("a", 1)
         assert time.monotonic() - started < 5
     study.set_user_attr("a", 1)

@@ -9,10 +9,10 @@ import yaml
 from optuna.samplers import TPESampler
 
 from pipeline.config import Configuration, Optimizer, Study, Training, nest
-from pipeline.experiment import Experiment, load
+from pipeline.experiment import Experiment, load_experiment
 from pipeline.search.pruning import build_pruner, build_sampler
-from pipeline.search.space import as_point, configuration_at, decoded, suggest
-from pipeline.search.trials import counted, is_point, plan, with_repeat_seeds
+from pipeline.search.space import as_point, build_configuration, decode_point, suggest
+from pipeline.search.trials import enqueue_missing, finished_trials, is_point, with_repeat_seeds
 
 
 def entry(lr: float, seed: int = 0) -> Configuration:
@@ -27,7 +27,7 @@ def experiment(
 ) -> Experiment:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({"base": base or {}, "configs": configs or [], "space": space}))
-    return load(str(file), {})
+    return load_experiment(str(file), {})
 
 
 def test_equal_entries_train_with_the_next_seeds() -> None:
@@ -102,13 +102,13 @@ def test_an_entry_is_a_point_where_sampling_its_values_gives_it(
     expected = {name: given[name] for name in space} if point is ... else point
     assert found == expected
     if found is not None:
-        again = configuration_at(found, of).flat()
+        again = build_configuration(found, of).flat()
         assert {**again, "training.seed": of.entries[0].training.seed} == of.entries[0].flat()
 
 
 def test_an_entry_is_a_point_of_a_scaled_down_study_too(tmp_path: Path) -> None:
     of = experiment(tmp_path, {"optimizer.lr": LR}, {"training": {"epochs": 50}}, [{}])
-    fast = load(str(of.path), {}, fast=True)
+    fast = load_experiment(str(of.path), {}, fast=True)
     assert fast.entries[0].training.epochs == 2
     assert as_point(fast.entries[0], fast) == {"optimizer.lr": 1e-3}
 
@@ -128,7 +128,7 @@ def test_suggestions_follow_the_space(tmp_path: Path) -> None:
     for _ in range(30):
         point = suggest(study.ask(), space)
         assert all(isinstance(value, str | int | float) for value in point.values())
-        values = decoded(point, space)
+        values = decode_point(point, space)
         assert 1e-4 <= values["optimizer.lr"] <= 1e-2
         assert values["schedule.step_epochs"] in range(2, 10)
         assert values["model.name"] in ("a", "b")
@@ -149,7 +149,8 @@ def test_a_choice_of_lists_becomes_a_configuration_again(
     of = experiment(tmp_path, {field: choices})
     study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
     seen = {
-        str(configuration_at(suggest(study.ask(), of.space), of).flat()[field]) for _ in range(30)
+        str(build_configuration(suggest(study.ask(), of.space), of).flat()[field])
+        for _ in range(30)
     }
     assert seen == {str(choice) for choice in choices}
 
@@ -168,7 +169,7 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(
     ]
     of = experiment(tmp_path, space, configs=[{"model": {"name": "resnet34"}}, *inside])
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), 0))
-    plan(study, of, {str(number): one for number, one in enumerate(of.entries)}, set())
+    enqueue_missing(study, of, {str(number): one for number, one in enumerate(of.entries)}, set())
     enqueued = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
     assert [bool(point) for point in enqueued] == [False, *[True] * 5]
     independent: list[str] = []
@@ -205,11 +206,11 @@ def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_v
     study.enqueue_trial(
         {}, {"place": 0, "key": "0", "entry": of.entries[0].model_dump(mode="json")}
     )
-    assert plan(study, of, {"0": of.entries[0]}, set()) == (0, 0)
+    assert enqueue_missing(study, of, {"0": of.entries[0]}, set()) == (0, 0)
     trial = study.ask()
     assert not is_point(trial)
     study.tell(trial, 1.0)
-    assert len(counted(study, {"0"})) == 1
+    assert len(finished_trials(study, {"0"})) == 1
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,11 @@ def test_a_run_just_made_for_the_step_is_taken(
         workspace.experiment_id, tags={ENTRY_POINT: "train"}
     ).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    launcher.take("train")
-    assert launcher.taken() == run_id
-    launcher.end("wrong", names.FAILED)
+    launcher.adopt_launched_run("train")
+    assert launcher.launched_run_id() == run_id
+    launcher.end_launched_run("wrong", names.FAILED)
     ended = workspace.client.get_run(run_id)
     assert (ended.info.status, ended.data.tags[names.REASON]) == ("FAILED", "wrong")
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    launcher.take("train")
-    assert launcher.taken() == ""
+    launcher.adopt_launched_run("train")
+    assert launcher.launched_run_id() == ""

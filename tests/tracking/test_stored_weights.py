@@ -52,21 +52,21 @@ def registered(workspace: Workspace, tmp_path: Path) -> list[str]:
 
 
 def origin(weights: str) -> dict[str, str]:
-    return models.origin(stored_weights.with_file(Model(name="small_cnn", weights=weights)))
+    return models.origin(stored_weights.resolve_weights(Model(name="small_cnn", weights=weights)))
 
 
 def artifact(workspace: Workspace, run: str, folder: Path) -> Path:
     """Copy the weights of a run, and what belongs to them."""
     folder.mkdir()
-    find_runs.artifact(workspace, run, names.PREPROCESSING, folder)
-    return find_runs.artifact(workspace, run, names.CHECKPOINT, folder)
+    find_runs.download_artifact(workspace, run, names.PREPROCESSING, folder)
+    return find_runs.download_artifact(workspace, run, names.CHECKPOINT, folder)
 
 
 @pytest.mark.parametrize("form", ["models:/digits@champion", "models:/digits/1", "runs:/{}/model"])
 def test_the_weights_and_the_normalisation_of_the_run_are_taken(
     workspace: Workspace, registered: list[str], tmp_path: Path, form: str
 ) -> None:
-    model = stored_weights.with_file(
+    model = stored_weights.resolve_weights(
         Model(name="small_cnn", weights=form.format(registered[0]), dropout=0.1)
     )
     file = artifact(workspace, registered[0], tmp_path / "copy")
@@ -109,12 +109,12 @@ def test_a_moved_alias_is_another_hash_and_changes_nothing_that_was_checked(
     model = Model(name="small_cnn", weights="models:/digits@champion")
     before = origin(model.weights)
     workspace.client.set_registered_model_alias("digits", "champion", "2")
-    assert stored_weights.recorded(model, before).weights == "models:/digits/1"
-    assert models.origin(stored_weights.with_file(model, before)) == before
+    assert stored_weights.name_as_recorded(model, before).weights == "models:/digits/1"
+    assert models.origin(stored_weights.resolve_weights(model, before)) == before
     after = origin(model.weights)
     assert after != before
     assert after == origin("models:/digits/2")
-    assert stored_weights.recorded(model, after).weights == "models:/digits/2"
+    assert stored_weights.name_as_recorded(model, after).weights == "models:/digits/2"
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,17 @@ def test_what_is_recorded_always_stands_for_the_same(
     registered: list[str], given: str, stands_for: str
 ) -> None:
     assert (
-        stored_weights.recorded(Model(name="small_cnn", weights=given), origin(given)).weights
+        stored_weights.name_as_recorded(
+            Model(name="small_cnn", weights=given), origin(given)
+        ).weights
         == stands_for
     )
 
 
 def test_default_is_recorded_as_the_name_it_stands_for() -> None:
     model = Model(name="resnet50", weights="DEFAULT")
-    assert stored_weights.with_file(model) is model
-    assert stored_weights.recorded(model, models.origin(model)).weights == "IMAGENET1K_V2"
+    assert stored_weights.resolve_weights(model) is model
+    assert stored_weights.name_as_recorded(model, models.origin(model)).weights == "IMAGENET1K_V2"
 
 
 @pytest.mark.parametrize(
@@ -175,18 +177,20 @@ def test_weights_of_another_network_are_refused_naming_both(registered: list[str
         UserError,
         match=r"models:/digits@champion is a small_cnn, but model\.name is resnet18; they must be the same",
     ):
-        stored_weights.with_file(Model(name="resnet18", weights="models:/digits@champion"))
+        stored_weights.resolve_weights(Model(name="resnet18", weights="models:/digits@champion"))
 
 
 def test_ones_own_network_may_have_moved(workspace: Workspace, tmp_path: Path) -> None:
     run = trained_run(workspace, tmp_path, "file:there/net.py:build")
-    assert stored_weights.with_file(
+    assert stored_weights.resolve_weights(
         Model(name="file:net.py:build", weights=f"runs:/{run}/model")
     ).weights.endswith("best.safetensors")
     with pytest.raises(
         UserError, match=r"is a file:there/net\.py:build, but model\.name is file:net\.py:other"
     ):
-        stored_weights.with_file(Model(name="file:net.py:other", weights=f"runs:/{run}/model"))
+        stored_weights.resolve_weights(
+            Model(name="file:net.py:other", weights=f"runs:/{run}/model")
+        )
 
 
 def test_a_run_without_weights_is_refused(workspace: Workspace) -> None:
@@ -264,13 +268,15 @@ def test_a_champion_is_trained_further_on_other_classes(
     )
     first_preprocessing, second_preprocessing = (
         json.loads(
-            find_runs.artifact(workspace, run, names.PREPROCESSING, tmp_path / "one").read_text()
+            find_runs.download_artifact(
+                workspace, run, names.PREPROCESSING, tmp_path / "one"
+            ).read_text()
         )
         for run in (first.info.run_id, second)
     )
     assert first_preprocessing["mean"] == second_preprocessing["mean"]
     configuration = yaml.safe_load(
-        find_runs.artifact(workspace, second, names.CONFIG, tmp_path / "one").read_text()
+        find_runs.download_artifact(workspace, second, names.CONFIG, tmp_path / "one").read_text()
     )
     assert configuration["model"]["weights"] == "models:/quick/1"
     shutil.rmtree(workspace.prepared / "weights")

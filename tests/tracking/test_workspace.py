@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import Unwritable, UserError
-from pipeline.tracking.workspace import Workspace, home, open_workspace
+from pipeline.tracking.workspace import Workspace, open_workspace, results_folder
 from tests.conftest import start, wait_for
 
 
@@ -39,7 +39,7 @@ def test_a_relative_database_stands_where_the_uri_says(unset: Path) -> None:
 
 def test_with_a_server_results_stand_in_the_current_folder(unset: Path) -> None:
     mlflow.set_tracking_uri("http://127.0.0.1:9")
-    assert home() == unset
+    assert results_folder() == unset
 
 
 def test_a_deleted_experiment_is_one_line(folder: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, packed
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from tests.conftest import PROJECT
 from tests.training.test_fit import BASE, setting_of
@@ -105,7 +105,7 @@ def test_where_the_disk_is_slow_one_state_waits_for_it(digits: Prepared, tmp_pat
         replace(setting_of(configuration, digits, tmp_path), resume=checkpoints),
         Taken(checkpoints),
     )
-    fit(configuration, setting, [taken], Fitted())
+    fit(configuration, setting, [taken], FitResult())
     assert taken.taken == checkpoints.written > 1
     assert taken.most_waiting == 1
 
@@ -117,7 +117,7 @@ def test_a_state_that_has_been_written_is_followed_by_the_next(
         merge(BASE, {"training": {"checkpoint_seconds": 0.02, "epochs": 12}})
     )
     setting = replace(setting_of(configuration, digits, tmp_path), resume=Checkpoints(tmp_path))
-    fit(configuration, setting, [], Fitted())
+    fit(configuration, setting, [], FitResult())
     assert len(list(tmp_path.glob("resume-*.pt"))) == 2
 
 
@@ -138,7 +138,7 @@ from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.fit import fit
 from pipeline.training.malloc import settle_memory
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 
 
 def memory(name):
@@ -178,7 +178,7 @@ configuration = Configuration.model_validate({
 hidden = [layer for _ in range(24) for layer in (nn.Linear(1000, 1000), nn.ReLU())]
 network = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000), *hidden, nn.Linear(1000, 3))
 weights = sum(4 * parameter.numel() for parameter in network.parameters())
-setting = Setting(
+setting = TrainingContext(
     Network(network, "14", None),
     Preprocessing(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
     Loader(Images(pixels, np.arange(36), labels, 8), 12, shuffle_seed=0),
@@ -191,12 +191,12 @@ goes_on = any(folder.glob("resume-*.pt"))
 peak = Peak(-1 if goes_on else 1)
 if goes_on:
     peak.begin()
-    fit(configuration, setting, [peak], Fitted())
+    fit(configuration, setting, [peak], FitResult())
     print(peak.taken_up / weights)
 else:
     # The heap grows by a gradient or two while a training is young, whatever is written beside it.
-    fit(configuration, replace(setting, checkpoint=folder / "warm.safetensors", resume=None), [], Fitted())
-    fit(configuration, setting, [peak], Fitted())
+    fit(configuration, replace(setting, checkpoint=folder / "warm.safetensors", resume=None), [], FitResult())
+    fit(configuration, setting, [peak], FitResult())
     print((memory("VmHWM") - peak.before) / weights)
 """
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.device import is_out_of_memory, kernels, num_loading, resolve_device
+from pipeline.training.device import (
+    choose_cuda_kernels,
+    is_out_of_memory,
+    num_loading_processes,
+    resolve_device,
+)
 
 
 def test_cpu_is_always_there() -> None:
@@ -62,7 +67,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deterministic_kernels_are_asked_for_in_one_training_only(ends: str) -> None:
     torch.backends.cudnn.benchmark = True
     try:
-        with suppress(OSError), kernels(deterministic=True):
+        with suppress(OSError), choose_cuda_kernels(deterministic=True):
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.backends.cudnn.benchmark
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -78,7 +83,7 @@ def test_deterministic_kernels_are_asked_for_in_one_training_only(ends: str) -> 
 @pytest.mark.usefixtures("plain")
 def test_a_plain_training_leaves_it_open_whether_a_later_one_is_deterministic() -> None:
     # Cuda's check of the variable is done once in a process.
-    with kernels(deterministic=False):
+    with choose_cuda_kernels(deterministic=False):
         assert not torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
@@ -88,7 +93,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with kernels(deterministic=True):
+        with choose_cuda_kernels(deterministic=True):
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
         assert torch.is_deterministic_algorithms_warn_only_enabled()
@@ -132,14 +137,22 @@ def test_images_are_loaded_beside_a_gpu_only_unless_asked(monkeypatch: pytest.Mo
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     for cores, processes, expected in ((32, 1, 4), (4, 1, 3), (32, 8, 3), (2, 2, 0), (1, 1, 0)):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert num_loading("auto", gpu, processes) == expected
-        assert num_loading("auto", cpu, processes) == 0
-        assert num_loading(3, cpu, processes) == num_loading(3, gpu, processes) == 3
+        assert num_loading_processes("auto", gpu, processes) == expected
+        assert num_loading_processes("auto", cpu, processes) == 0
+        assert (
+            num_loading_processes(3, cpu, processes)
+            == num_loading_processes(3, gpu, processes)
+            == 3
+        )
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     for augment, expected in (
         (["RandomHorizontalFlip", {"RandomResizedCrop": {"scale": [0.5, 1]}}], 4),
         (["RandomHorizontalFlip", {"ColorJitter": 0.2}], 15),
         (["AutoAugment"], 15),
     ):
-        assert num_loading("auto", gpu, 1, augment) == expected
-        assert num_loading("auto", gpu, 16, augment) == num_loading("auto", cpu, 1, augment) == 0
+        assert num_loading_processes("auto", gpu, 1, augment) == expected
+        assert (
+            num_loading_processes("auto", gpu, 16, augment)
+            == num_loading_processes("auto", cpu, 1, augment)
+            == 0
+        )

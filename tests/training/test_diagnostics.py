@@ -13,8 +13,14 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted, Setting
-from pipeline.training.diagnostics import Diagnostics, Flag, baseline, collapse, overfit
+from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.diagnostics import (
+    Diagnostics,
+    Flag,
+    compare_with_majority,
+    find_collapse,
+    find_overfitting,
+)
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
 from tests.training.test_fit import BASE, setting_of
@@ -28,7 +34,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 class Judged(Callback):
     """Keeps the flags after each epoch."""
 
-    def __init__(self, setting: Setting, epochs: int) -> None:
+    def __init__(self, setting: TrainingContext, epochs: int) -> None:
         self.setting, self.epochs = setting, epochs
         majority_rate = metrics.majority_rate(
             setting.train.labels.numpy(), setting.val.labels.numpy(), setting.train.num_classes
@@ -57,7 +63,7 @@ def judge(
     configuration = Configuration.model_validate(merge(BASE, changes))
     setting = setting_of(configuration, prepared, folder, labels)
     judged = Judged(setting, configuration.training.epochs)
-    fit(configuration, setting, [judged], Fitted())
+    fit(configuration, setting, [judged], FitResult())
     return judged.flags
 
 
@@ -116,7 +122,7 @@ def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
     setting = setting_of(configuration, digits, tmp_path)
     judged = Judged(setting, 3)
     with pytest.raises(TrainingFailed) as failed:
-        fit(configuration, setting, [judged], Fitted())
+        fit(configuration, setting, [judged], FitResult())
     (flag,) = judged.diagnostics.after_failure(str(failed.value))
     assert flag.name == "not_finite"
     assert flag.text.startswith("the loss is not finite at step")
@@ -126,7 +132,7 @@ def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": {"lr": 1e-4}, "training": {"epochs": 4}})
     )
-    setting, fitted = setting_of(configuration, digits, tmp_path), Fitted()
+    setting, fitted = setting_of(configuration, digits, tmp_path), FitResult()
     judged = Judged(setting, 4)
     fit(configuration, setting, [judged], fitted)
     assert [set(one) & {"still_improving"} for one in judged.flags[:-1]] == [set()] * 3
@@ -166,21 +172,21 @@ ALL = np.arange(100) % 10
 def test_a_collapse_is_at_most_a_quarter_of_the_classes(
     answered: int, num_classes: int, images: int, is_collapse: bool
 ) -> None:
-    flag = collapse(np.arange(images) % answered, num_classes)
+    flag = find_collapse(np.arange(images) % answered, num_classes)
     assert flag == (
         Flag("collapse", f"predicts {answered} of {num_classes} classes") if is_collapse else None
     )
 
 
 def test_the_numbers_of_the_texts() -> None:
-    flag = overfit({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.1)
+    flag = find_overfitting({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.1)
     assert flag == ("overfit", "training accuracy 97.6% is 13.4 points above validation's 84.2%")
-    assert overfit({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.2) is None
+    assert find_overfitting({"train/accuracy": 0.9757, "val/accuracy": 0.8419}, 0.2) is None
     text = (
         "validation accuracy 73.5% is not above that of always answering the largest class, 73.5%"
     )
-    assert baseline({"val/accuracy": 0.735}, 0.735) == ("baseline", text)
-    assert baseline({"val/accuracy": 0.736}, 0.735) is None
+    assert compare_with_majority({"val/accuracy": 0.735}, 0.735) == ("baseline", text)
+    assert compare_with_majority({"val/accuracy": 0.736}, 0.735) is None
 
 
 @pytest.mark.parametrize("name", ["train/loss", "val/loss"])

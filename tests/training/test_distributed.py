@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.build_context import seed_of
+from pipeline.training.build_context import dropout_seed
 from tests.conftest import PROJECT
 
 
@@ -40,13 +40,13 @@ STATE = """
 import sys
 from pathlib import Path
 import torch
-from pipeline.training.distributed import joined
+from pipeline.training.distributed import join_group
 
 state = {
     "network": {0: torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last), "step": torch.tensor(3.5)},
     "rest": [torch.zeros(0), torch.tensor([True, False]), torch.arange(3).bfloat16(), "text", 7, None, {"pair": [1.5, 2]}],
 }
-group = joined()
+group = join_group()
 got = group.share_state(state if group.is_first else None)
 assert got["network"][0].is_contiguous(memory_format=torch.channels_last)
 assert group.share_state(None) is None
@@ -68,10 +68,10 @@ from pathlib import Path
 import torch
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
-from pipeline.training.build_context import built
-from pipeline.training.distributed import joined
+from pipeline.training.build_context import open_context
+from pipeline.training.distributed import join_group
 from pipeline.training.fit import fit
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from tests.training.test_fit import BASE
 
 
@@ -88,14 +88,14 @@ class Masks:
 
 
 if __name__ == "__main__":
-    folder, group = Path(sys.argv[1]), joined()
+    folder, group = Path(sys.argv[1]), join_group()
     raw = {"model": {"dropout": 0.5}, "training": {"epochs": 1, "seed": int(sys.argv[2])}}
     configuration = Configuration.model_validate(merge(BASE, raw))
     prepared = prepare(configuration.data, folder / f"prepared{group.rank}")
     told = []
     for _ in range(2):
-        fitted = Fitted()
-        with built(configuration, prepared, folder / f"best{group.rank}.safetensors", group) as setting:
+        fitted = FitResult()
+        with open_context(configuration, prepared, folder / f"best{group.rank}.safetensors", group) as setting:
             drawn = torch.rand(8).tolist()
             masks = Masks(setting.network.module)
             fit(configuration, setting, [], fitted)
@@ -120,7 +120,7 @@ def test_each_process_draws_a_dropout_mask_of_its_own_and_the_same_one_again(
 
 
 def test_seeds_of_the_processes_differ_in_what_the_generator_takes() -> None:
-    seeds = [seed_of(seed, rank) for seed in range(50) for rank in range(20)]
+    seeds = [dropout_seed(seed, rank) for seed in range(50) for rank in range(20)]
     assert len({seed % 2**32 for seed in seeds}) == len(seeds)
     # The first process draws as one alone does.
-    assert [seed_of(seed, 0) for seed in (0, 7)] == [0, 7]
+    assert [dropout_seed(seed, 0) for seed in (0, 7)] == [0, 7]

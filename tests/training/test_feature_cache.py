@@ -19,14 +19,14 @@ from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.feature_cache import (
     Backbone,
     Features,
-    features_of,
-    has_features,
-    ids_of,
-    weights_hash,
+    hash_backbone,
+    hash_contents,
+    is_head_last,
+    load_or_compute,
 )
 from pipeline.training.fit import fit
 from tests.conftest import Cli
@@ -62,27 +62,29 @@ class Counting(Backbone):
         return super().__call__(images)
 
 
-def backbone_of(setting: Setting) -> Counting:
+def backbone_of(setting: TrainingContext) -> Counting:
     return Counting(setting.network, setting.preprocessing, setting.numerics, setting.device)
 
 
 def ids(prepared: Prepared, images: Images, numbered: bool = False) -> np.ndarray[Any, Any]:
-    return ids_of(prepared.manifest["sha256"].iloc[images.positions].tolist(), numbered)
+    return hash_contents(prepared.manifest["sha256"].iloc[images.positions].tolist(), numbered)
 
 
 def computed(
     prepared: Prepared, images: Any, backbone: Backbone, folder: Path, views: int = 1
 ) -> tuple[Features, int]:
-    return features_of(
+    return load_or_compute(
         images, ids(prepared, images, views > 1), views, backbone, folder, 32, 0, lambda *_: None
     )
 
 
-def on_features(setting: Setting, prepared: Prepared, folder: Path, views: int = 1) -> Setting:
+def on_features(
+    setting: TrainingContext, prepared: Prepared, folder: Path, views: int = 1
+) -> TrainingContext:
     backbone = backbone_of(setting)
     train, _ = computed(prepared, setting.train.images, backbone, folder / "train", views)
     val, _ = computed(prepared, setting.val.images, backbone, folder / "val")
-    return Setting(
+    return TrainingContext(
         setting.network,
         setting.preprocessing,
         setting.train.over(train),
@@ -115,7 +117,7 @@ def test_a_head_on_features_learns_what_the_plain_loop_does(
         setting = setting_of(configuration, digits, folder)
         if featured:
             setting = on_features(setting, digits, folder)
-        fitted = Fitted()
+        fitted = FitResult()
         fit(configuration, setting, [], fitted)
         trained.append(
             (
@@ -205,7 +207,7 @@ def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(
+        load_or_compute(
             images, ids(digits, images), 1, backbone_of(setting), tmp_path / "cut", 32, 0, told
         )
     rest, computed_now = computed(digits, images, backbone_of(setting), tmp_path / "cut")
@@ -232,8 +234,8 @@ def test_a_view_is_what_training_shows_in_that_epoch(digits: Prepared, tmp_path:
 
 
 def test_what_follows_the_head_keeps_the_plain_loop() -> None:
-    assert has_features(models.build(Model(name="resnet18", freeze="backbone"), 3, 32), 32)
-    assert not has_features(models.build(Model(name="squeezenet1_1", freeze="backbone"), 3, 32), 32)
+    assert is_head_last(models.build(Model(name="resnet18", freeze="backbone"), 3, 32), 32)
+    assert not is_head_last(models.build(Model(name="squeezenet1_1", freeze="backbone"), 3, 32), 32)
 
 
 def test_the_hash_is_over_the_backbone_alone() -> None:
@@ -244,7 +246,7 @@ def test_the_hash_is_over_the_backbone_alone() -> None:
     one, other = network(0), network(0)
     with torch.no_grad():
         other.get_submodule("fc").weight.add_(1)  # type: ignore[union-attr, operator]
-    assert weights_hash(one, "fc") == weights_hash(other, "fc") != weights_hash(network(1), "fc")
+    assert hash_backbone(one, "fc") == hash_backbone(other, "fc") != hash_backbone(network(1), "fc")
 
 
 FROZEN = ("--model.freeze", "backbone")

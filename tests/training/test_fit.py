@@ -25,8 +25,8 @@ from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import OutOfMemory, TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights, weights_of
-from pipeline.training.context import Fitted, Setting
-from pipeline.training.device import num_loading
+from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.device import num_loading_processes
 from pipeline.training.fit import fit
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.precision import Numerics
@@ -46,8 +46,8 @@ METRICS = {
 
 
 class Trained(NamedTuple):
-    fitted: Fitted
-    setting: Setting
+    fitted: FitResult
+    setting: TrainingContext
     configuration: Configuration
 
     @property
@@ -68,7 +68,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def setting_of(
     configuration: Configuration, prepared: Prepared, folder: Path, labels: Any = None
-) -> Setting:
+) -> TrainingContext:
     data, seed = configuration.data, configuration.training.seed
     torch.manual_seed(seed)
     network = models.build(configuration.model, len(prepared.classes), data.image_size)
@@ -83,14 +83,14 @@ def setting_of(
         seed,
     )
     val = Images(store, prepared.positions("val"), true_labels, data.image_size)
-    return Setting(
+    return TrainingContext(
         network,
         Preprocessing.of(data, prepared.normalisation()),
         Loader(
             train,
             data.batch_size,
             shuffle_seed=seed,
-            workers=num_loading(data.workers, torch.device("cpu"), 1),
+            workers=num_loading_processes(data.workers, torch.device("cpu"), 1),
         ),
         Loader(val, data.batch_size),
         torch.device("cpu"),
@@ -101,11 +101,11 @@ def setting_of(
 @pytest.fixture
 def train(digits: Prepared, tmp_path: Path) -> Train:
     def run(
-        changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: Fitted | None = None
+        changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: FitResult | None = None
     ) -> Trained:
         configuration = Configuration.model_validate(merge(BASE, changes or {}))
         setting = setting_of(configuration, digits, tmp_path)
-        fitted = Fitted() if fitted is None else fitted
+        fitted = FitResult() if fitted is None else fitted
         fit(configuration, setting, callbacks, fitted)
         return Trained(fitted, setting, configuration)
 
@@ -171,7 +171,7 @@ def test_the_best_epoch_is_the_last_of_those_with_the_highest_accuracy(train: Tr
 class KeepBest(Callback):
     """Keeps a copy of the weights of each best epoch."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: TrainingContext) -> None:
         self.module = setting.network.module
         self.kept: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -186,7 +186,7 @@ def test_the_checkpoint_is_the_best_epoch(digits: Prepared, tmp_path: Path) -> N
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": {"name": "adam", "lr": 0.03}, "training": {"epochs": 6}})
     )
-    setting, fitted = setting_of(configuration, digits, tmp_path), Fitted()
+    setting, fitted = setting_of(configuration, digits, tmp_path), FitResult()
     best = KeepBest(setting)
     fit(configuration, setting, [best], fitted)
     state = safetensors.torch.load_file(setting.checkpoint)
@@ -214,11 +214,11 @@ def relabelled(digits: Prepared, folder: Path, changes: dict[str, Any], epochs: 
     """Train, and then go on with labels that are all wrong."""
     configuration = Configuration.model_validate(merge(BASE, {"training": {"epochs": epochs}}))
     setting = setting_of(configuration, digits, folder)
-    fit(configuration, setting, [], Fitted())
+    fit(configuration, setting, [], FitResult())
     wrong = Configuration.model_validate(merge(BASE, changes))
     setting_wrong = setting_of(wrong, digits, folder, labels=(digits.labels() + 1) % 10)
     models.load_state(setting_wrong.network.module, setting.checkpoint, "small_cnn")
-    fitted = Fitted()
+    fitted = FitResult()
     fit(wrong, setting_wrong, [], fitted)
     return Trained(fitted, setting_wrong, wrong)
 
@@ -286,7 +286,7 @@ def test_plateau_decays_when_the_loss_stands_still(train: Train) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_step(train: Train) -> None:
-    fitted = Fitted()
+    fitted = FitResult()
     with pytest.raises(
         TrainingFailed,
         match=r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); a lower optimizer\.lr may help; no weights are kept",
@@ -315,14 +315,18 @@ def test_the_step_of_a_failure_is_counted_within_its_epoch(
     setting, spoil = setting_of(configuration, digits, tmp_path), Spoil(epoch=1)
     spoil.parameters = list(setting.network.module.parameters())
     with pytest.raises(TrainingFailed) as caught:
-        fit(configuration, setting, [spoil], Fitted())
+        fit(configuration, setting, [spoil], FitResult())
     found = re.search(r"step (\d+) of epoch (\d+)", str(caught.value))
     assert found is not None and found.groups() == ("1", "2")
 
 
 def test_a_failure_leaves_the_best_weights_so_far(digits: Prepared, tmp_path: Path) -> None:
     configuration = Configuration.model_validate(BASE)
-    setting, spoil, fitted = setting_of(configuration, digits, tmp_path), Spoil(epoch=2), Fitted()
+    setting, spoil, fitted = (
+        setting_of(configuration, digits, tmp_path),
+        Spoil(epoch=2),
+        FitResult(),
+    )
     spoil.parameters = list(setting.network.module.parameters())
     with pytest.raises(
         TrainingFailed, match=r"the weights of epoch [12], the best so far, are kept"
@@ -392,7 +396,7 @@ class GiveUp(Callback):
 def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(
     train: Train, epoch: int
 ) -> None:
-    fitted = Fitted()
+    fitted = FitResult()
     with pytest.raises(GivenUpError):
         train({}, GiveUp(epoch), fitted=fitted)
     assert len(fitted.history) == epoch
@@ -494,7 +498,7 @@ def test_gradients_are_clipped_to_the_norm(digits: Prepared, tmp_path: Path) -> 
     )
     setting, norms = setting_of(configuration, digits, tmp_path), Norms()
     norms.module = setting.network.module
-    fit(configuration, setting, [norms], Fitted())
+    fit(configuration, setting, [norms], FitResult())
     assert max(norms.norms) > 0.1
     assert [moved / 0.1 for moved in norms.moved] == pytest.approx(
         [min(norm, 0.05) for norm in norms.norms], rel=1e-3
@@ -508,7 +512,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
 from pipeline.errors import TrainingFailed
 from pipeline.training.fit import fit
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from tests.training.test_fit import BASE, setting_of
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -518,7 +522,7 @@ if __name__ == "__main__":
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
     try:
-        fit(configuration, setting, [], Fitted())
+        fit(configuration, setting, [], FitResult())
     except TrainingFailed as error:
         print(error)
 """
@@ -557,7 +561,7 @@ def test_out_of_memory_in_the_update_is_told_in_every_precision(
 ) -> None:
     configuration = Configuration.model_validate(BASE)
     setting = replace(setting_of(configuration, digits, tmp_path), numerics=Numerics(precision))
-    no_room, fitted = NoRoom(), Fitted()
+    no_room, fitted = NoRoom(), FitResult()
     with pytest.raises(
         OutOfMemory,
         match=r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$",
@@ -577,7 +581,7 @@ from pipeline.data.prepared import prepare
 from pipeline.errors import TrainingFailed
 from pipeline.models import Network
 from pipeline.training.fit import fit
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from tests.training.test_fit import BASE, setting_of
 
 
@@ -599,7 +603,7 @@ if __name__ == "__main__":
     # The gradient of 256 MiB and one of Adam's two moments fit, the other one does not.
     resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20, used + 700 * 2**20))
     try:
-        fit(configuration, setting, [], Fitted())
+        fit(configuration, setting, [], FitResult())
     except TrainingFailed as error:
         print(error)
 """

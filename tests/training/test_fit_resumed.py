@@ -21,7 +21,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, random_states, set_random_states
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_probabilities
 from tests.conftest import PROJECT
@@ -98,7 +98,7 @@ def trained(
     changes: dict[str, Any],
     *callbacks: Callback,
     resume: bool = True,
-) -> Fitted:
+) -> FitResult:
     """Train in a folder, going on from what is there; fill `weights` of the best epoch and of the last."""
     folder.mkdir(exist_ok=True)
     configuration = Configuration.model_validate(merge(BASE, EVERY_STEP, changes))
@@ -119,7 +119,7 @@ def trained(
         )
     checkpoints = Written(folder)
     setting = setting.__class__(**{**vars(setting), "resume": checkpoints if resume else None})
-    fitted = Fitted()
+    fitted = FitResult()
     fit(configuration, setting, [Wait(checkpoints), *callbacks], fitted)
     safetensors.torch.save_file(
         {
@@ -131,7 +131,7 @@ def trained(
     return fitted
 
 
-def results(fitted: Fitted, folder: Path) -> tuple[Any, ...]:
+def results(fitted: FitResult, folder: Path) -> tuple[Any, ...]:
     history = [
         {name: value for name, value in epoch.items() if name not in TIMES}
         for epoch in fitted.history

@@ -19,11 +19,11 @@ from pipeline import models
 from pipeline.config import Configuration, merge
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Preprocessing
-from pipeline.jobs.summary import compare
+from pipeline.jobs.summary import summarise
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.fit import fit
 from pipeline.training.imbalance import balanced_class_weights, balanced_probabilities
 from pipeline.training.inference import predict_logits
@@ -85,7 +85,7 @@ def grey(labels: NDArray[np.int64], seed: int) -> NDArray[np.uint8]:
     return images.clip(0, 255).astype(np.uint8)
 
 
-def setting_of(configuration: Configuration, folder: Path) -> Setting:
+def setting_of(configuration: Configuration, folder: Path) -> TrainingContext:
     """Training images 95 to 5, validation images half and half."""
     train_labels = np.repeat(np.array([COMMON, RARE]), [760, 40])
     val_labels = np.repeat(np.array([COMMON, RARE]), [200, 200])
@@ -94,7 +94,7 @@ def setting_of(configuration: Configuration, folder: Path) -> Setting:
     torch.manual_seed(configuration.training.seed)
     balanced = configuration.training.sampler == "balanced"
     train = Images(store, np.arange(800), labels, 8)
-    return Setting(
+    return TrainingContext(
         models.build(configuration.model, 2, 8),
         Preprocessing(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.1, 0.1, 0.1)),
         Loader(
@@ -109,14 +109,16 @@ def setting_of(configuration: Configuration, folder: Path) -> Setting:
     )
 
 
-def trained(folder: Path, changes: dict[str, Any], *callbacks: Callback) -> tuple[Setting, Fitted]:
+def trained(
+    folder: Path, changes: dict[str, Any], *callbacks: Callback
+) -> tuple[TrainingContext, FitResult]:
     configuration = Configuration.model_validate(merge(BASE, changes))
-    setting, fitted = setting_of(configuration, folder), Fitted()
+    setting, fitted = setting_of(configuration, folder), FitResult()
     fit(configuration, setting, callbacks, fitted)
     return setting, fitted
 
 
-def recall_of_the_rare(setting: Setting) -> float:
+def recall_of_the_rare(setting: TrainingContext) -> float:
     labels, logits = predict_logits(
         setting.network.module, setting.val, setting.preprocessing, setting.device
     )
@@ -214,7 +216,7 @@ def test_a_class_of_validation_images_only_can_be_scored(tmp_path: Path) -> None
     )
     labels = np.array([0, 1] * 20 + [2] * 4)
     store = grey(labels, seed=1)
-    setting = Setting(
+    setting = TrainingContext(
         models.build(configuration.model, 3, 8),
         Preprocessing(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.1, 0.1, 0.1)),
         Loader(Images(store, np.arange(40), labels, 8), 10, shuffle_seed=0),
@@ -222,7 +224,7 @@ def test_a_class_of_validation_images_only_can_be_scored(tmp_path: Path) -> None
         torch.device("cpu"),
         tmp_path / "best.safetensors",
     )
-    fitted = Fitted()
+    fitted = FitResult()
     fit(configuration, setting, [], fitted)
     assert np.isfinite([fitted.history[0]["train/loss"], fitted.history[0]["val/loss"]]).all()
 
@@ -247,7 +249,7 @@ def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_cla
             *options,
         )
         assert done.code == 0, done.err
-    compared = compare(workspace)
+    compared = summarise(workspace)
     assert (
         len({row["config_hash"] for row in compared.rows})
         == len({row["val_loss"] for row in compared.rows})
@@ -261,7 +263,7 @@ def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_cla
         {"class_weights": "none", "sampler": "shuffle", **choice} in params for choice in choices
     )
     table = pd.read_csv(
-        find_runs.artifact(
+        find_runs.download_artifact(
             workspace, compared.rows[0]["run_id"], "confusion_matrix/val.csv", tmp_path
         ),
         index_col=0,
@@ -282,6 +284,6 @@ def test_runs_that_have_not_logged_the_majority_are_compared_without(workspace: 
         workspace.experiment_id,
         tags={names.EXPERIMENT: "quick", names.STEP: "train", names.STATE: names.COMPLETE},
     )
-    compared = compare(workspace)
+    compared = summarise(workspace)
     assert compared.majority_rate is None
     assert not any("largest class" in note for note in compared.notes)

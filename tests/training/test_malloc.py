@@ -17,11 +17,11 @@ import torch
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.errors import Interrupted, LossNotFinite
-from pipeline.training.build_context import built
+from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
-from pipeline.training.malloc import let_go
+from pipeline.training.malloc import clear_frames
 from tests.training.test_fit import BASE
 
 STEPS = """
@@ -118,14 +118,14 @@ def trained(
     seen: list[weakref.ref[torch.nn.Module]] = []
 
     def train() -> None:
-        with built(configuration, digits, folder / "best.safetensors") as setting:
+        with open_context(configuration, digits, folder / "best.safetensors") as setting:
             seen.append(weakref.ref(setting.network.module))
-            fit(configuration, setting, [Raises(error, in_epoch)], Fitted())
+            fit(configuration, setting, [Raises(error, in_epoch)], FitResult())
 
     try:
         train()
     except (GivenUpError, LossNotFinite, Interrupted) as raised:
-        let_go(raised)
+        clear_frames(raised)
     return seen
 
 
@@ -169,13 +169,13 @@ def test_an_error_lets_go_of_what_led_to_it_too() -> None:
         error.__cause__ = error.exceptions[0]
         kept.append(error)
     assert [reference() is None for reference in references] == [False, False]
-    let_go(kept[0])
+    clear_frames(kept[0])
     assert [reference() is None for reference in references] == [True, True]
 
 
 RELEASED = """
 import numpy as np, psutil
-from pipeline.training.malloc import release, settle_memory
+from pipeline.training.malloc import release_memory, settle_memory
 
 settle_memory()
 before = psutil.Process().memory_info().rss
@@ -183,7 +183,7 @@ activations = [np.full(1_000_000, 1, np.float32) for _ in range(50)]
 last = np.full(1000, 1, np.float32)
 del activations
 held = psutil.Process().memory_info().rss
-release()
+release_memory()
 print(held - before, psutil.Process().memory_info().rss - before)
 """
 

@@ -14,11 +14,18 @@ from pipeline import models
 from pipeline.config import Configuration, Model, Training
 from pipeline.data.prepared import prepare
 from pipeline.jobs.precision_choice import _one_step
-from pipeline.jobs.training_job import Job, setting_of
+from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
-from pipeline.training.distributed import ALONE
-from pipeline.training.precision import PLAIN, Choice, Numerics, candidates, fastest, first_batches
+from pipeline.training.distributed import SINGLE_PROCESS
+from pipeline.training.precision import (
+    PLAIN,
+    Choice,
+    Numerics,
+    find_fastest,
+    list_candidates,
+    take_batches,
+)
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")
@@ -35,12 +42,14 @@ BATCHES = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
     ],
 )
 def test_candidates_are_what_is_left_open(training: dict[str, str], expected: list[str]) -> None:
-    assert [str(form) for form in candidates(Training.model_validate(training), CPU)] == expected
+    assert [
+        str(form) for form in list_candidates(Training.model_validate(training), CPU)
+    ] == expected
 
 
 def test_fp16_is_a_candidate_on_cuda_only() -> None:
-    assert Numerics("fp16") in candidates(Training(), torch.device("cuda"))
-    assert Numerics("fp16") not in candidates(Training(), CPU)
+    assert Numerics("fp16") in list_candidates(Training(), torch.device("cuda"))
+    assert Numerics("fp16") not in list_candidates(Training(), CPU)
 
 
 class Stub:
@@ -108,7 +117,7 @@ def test_the_fastest_whose_loss_is_close_is_taken(
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     stub = Stub(seconds, losses)
-    choice = fastest(candidates(Training(), CPU), module, stub, BATCHES, CPU)
+    choice = find_fastest(list_candidates(Training(), CPU), module, stub, BATCHES, CPU)
     assert str(choice.numerics) == expected
     assert choice.refused == refused
     # On copies: neither the network nor the random numbers are changed.
@@ -125,18 +134,21 @@ def test_a_measurement_that_ends_early_is_compared_by_the_same_steps() -> None:
             return lambda images, labels: step(images, labels) * next(losses)
 
     stub = Falling({"bf16 contiguous": 0.1}, {})
-    assert fastest(candidates(Training(), CPU), nn.Linear(1, 1), stub, BATCHES, CPU).refused == {}
+    assert (
+        find_fastest(list_candidates(Training(), CPU), nn.Linear(1, 1), stub, BATCHES, CPU).refused
+        == {}
+    )
 
 
 def test_measuring_moves_no_weights(tmp_path: Path) -> None:
     configuration = Configuration.model_validate(
         {"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}}
     )
-    with setting_of(
-        Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, ALONE
+    with open_job_context(
+        Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, SINGLE_PROCESS
     ) as setting:
         step = _one_step(configuration, setting, setting.network.module, PLAIN)
-        (batch,) = first_batches(setting.train.epoch(1), 1)
+        (batch,) = take_batches(setting.train.epoch(1), 1)
         before = [parameter.clone() for parameter in setting.network.module.parameters()]
         assert step(*batch) == step(*batch)
         assert all(map(torch.equal, before, setting.network.module.parameters()))
@@ -144,7 +156,7 @@ def test_measuring_moves_no_weights(tmp_path: Path) -> None:
 
 def test_one_candidate_is_not_measured() -> None:
     stub = Stub({}, {})
-    assert fastest([PLAIN], nn.Linear(1, 1), stub, BATCHES, CPU).numerics == PLAIN
+    assert find_fastest([PLAIN], nn.Linear(1, 1), stub, BATCHES, CPU).numerics == PLAIN
     assert stub.networks == []
 
 
@@ -195,7 +207,7 @@ def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     assert "ms a step" not in again.out
     choices = [
         json.loads(
-            find_runs.artifact(
+            find_runs.download_artifact(
                 workspace, run.info.run_id, names.NUMERICS, tmp_path / run.info.run_id
             ).read_text()
         )

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
-from pipeline.training.context import Fitted
+from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from tests.conftest import thorough_of
 from tests.training.test_fit import TIMES, setting_of
@@ -55,7 +55,7 @@ def trained(
 ) -> tuple[list[dict[str, float]], dict[str, bytes]]:
     folder.mkdir()
     prepared = prepare(configuration.data, folder.parent / "prepared")
-    setting, fitted = setting_of(configuration, prepared, folder), Fitted()
+    setting, fitted = setting_of(configuration, prepared, folder), FitResult()
     fit(configuration, setting, [], fitted)
     weights = {
         name: value.numpy().tobytes() for name, value in setting.network.module.state_dict().items()

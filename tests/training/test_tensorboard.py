@@ -17,7 +17,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, random_states
-from pipeline.training.context import Fitted, Setting
+from pipeline.training.context import FitResult, TrainingContext
 from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram, kernels, layer_groups, subsample
 from pipeline.training.tensorboard import Watch
@@ -51,7 +51,7 @@ class Watched:
             setting_of(self.configuration, prepared, folder),
             resume=Checkpoints(folder) if resume else None,
         )
-        self.fitted, self.folder = Fitted(), folder / "tensorboard"
+        self.fitted, self.folder = FitResult(), folder / "tensorboard"
         self.watch = Watch(self.setting.network.module, self.folder, self.fitted)
         self.watch.seconds = seconds
 
@@ -89,7 +89,7 @@ class Watched:
 class Gradients(Callback):
     """Keeps the norm of all gradients of each step, computed another way."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: TrainingContext) -> None:
         self.module = setting.network.module
         self.norms: dict[int, float] = {}
 
@@ -260,7 +260,7 @@ def test_what_is_done_again_stands_in_the_event_files_once(
 def test_the_state_is_read_back_without_unpickling(digits: Prepared, tmp_path: Path) -> None:
     watched = Watched(digits, tmp_path, {"training": {"epochs": 1}}).train()
     torch.save(watched.watch.state(), tmp_path / "state.pt")
-    again = Watch(watched.setting.network.module, tmp_path, Fitted())
+    again = Watch(watched.setting.network.module, tmp_path, FitResult())
     again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert str(again.state()) == str(watched.watch.state())
     again.load_state({})
@@ -271,7 +271,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     module = torch.nn.ModuleDict({"broken": torch.nn.Linear(2, 2), "partly": torch.nn.Linear(2, 2)})
     module["broken"].weight.data.fill_(float("nan"))
     module["partly"].weight.data[0].fill_(float("inf"))
-    watch = Watch(module, tmp_path, Fitted())
+    watch = Watch(module, tmp_path, FitResult())
     watch.on_start(1, 1)
     watch.on_resume(0, [])
     watch.close()
@@ -281,7 +281,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 
 
 def test_closing_is_allowed_at_any_time(tmp_path: Path) -> None:
-    watch = Watch(torch.nn.Linear(2, 2), tmp_path, Fitted())
+    watch = Watch(torch.nn.Linear(2, 2), tmp_path, FitResult())
     watch.flush()
     watch.close()
     watch.on_start(1, 1)

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.data.decode import MAX_PIXELS, too_large
+from pipeline.data.decode import MAX_PIXELS, why_too_large
 from pipeline.data.sources.source import SPLITS, Arrays, Item, PixelsOnDisk, Source
 from pipeline.data.sources.temporary_folder import temporary_folder
 from pipeline.errors import UserError, first_line, nearest
-from pipeline.files import locked, whole
+from pipeline.files import lock, new_file
 
 _NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -179,7 +179,7 @@ def _pixels(
         raise UserError(
             f"data.source: {file}: {name} is {header.describe()}; allowed: uint8 of shape (n, height, width) or (n, height, width, 3)"
         )
-    if problem := too_large(header.shape[2], header.shape[1], max_pixels):
+    if problem := why_too_large(header.shape[2], header.shape[1], max_pixels):
         raise UserError(f"data.source: {file}: {name} is {header.describe()}: {problem}")
     if name == "train_images" and not header.shape[0]:
         raise UserError(f"data.source: {file}: {name} holds no image")
@@ -223,7 +223,7 @@ class _Unpacked(PixelsOnDisk):
 
     def __getitem__(self, number: int, /) -> NDArray[np.uint8]:
         if not self.file.is_file():
-            with locked(self.file):
+            with lock(self.file):
                 if not self.file.is_file():
                     self._unpack()
         return super().__getitem__(number)
@@ -245,7 +245,7 @@ class _Unpacked(PixelsOnDisk):
                     )
                 with (
                     archive.open(self.file.name) as packed,
-                    whole(self.file) as partial,
+                    new_file(self.file) as partial,
                     partial.open("wb") as unpacked,
                 ):
                     shutil.copyfileobj(packed, unpacked, 1 << 20)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.sources.source import SPLITS, Arrays, Files, Item, PixelsOnDisk, Source
 from pipeline.data.sources.temporary_folder import temporary_folder
 from pipeline.errors import UserError, unknown_name
-from pipeline.files import whole
+from pipeline.files import new_file
 
 _HALVES = {"train": {"train": True}, "test": {"train": False}}
 _ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -102,7 +102,7 @@ def _on_disk(array: NDArray[np.uint8], folder: Path) -> PixelsOnDisk:
     """Keep pixels in a file, so that memory and what worker processes are given stay small."""
     file = folder / "pixels.bin"
     if not file.is_file():
-        with whole(file) as partial:
+        with new_file(file) as partial:
             array.tofile(partial)
     return PixelsOnDisk(file, 0, array.shape, "C")
 
