@@ -598,6 +598,11 @@ class Configuration(Section):
             )
         return self
 
+    def change(self, section: str, **values: Any) -> Configuration:
+        """Return the same configuration with other values of some fields of a section."""
+        changed = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: changed})
+
     def flat(self) -> dict[str, Any]:
         """Return every field by its dotted name."""
         return dict(flatten(self.model_dump(mode="json")))

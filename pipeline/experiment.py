@@ -116,9 +116,7 @@ class Experiment:
             return self
 
         def put(configuration: Configuration) -> Configuration:
-            return configuration.model_copy(
-                update={"data": configuration.data.model_copy(update={"white": white})}
-            )
+            return configuration.change("data", white=white)
 
         overrides = merge(self.overrides, {"data": {"white": white}})
         return replace(
@@ -285,21 +283,16 @@ def _configuration(where: str, part: str, *layers: Raw) -> Configuration:
 
 def scaled_down(configuration: Configuration) -> Configuration:
     """Return a configuration of at most `FAST` images, pixels and epochs."""
-    data, training, schedule = configuration.data, configuration.training, configuration.schedule
-    size = min(data.image_size, FAST["image_size"])
-    smaller = {"image_size": size, "store_size": 0 if size < data.image_size else data.store_size}
-    epochs = min(training.epochs, FAST["epochs"])
-    return configuration.model_copy(
-        update={
-            "data": data.model_copy(
-                update={**smaller, "limit": min(data.limit or FAST["limit"], FAST["limit"])}
-            ),
-            "training": training.model_copy(update={"epochs": epochs}),
-            "schedule": schedule.model_copy(
-                update={"warmup_epochs": min(schedule.warmup_epochs, epochs)}
-            ),
-        }
+    data = configuration.data
+    image_size = min(data.image_size, FAST["image_size"])
+    store_size = 0 if image_size < data.image_size else data.store_size
+    limit = min(data.limit or FAST["limit"], FAST["limit"])
+    epochs = min(configuration.training.epochs, FAST["epochs"])
+    warmup_epochs = min(configuration.schedule.warmup_epochs, epochs)
+    smaller = configuration.change(
+        "data", image_size=image_size, store_size=store_size, limit=limit
     )
+    return smaller.change("training", epochs=epochs).change("schedule", warmup_epochs=warmup_epochs)
 
 
 def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
@@ -20,6 +20,22 @@ DIGEST_DIGITS = 32
 FIRST_RELEASE = "0.1.0"
 _LATER_ORIGINS = ("head", "normalisation")
 """What of a model's origin release 0.1.0 did not look at."""
+
+
+class TrainingIdentity(NamedTuple):
+    """What makes two trainings the same: one that is complete is reused, not repeated.
+
+    Attributes:
+        config_hash: See `config_hash`.
+        seed: ``training.seed``.
+        fold: The fold that validates.
+        data_digest: Digest of the images.
+    """
+
+    config_hash: str
+    seed: int
+    fold: int
+    data_digest: str
 
 
 def hashed_fields(

@@ -23,6 +23,7 @@ from pipeline.data.examine_worker import Recipe, Unreadable, Worker, examine_chu
 from pipeline.data.image_store import find_lost_shards, remove_unnamed, sync
 from pipeline.data.sources.source import Item, Source
 from pipeline.errors import InUse, PipelineError, UserError
+from pipeline.files import lock
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of how many."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from pipeline import models
-from pipeline.data.loader import Images
+from pipeline.data.loader import Images, Loader
 from pipeline.errors import GivenUp, OutOfMemory
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import Counter
@@ -18,92 +20,111 @@ from pipeline.tracking.run import TrackedRun
 from pipeline.training.context import TrainingContext
 from pipeline.training.feature_cache import (
     Backbone,
+    FeatureCache,
     hash_backbone,
     hash_contents,
     is_head_last,
-    load_or_compute,
 )
 
 
 def use_cached_features(
-    run: TrackedRun | None, job: Job, setting: TrainingContext
+    job: Job, context: TrainingContext, run: TrackedRun | None = None
 ) -> TrainingContext:
-    """Return what `_use_cached_features` does, if it succeeds in all processes of the group.
+    """Return a context that trains the head on features; the same context where images are needed.
+
+    They are needed where the backbone is trained, where images are augmented and
+    ``training.feature_views`` is 0, and where something follows the head.
+
+    Args:
+        job: What is trained.
+        context: A context that trains on images, its number format chosen.
+        run: Tagged with what was done; None where another process logs.
 
     Raises:
         OutOfMemory: The backbone does not take even one image.
-        GivenUp: That of another process.
+        GivenUp: That happened in another process of the group.
     """
+    data = job.configuration.data
+    is_frozen = job.configuration.model.freeze == "backbone"
+    if not is_frozen or not _num_views(job) or not is_head_last(context.network, data.image_size):
+        return context
+    started = time.perf_counter()
     failed: OutOfMemory | None = None
-    featured = setting
+    featured, num_computed = context, 0
     try:
-        featured = _use_cached_features(run, job, setting)
+        featured, num_computed = _replace_images(job, context)
     except OutOfMemory as error:
         failed = error
-    if setting.group.sum([failed is not None])[0]:
+    if context.group.sum([failed is not None])[0]:
         raise failed or GivenUp("another process cannot compute the features")
+    # Their images are not looked at again.
+    context.close()
+    if run is not None:
+        seconds = time.perf_counter() - started
+        text = f"{_num_views(job)} per image, {num_computed} images computed in {seconds:.1f} s"
+        run.tag({names.FEATURES: text})
     return featured
 
 
-def _use_cached_features(
-    run: TrackedRun | None, job: Job, setting: TrainingContext
-) -> TrainingContext:
-    """Return a setting that trains the head on features; the setting as it is where the plain loop is needed.
+def _num_views(job: Job) -> int:
+    """Return how many features there are per image: one for each way in which training shows it."""
+    configuration = job.configuration
+    return configuration.training.feature_views if configuration.data.augment else 1
 
-    It is needed where the backbone is trained, where images are augmented and ``training.feature_views`` is 0, and
-    where something follows the head.
 
-    Args:
-        run: Tagged with what was done; None where another process logs.
-        job: What is trained.
-        setting: That trains on images, its number format chosen.
-    """
-    configuration, prepared = job.configuration, job.prepared
-    data, training = configuration.data, configuration.training
-    views = training.feature_views if data.augment else 1
-    if (
-        configuration.model.freeze != "backbone"
-        or not views
-        or not is_head_last(setting.network, data.image_size)
-    ):
-        return setting
-    backbone = Backbone(setting.network, setting.preprocessing, setting.numerics, setting.device)
-    decides = {
-        "name": job.origin["name"],
-        "weights": hash_backbone(setting.network.module, setting.network.head),
-        "preprocessing": asdict(setting.preprocessing),
-        "decoding": prepared.decoding.key,
-        "numerics": f"{setting.numerics}, {setting.device.type}",
-        "code": models.code_version(configuration.model, len(prepared.classes), data.image_size),
-    }
-    augmented = (
-        {**decides, "augment": data.augment, "seed": training.seed, "views": views}
-        if data.augment
-        else decides
-    )
-    started, computed = time.perf_counter(), 0
-    loaders = []
+def _replace_images(job: Job, context: TrainingContext) -> tuple[TrainingContext, int]:
+    """Return a context with features in the place of images, and how many images were computed now."""
+    backbone = Backbone(context.network, context.preprocessing, context.numerics, context.device)
+    decides = _what_decides(job, context)
+    shown = decides
+    if job.configuration.data.augment:
+        shown = {
+            **decides,
+            "augment": job.configuration.data.augment,
+            "seed": job.configuration.training.seed,
+            "views": _num_views(job),
+        }
     with Counter() as counter:
-        for loader, what, count in ((setting.train, augmented, views), (setting.val, decides, 1)):
-            images = loader.images
-            assert isinstance(images, Images)
-            contents = prepared.manifest["sha256"].iloc[images.positions].tolist()
-            folder = (
-                prepared.folder.parent
-                / f"features-{xxhash.xxh3_128_hexdigest(json.dumps(what, sort_keys=True).encode())}"
-            )
-            ids = hash_contents(contents, numbered=what is not decides)
-            features, new = load_or_compute(
-                images, ids, count, backbone, folder, data.batch_size, loader.workers, counter
-            )
-            loaders.append(loader.over(features))
-            computed += new
-    # Their images are not looked at again.
-    setting.close()
-    if run is not None:
-        run.tag(
-            {
-                names.FEATURES: f"{views} per image, {computed} images computed in {time.perf_counter() - started:.1f} s"
-            }
-        )
-    return replace(setting, part=setting.network.head, train=loaders[0], val=loaders[1])
+        train, num_train = _load(job, context.train, backbone, shown, _num_views(job), counter)
+        val, num_val = _load(job, context.val, backbone, decides, 1, counter)
+    featured = replace(context, part=context.network.head, train=train, val=val)
+    return featured, num_train + num_val
+
+
+def _what_decides(job: Job, context: TrainingContext) -> dict[str, Any]:
+    """Return all that the features of an image depend on beside its content and its augmentation."""
+    configuration, network = job.configuration, context.network
+    image_size = configuration.data.image_size
+    return {
+        "name": job.origin["name"],
+        "weights": hash_backbone(network.module, network.head),
+        "preprocessing": asdict(context.preprocessing),
+        "decoding": job.prepared.decoding.key,
+        "numerics": f"{context.numerics}, {context.device.type}",
+        "code": models.code_version(configuration.model, len(job.prepared.classes), image_size),
+    }
+
+
+def _load(
+    job: Job,
+    loader: Loader,
+    backbone: Backbone,
+    decides: dict[str, Any],
+    num_views: int,
+    counter: Counter,
+) -> tuple[Loader, int]:
+    """Return a loader of features in the place of a loader of images, and how many were computed."""
+    images = loader.images
+    assert isinstance(images, Images)
+    contents = job.prepared.manifest["sha256"].iloc[images.positions].tolist()
+    ids = hash_contents(contents, numbered="augment" in decides)
+    folder = _folder(job.prepared.folder.parent, decides)
+    batch_size = job.configuration.data.batch_size
+    cache = FeatureCache(folder, backbone, batch_size, loader.workers, counter)
+    features, num_computed = cache.load_or_compute(images, ids, num_views)
+    return loader.over(features), num_computed
+
+
+def _folder(root: Path, decides: dict[str, Any]) -> Path:
+    key = xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
+    return root / f"features-{key}"

@@ -1,11 +1,13 @@
-"""Trainings in which several processes take part: the first one logs, the others help it in one training after another."""
+"""Trainings in which several processes take part: the first one logs, the others help it."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Configuration, parse
 from pipeline.data.prepared import Prepared, prepare
@@ -13,16 +15,43 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed, UserError
 from pipeline.jobs.frozen_backbone import use_cached_features
 from pipeline.jobs.training_job import Job, open_job_context
+from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.workspace import results_folder
-from pipeline.training.context import FitResult
+from pipeline.training.callback import Callback
+from pipeline.training.context import TrainingContext
 from pipeline.training.distributed import Group, is_peer_lost, join_group
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.malloc import clear_frames, release_memory
 from pipeline.training.precision import Numerics
 
 
+def train_in_group(
+    job: Job,
+    context: TrainingContext,
+    run: TrackedRun | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> FitResult:
+    """Train in all processes of the group, which may be this one alone.
+
+    The first process and its helpers call this one function after `call_helpers`, so that they
+    exchange what they exchange in the same order.
+
+    Args:
+        job: What is trained.
+        context: This process's context, its number format chosen.
+        run: The first process's run; None in a helper.
+        callbacks: Called at every step and epoch; those of the first process only.
+
+    Raises:
+        OutOfMemory: The backbone does not take even one image.
+        Exception: As `pipeline.training.fit.fit`.
+    """
+    return fit(job.configuration, use_cached_features(job, context, run), callbacks)
+
+
 def call_helpers(job: Job, numerics: Numerics) -> None:
-    """Have the other processes of the group, if there are any, take part in a training; to be followed by it."""
+    """Have the other processes of the group, if there are any, call `train_in_group` for a job."""
     message = {
         "configuration": job.configuration.model_dump(mode="json"),
         "origin": dict(job.origin),
@@ -44,48 +73,53 @@ def dismiss_helpers() -> None:
 
 def help_out() -> None:
     """Take part in the trainings of the group's first process until it has no more, or has ended."""
+    group = join_group()
+    known: dict[str, Prepared] = {}
     try:
-        _help_out(join_group())
+        while content := group.share(b""):
+            _help_with(json.loads(content), known, group)
+            release_memory()
+            if group.is_broken:
+                return
+        group.close()
     except RuntimeError as error:
-        # It has told why.
+        # The first process has told why.
         if not is_peer_lost(error):
             raise
 
 
-def _help_out(group: Group) -> None:
-    images: dict[str, Prepared] = {}
-    while content := group.share(b""):
-        message = json.loads(content)
-        configuration = parse(Configuration, message["configuration"], "configuration")
-        version = message["decoding"]
-        data = f"{version} {configuration.data.model_dump_json(exclude={'fold'})}"
-        if data not in images:
-            images[data] = prepare(
-                configuration.data, results_folder() / "prepared", version=version
-            )
-        prepared = images[data].with_fold(message["fold"])
-        if prepared.digest != message["digest"]:
-            raise UserError(f"{prepared.source} has changed while the training began; start again")
-        preprocessing = (
-            Preprocessing.from_dict(message["preprocessing"]) if message["preprocessing"] else None
-        )
-        job = Job(configuration, message["origin"], prepared, preprocessing)
-        try:
-            _help_in(job, Numerics(**message["numerics"]), group)
-        except TrainingFailed as error:
-            # What ends it ends it in every process; the first one tells why.
-            clear_frames(error)
-        release_memory()
-        if group.is_broken:
-            return
-    group.close()
+def _help_with(message: dict[str, Any], known: dict[str, Prepared], group: Group) -> None:
+    """Take part in one training.
+
+    Args:
+        message: What `call_helpers` has sent.
+        known: Images of earlier trainings; those of this one are added.
+        group: The group.
+    """
+    job = _read_job(message, known)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_job_context(job, Path(folder), group) as opened,
+        ):
+            numerics = Numerics(**message["numerics"])
+            train_in_group(job, replace(opened, numerics=numerics, resume=None))
+    except TrainingFailed as error:
+        # What ends it ends it in every process; the first one tells why.
+        clear_frames(error)
 
 
-def _help_in(job: Job, numerics: Numerics, group: Group) -> None:
-    """Take part in one training."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_job_context(job, Path(folder), group) as built,
-    ):
-        setting = replace(built, numerics=numerics, resume=None)
-        fit(job.configuration, use_cached_features(None, job, setting), [], FitResult())
+def _read_job(message: dict[str, Any], known: dict[str, Prepared]) -> Job:
+    configuration = parse(Configuration, message["configuration"], "configuration")
+    version = message["decoding"]
+    key = f"{version} {configuration.data.model_dump_json(exclude={'fold'})}"
+    if key not in known:
+        folder = results_folder() / "prepared"
+        known[key] = prepare(configuration.data, folder, version=version)
+    prepared = known[key].with_fold(message["fold"])
+    if prepared.digest != message["digest"]:
+        raise UserError(f"{prepared.source} has changed while the training began; start again")
+    preprocessing = None
+    if message["preprocessing"]:
+        preprocessing = Preprocessing.from_dict(message["preprocessing"])
+    return Job(configuration, message["origin"], prepared, preprocessing)

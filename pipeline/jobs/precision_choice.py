@@ -1,9 +1,10 @@
-"""Number and memory format of a training: measured once per study, network and machine, and kept."""
+"""Number format and memory format of a training: measured once per study, network and machine."""
 
 from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +28,41 @@ from pipeline.training.stepper import Stepper
 
 
 def choose_precision(
-    configuration: Configuration, setting: TrainingContext, file: Path, study: str
+    configuration: Configuration, context: TrainingContext, file: Path, study: str
 ) -> Choice:
-    """Return the fastest form for a training; what was measured before in the same study on this machine is taken again.
+    """Return the fastest form for a training.
+
+    What the same study has measured on this machine is taken again.
 
     Args:
-        configuration: Of the training.
-        setting: Its network and images; as before afterwards.
-        file: Where choices are kept, JSON by what they depend on; made when it is missing.
-        study: Name, or empty.
+        configuration: What is trained.
+        context: Its network and images; afterwards they are as before.
+        file: Earlier choices, JSON by what they depend on; made when it is missing.
+        study: Name of the training's study, or empty.
     """
-    forms = list_candidates(configuration.training, setting.device)
+    forms = list_candidates(configuration.training, context.device)
     if len(forms) == 1:
         return Choice(forms[0], {}, {})
-    key = " | ".join([study, *_what_decides(configuration, setting.device, setting.group.size)])
+    key = " | ".join([study, *_what_decides(configuration, context.device, context.group.size)])
+    name = configuration.model.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with lock(file):
         kept = _read(file)
-        if key not in kept:
-            say(
-                f"  {configuration.model.name}: which of {', '.join(map(str, forms))} is fastest is measured"
-            )
-            choice = _measured(configuration, setting, forms)
-            write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1), durable=True)
-            say(f"  {configuration.model.name}: {choice.numerics} is used; {_told(choice)}")
-            return choice
-    return Choice.from_dict(kept[key])
+        if key in kept:
+            return Choice.from_dict(kept[key])
+        say(f"  {name}: which of {', '.join(map(str, forms))} is fastest is measured")
+        choice = _measure(configuration, context, forms)
+        write_whole(file, json.dumps({**kept, key: choice.to_dict()}, indent=1), durable=True)
+        times = [f"{form} {1000 * seconds:.0f} ms" for form, seconds in choice.seconds.items()]
+        say(f"  {name}: {choice.numerics} is used; {', '.join(times)} a step")
+        return choice
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return what was measured before; nothing where the file is missing or damaged: it is measured again."""
+    """Return earlier choices by what they depend on.
+
+    Where the file is missing or damaged there are none: they are measured again.
+    """
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -65,56 +71,44 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _what_decides(configuration: Configuration, device: torch.device, processes: int) -> list[str]:
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
-    )
+    """Return all that a choice depends on beside the study."""
+    where = f"{device.type}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
     data, model, training = configuration.data, configuration.model, configuration.training
-    shape = f"batches of {data.batch_size} of {data.image_size} pixels, processes: {processes}"
     return [
         f"{model.name}, freeze {model.freeze}, {configuration.optimizer.name}",
-        shape,
+        f"batches of {data.batch_size} of {data.image_size} pixels, processes: {processes}",
         f"{training.precision}, {training.memory_format}",
         f"{platform.node()}, {where}, torch {torch.__version__}",
     ]
 
 
-def _measured(
-    configuration: Configuration, setting: TrainingContext, forms: list[Numerics]
+def _measure(
+    configuration: Configuration, context: TrainingContext, forms: list[Numerics]
 ) -> Choice:
-    set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
-    batches = take_batches(setting.train.epoch(1))
-    module = setting.network.module.to(setting.device)
+    set_training_mode(context.network, frozen=configuration.model.freeze == "backbone")
     return find_fastest(
         forms,
-        module,
-        lambda copied, form: _one_step(configuration, setting, copied, form),
-        batches,
-        setting.device,
+        context.network.module.to(context.device),
+        partial(_one_step, configuration, context),
+        take_batches(context.train.epoch(1)),
+        context.device,
     )
 
 
 def _one_step(
-    configuration: Configuration, setting: TrainingContext, module: nn.Module, form: Numerics
+    configuration: Configuration, context: TrainingContext, module: nn.Module, form: Numerics
 ) -> OneStep:
+    """Return a function that does one step with a copy of the network."""
     # Compiling each form would take longer than what is to be found out is worth.
-    configuration = configuration.model_copy(
-        update={"training": configuration.training.model_copy(update={"compile": False})}
-    )
-    stepper = Stepper(configuration, module, form, setting.device, None)
+    configuration = configuration.change("training", compile=False)
+    stepper = Stepper(configuration, module, form, context.device, None)
 
     def step(images: Tensor, labels: Tensor) -> float:
-        loss, _ = stepper.forward(setting.inputs(images), labels.to(setting.device))
+        loss, _ = stepper.forward(context.inputs(images), labels.to(context.device))
         stepper.backward(loss)
         stepper.update(0.0)
         return loss.item()
 
     return step
-
-
-def _told(choice: Choice) -> str:
-    return (
-        ", ".join(f"{form} {1000 * seconds:.0f} ms" for form, seconds in choice.seconds.items())
-        + " a step"
-    )

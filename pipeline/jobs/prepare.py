@@ -266,9 +266,7 @@ def replace_unreachable_weights(configuration: Configuration) -> Configuration:
         models.fetch(configuration.model)
     except Unreachable as error:
         _say_once(f"fast: random weights, since {error.message}")
-        return configuration.model_copy(
-            update={"model": configuration.model.model_copy(update={"weights": "none"})}
-        )
+        return configuration.change("model", weights="none")
     return configuration
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,67 +13,70 @@ from typing import NamedTuple
 from pipeline import models, ranking
 from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
 from pipeline.files import child_path, remove_child
-from pipeline.jobs.frozen_backbone import use_cached_features
-from pipeline.jobs.helper_processes import call_helpers
+from pipeline.jobs.helper_processes import call_helpers, train_in_group
 from pipeline.jobs.precision_choice import choose_precision
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.recorded_run import load_preprocessing
 from pipeline.jobs.training_job import Job, open_job_context
-from pipeline.jobs.training_log import (
-    FlagsLog,
-    build_epoch_log,
-    log_events,
-    log_outcome,
-    log_weight_ridgeline,
-    validation_majority_rate,
-)
+from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking import find_runs, names, registry
-from pipeline.tracking.run import Pruned, RunLog, TrackedRun
+from pipeline.tracking.run import Pruned, TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult, TrainingContext
-from pipeline.training.diagnostics import Diagnostics
+from pipeline.training.context import TrainingContext
 from pipeline.training.distributed import is_peer_lost, join_group
-from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult, result_of
 from pipeline.training.malloc import clear_frames, release_memory
-from pipeline.training.precision import Choice
-from pipeline.training.tensorboard import Watch
+from pipeline.training.precision import Choice, Numerics
 
 TENSORBOARD = "tensorboard"
+"""Folder of the event files, beside the checkpoints and among the artifacts."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a training stands among the runs.
+    """The place of a training among the runs.
 
     Attributes:
-        name: Of the run.
-        parent: Run id of its study, or empty.
-        tags: Of its study.
-        export: Log the trained network as LoggedModel ``model``: takes seconds.
+        name: Name of the run.
+        parent: Run id of its study's parent, or empty.
+        study: Name of its study, or empty.
+        place: Number of the trial in its study, from 0; None outside of studies.
+        export: Log the trained network as LoggedModel ``model``, which takes seconds.
         run_id: An interrupted run to go on with, or empty.
-        single: It is no part of a study: it may take the run that ``mlflow run`` has made, and has the report on the images itself.
-        on_run: Told the run id before training starts.
+        single: The training is no part of a study. It takes the run that ``mlflow run`` has made,
+            if there is one, and has the report on the images itself.
+        on_run: Called with the run id before training starts.
     """
 
     name: str
     parent: str = ""
-    tags: Mapping[str, str] | None = None
+    study: str = ""
+    place: int | None = None
     export: bool = False
     run_id: str = ""
     single: bool = False
     on_run: Callable[[str], None] = lambda run_id: None
+
+    def tags(self, data_digest: str) -> dict[str, str]:
+        """Return the tags of a run at this place, for the digest of its images."""
+        tags = {names.DATA_DIGEST: data_digest}
+        if self.study:
+            tags[names.STUDY] = self.study
+        if self.place is not None:
+            tags[names.TRIAL] = str(self.place)
+        return tags
 
 
 class Outcome(NamedTuple):
     """What a training has come to.
 
     Attributes:
-        run_id: Of its run.
-        metric: What chose its best epoch (``training.best_metric``).
-        value: Of that metric, in the best epoch.
+        run_id: Id of its run.
+        metric: The metric that chose its best epoch (``training.best_metric``).
+        value: Value of that metric in the best epoch.
     """
 
     run_id: str
@@ -87,199 +89,222 @@ class Outcome(NamedTuple):
 
 def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find_runs.find_complete_training(
-        workspace, job.config_hash, job.seed, job.prepared.fold, job.prepared.digest
-    )
+    return find_runs.find_complete_training(workspace, job.identity)
 
 
-def train(
-    workspace: Workspace, job: Job, placement: Placement, callbacks: Sequence[Callback] = ()
-) -> Outcome:
-    """Train, and log everything to one run; a run that was interrupted goes on where its last checkpoint is.
+class TrackedTraining:
+    """One training with everything logged to one run: started, trained, finished.
+
+    A run that was interrupted goes on where its last checkpoint is.
 
     Args:
         workspace: The open store.
         job: Configuration and images.
         placement: The run's name and parent, or the run to go on with.
-        callbacks: Further ones; one that raises `Pruned` ends the run pruned.
-
-    Raises:
-        TrainingFailed: The loss is not finite.
-        Pruned: A callback gave the training up.
+        callbacks: Further callbacks; one that raises `Pruned` ends the run pruned.
     """
-    workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
-    try:
-        with contextlib.ExitStack() as ended:
-            return _train(workspace, job, placement, callbacks, ended)
-    except BaseException as error:
-        clear_frames(error)
-        raise
-    finally:
-        release_memory()
 
+    # Network, images and logs hang on this object alone, and not on a frame: so their memory can be
+    # given back before an error that keeps its frames goes further.
+    _context: TrainingContext
+    _log: TrainingLog
 
-def _train(
-    workspace: Workspace,
-    job: Job,
-    placement: Placement,
-    callbacks: Sequence[Callback],
-    ended: contextlib.ExitStack,
-) -> Outcome:
-    """Do what `train` does; checkpoints are removed by `ended`, since a kill before the run's end must find them."""
-    tags = {
-        names.CONFIG_HASH: job.config_hash,
-        names.DATA_DIGEST: job.prepared.digest,
-        **(placement.tags or {}),
-    }
-    identity = {
-        "run_id": placement.run_id,
-        "parent": placement.parent,
-        "tags": tags,
-        "single": placement.single and not placement.run_id,
-    }
-    with (
-        TrackedRun(workspace, "train", placement.name, **identity) as run,  # type: ignore[arg-type]
-        TrainingProgress(placement.name, job.configuration.training.best_metric) as progress,
-    ):
+    def __init__(
+        self,
+        workspace: Workspace,
+        job: Job,
+        placement: Placement,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self._workspace = workspace
+        self._job = job
+        self._placement = placement
+        self._callbacks = list(callbacks)
+
+    def run(self) -> Outcome:
+        """Train.
+
+        Raises:
+            TrainingFailed: The loss is not finite, or memory does not suffice.
+            Pruned: A callback gave the training up.
+            Interrupted: Another process of the group has died.
+        """
+        workspace = self._workspace
+        workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
+        try:
+            # `after_run` removes the checkpoints when the run has ended: a kill before that must find
+            # them.
+            with (
+                contextlib.ExitStack() as after_run,
+                self._open_run() as run,
+                self._progress() as progress,
+                contextlib.ExitStack() as opened,
+            ):
+                self._start(run, opened)
+                call_helpers(self._job, self._context.numerics)
+                try:
+                    result = train_in_group(
+                        self._job,
+                        self._context,
+                        run,
+                        [*self._log.callbacks, *self._callbacks, progress],
+                    )
+                except Exception as error:
+                    self._finish_early(run, error, after_run)
+                    if is_peer_lost(error):
+                        raise Interrupted("another process of the group has died") from error
+                    raise
+                except BaseException:
+                    self._log.leave()
+                    raise
+                return self._finish(run, result, after_run)
+        except BaseException as error:
+            clear_frames(error)
+            raise
+        finally:
+            # See above: what hangs on this object goes.
+            vars(self).clear()
+            release_memory()
+
+    def _open_run(self) -> TrackedRun:
+        placement = self._placement
+        tags = placement.tags(self._job.prepared.digest)
+        tags[names.CONFIG_HASH] = self._job.config_hash
+        return TrackedRun(
+            self._workspace,
+            "train",
+            placement.name,
+            parent=placement.parent,
+            run_id=placement.run_id,
+            tags=tags,
+            single=placement.single and not placement.run_id,
+        )
+
+    def _progress(self) -> TrainingProgress:
+        metric = self._job.configuration.training.best_metric
+        return TrainingProgress(self._placement.name, metric)
+
+    def _start(self, run: TrackedRun, opened: contextlib.ExitStack) -> None:
+        """Build all that the training needs, and log what is known before its first step."""
+        placement = self._placement
         placement.on_run(run.id)
-        kept = _kept(workspace, run, placement)
-        job = _with_recorded(workspace, job, placement.run_id)
-        with open_job_context(job, kept, join_group()) as built:
-            setting = _with_numerics(workspace, run, job, built, placement)
-            _log_source(run, job)
-            if not placement.run_id or not _has_start(run):
-                _log_start(run, job, setting, placement)
-            call_helpers(job, setting.numerics)
-            fitted = FitResult()
-            try:
-                _fit(
-                    run, job, use_cached_features(run, job, setting), fitted, [*callbacks, progress]
-                )
-            except (Pruned, TrainingFailed) as error:
-                _log_best(run, setting)
-                run.flush()
-                if isinstance(error, Pruned | LossNotFinite):
-                    # Another failure may have passed when the training goes on.
-                    ended.callback(remove_child, workspace.checkpoints, run.uid)
-                raise
-            except Exception as error:
-                # Other processes would still be in this training.
-                setting.group.is_broken = setting.group.size > 1
-                if is_peer_lost(error):
-                    raise Interrupted("another process of the group has died") from error
-                raise
-            _log_best(run, setting)
-            if placement.export:
-                load_state(setting.network.module, setting.checkpoint, job.configuration.model.name)
-                registry.log_model(
-                    workspace,
-                    run.id,
-                    setting.network.module,
-                    job.prepared.classes,
-                    setting.preprocessing,
-                )
+        folder = self._make_folder(run)
+        if placement.run_id:
+            self._job = _as_begun(self._workspace, self._job, placement.run_id)
+        context = opened.enter_context(open_job_context(self._job, folder, join_group()))
+        numerics = self._choose_numerics(run, context)
+        self._context = replace(context, numerics=numerics)
+        _log_source(run, self._job)
+        if not placement.run_id or not _is_start_logged(run):
+            self._log_start(run)
+        self._log = TrainingLog(run, self._job, self._context, folder / TENSORBOARD)
+
+    def _make_folder(self, run: TrackedRun) -> Path:
+        """Return the folder of what a training needs to go on, with event files of an earlier life."""
+        folder = child_path(self._workspace.checkpoints, run.uid)
+        if folder.is_symlink():
+            raise UserError(
+                f"{folder} is a link; checkpoints are kept in a folder that stands there itself"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._placement.run_id and not (folder / TENSORBOARD).exists():
+            # A training that begins anew, its checkpoints gone, writes over them.
+            with contextlib.suppress(UserError):
+                find_runs.download_artifact(self._workspace, run.id, TENSORBOARD, folder)
+        return folder
+
+    def _choose_numerics(self, run: TrackedRun, context: TrainingContext) -> Numerics:
+        """Choose number format and memory format; a run that goes on keeps what it had."""
+        choice = _load_choice(run) if self._placement.run_id else None
+        if choice is None:
+            file = self._workspace.checkpoints / names.NUMERICS
+            study = self._placement.study
+            choice = choose_precision(self._job.configuration, context, file, study)
+            run.json(names.NUMERICS, choice.to_dict())
+            run.tag({names.NUMERICS_USED: str(choice.numerics)})
+        return choice.numerics
+
+    def _log_start(self, run: TrackedRun) -> None:
+        job = self._job
+        run.json(names.CLASSES, job.prepared.classes)
+        run.json(names.PREPROCESSING, self._context.preprocessing.to_dict())
+        log_dataset(run, job.prepared, job.configuration.data)
+        if self._placement.single:
+            log_report(run, job.prepared)
+        # Last: it tells that the others are there.
+        run.configuration(job.resolved(self._context.group.size))
+        # Before the first step: without these a killed run could not be taken up.
         run.flush()
-        ended.callback(remove_child, workspace.checkpoints, run.uid)
-        metric = job.configuration.training.best_metric
-        return Outcome(run.id, metric, fitted.best[metric])
+
+    def _finish(
+        self, run: TrackedRun, result: FitResult, after_run: contextlib.ExitStack
+    ) -> Outcome:
+        """Log what the training has come to, and export the network if that is wanted."""
+        self._log.conclude(result)
+        self._log_best(run)
+        if self._placement.export:
+            module, checkpoint = self._context.network.module, self._context.checkpoint
+            load_state(module, checkpoint, self._job.configuration.model.name)
+            classes, preprocessing = self._job.prepared.classes, self._context.preprocessing
+            registry.log_model(self._workspace, run.id, module, classes, preprocessing)
+        run.flush()
+        after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
+        metric = self._job.configuration.training.best_metric
+        return Outcome(run.id, metric, result.best[metric])
+
+    def _finish_early(
+        self, run: TrackedRun, error: Exception, after_run: contextlib.ExitStack
+    ) -> None:
+        """Log what a training that an error has ended early has come to."""
+        result = result_of(error)
+        if result is not None:
+            self._log.conclude(result, error)
+        if not isinstance(error, Pruned | TrainingFailed):
+            # Other processes would still be in this training.
+            self._context.group.is_broken = self._context.group.size > 1
+            return
+        self._log_best(run)
+        run.flush()
+        if isinstance(error, Pruned | LossNotFinite):
+            # Another failure may have passed when the training goes on.
+            after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
+
+    def _log_best(self, run: TrackedRun) -> None:
+        if self._context.checkpoint.is_file():
+            run.file(self._context.checkpoint, str(Path(names.CHECKPOINT).parent))
 
 
-def _kept(workspace: Workspace, run: TrackedRun, placement: Placement) -> Path:
-    """Return the folder of what a training needs to go on, event files of an earlier life in it."""
-    kept = child_path(workspace.checkpoints, run.uid)
-    if kept.is_symlink():
-        raise UserError(
-            f"{kept} is a link; checkpoints are kept in a folder that stands there itself"
-        )
-    kept.mkdir(parents=True, exist_ok=True)
-    if placement.run_id and not (kept / TENSORBOARD).exists():
-        # A training that begins anew, its checkpoints gone, writes over them.
-        with contextlib.suppress(UserError):
-            find_runs.download_artifact(workspace, run.id, TENSORBOARD, kept)
-    return kept
+def _as_begun(workspace: Workspace, job: Job, run_id: str) -> Job:
+    """Have a run that goes on normalise its images as it began.
 
-
-def _fit(
-    run: TrackedRun,
-    job: Job,
-    setting: TrainingContext,
-    fitted: FitResult,
-    callbacks: Sequence[Callback],
-) -> None:
-    """Train with everything logged; what there is at the end of a pruned or failed training is logged too."""
-    classes, training = job.prepared.classes, job.configuration.training
-    majority = validation_majority_rate(job.prepared, len(classes))
-    once = {"parameters": models.num_parameters(setting.network.module), "majority_rate": majority}
-    log = build_epoch_log(run, once, training.best_metric)
-    flags = FlagsLog(run, Diagnostics(len(classes), majority, best_metric=training.best_metric))
-    watch = Watch(setting.network.module, setting.checkpoint.parent / TENSORBOARD, fitted)
-    try:
-        fit(job.configuration, setting, [log, flags, watch, *callbacks], fitted)
-    except LossNotFinite as error:
-        flags.failed(str(error))
-        raise
-    finally:
-        # Its thread and file would stay where a training fails before the first epoch ends.
-        watch.close()
-        if isinstance(sys.exception(), Pruned | TrainingFailed | None):
-            log.conclude()
-        events = setting.checkpoint.parent / TENSORBOARD
-        if isinstance(sys.exception(), KeyboardInterrupt):
-            # No figures: the run must end within seconds, and by the signal, also where the store is away.
-            with contextlib.suppress(Exception):
-                log_events(run, watch, events)
-        elif fitted.history:
-            log_events(run, watch, events)
-            log_outcome(run, fitted, classes, len(setting.train), majority)
-            log_weight_ridgeline(run, watch)
-
-
-def _with_numerics(
-    workspace: Workspace, run: TrackedRun, job: Job, setting: TrainingContext, placement: Placement
-) -> TrainingContext:
-    """Choose number and memory format; a run that goes on keeps what it had."""
-    choice = None
-    if placement.run_id:
-        with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(UserError):
-            raw = find_runs.download_artifact(
-                workspace, run.id, names.NUMERICS, Path(temporary)
-            ).read_text(encoding="utf-8")
-            choice = Choice.from_dict(json.loads(raw))
-    if choice is None:
-        study = (placement.tags or {}).get(names.STUDY, "")
-        choice = choose_precision(
-            job.configuration, setting, workspace.checkpoints / names.NUMERICS, study
-        )
-        run.json(names.NUMERICS, choice.to_dict())
-        run.tag({names.NUMERICS_USED: str(choice.numerics)})
-    return replace(setting, numerics=choice.numerics)
-
-
-def _with_recorded(workspace: Workspace, job: Job, run_id: str) -> Job:
-    """Have a run that goes on normalise its images as it began, whatever stands beside its weights by now."""
-    if not run_id:
-        return job
+    Whatever stands beside its weights by now does not count.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
-        return replace(
-            job,
-            preprocessing=load_preprocessing(
-                workspace, run_id, job.configuration.model, Path(folder)
-            ),
-        )
+        model = job.configuration.model
+        preprocessing = load_preprocessing(workspace, run_id, model, Path(folder))
+        return replace(job, preprocessing=preprocessing)
     return job
 
 
+def _load_choice(run: TrackedRun) -> Choice | None:
+    """Return the number format and memory format that a run has recorded, if it has."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
+        file = find_runs.download_artifact(run.workspace, run.id, names.NUMERICS, Path(folder))
+        return Choice.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    return None
+
+
 def _log_source(run: TrackedRun, job: Job) -> None:
-    """Keep the files of one's own network with the run, where it has not all of them: one begun by release 0.1.0 has no neighbours."""
-    files = models.source_files(
-        job.configuration.model,
-        job.origin,
-        len(job.prepared.classes),
-        job.configuration.data.image_size,
-    )
-    if {f"{names.SOURCE}/{name}" for name in files} <= set(
-        find_runs.list_artifacts(run.workspace, run.id, names.SOURCE) if files else []
-    ):
+    """Keep the files of one's own network with the run, unless it has all of them.
+
+    A run that release 0.1.0 has begun has the network's own file alone, without its neighbours.
+    """
+    num_classes, data = len(job.prepared.classes), job.configuration.data
+    files = models.source_files(job.configuration.model, job.origin, num_classes, data.image_size)
+    if not files:
+        return
+    there = set(find_runs.list_artifacts(run.workspace, run.id, names.SOURCE))
+    if all(f"{names.SOURCE}/{name}" in there for name in files):
         return
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
@@ -290,23 +315,6 @@ def _log_source(run: TrackedRun, job: Job) -> None:
         run.flush()
 
 
-def _has_start(run: RunLog) -> bool:
+def _is_start_logged(run: TrackedRun) -> bool:
     """Whether all of `_log_start` was done before the run was interrupted."""
     return find_runs.has_artifact(run.workspace, run.id, names.CONFIG)
-
-
-def _log_start(run: TrackedRun, job: Job, setting: TrainingContext, placement: Placement) -> None:
-    run.json(names.CLASSES, job.prepared.classes)
-    run.json(names.PREPROCESSING, setting.preprocessing.to_dict())
-    log_dataset(run, job.prepared, job.configuration.data)
-    if placement.single:
-        log_report(run, job.prepared)
-    # Last: what tells that the others are there.
-    run.configuration(job.resolved(setting.group.size))
-    # Before the first step: without these a killed run could not be taken up.
-    run.flush()
-
-
-def _log_best(run: RunLog, setting: TrainingContext) -> None:
-    if setting.checkpoint.is_file():
-        run.file(setting.checkpoint, str(Path(names.CHECKPOINT).parent))

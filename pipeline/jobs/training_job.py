@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import Preprocessing
-from pipeline.identity import config_hash
+from pipeline.identity import TrainingIdentity, config_hash
 from pipeline.report.console import say
 from pipeline.tracking import names, stored_weights
 from pipeline.training.build_context import keeps_own_statistics, open_context
@@ -24,10 +24,11 @@ class Job:
     """What is to be trained, and what identifies it.
 
     Attributes:
-        configuration: Of the training.
-        origin: Of its model, by `pipeline.models.origin`.
+        configuration: The training's configuration.
+        origin: Identity of its model, by `pipeline.models.origin`.
         prepared: Its images.
-        preprocessing: Of a training that goes on: what it began with, whatever stands beside its weights by now. None: as the weights want.
+        preprocessing: What a training that goes on has begun with, whatever stands beside its weights
+            by now. None: what the weights want.
     """
 
     configuration: Configuration
@@ -37,48 +38,51 @@ class Job:
 
     @property
     def config_hash(self) -> str:
-        """Of the configuration, weights resolved."""
+        """Hash of the configuration, weights resolved."""
         return config_hash(self.configuration, self.origin)
 
     @property
     def seed(self) -> int:
-        """Of the training."""
+        """The training's seed, which is not part of the hash."""
         return self.configuration.training.seed
 
+    @property
+    def identity(self) -> TrainingIdentity:
+        """What makes another training the same as this one."""
+        prepared = self.prepared
+        return TrainingIdentity(self.config_hash, self.seed, prepared.fold, prepared.digest)
+
     def per_fold(self) -> list[Job]:
-        """Return the trainings to do: this one, or where ``data.fold`` is all, one for each fold."""
+        """Return the trainings to do: this one, or one for each fold where ``data.fold`` is all."""
         data = self.configuration.data
         if data.fold != "all":
             return [self]
-        return [
-            replace(
-                self,
-                configuration=self.configuration.model_copy(
-                    update={"data": data.model_copy(update={"fold": fold})}
-                ),
-                prepared=self.prepared.with_fold(fold),
-            )
-            for fold in range(data.folds)
-        ]
+        return [self._on_fold(fold) for fold in range(data.folds)]
+
+    def _on_fold(self, fold: int) -> Job:
+        configuration = self.configuration.change("data", fold=fold)
+        return replace(self, configuration=configuration, prepared=self.prepared.with_fold(fold))
 
     def resolved(self, processes: int) -> Configuration:
-        """Return the configuration with DEFAULT and aliases replaced by what they stand for, and the processes that train."""
-        training = self.configuration.training.model_copy(update={"processes": processes})
-        return self.configuration.model_copy(
-            update={
-                "model": stored_weights.name_as_recorded(self.configuration.model, self.origin),
-                "training": training,
-            }
-        )
+        """Return the configuration as a run records it.
+
+        DEFAULT and aliases are replaced by what they stand for.
+
+        Args:
+            processes: The number of processes that train.
+        """
+        model = stored_weights.name_as_recorded(self.configuration.model, self.origin)
+        configuration = self.configuration.change("training", processes=processes)
+        return configuration.model_copy(update={"model": model})
 
 
 @contextmanager
-def open_job_context(job: Job, kept: Path, group: Group) -> Iterator[TrainingContext]:
+def open_job_context(job: Job, folder: Path, group: Group) -> Iterator[TrainingContext]:
     """Build network and loaders of a training, and release them when the block ends.
 
     Args:
         job: What is trained.
-        kept: Folder of its checkpoints.
+        folder: Folder of its checkpoints.
         group: Processes that train together; this one gets its share of the images.
 
     Raises:
@@ -87,11 +91,11 @@ def open_job_context(job: Job, kept: Path, group: Group) -> Iterator[TrainingCon
     settle_memory()
     model = stored_weights.resolve_weights(job.configuration.model, job.origin)
     configuration = job.configuration.model_copy(update={"model": model})
-    with open_context(
-        configuration, job.prepared, kept / Path(names.CHECKPOINT).name, group, job.preprocessing
-    ) as setting:
-        if group.is_first and keeps_own_statistics(setting):
+    checkpoint = folder / Path(names.CHECKPOINT).name
+    with open_context(configuration, job.prepared, checkpoint, group, job.preprocessing) as context:
+        if group.is_first and keeps_own_statistics(context):
             say(
-                "  BatchNorm takes its statistics in each process by itself on CPUs: the result is not quite that of one process"
+                "  BatchNorm takes its statistics in each process by itself on CPUs: "
+                "the result is not quite that of one process"
             )
-        yield setting
+        yield context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,21 +11,107 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline import metrics
+from pipeline import metrics, models
 from pipeline.data.prepared import Prepared
+from pipeline.errors import LossNotFinite, TrainingFailed
+from pipeline.jobs.training_job import Job
 from pipeline.natural_order import natural_order
 from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import draw_ridgeline
 from pipeline.tracking import find_runs, names
-from pipeline.tracking.run import RunLog, TrackedRun
+from pipeline.tracking.run import Pruned, RunLog, TrackedRun
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult
+from pipeline.training.context import TrainingContext
 from pipeline.training.diagnostics import Diagnostics, Flag
 from pipeline.training.epoch_log import EpochLog
+from pipeline.training.fit_result import FitResult
 from pipeline.training.tensorboard import Watch
 
 _OF_EPOCHS = ("train/", "val/", "lr", "epoch_seconds", "images_per_second")
+
+
+class TrainingLog:
+    """Logs a training to its run: each epoch as it ends, figures and tables at its end.
+
+    Args:
+        run: The run, which may have epochs of an earlier life already.
+        job: What is trained.
+        context: What trains it.
+        events: Folder of TensorBoard's event files.
+
+    Attributes:
+        callbacks: To be called by the training.
+    """
+
+    def __init__(self, run: TrackedRun, job: Job, context: TrainingContext, events: Path) -> None:
+        self._run = run
+        self._classes = job.prepared.classes
+        self._steps_per_epoch = len(context.train)
+        self._events = events
+        self._majority_rate = validation_majority_rate(job.prepared, len(self._classes))
+        metric = job.configuration.training.best_metric
+        once = {
+            "parameters": models.num_parameters(context.network.module),
+            "majority_rate": self._majority_rate,
+        }
+        diagnostics = Diagnostics(len(self._classes), self._majority_rate, best_metric=metric)
+        self._epochs = build_epoch_log(run, once, metric)
+        self._flags = FlagsLog(run, diagnostics)
+        self._watch = Watch(context.network.module, events)
+        self.callbacks: list[Callback] = [self._epochs, self._flags, self._watch]
+
+    def conclude(self, result: FitResult, ended_by: Exception | None = None) -> None:
+        """Log what the training has come to.
+
+        Args:
+            result: Its epochs; it must not change any more.
+            ended_by: The error that has ended it early.
+        """
+        if isinstance(ended_by, LossNotFinite):
+            self._flags.failed(str(ended_by))
+        # Its thread and file would stay where a training fails before the first epoch ends.
+        self._watch.close()
+        if ended_by is None or isinstance(ended_by, Pruned | TrainingFailed):
+            self._epochs.conclude()
+        if not result.history:
+            return
+        self._log_events()
+        self._log_figures(result)
+        if self._watch.histories:
+            draw = partial(draw_ridgeline, histories=self._watch.histories)
+            self._run.figure("curves/weights.png", draw)
+
+    def leave(self) -> None:
+        """Log what takes no time, since a signal ends the run within seconds, perhaps without a store."""
+        with suppress(Exception):
+            self._watch.close()
+            self._log_events()
+
+    def _log_events(self) -> None:
+        if self._events.is_dir():
+            self._run.files(self._events, self._events.name)
+
+    def _log_figures(self, result: FitResult) -> None:
+        """Log curves, and the confusion matrix of the best epoch."""
+        # Bound here, so that a figure which waits to be drawn does not hold the network.
+        majority, steps_per_epoch = self._majority_rate, self._steps_per_epoch
+        self._run.metrics({"seconds": result.seconds})
+        self._run.figure(
+            "curves/learning.png",
+            lambda file: figures.draw_learning_curves(
+                file, result.history, result.best_epoch, majority
+            ),
+        )
+        self._run.figure(
+            "curves/lr.png",
+            lambda file: figures.draw_learning_rate(file, result.lrs, steps_per_epoch),
+        )
+        title = (
+            f"validation, epoch {result.best_epoch}: {result.best['val/accuracy']:.2%} of "
+            f"{len(result.labels)} images; always the largest class: {majority:.1%}"
+        )
+        log_confusion(self._run, "val", result.labels, result.logits, self._classes, title)
 
 
 def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
@@ -57,7 +144,7 @@ class FlagsLog(Callback):
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self._epochs = epochs
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         self._diagnostics.resume(history)
         # Those that the run carries from before: they may hold no more.
         tags = self._run.client.get_run(self._run.id).data.tags
@@ -88,48 +175,6 @@ class FlagsLog(Callback):
         for name in now.keys() - self._raised.keys():
             say(f"    {name}: {now[name]}")
         self._raised = now
-
-
-def log_outcome(
-    run: RunLog, fitted: FitResult, classes: list[str], steps_per_epoch: int, majority_rate: float
-) -> None:
-    """Log curves, confusion matrix of the best epoch, and how long it took.
-
-    Args:
-        run: The run.
-        fitted: At least one epoch; it must not change any more.
-        classes: Names in the order of the logits.
-        steps_per_epoch: Of the training.
-        majority_rate: Drawn as the baseline.
-    """
-    run.metrics({"seconds": fitted.seconds})
-    run.figure(
-        "curves/learning.png",
-        lambda file: figures.draw_learning_curves(
-            file, fitted.history, fitted.best_epoch, majority_rate
-        ),
-    )
-    run.figure(
-        "curves/lr.png", lambda file: figures.draw_learning_rate(file, fitted.lrs, steps_per_epoch)
-    )
-    title = (
-        f"validation, epoch {fitted.best_epoch}: {fitted.best['val/accuracy']:.2%} of {len(fitted.labels)} images; "
-        f"always the largest class: {majority_rate:.1%}"
-    )
-    log_confusion(run, "val", fitted.labels, fitted.logits, classes, title)
-
-
-def log_events(run: RunLog, watch: Watch, events: Path) -> None:
-    """Log TensorBoard's event files as ``tensorboard/``."""
-    watch.close()
-    if events.is_dir():
-        run.files(events, "tensorboard")
-
-
-def log_weight_ridgeline(run: RunLog, watch: Watch) -> None:
-    """Log the weights over the epochs as ``curves/weights.png``."""
-    if watch.histories:
-        run.figure("curves/weights.png", lambda file: draw_ridgeline(file, watch.histories))
 
 
 def log_confusion(

@@ -249,9 +249,7 @@ def _bases(experiment: Experiment) -> Iterator[Configuration]:
     yield experiment.base
     if experiment.fast and experiment.base.model.weights != "none":
         # Where published weights cannot be downloaded a try-out takes random ones.
-        yield experiment.base.model_copy(
-            update={"model": experiment.base.model.model_copy(update={"weights": "none"})}
-        )
+        yield experiment.base.change("model", weights="none")
 
 
 def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: Study) -> bool:

@@ -255,14 +255,15 @@ class TrainingProgress(Callback):
             escape(make_visible(self._title)), total=epochs * steps_per_epoch, shown=""
         )
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
+        epoch = len(history)
         if epoch:
             say(f"  {self._title}: goes on after epoch {epoch}")
             if self._task is not None:
                 self._progress.update(self._task, completed=epoch * self._steps)
         self._done = epoch
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         if self._task is not None:
             self._progress.update(
                 self._task,

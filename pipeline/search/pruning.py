@@ -90,7 +90,7 @@ class PruningCallback(Callback):
             )
             raise Pruned(f"pruned after epoch {epoch} of {self._epochs} at {reached}")
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         # What a new trial has not reported itself; the answers were given in the earlier life.
         for number, values in enumerate(history, 1):
             if number not in self._reported:

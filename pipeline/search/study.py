@@ -134,7 +134,7 @@ def tune(
         study.set_user_attr(IDENTITY, identity)
         _describe(run, experiment, prepared, identity)
         _abandoned(workspace, study)
-        TrialRunner(workspace, experiment, study, run, prepared, jobs).work()
+        TrialRunner(workspace, experiment, study, run, prepared, jobs).run()
         compared = _conclude(workspace, study, name, run)
         then(name)
     return Tuned(name, run.id, compared)
@@ -180,9 +180,7 @@ def _checked(workspace: Workspace, experiment: Experiment, prepared: Prepared) -
     checked: dict[str, dict[str, str]] = {}
 
     def origin_of(configuration: Configuration, where: str) -> dict[str, str]:
-        key = configuration.model_copy(
-            update={"training": configuration.training.model_copy(update={"seed": 0})}
-        ).model_dump_json()
+        key = configuration.change("training", seed=0).model_dump_json()
         if key not in checked:
             checked[key] = check(configuration, prepared, f"{experiment.path}: {where}")
         return checked[key]

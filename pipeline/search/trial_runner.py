@@ -14,14 +14,14 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import ranking
-from pipeline.config import Configuration
+from pipeline.config import FILE, Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
 from pipeline.experiment import Experiment
 from pipeline.files import out_of_room
 from pipeline.jobs.prepare import check, prepare_variant
 from pipeline.jobs.resume import lock_run
-from pipeline.jobs.train import Placement, find_same_training, train
+from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
 from pipeline.report.tables import best_value_text, describe_settings
@@ -42,28 +42,11 @@ from pipeline.search.trials import (
     put_back,
     waiting_trials,
 )
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import find_runs
 from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
+from pipeline.training.callback import Callback
 from pipeline.training.distributed import join_group
-
-
-def _progress(done: Sequence[FrozenTrial], total: int, again: Repeated) -> str:
-    """Say how many trainings are there, and how many are done once more."""
-    failed = sum(trial.state == TrialState.FAIL for trial in done)
-    listed = (
-        f"{sum(KEY in trial.user_attrs for trial in done)} of the list"
-        + f", {failed} failed for good" * (failed > 0)
-    )
-    tried = f"; {again.failed} that failed {_is(again.failed)} tried again" * (again.failed > 0)
-    anew = f"; {again.deleted} whose {'run was' if again.deleted == 1 else 'runs were'} deleted {_is(again.deleted)} trained again"
-    return f"{len(done)} of {total} trainings are there ({listed}){tried}" + anew * (
-        again.deleted > 0
-    )
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 @dataclass
@@ -73,7 +56,7 @@ class TrialRunner:
     Attributes:
         workspace: The open store.
         experiment: List, space and number of trials.
-        study: Optuna's; nothing else works on it.
+        study: Optuna's study; nothing else works on it.
         parent: The study's run.
         prepared: Images of the experiment's base.
         jobs: The list, checked, seeds of repeats given.
@@ -86,54 +69,67 @@ class TrialRunner:
     prepared: Prepared
     jobs: list[Job]
 
-    def work(self) -> None:
+    def __post_init__(self) -> None:
+        self._by_key: dict[str, Job] = {}
+        for job in self.jobs[: self.experiment.trials]:
+            self._by_key[f"{job.config_hash}:{job.seed}"] = job
+
+    def run(self) -> None:
         """Train until the study has its number of trials."""
-        total = self.experiment.trials
-        if not self.experiment.space and self.experiment.study.trials > total:
+        self._say_what_is_left_out()
+        self._enqueue()
+        while self._is_more_to_do():
+            trial = self.study.ask()
+            try:
+                self._run_trial(trial)
+            except BaseException:
+                # What ends the study here says nothing about the configuration: the trial is gone on
+                # with when the study is.
+                self._put_back(trial)
+                raise
+
+    def _say_what_is_left_out(self) -> None:
+        total, asked = self.experiment.trials, self.experiment.study.trials
+        if not self.experiment.space and asked > total:
             say(
-                f"study.trials {self.experiment.study.trials}: there is no space to search, so that the {total} of the list are all"
+                f"study.trials {asked}: there is no space to search, "
+                f"so that the {total} of the list are all"
             )
         if len(self.jobs) > total:
             say(
-                f"the list has {len(self.jobs)} entries; study.trials {total} trains the first {total}"
+                f"the list has {len(self.jobs)} entries; "
+                f"study.trials {total} trains the first {total}"
             )
-        self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs[:total]}
-        there_are = {
-            row["run_id"] for row in find_runs.find_trainings(self.workspace, self.study.study_name)
-        }
-        again = enqueue_missing(
-            self.study,
-            self.experiment,
-            {key: job.configuration for key, job in self._by_key.items()},
-            there_are,
-        )
-        if (done := finished_trials(self.study, self._by_key)) or any(again):
-            say(f"study {self.study.study_name} goes on: {_progress(done, total, again)}")
-        while waiting_trials(self.study) or len(finished_trials(self.study, self._by_key)) < total:
-            self._try(self.study.ask())
 
-    def _try(self, trial: optuna.Trial) -> None:
-        """Train one trial; what ends the study here says nothing about the configuration, which is gone on with when the study is."""
-        try:
-            self._train_and_tell(trial)
-        except BaseException:
-            # A trial that cannot even be put back still says RUNNING, which comes to the same.
-            with (
-                contextlib.suppress(StoreAway, UpdateFinishedTrialError),
-                fail_at_once(self.study),
-            ):
-                put_back(self.study, trial._trial_id)
-            raise
+    def _enqueue(self) -> None:
+        """Enqueue what is still to do, and say how far the study is."""
+        name = self.study.study_name
+        rows = find_runs.find_trainings(self.workspace, name)
+        entries = {key: job.configuration for key, job in self._by_key.items()}
+        run_ids = {row["run_id"] for row in rows}
+        repeated = enqueue_missing(self.study, self.experiment, entries, run_ids)
+        done = finished_trials(self.study, self._by_key)
+        if done or any(repeated):
+            say(f"study {name} goes on: {_describe(done, self.experiment.trials, repeated)}")
 
-    def _train_and_tell(self, trial: optuna.Trial) -> None:
-        """Train one trial, and tell the study its score, the higher the better, or that it was pruned or failed."""
+    def _is_more_to_do(self) -> bool:
+        if waiting_trials(self.study):
+            return True
+        return len(finished_trials(self.study, self._by_key)) < self.experiment.trials
+
+    def _put_back(self, trial: optuna.Trial) -> None:
+        # A trial that cannot even be put back still says RUNNING, which comes to the same.
+        with contextlib.suppress(StoreAway, UpdateFinishedTrialError), fail_at_once(self.study):
+            put_back(self.study, trial._trial_id)
+
+    def _run_trial(self, trial: optuna.Trial) -> None:
+        """Train one trial, and tell the study its score, the higher the better, or how it ended."""
         try:
             place = place_of(trial)
             configuration = self._configuration(trial, place)
-            say(
-                f"trial {place + 1} of {self.experiment.trials}: {describe_settings(configuration.flat())}"
-            )
-            score = self._train(trial, self._job(trial, configuration, place), place)
+            settings = describe_settings(configuration.flat())
+            say(f"trial {place + 1} of {self.experiment.trials}: {settings}")
+            score = self._train_folds(trial, self._job(trial, configuration, place), place)
         except Pruned as pruned:
             say(f"  {pruned}")
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -141,17 +137,74 @@ class TrialRunner:
             raise
         except Exception as error:
             if join_group().is_broken or out_of_room(error):
-                # The next training would wait for processes that are still in this one, or find the same full disk.
+                # The next training would wait for processes that are still in this one, or find the
+                # same full disk.
                 raise
-            say(
-                f"  failed: {first_line(error)}"
-                + "; the study tries it again when it is started again" * may_pass(error)
-            )
-            trial.set_user_attr(REASON, first_line(error)[:1000])
-            trial.set_user_attr(MAY_PASS, may_pass(error))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._tell_failed(trial, error)
         else:
             self.study.tell(trial, score)
+
+    def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:
+        reason = first_line(error)
+        again = "; the study tries it again when it is started again" if may_pass(error) else ""
+        say(f"  failed: {reason}{again}")
+        trial.set_user_attr(REASON, reason[:1000])
+        trial.set_user_attr(MAY_PASS, may_pass(error))
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _train_folds(self, trial: optuna.Trial, job: Job, place: int) -> float:
+        """Train a job, or one for each fold where all are wanted; return the mean score."""
+        scores = []
+        for number, fold_job in enumerate(job.per_fold()):
+            unfinished = self._find_unfinished(fold_job)
+            # A person may be going on with it by hand.
+            with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
+                same = find_same_training(self.workspace, fold_job)
+                if same is not None:
+                    scores.append(self._adopt(trial, same))
+                    continue
+                placement = self._placement(trial, fold_job, place, unfinished)
+                callbacks = self._callbacks(trial, fold_job, number)
+                done = TrackedTraining(self.workspace, fold_job, placement, callbacks).run()
+                scores.append(ranking.score(done.value, done.metric))
+        return fmean(scores)
+
+    def _find_unfinished(self, job: Job) -> str:
+        """Return the run id of this study's training of a job that can go on, or an empty string."""
+        trials = self.study.get_trials(deepcopy=False)
+        begun = {one.user_attrs.get(RUN_ID, "") for one in trials}
+        return find_runs.find_unfinished_training(
+            self.workspace,
+            self.study.study_name,
+            job.identity,
+            begun,
+        )
+
+    def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
+        """Take a training of another study for this trial; return its score."""
+        say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
+        trial.set_user_attr(RUN_ID, same["run_id"])
+        adopt_training(self.workspace, same["run_id"], self.study.study_name)
+        return float(same["score"])
+
+    def _placement(self, trial: optuna.Trial, job: Job, place: int, run_id: str) -> Placement:
+        fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
+        return Placement(
+            self._run_name(job.configuration.model.name, place) + fold,
+            parent=self.parent.id,
+            study=self.study.study_name,
+            place=place,
+            run_id=run_id,
+            on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+        )
+
+    def _callbacks(self, trial: optuna.Trial, job: Job, fold_number: int) -> list[Callback]:
+        # A trial is given up on its first fold or not at all: Optuna takes one value per trial and
+        # epoch.
+        if fold_number:
+            return []
+        metric = job.configuration.training.best_metric
+        return [PruningCallback(trial, metric, prunable=ENTRY not in trial.user_attrs)]
 
     def _configuration(self, trial: optuna.Trial, place: int) -> Configuration:
         entry, space = trial.user_attrs.get(ENTRY), self.experiment.space
@@ -164,86 +217,48 @@ class TrialRunner:
         try:
             return build_configuration(point, self.experiment)
         except UserError as error:
-            raise self._as_failed_run(
-                error, {**self.experiment.base.flat(), **decode_point(point, space)}, place
-            ) from None
+            params = {**self.experiment.base.flat(), **decode_point(point, space)}
+            raise self._log_failed(error, params, place) from None
 
     def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
-        if (listed := self._by_key.get(trial.user_attrs.get(KEY, ""))) is not None:
+        listed = self._by_key.get(trial.user_attrs.get(KEY, ""))
+        if listed is not None:
             return listed
         try:
             origin = check(configuration, self.prepared, "")
         except UserError as error:
-            raise self._as_failed_run(error, configuration.flat(), place) from None
-        return Job(
-            configuration,
-            origin,
-            prepare_variant(self.workspace, configuration.data, self.prepared),
-        )
+            raise self._log_failed(error, configuration.flat(), place) from None
+        images = prepare_variant(self.workspace, configuration.data, self.prepared)
+        return Job(configuration, origin, images)
 
-    def _as_failed_run(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
+    def _log_failed(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
         """Log choices that are right alone but do not fit together: one failed run like others."""
-        name = self._name(str(params["model.name"]), place)
-        with (
-            contextlib.suppress(UserError),
-            TrackedRun(
-                self.workspace, "train", name, parent=self.parent.id, tags=self._tags(place)
-            ) as run,
-        ):
+        name = self._run_name(str(params["model.name"]), place)
+        tags = Placement(name, study=self.study.study_name, place=place).tags(self.prepared.digest)
+        run = TrackedRun(self.workspace, "train", name, parent=self.parent.id, tags=tags)
+        with contextlib.suppress(UserError), run:
             run.params(params)
             raise error
         return error
 
-    def _name(self, model: str, place: int) -> str:
-        return f"{place:02d} {Path(model.removeprefix('file:').partition(':')[0]).name}"
+    def _run_name(self, model: str, place: int) -> str:
+        return f"{place:02d} {Path(model.removeprefix(FILE).partition(':')[0]).name}"
 
-    def _tags(self, place: int) -> dict[str, str]:
-        return {
-            names.STUDY: self.study.study_name,
-            names.TRIAL: str(place),
-            names.DATA_DIGEST: self.prepared.digest,
-        }
 
-    def _train(self, trial: optuna.Trial, job: Job, place: int) -> float:
-        """Return the score, its mean over the folds where all are trained."""
-        return fmean(
-            self._train_fold(trial, one, place, number) for number, one in enumerate(job.per_fold())
-        )
+def _describe(done: Sequence[FrozenTrial], total: int, repeated: Repeated) -> str:
+    """Say how many trainings are there, and how many are done once more."""
+    failed = sum(trial.state == TrialState.FAIL for trial in done)
+    text = f"{sum(KEY in trial.user_attrs for trial in done)} of the list"
+    if failed:
+        text += f", {failed} failed for good"
+    text = f"{len(done)} of {total} trainings are there ({text})"
+    if repeated.failed:
+        text += f"; {repeated.failed} that failed {_is(repeated.failed)} tried again"
+    if repeated.deleted:
+        runs = "run was" if repeated.deleted == 1 else "runs were"
+        text += f"; {repeated.deleted} whose {runs} deleted {_is(repeated.deleted)} trained again"
+    return text
 
-    def _train_fold(self, trial: optuna.Trial, job: Job, place: int, number: int) -> float:
-        identity = (job.config_hash, job.seed, job.prepared.fold, job.prepared.digest)
-        begun = {one.user_attrs.get(RUN_ID, "") for one in self.study.get_trials(deepcopy=False)}
-        unfinished = find_runs.find_unfinished_training(
-            self.workspace, self.study.study_name, *identity, begun
-        )
-        # A person may be going on with it by hand.
-        with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
-            same = find_same_training(self.workspace, job)
-            if same is not None:
-                say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
-                trial.set_user_attr(RUN_ID, same["run_id"])
-                adopt_training(self.workspace, same["run_id"], self.study.study_name)
-                return float(same["score"])
-            return self._go_on(trial, job, place, number, unfinished)
 
-    def _go_on(
-        self, trial: optuna.Trial, job: Job, place: int, number: int, unfinished: str
-    ) -> float:
-        """Train from the beginning, or where an unfinished run was interrupted."""
-        fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
-        placement = Placement(
-            self._name(job.configuration.model.name, place) + fold,
-            parent=self.parent.id,
-            tags=self._tags(place),
-            run_id=unfinished,
-            on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
-        )
-        # A trial is given up on its first fold or not at all: Optuna takes one value per trial and epoch.
-        metric = job.configuration.training.best_metric
-        report = (
-            [PruningCallback(trial, metric, prunable=ENTRY not in trial.user_attrs)]
-            if number == 0
-            else []
-        )
-        done = train(self.workspace, job, placement, report)
-        return ranking.score(done.value, done.metric)
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"

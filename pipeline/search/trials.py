@@ -40,9 +40,7 @@ def with_repeat_seeds(
         while (config_hash, seed) in taken:
             seed += 1
         taken.add((config_hash, seed))
-        seeded.append(
-            entry.model_copy(update={"training": entry.training.model_copy(update={"seed": seed})})
-        )
+        seeded.append(entry.change("training", seed=seed))
     return seeded
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
+
+if TYPE_CHECKING:
+    from pipeline.tracking.workspace import Workspace
 
 
 class TrainOptions(TrustOptions):
@@ -41,21 +45,23 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.prepare import check, prepare_images, replace_unreachable_weights, with_white
-    from pipeline.jobs.train import Placement, find_same_training, train
+    from pipeline.jobs.prepare import (
+        check,
+        prepare_images,
+        replace_unreachable_weights,
+        with_white,
+    )
+    from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
     from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
     from pipeline.report.tables import best_value_text
-    from pipeline.tracking import names
-    from pipeline.tracking.run import TrackedRun
     from pipeline.tracking.ui_views import write_views
     from pipeline.tracking.workspace import open_workspace
 
     configuration = experiment.base
     if configuration.data.fold == "all":
-        raise UserError(
-            f"data.fold: all is for tune; train takes one fold, 0 to {configuration.data.folds - 1}"
-        )
+        last = configuration.data.folds - 1
+        raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {last}")
     workspace = open_workspace(experiment.name)
     workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     if experiment.fast:
@@ -66,35 +72,33 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     write_views(workspace, configuration.training.best_metric)
     same = find_same_training(workspace, job)
     if same is not None:
-        if workspace.launched_run:
-            with TrackedRun(
-                workspace,
-                "train",
-                f"same as {same['run_name']}",
-                tags={names.JOINS: same["run_id"]},
-                single=True,
-            ):
-                pass
+        _point_to(workspace, f"same as {same['run_name']}", same["run_id"])
         say(
-            f"trained before as run {same['run_id']}, {best_value_text(same)}; another training.seed repeats it"
+            f"trained before as run {same['run_id']}, {best_value_text(same)}; "
+            "another training.seed repeats it"
         )
         return
-    done = train(
-        workspace,
-        job,
-        Placement(configuration.model.name.rpartition("/")[2], export=True, single=True),
-    )
+    name = configuration.model.name.rpartition("/")[2]
+    done = TrackedTraining(workspace, job, Placement(name, export=True, single=True)).run()
     say(f"run {done.run_id}: {done}; model runs:/{done.run_id}/model")
+
+
+def _point_to(workspace: Workspace, name: str, run_id: str) -> None:
+    """Under ``mlflow run``, have the launcher's run point to the run that holds the results."""
+    from pipeline.tracking import names
+    from pipeline.tracking.run import TrackedRun
+
+    if workspace.launched_run:
+        with TrackedRun(workspace, "train", name, tags={names.JOINS: run_id}, single=True):
+            pass
 
 
 def _resume(own: TrainOptions, overrides: Raw) -> None:
     """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
-    named = [f"{section}.{name}" for section, fields in overrides.items() for name in fields]
-    named += list_given(own, "config", "experiment", "fast")
     from contextlib import ExitStack
 
-    from pipeline.jobs.resume import load_interrupted_job, lock_run, refuse_ended
-    from pipeline.jobs.train import Placement, train
+    from pipeline.jobs.resume import load_interrupted_job, lock_run
+    from pipeline.jobs.train import Placement, TrackedTraining
     from pipeline.report.console import say
     from pipeline.tracking import find_runs, names
     from pipeline.tracking.run import TrackedRun
@@ -102,22 +106,13 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.distributed import join_group
     from pipeline.training.torchrun import need_processes
 
-    run = find_runs.get_run(open_workspace(""), own.run_id)
-    tags = run.data.tags
-    if named:
-        values = {
-            f"{section}.{name}": value
-            for section, fields in overrides.items()
-            for name, value in fields.items()
-        }
-        options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
-        refuse_ended(own.run_id, str(run.info.run_name), find_runs.to_row(run)["state"], options)
-        raise UserError(
-            f"run_id: a run goes on by its recorded configuration and takes no other option; got {', '.join(named)}"
-        )
+    workspace = open_workspace("")
+    tags = find_runs.get_run(workspace, own.run_id).data.tags
+    _need_no_options(own, overrides, workspace)
     if not tags.get(names.EXPERIMENT):
         raise UserError(
-            f"run_id: run {own.run_id} is no training of this pipeline: it has no tag {names.EXPERIMENT}"
+            f"run_id: run {own.run_id} is no training of this pipeline: "
+            f"it has no tag {names.EXPERIMENT}"
         )
     workspace = open_workspace(tags[names.EXPERIMENT])
     with lock_run(workspace, own.run_id), ExitStack() as launched:
@@ -126,15 +121,40 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
         need_processes(job.configuration.training)
         if join_group().size != processes:
             say(
-                f"begun by {processes} processes, it goes on by {join_group().size}: to other numbers than uninterrupted"
+                f"begun by {processes} processes, it goes on by {join_group().size}: "
+                "to other numbers than uninterrupted"
             )
         if workspace.launched_run:
             joins = {names.JOINS: own.run_id}
-            launched.enter_context(
-                TrackedRun(workspace, "train", f"resumes {own.run_id[:8]}", tags=joins, single=True)
-            )
+            name = f"resumes {own.run_id[:8]}"
+            launched.enter_context(TrackedRun(workspace, "train", name, tags=joins, single=True))
         name = str(find_runs.get_run(workspace, own.run_id).info.run_name)
-        done = train(
-            workspace, job, Placement(name, export=names.TRIAL not in tags, run_id=own.run_id)
-        )
+        placement = Placement(name, export=names.TRIAL not in tags, run_id=own.run_id)
+        done = TrackedTraining(workspace, job, placement).run()
     say(f"run {done.run_id}: {done}")
+
+
+def _need_no_options(own: TrainOptions, overrides: Raw, workspace: Workspace) -> None:
+    """Refuse other options beside a run: it goes on by what it has recorded.
+
+    Raises:
+        UserError: There are some.
+    """
+    from pipeline.jobs.resume import refuse_ended
+    from pipeline.tracking import find_runs
+
+    values = {}
+    for section, fields in overrides.items():
+        for name, value in fields.items():
+            values[f"{section}.{name}"] = value
+    named = [*values, *list_given(own, "config", "experiment", "fast")]
+    if not named:
+        return
+    options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items())
+    run = find_runs.get_run(workspace, own.run_id)
+    state = find_runs.to_row(run)["state"]
+    refuse_ended(own.run_id, str(run.info.run_name), state, options)
+    raise UserError(
+        "run_id: a run goes on by its recorded configuration and takes no other option; "
+        f"got {', '.join(named)}"
+    )

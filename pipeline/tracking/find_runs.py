@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from pipeline import models, ranking
 from pipeline.config import Configuration, field_info, nest, parse, parse_yaml
 from pipeline.errors import UserError, nearest
-from pipeline.identity import FIRST_RELEASE, config_hash
+from pipeline.identity import FIRST_RELEASE, TrainingIdentity, config_hash
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace, is_away
 
@@ -244,68 +245,58 @@ def metric_history(workspace: Workspace, run_id: str, metric: str) -> dict[int, 
     return {entry.step: entry.value for entry in logged}
 
 
-def find_complete_training(
-    workspace: Workspace, config_hash: str, seed: int, fold: int, data_digest: str
-) -> Row | None:
+def find_complete_training(workspace: Workspace, identity: TrainingIdentity) -> Row | None:
     """Return the complete training of that identity in this experiment, if there is one."""
-    tags = {
-        names.EXPERIMENT: workspace.experiment,
-        names.STEP: "train",
-        names.STATE: names.COMPLETE,
-        names.CONFIG_HASH: config_hash,
-    }
-    tags[names.DATA_DIGEST] = data_digest
-    found = _search(
-        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+    found = _search_training(
+        workspace, identity, {names.STEP: "train", names.STATE: names.COMPLETE}
     )
     rows = [to_row(run) for run in found if names.JOINS not in run.data.tags]
-    return next(
-        (found for found in rows if found["seed"] == seed and found["fold"] == str(fold)), None
-    )
+    same = [row for row in rows if _is_same(row, identity)]
+    return same[0] if same else None
 
 
 def find_unfinished_training(
-    workspace: Workspace,
-    study: str,
-    config_hash: str,
-    seed: int,
-    fold: int,
-    data_digest: str,
-    begun: Collection[str],
+    workspace: Workspace, study: str, identity: TrainingIdentity, begun: Collection[str]
 ) -> str:
-    """Return the run id of a study's training of that identity that can go on, the latest one, or an empty string.
+    """Return the run id of a study's latest training of that identity that can go on.
 
-    It is running, was interrupted, or failed for a reason that may have passed.
+    It is running, was interrupted, or failed for a reason that may have passed. The id is empty if
+    there is none.
 
     Args:
         workspace: The open store.
-        study: Its name.
-        config_hash: Of the configuration.
-        seed: Of the training.
-        fold: Of the images.
-        data_digest: Of the images.
+        study: Name of the study.
+        identity: The training.
         begun: Run ids that the study itself has noted: anybody may write tags like theirs.
     """
+    rows = []
+    for run in _search_training(workspace, identity, {}):
+        tags = run.data.tags
+        is_own = run.info.run_id in begun and names.is_uid(tags.get(names.UID, run.info.run_id))
+        if is_own and study in tags.get(names.STUDY, "").split(",") and _can_go_on(run):
+            rows.append(to_row(run))
+    same = [row for row in rows if _is_same(row, identity)]
+    if not same:
+        return ""
+    return str(max(same, key=itemgetter("start_time"))["run_id"])
+
+
+def _search_training(
+    workspace: Workspace, identity: TrainingIdentity, further_tags: Mapping[str, str]
+) -> list[Run]:
+    """Return the runs of this experiment with a configuration and images, whatever their seed."""
     tags = {
         names.EXPERIMENT: workspace.experiment,
-        names.CONFIG_HASH: config_hash,
-        names.DATA_DIGEST: data_digest,
+        **further_tags,
+        names.CONFIG_HASH: identity.config_hash,
+        names.DATA_DIGEST: identity.data_digest,
     }
-    found = _search(
-        workspace, " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
-    )
-    own = [
-        run
-        for run in found
-        if run.info.run_id in begun and names.is_uid(run.data.tags.get(names.UID, run.info.run_id))
-    ]
-    rows = [
-        to_row(run)
-        for run in own
-        if study in run.data.tags.get(names.STUDY, "").split(",") and _can_go_on(run)
-    ]
-    same = [one for one in rows if one["seed"] == seed and one["fold"] == str(fold)]
-    return str(max(same, key=lambda one: one["start_time"])["run_id"]) if same else ""
+    conditions = [f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()]
+    return _search(workspace, " and ".join(conditions))
+
+
+def _is_same(row: Row, identity: TrainingIdentity) -> bool:
+    return bool(row["seed"] == identity.seed and row["fold"] == str(identity.fold))
 
 
 def _can_go_on(run: Run) -> bool:

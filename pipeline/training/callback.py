@@ -15,14 +15,19 @@ class Callback:
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         """Called before the first step."""
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
-        """Called after `on_start` with the number of epochs done in an earlier life (0 in the first), and their metrics."""
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
+        """Called after `on_start` with what an earlier life has done: nothing in the first one.
+
+        Args:
+            steps: Number of optimizer steps.
+            history: Metrics of each epoch.
+        """
 
     def on_backward(self, epoch: int, step: int) -> None:
         """Called when the gradients are there, before the weights change; steps are counted from 1 over the whole training."""
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
-        """Called after each optimizer step with the running means of the epoch."""
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
+        """Called after each optimizer step with the epoch's running means and the learning rate."""
 
     def on_validation(
         self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]

@@ -24,7 +24,7 @@ class Flag(NamedTuple):
     """Something that a person should know about a training.
 
     Attributes:
-        name: ``find_collapse``, ``compare_with_majority``, ``find_overfitting``, ``flag_not_finite`` or ``still_improving``.
+        name: ``collapse``, ``baseline``, ``overfit``, ``not_finite`` or ``still_improving``.
         text: One line with the numbers.
     """
 
@@ -35,15 +35,15 @@ class Flag(NamedTuple):
 class Diagnostics:
     """Judges a training after each epoch by that epoch alone, so that a flag whose cause is gone is withdrawn.
 
-    - ``find_collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
+    - ``collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
       counts if it is answered once, so rare classes raise no alarm; nor do few images, which count as that many classes.
-    - ``compare_with_majority``: no more accurate than always answering the largest class.
-    - ``find_overfitting``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
-    - ``flag_not_finite``: a loss is NaN or infinite.
+    - ``baseline``: no more accurate than always answering the largest class.
+    - ``overfit``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
+    - ``not_finite``: a loss is NaN or infinite.
     - ``still_improving``: the last epoch planned is better than all before. An equal score, which also makes the last epoch
       the best, is no improvement.
 
-    All but ``flag_not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
+    All but ``not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
     running statistics of BatchNorm lag behind, and a sound network may answer with few classes and far worse than in training.
 
     Args:

@@ -46,7 +46,7 @@ class EpochLog(Callback):
         self._epochs, self._last = 0, max(self._known, default=0)
         self._has_departed = False
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         # Some may not have been written any more, or be of another life than the one that goes on.
         best = -math.inf
         for number, values in enumerate(history, 1):

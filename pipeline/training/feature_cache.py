@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -141,39 +142,76 @@ class Features(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(features), self.labels[torch.from_numpy(numbers)]
 
 
-def load_or_compute(
-    images: Images,
-    ids: NDArray[np.uint8],
-    views: int,
-    backbone: Backbone,
-    folder: Path,
-    batch_size: int,
-    workers: int,
-    progress: Progress,
-) -> tuple[Features, int]:
-    """Return the features of a split, and of how many images they were computed now; the others were on disk.
+class FeatureCache:
+    """The features that one backbone makes of images which are prepared in one way, in a folder.
 
     Args:
-        images: Of the split.
-        ids: What tells its images apart in the folder, shape (images, 16); equal ones have equal features.
-        views: Per image: what training would show in epochs 1 to `views`.
-        backbone: Computes them.
-        folder: Of this backbone and this way of preparing images; processes that need the same wait for one another.
-        batch_size: Images per pass.
-        workers: Processes that read and augment; 0 does it in this one.
-        progress: Told how many images are done.
+        folder: The folder; processes that need the same one wait for one another.
+        backbone: Computes the features.
+        batch_size: Images per forward pass.
+        workers: Processes that read and augment images; with 0 this process does it.
+        progress: Called while features are computed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder):
-        # Each content once, in the split's order: whoever goes on after a kill makes the same batches, and so the same bits.
-        _, first = np.unique(ids, axis=0, return_index=True)
-        known = _read(folder)[1]
-        missing = [int(number) for number in np.sort(first) if ids[number].tobytes() not in known]
-        _compute(images, ids, missing, views, backbone, folder, batch_size, workers, progress)
-    files, known = _read(folder)
-    return Features(
-        images, files, np.array([known[one.tobytes()] for one in ids], dtype=np.int64)
-    ), len(missing)
+
+    def __init__(
+        self, folder: Path, backbone: Backbone, batch_size: int, workers: int, progress: Progress
+    ) -> None:
+        self._folder = folder
+        self._backbone = backbone
+        self._batch_size = batch_size
+        self._workers = workers
+        self._progress = progress
+
+    def load_or_compute(
+        self, images: Images, ids: NDArray[np.uint8], num_views: int
+    ) -> tuple[Features, int]:
+        """Return the features of a split, and how many of its images were computed now.
+
+        Args:
+            images: The images of the split.
+            ids: What tells its images apart in the folder, shape (images, 16); equal ones have equal
+                features.
+            num_views: Features per image: what training would show in epochs 1 to `num_views`.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with lock(self._folder):
+            # Each content once, in the split's order: whoever goes on after a kill makes the same
+            # batches, and so the same bits.
+            _, first = np.unique(ids, axis=0, return_index=True)
+            known = _read(self._folder)[1]
+            missing = [
+                int(number) for number in np.sort(first) if ids[number].tobytes() not in known
+            ]
+            self._compute(images, ids, missing, num_views)
+        files, known = _read(self._folder)
+        places = np.array([known[one.tobytes()] for one in ids], dtype=np.int64)
+        return Features(images, files, places), len(missing)
+
+    def _compute(
+        self, images: Images, ids: NDArray[np.uint8], missing: list[int], num_views: int
+    ) -> None:
+        per_batch = max(1, self._batch_size // num_views)
+        parts = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
+        keys = [_keys(part, num_views) for part in parts]
+        made: list[NDArray[np.float32]] = []
+        done = saved = 0
+        begun = time.monotonic()
+        with closing(batches_of(images, keys, self._workers)) as batches:
+            for part, batch in zip(parts, batches, strict=True):
+                features = _compute_in_halves(self._backbone, batch).numpy()
+                made.append(features.reshape(len(part), num_views, *features.shape[1:]))
+                done += len(part)
+                self._progress("computing features of", done, len(missing))
+                is_full = sum(one.nbytes for one in made) >= _FILE_BYTES
+                is_late = time.monotonic() - begun >= _FILE_SECONDS
+                if is_full or is_late or done == len(missing):
+                    _write(self._folder, ids[missing[saved:done]], np.concatenate(made))
+                    made, saved, begun = [], done, time.monotonic()
+
+
+def _keys(numbers: Sequence[int], num_views: int) -> list[Key]:
+    """Return the keys of all views of some images, those of one image side by side."""
+    return [(view, number) for number, view in product(numbers, range(1, num_views + 1))]
 
 
 def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[int, int]]]:
@@ -207,41 +245,7 @@ def _mapped(file: Path) -> NDArray[np.float32]:
     return content[start:].view(torch.float32).view(shape).numpy()
 
 
-def _compute(
-    images: Images,
-    ids: NDArray[np.uint8],
-    missing: list[int],
-    views: int,
-    backbone: Backbone,
-    folder: Path,
-    batch_size: int,
-    workers: int,
-    progress: Progress,
-) -> None:
-    per_batch = max(1, batch_size // views)
-    parts = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
-    keys: list[list[Key]] = [
-        [(view, number) for number in part for view in range(1, views + 1)] for part in parts
-    ]
-    made: list[NDArray[np.float32]] = []
-    done = saved = 0
-    begun = time.monotonic()
-    with closing(batches_of(images, keys, workers)) as batches:
-        for part, batch in zip(parts, batches, strict=True):
-            features = _fitting(backbone, batch).numpy()
-            made.append(features.reshape(len(part), views, *features.shape[1:]))
-            done += len(part)
-            progress("computing features of", done, len(missing))
-            is_full = (
-                sum(one.nbytes for one in made) >= _FILE_BYTES
-                or time.monotonic() - begun >= _FILE_SECONDS
-            )
-            if is_full or done == len(missing):
-                _write(folder, ids[missing[saved:done]], np.concatenate(made))
-                made, saved, begun = [], done, time.monotonic()
-
-
-def _fitting(backbone: Backbone, images: Tensor) -> Tensor:
+def _compute_in_halves(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the features of images, in halves where all at once do not fit in memory."""
     try:
         return backbone(images)
@@ -252,7 +256,7 @@ def _fitting(backbone: Backbone, images: Tensor) -> Tensor:
         raise OutOfMemory(
             "out of memory: the backbone does not take even one image; a smaller data.image_size or network may fit"
         )
-    return torch.cat([_fitting(backbone, half) for half in images.tensor_split(2)])
+    return torch.cat([_compute_in_halves(backbone, half) for half in images.tensor_split(2)])
 
 
 def _write(folder: Path, ids: NDArray[np.uint8], features: NDArray[np.float32]) -> None:

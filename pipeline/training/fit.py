@@ -1,10 +1,11 @@
-"""Train one network on one set of images: the epochs, the best weights, early stopping, resume checkpoints."""
+"""Train one network on one set of images: the epochs, the best weights, early stopping, resuming."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pipeline.background import Background
 from pipeline.config import Configuration
 from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
 from pipeline.ranking import score
+from pipeline.training.batch_size_advice import advise_batch_size
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import (
     State,
@@ -25,8 +27,9 @@ from pipeline.training.checkpoint import (
     set_random_states,
     weights_of,
 )
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.device import is_out_of_memory
+from pipeline.training.fit_result import FitResult, attach_result
 from pipeline.training.imbalance import class_weights
 from pipeline.training.inference import predict_logits, set_training_mode
 from pipeline.training.running_means import NOTHING, BatchSums, RunningMeans
@@ -39,309 +42,326 @@ _MOST_PENDING = 2
 
 
 def fit(
-    configuration: Configuration,
-    setting: TrainingContext,
-    callbacks: Sequence[Callback],
-    fitted: FitResult,
-) -> None:
-    """Train, validate after each epoch, and keep the best weights in `setting.checkpoint`.
+    configuration: Configuration, context: TrainingContext, callbacks: Sequence[Callback] = ()
+) -> FitResult:
+    """Train, validate after each epoch, and keep the best weights in `context.checkpoint`.
 
-    They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that among equal
-    scores the longer-trained one is kept. ``train/loss`` is the mean of what is minimised, weighed by
-    class where `class_weights` is balanced; ``val/loss`` never is, so that it compares across configurations.
-    Where `setting.resume` has a checkpoint, the training goes on from there, to the same bits on a CPU.
+    They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that among
+    equal scores the longer-trained one is kept. ``train/loss`` is the mean of what is minimised,
+    weighed by class where `class_weights` is balanced; ``val/loss`` never is, so that it compares
+    across configurations. If `context.resume` has a checkpoint, the training goes on from there, to
+    the same bits on a CPU.
 
     Args:
-        configuration: Of the training.
-        setting: Network, images, device and where the checkpoints go.
-        callbacks: Told of every step and epoch.
-        fitted: Filled as the training goes on.
+        configuration: What is trained, and how.
+        context: Network, images, device, and the place of the checkpoints.
+        callbacks: Called at every step and epoch.
 
     Raises:
-        LossNotFinite: It stops there; the best weights stay.
+        LossNotFinite: The training stops there; the best weights stay.
         OutOfMemory: A batch does not fit; the message says which would.
+        Exception: Whatever a callback raises. Each of these carries what the training has come to
+            (see `pipeline.training.fit_result.result_of`).
     """
-    training = _Training(configuration, setting, callbacks, fitted)
+    loop = _Loop(configuration, context, callbacks)
     try:
-        training.run()
-    finally:
-        training.files.close()
+        with closing(loop.files):
+            loop.start()
+            while loop.goes_on():
+                loop.train_epoch()
+                loop.validate()
+    except Exception as error:
+        attach_result(error, loop.result)
+        raise
+    return loop.result
 
 
-class _Training:
-    """The state of a training between two steps is `state`; all else follows from configuration and setting."""
+class _Loop:
+    """A training between two steps.
+
+    Its whole state is what `_save` writes; all else follows from configuration and context.
+    """
 
     def __init__(
         self,
         configuration: Configuration,
-        setting: TrainingContext,
+        context: TrainingContext,
         callbacks: Sequence[Callback],
-        fitted: FitResult,
     ) -> None:
-        self._configuration, self._setting, self._callbacks, self._fitted = (
-            configuration,
-            setting,
-            callbacks,
-            fitted,
-        )
-        self._module = setting.network.module.to(setting.device)
-        train = setting.train
+        self.result = FitResult()
+        self.files = Background()
+        self._configuration = configuration
+        self._context = context
+        self._callbacks = callbacks
+        self._module = context.network.module.to(context.device)
+        train = context.train
         weights = class_weights(configuration.training, train.labels.numpy(), train.num_classes)
         self._stepper = Stepper(
-            configuration, setting.called, setting.numerics, setting.device, weights, setting.group
+            configuration,
+            context.trained_part,
+            context.numerics,
+            context.device,
+            weights,
+            context.group,
         )
         self._plateau = Plateau(configuration.schedule)
-        self._epoch, self._sums, self._epoch_seconds = 1, RunningMeans(), 0.0
+        self._epoch = 1
+        self._sums = RunningMeans()
+        self._epoch_seconds = 0.0
         self._saved = self._tick = time.perf_counter()
-        self._due = self._is_saving = False
-        self.files = Background()
+        self._is_save_due = False
+        self._is_saving = False
 
-    def run(self) -> None:
-        """Train to the end."""
-        epochs, patience = (
-            self._configuration.training.epochs,
-            self._configuration.training.patience,
-        )
+    def start(self) -> None:
+        """Go on from the last checkpoint, if there is one, and call back."""
         self._resume()
         for callback in self._callbacks:
-            callback.on_start(epochs, len(self._setting.train))
-            callback.on_resume(len(self._fitted.history), self._fitted.history)
+            callback.on_start(self._configuration.training.epochs, len(self._context.train))
+            callback.on_resume(len(self.result.lrs), self.result.history)
         self._saved = self._tick = time.perf_counter()
-        while self._epoch <= epochs and not (
-            patience and self._epoch - 1 - self._fitted.best_epoch >= patience
-        ):
-            self._train_epoch()
-            self._validate()
-            self._epoch, self._sums, self._epoch_seconds = self._epoch + 1, RunningMeans(), 0.0
 
-    def _train_epoch(self) -> None:
-        configuration, setting, sums = self._configuration, self._setting, self._sums
-        set_training_mode(setting.network, frozen=configuration.model.freeze == "backbone")
-        for images, labels in setting.train.epoch(self._epoch, skip=sums.steps):
-            if not self._step(images, labels):
-                raise OutOfMemory(self._advice(images, labels))
+    def goes_on(self) -> bool:
+        """Whether there is another epoch to train."""
+        training = self._configuration.training
+        epochs_without_gain = self._epoch - 1 - self.result.best_epoch
+        if training.patience and epochs_without_gain >= training.patience:
+            return False
+        return self._epoch <= training.epochs
+
+    def train_epoch(self) -> None:
+        """Train on all batches of an epoch, or on those that were left of it."""
+        is_frozen = self._configuration.model.freeze == "backbone"
+        set_training_mode(self._context.network, frozen=is_frozen)
+        for images, labels in self._context.train.epoch(self._epoch, skip=self._sums.steps):
+            if not self._train_batch(images, labels):
+                raise OutOfMemory(self._describe_shortage(images, labels))
             for callback in self._callbacks:
-                callback.on_step(self._epoch, sums.loss, sums.accuracy)
-            if self._due:
+                callback.on_step(
+                    self._epoch, self._sums.loss, self._sums.accuracy, self.result.lrs[-1]
+                )
+            if self._is_save_due:
                 self._save()
 
-    def _is_due(self) -> bool:
-        """Whether it is time for a resume checkpoint, which the first process decides for all.
-
-        It is not while the one before is being written: where the disk is slow, copies would fill the memory.
-        """
-        if self._setting.resume is None or self._is_saving or self.files.pending >= _MOST_PENDING:
-            return False
-        return time.perf_counter() - self._saved >= self._configuration.training.checkpoint_seconds
-
-    def _step(self, images: Tensor, labels: Tensor) -> bool:
+    def _train_batch(self, images: Tensor, labels: Tensor) -> bool:
         """Train on one batch; return whether it fits in memory, in every process of the group."""
-        group = self._setting.group
-        labels = labels.to(self._setting.device, non_blocking=True)
+        group = self._context.group
+        labels = labels.to(self._context.device, non_blocking=True)
         loss, own = self._forward(images, labels)
-        *sums, misfits, due = group.sum([*own, loss is None, self._is_due()])
-        if loss is None or misfits:
+        *sums, num_misfits, num_due = group.sum([*own, loss is None, self._is_time_to_save()])
+        if loss is None or num_misfits:
             return False
         batch = BatchSums(*sums)
-        if not math.isfinite(batch.loss):
-            mean = batch.loss / batch.weight
-            raise LossNotFinite(
-                f"the loss is not finite at {self._place()} ({mean}); {self._advice_for_loss()}"
-            )
+        self._need_finite(batch)
         if group.size > 1:
-            # Gradients become the mean over the processes; the loss of a batch is the mean over its images.
+            # Gradients become the mean over the processes; the loss of a batch is the mean over its
+            # images.
             loss = loss * (own.weight * group.size / batch.weight)
+        lr = self._lr()
         try:
             self._stepper.backward(loss)
             for callback in self._callbacks:
-                callback.on_backward(self._epoch, len(self._fitted.lrs) + 1)
-            lr = self._lr()
+                callback.on_backward(self._epoch, len(self.result.lrs) + 1)
             self._stepper.update(lr)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._break_group()
             return False
-        self._fitted.lrs.append(lr)
+        self.result.lrs.append(lr)
         self._sums.add(batch)
-        self._due = bool(due)
+        self._is_save_due = bool(num_due)
         return True
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, BatchSums]:
-        """Return the loss of this process's share of a batch, None where it does not fit in memory, and what it adds to the means."""
-        setting = self._setting
+        """Return the loss of this process's share of a batch, and what it adds to the means.
+
+        The loss is None if the share does not fit in memory.
+        """
+        context = self._context
         try:
-            loss, logits = self._stepper.forward(setting.inputs(images), labels)
+            loss, logits = self._stepper.forward(context.inputs(images), labels)
             sums = BatchSums.of(loss.item(), logits.detach(), labels, self._stepper.class_weights)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if setting.device.type == "cuda":
+            if context.device.type == "cuda":
                 self._break_group()
             return None, NOTHING
-        # A batch smaller than the group leaves some with an image that is another's.
-        return loss, sums if setting.group.rank < setting.train.length_of(
-            self._sums.steps
-        ) else NOTHING
+        if context.group.rank >= context.train.length_of(self._sums.steps):
+            # A batch smaller than the group leaves some with an image that is another's.
+            return loss, NOTHING
+        return loss, sums
+
+    def _is_time_to_save(self) -> bool:
+        """Whether it is time for a resume checkpoint, which the first process decides for all.
+
+        It is not while the one before is being written: where the disk is slow, copies would fill
+        the memory.
+        """
+        if self._context.resume is None or self._is_saving:
+            return False
+        if self.files.pending >= _MOST_PENDING:
+            return False
+        seconds = self._configuration.training.checkpoint_seconds
+        return time.perf_counter() - self._saved >= seconds
+
+    def _need_finite(self, batch: BatchSums) -> None:
+        if not math.isfinite(batch.loss):
+            mean = batch.loss / batch.weight
+            raise LossNotFinite(
+                f"the loss is not finite at {self._place()} ({mean}); {self._advice_for_loss()}"
+            )
 
     def _break_group(self) -> None:
-        """End the training where memory does not suffice and others wait for this process's gradients or statistics; alone do nothing."""
-        group = self._setting.group
+        """End the training if other processes wait for this one's gradients or statistics.
+
+        A process that trains by itself goes on.
+        """
+        group = self._context.group
         if group.size > 1:
             group.is_broken = True
-            raise OutOfMemory(self._advice(torch.zeros(0), torch.zeros(0)))
+            raise OutOfMemory(self._describe_shortage())
 
     def _place(self) -> str:
         return f"step {self._sums.steps + 1} of epoch {self._epoch}"
 
     def _advice_for_loss(self) -> str:
-        best = self._fitted.best_epoch
-        kept = (
-            f"the weights of epoch {best}, the best so far, are kept"
-            if best
-            else "no weights are kept, since no epoch was good"
-        )
+        best = self.result.best_epoch
+        kept = "no weights are kept, since no epoch was good"
+        if best:
+            kept = f"the weights of epoch {best}, the best so far, are kept"
         return f"a lower optimizer.lr may help; {kept}"
 
-    def _advice(self, images: Tensor, labels: Tensor) -> str:
-        """Say which batch would have fitted, by trying: the weights are lost, but the training has ended anyway."""
-        place, batch_size = self._place(), self._configuration.data.batch_size
-        if self._setting.group.size > 1:
-            return f"out of memory at data.batch_size {batch_size} ({place}) in {self._setting.group.size} processes; a smaller one may fit"
-        size, labels = len(labels), labels.to(self._setting.device)
-        while (size := size // 2) and not self._fits(images[:size], labels[:size]):
-            pass
-        advice = (
-            f"data.batch_size {size} fits"
-            if size
-            else "not even one image fits; a smaller data.image_size or network may"
-        )
-        return f"out of memory at data.batch_size {len(labels)} ({place}); {advice}"
-
-    def _fits(self, images: Tensor, labels: Tensor) -> bool:
-        try:
-            self._stepper.first_step(self._setting.inputs(images), labels)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True
+    def _describe_shortage(self, images: Tensor | None = None, labels: Tensor | None = None) -> str:
+        """Say where memory did not suffice; for a batch that is given also which one would fit."""
+        size = self._context.group.size
+        if images is None or labels is None or size > 1:
+            batch_size = self._configuration.data.batch_size
+            return (
+                f"out of memory at data.batch_size {batch_size} ({self._place()}) "
+                f"in {size} processes; a smaller one may fit"
+            )
+        advice = advise_batch_size(self._stepper, self._context, images, labels)
+        return f"out of memory at data.batch_size {len(labels)} ({self._place()}); {advice}"
 
     def _lr(self) -> float:
-        schedule, steps_per_epoch = self._configuration.schedule, len(self._setting.train)
+        schedule = self._configuration.schedule
+        steps_per_epoch = len(self._context.train)
         total = steps_per_epoch * self._configuration.training.epochs
-        lr = lr_at(
-            len(self._fitted.lrs),
-            schedule,
-            self._configuration.optimizer.lr,
-            steps_per_epoch,
-            total,
-        )
+        first = self._configuration.optimizer.lr
+        lr = lr_at(len(self.result.lrs), schedule, first, steps_per_epoch, total)
         return max(lr * self._plateau.factor, min(lr, schedule.min_lr))
 
-    def _validate(self) -> None:
-        setting, fitted, sums = self._setting, self._fitted, self._sums
+    def validate(self) -> None:
+        """Score the epoch, keep its weights if they are the best, call back; go to the next one."""
         train_seconds = self._epoch_seconds + self._lap()
-        preprocessing = None if setting.part else setting.preprocessing
-        setting.group.share_buffers(self._module)
-        labels, logits = predict_logits(
-            setting.called, setting.val, preprocessing, setting.device, setting.numerics
-        )
-        labels, logits = setting.group.interleaved(labels), setting.group.interleaved(logits)
+        labels, logits = self._predict()
         scores = metrics.score(labels, logits)
         if not math.isfinite(scores["loss"]):
             raise LossNotFinite(
-                f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']}); {self._advice_for_loss()}"
+                f"the validation loss is not finite after epoch {self._epoch} ({scores['loss']}); "
+                f"{self._advice_for_loss()}"
             )
         self._plateau.observe(scores["loss"])
-        values = {
-            "train/loss": sums.loss,
-            "train/accuracy": sums.accuracy,
-            **{f"val/{name}": value for name, value in scores.items()},
-        }
-        values |= {
-            "lr": fitted.lrs[-1],
-            "epoch_seconds": train_seconds + self._lap(),
-            "images_per_second": setting.train.num_images / train_seconds,
-        }
-        fitted.history.append(values)
-        metric = self._configuration.training.best_metric
-        is_best = fitted.best_epoch == 0 or score(values[metric], metric) >= score(
-            fitted.best[metric], metric
-        )
-        if is_best:
-            fitted.best_epoch, fitted.labels, fitted.logits = self._epoch, labels, logits
-            if setting.group.is_first:
-                self._keep_best()
-        fitted.seconds += values["epoch_seconds"]
-        given_up = self._tell(labels, logits, values, is_best)
-        if setting.group.sum([given_up is not None])[0]:
-            raise given_up or GivenUp(f"the first process gave up after epoch {self._epoch}")
+        values = {"train/loss": self._sums.loss, "train/accuracy": self._sums.accuracy}
+        for name, value in scores.items():
+            values[f"val/{name}"] = value
+        values["lr"] = self.result.lrs[-1]
+        values["epoch_seconds"] = train_seconds + self._lap()
+        values["images_per_second"] = self._context.train.num_images / train_seconds
+        is_best = self._take_epoch(values, labels, logits)
+        self._call_back(values, labels, logits, is_best)
+        self._epoch += 1
+        self._sums = RunningMeans()
+        self._epoch_seconds = 0.0
 
-    def _tell(
+    def _predict(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return labels (images,) and logits (images, classes) of all validation images."""
+        context = self._context
+        context.group.share_buffers(self._module)
+        labels, logits = predict_logits(
+            context.trained_part,
+            context.val,
+            None if context.part else context.preprocessing,
+            context.device,
+            context.numerics,
+        )
+        return context.group.interleaved(labels), context.group.interleaved(logits)
+
+    def _take_epoch(
+        self, values: dict[str, float], labels: NDArray[np.int64], logits: NDArray[np.float32]
+    ) -> bool:
+        """Take an epoch into the result; return whether it is the best so far."""
+        result = self.result
+        metric = self._configuration.training.best_metric
+        result.history.append(values)
+        result.seconds += values["epoch_seconds"]
+        reached = score(values[metric], metric)
+        is_best = not result.best_epoch or reached >= score(result.best[metric], metric)
+        if not is_best:
+            return False
+        result.best_epoch = self._epoch
+        result.labels = labels
+        result.logits = logits
+        if self._context.group.is_first:
+            self._keep_best()
+        return True
+
+    def _call_back(
         self,
+        values: dict[str, float],
         labels: NDArray[np.int64],
         logits: NDArray[np.float32],
-        values: dict[str, float],
         is_best: bool,
-    ) -> Exception | None:
-        """Call back after an epoch; return what a callback raises, of which the other processes must know before it goes further."""
+    ) -> None:
+        """Call back after an epoch.
+
+        Callbacks are the first process's. What one of them raises goes further only when all
+        processes know that the training ends.
+        """
+        raised: Exception | None = None
         try:
             for callback in self._callbacks:
                 callback.on_validation(self._epoch, labels, logits)
             for callback in self._callbacks:
                 callback.on_epoch(self._epoch, values, is_best)
         except Exception as error:
-            return error
-        return None
+            raised = error
+        if self._context.group.sum([raised is not None])[0]:
+            raise raised or GivenUp(f"the first process gave up after epoch {self._epoch}")
 
     def _keep_best(self) -> None:
         """Take a copy of the weights, and let it be written beside the training."""
         # Where the disk is slower than the epochs, only the newest of those that wait is written.
         self.files.make_room(_BEST, _MOST_PENDING - 1)
-        weights, file = weights_of(self._module), self._setting.checkpoint
+        weights = weights_of(self._module)
+        file = self._context.checkpoint
         self.files.submit(lambda: save_weights(weights, file), replaces=_BEST)
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
-        before, self._tick = self._tick, time.perf_counter()
+        before = self._tick
+        self._tick = time.perf_counter()
         return self._tick - before
 
     def _save(self) -> None:
         """Take a copy of the state, and let it be written beside the training."""
         self._epoch_seconds += self._lap()
-        fitted, best, checkpoints = self._fitted, self._setting.checkpoint, self._setting.resume
-        states = self._setting.group.collect_states(random_states())
+        states = self._context.group.collect_states(random_states())
+        checkpoints = self._context.resume
         if checkpoints is None:
             return
-        state: State | None = copied(
-            {
-                "network": self._module.state_dict(),
-                **self._stepper.state(),
-                "plateau": self._plateau.state(),
-                "random": states,
-                "epoch": self._epoch,
-                "sums": vars(self._sums),
-                "epoch_seconds": self._epoch_seconds,
-                "history": fitted.history,
-                "lrs": torch.tensor(fitted.lrs, dtype=torch.float64),
-                "best_epoch": fitted.best_epoch,
-                "labels": torch.from_numpy(fitted.labels),
-                "logits": torch.from_numpy(fitted.logits),
-                "seconds": fitted.seconds,
-                "callbacks": {
-                    type(callback).__name__: callback.state() for callback in self._callbacks
-                },
-            }
-        )
-        number, has_best = len(fitted.lrs), fitted.best_epoch > 0
+        state: State | None = copied(self._state(states))
+        number = len(self.result.lrs)
+        # With the best weights of this moment: those on disk may be of a later epoch when the
+        # training goes on from here.
+        best = self._context.checkpoint if self.result.best_epoch else None
 
         def write() -> None:
             nonlocal state
             assert state is not None
             try:
-                # With the best weights of that moment: those on disk may be of a later epoch when the training goes on from here.
-                checkpoints.save(state, number, best if has_best else None)
+                checkpoints.save(state, number, best)
             finally:
                 state = None
                 self._is_saving = False
@@ -350,40 +370,55 @@ class _Training:
         self.files.submit(write)
         self._saved = time.perf_counter()
 
+    def _state(self, states: list[State]) -> State:
+        """Return all that a training needs to go on, for random states by rank."""
+        result = self.result
+        return {
+            "network": self._module.state_dict(),
+            **self._stepper.state(),
+            "plateau": self._plateau.state(),
+            "random": states,
+            "epoch": self._epoch,
+            "sums": vars(self._sums),
+            "epoch_seconds": self._epoch_seconds,
+            "history": result.history,
+            "lrs": torch.tensor(result.lrs, dtype=torch.float64),
+            "best_epoch": result.best_epoch,
+            "labels": torch.from_numpy(result.labels),
+            "logits": torch.from_numpy(result.logits),
+            "seconds": result.seconds,
+            "callbacks": {type(each).__name__: each.state() for each in self._callbacks},
+        }
+
     def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one. Best weights of epochs that will be trained again are removed."""
-        resume, checkpoint, group = (
-            self._setting.resume,
-            self._setting.checkpoint,
-            self._setting.group,
-        )
-        state = group.share_state(resume.load(checkpoint) if resume else None)
+        """Go on from the last checkpoint, if there is one.
+
+        Best weights of epochs that will be trained again are removed.
+        """
+        context = self._context
+        state = context.resume.load(context.checkpoint) if context.resume else None
+        state = context.group.share_state(state)
         if state is not None:
             self._load(state)
-        elif group.is_first:
-            checkpoint.unlink(missing_ok=True)
+        elif context.group.is_first:
+            context.checkpoint.unlink(missing_ok=True)
 
     def _load(self, state: State) -> None:
-        fitted = self._fitted
         self._module.load_state_dict(state["network"])
         self._stepper.load_state(state)
         self._plateau.load_state(state["plateau"])
-        self._epoch, self._epoch_seconds, self._sums = (
-            state["epoch"],
-            state["epoch_seconds"],
-            RunningMeans(**state["sums"]),
-        )
-        fitted.history, fitted.lrs, fitted.best_epoch = (
-            state["history"],
-            state["lrs"].tolist(),
-            state["best_epoch"],
-        )
-        fitted.labels, fitted.logits, fitted.seconds = (
-            state["labels"].numpy(),
-            state["logits"].numpy(),
-            state["seconds"],
-        )
+        self._epoch = state["epoch"]
+        self._epoch_seconds = state["epoch_seconds"]
+        self._sums = RunningMeans(**state["sums"])
+        result = self.result
+        result.history = state["history"]
+        result.lrs = state["lrs"].tolist()
+        result.best_epoch = state["best_epoch"]
+        result.labels = state["labels"].numpy()
+        result.logits = state["logits"].numpy()
+        result.seconds = state["seconds"]
         for callback in self._callbacks:
             callback.load_state(state["callbacks"].get(type(callback).__name__, {}))
-        if self._setting.group.rank < len(state["random"]):
-            set_random_states(state["random"][self._setting.group.rank])
+        rank = self._context.group.rank
+        if rank < len(state["random"]):
+            set_random_states(state["random"][rank])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from pipeline.training.tensorboard_files import drop_events
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-    from pipeline.training.context import FitResult
 
 BUDGET = 0.01
 """Part of the training's time that looking at it may take; beyond it samples are left out."""
@@ -61,28 +60,21 @@ class Watch(Callback):
     Args:
         module: The network that is trained.
         folder: Of the event files; a training that goes on drops from them what it will do again, and adds one.
-        fitted: Filled by the training; its `lrs` are read.
 
     Attributes:
         histories: Of the weights, by layer group.
         seconds: What watching has taken.
     """
 
-    def __init__(self, module: nn.Module, folder: Path, fitted: FitResult) -> None:
+    def __init__(self, module: nn.Module, folder: Path) -> None:
         self.histories: dict[str, History] = {}
         self.seconds = 0.0
-        self._module, self._folder, self._fitted = module, folder, fitted
+        self._module, self._folder = module, folder
         self._writer: SummaryWriter | None = None
+        self._step = 0
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
-        # Here and not above: other commands need not wait for it.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._epochs, self._steps = epochs, steps_per_epoch
-        # Beyond what the training goes on from, it will all be written once more.
-        drop_events(self._folder, self._is_done)
-        # A queue that is full would make the training wait for the disk.
-        self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
         self._parameters = [
             parameter for parameter in self._module.parameters() if parameter.requires_grad
         ]
@@ -93,12 +85,20 @@ class Watch(Callback):
         }
         self._started = time.perf_counter()
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
+        # Here and not above: other commands need not wait for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Beyond what the training goes on from, it will all be written once more.
+        drop_events(self._folder, partial(self._is_done, steps, len(history)))
+        # A queue that is full would make the training wait for the disk.
+        self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
         if not self.histories:
             with self._counted():
-                self._weigh(epoch)
+                self._weigh(len(history))
 
     def on_backward(self, epoch: int, step: int) -> None:
+        self._step = step
         place = (step - 1) % self._steps + 1
         if place not in self._norm_places:
             return
@@ -119,9 +119,14 @@ class Watch(Callback):
                     if gradients:
                         self._add_histogram(f"gradients/{name}", gradients, epoch)
 
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
+        every = math.ceil(self._epochs * self._steps / _MOST_LRS)
+        if self._step % every == 0 or self._step == 1:
+            with self._counted():
+                self._events.add_scalar("lr", lr, self._step)
+
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         with self._counted():
-            self._add_lrs(epoch)
             for name, value in values.items():
                 if name != "lr":
                     # TensorBoard opens the first groups of the alphabet, which should not be how long an epoch took.
@@ -163,15 +168,19 @@ class Watch(Callback):
             for name, saved in state.items()
         }
 
-    def _is_done(self, tag: str, step: int) -> bool:
-        """Whether an event is of before the point where the training begins or goes on."""
-        steps, epochs = len(self._fitted.lrs), len(self._fitted.history)
+    def _is_done(self, steps: int, epochs: int, tag: str, step: int) -> bool:
+        """Whether an event is of before the point where the training begins or goes on.
+
+        Args:
+            steps: Number of steps before that point.
+            epochs: Number of epochs before that point.
+            tag: Name of what was written.
+            step: Its step, or its epoch, from 1.
+        """
         if not steps:
             return False
-        if tag == "gradient_norm":
+        if tag in ("gradient_norm", "lr"):
             return step <= steps
-        if tag == "lr":
-            return step <= epochs * self._steps
         if tag.startswith("gradients/"):
             # Taken at the last step of an epoch, before its validation.
             return step * self._steps <= steps
@@ -198,12 +207,6 @@ class Watch(Callback):
             return True
         latest = max((history.epochs[-1] for history in self.histories.values()), default=0)
         return epoch - latest >= math.ceil(self._epochs / _MOST_EPOCHS) and self._is_affordable()
-
-    def _add_lrs(self, epoch: int) -> None:
-        every = math.ceil(self._epochs * self._steps / _MOST_LRS)
-        for step in range((epoch - 1) * self._steps + 1, epoch * self._steps + 1):
-            if step % every == 0 or step == 1:
-                self._events.add_scalar("lr", self._fitted.lrs[step - 1], step)
 
     def _weigh(self, epoch: int) -> None:
         for name, parameters in self._kernels.items():

@@ -56,8 +56,8 @@ def train(
     from pipeline.data.prepared import prepare
     from pipeline.errors import LossNotFinite
     from pipeline.training.build_context import open_context
-    from pipeline.training.context import FitResult
     from pipeline.training.fit import fit
+    from pipeline.training.fit_result import result_of
 
     torch.set_num_threads(1)
     raw = {
@@ -75,15 +75,16 @@ def train(
     }
     configuration = Configuration.model_validate(raw)
     prepared = prepare(configuration.data, prepared_in)
-    fitted = FitResult()
     with (
         tempfile.TemporaryDirectory() as folder,
         open_context(configuration, prepared, Path(folder) / "best.safetensors") as setting,
     ):
         try:
-            fit(configuration, setting, callbacks, fitted)
+            fitted = fit(configuration, setting, callbacks)
         except LossNotFinite as error:
             print(f"{point}: {error}", flush=True)
+            fitted = result_of(error)
+            assert fitted is not None
     return [(values["val/accuracy"], values["val/loss"]) for values in fitted.history]
 
 

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from pipeline import models
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.jobs.train import Placement, train
+from pipeline.jobs.train import Placement, TrackedTraining
 from pipeline.jobs.training_job import Job
 from pipeline.tracking.workspace import open_workspace
 from tests.benchmarks.measure import Results, sliced
@@ -204,7 +204,7 @@ class Ours:
 
     def __call__(self) -> list[float]:
         """Train; return the mean training loss of each epoch."""
-        done = train(self.workspace, self.job, Placement("benchmark"))
+        done = TrackedTraining(self.workspace, self.job, Placement("benchmark")).run()
         return [
             metric.value
             for metric in self.workspace.client.get_metric_history(done.run_id, "train/loss")
@@ -353,7 +353,7 @@ import pipeline.steps.train, pipeline.jobs.train, pipeline.tracking.ui_views
 from pipeline.training.callback import Callback
 from pipeline.report.console import TrainingProgress
 
-def on_step(self, epoch, loss, accuracy):
+def on_step(self, epoch, loss, accuracy, lr):
     print("SECONDS", time.perf_counter() - started, flush=True)
     raise KeyboardInterrupt
 

@@ -16,9 +16,10 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared
 from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.distributed import SINGLE_PROCESS, Group
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.precision import list_candidates
 
 DEVICE = os.environ.get("GPU_KIT_DEVICE", "cuda")
@@ -80,9 +81,8 @@ def train(
     group: Group = SINGLE_PROCESS,
 ) -> Trained:
     """Train in a folder, going on from a checkpoint in it."""
-    fitted = FitResult()
     with setting_of(configuration, prepared, folder, group) as setting:
-        fit(configuration, setting, callbacks, fitted)
+        fitted = fit(configuration, setting, callbacks)
     return Trained(fitted, folder / "best.safetensors")
 
 

@@ -27,7 +27,7 @@ from pipeline.data.transforms import build_augmentation
 from pipeline.errors import OutOfMemory
 from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.fit import fit
 from pipeline.training.inference import set_training_mode
@@ -77,7 +77,7 @@ class Rate(Callback):
         self._size, self._steps, self._started = size, 0, 0.0
         self.images_per_second = 0.0
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         self._steps += 1
         now, measured = time.perf_counter(), self._steps - self._size.warm_up
         if measured == 0:
@@ -146,7 +146,7 @@ def from_the_store(
     ):
         setting = endless(setting, configuration, prepared)
         try:
-            fit(configuration, setting, [rate], FitResult())
+            fit(configuration, setting, [rate])
         except Enough as enough:
             clear_frames(enough)
         finally:

@@ -14,13 +14,13 @@ from pipeline.data.prepared import Prepared
 from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State
-from pipeline.training.context import FitResult
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
 from pipeline.training.precision import Numerics
 from tests.gpu.conftest import Tell
 from tests.gpu.engine import ON_GPU, configuration_of, setting_of, train
+from tests.training.small_training import ends_by
 
 EPOCHS = 6
 
@@ -79,8 +79,8 @@ class TakenUp(Callback):
 
     epoch = -1
 
-    def on_resume(self, epoch: int, history: Sequence[dict[str, float]]) -> None:
-        self.epoch = epoch
+    def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
+        self.epoch = len(history)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -93,20 +93,19 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
         training={"epochs": EPOCHS, "checkpoint_seconds": 0, "precision": precision},
         optimizer={"lr": 1e-2},
     )
-    run, from_where, fitted = Run(), TakenUp(), FitResult()
-    with setting_of(configuration, digits, tmp_path) as setting, pytest.raises(StoppedError):
+    run, from_where = Run(), TakenUp()
+    with setting_of(configuration, digits, tmp_path) as setting, ends_by(StoppedError):
         fit(
             configuration,
             replace(setting, resume=Early(tmp_path)),
             [run.log(), Stop()],
-            FitResult(),
         )
     before = run.history()
     assert list(before) == list(range(1, EPOCHS))
     with setting_of(configuration, digits, tmp_path) as setting:
         setting = replace(setting, numerics=Numerics("bf16"))
         log = run.log()
-        fit(configuration, setting, [from_where, log], fitted)
+        fitted = fit(configuration, setting, [from_where, log])
         log.conclude()
         load_state(setting.network.module, setting.checkpoint, configuration.model.name)
         labels, logits = predict_logits(
@@ -139,14 +138,14 @@ def test_stopped_and_taken_up_with_deterministic_kernels_it_ends_with_the_same_b
     )
 
     class StopEarly(Callback):
-        def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
             if epoch == 2:
                 raise StoppedError
 
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = train(configuration, digits, tmp_path / "whole")
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         train(configuration, digits, tmp_path / "parts", [StopEarly()])
     assert list((tmp_path / "parts").glob("resume-*.pt"))
     parts = train(configuration, digits, tmp_path / "parts")

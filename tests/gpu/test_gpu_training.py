@@ -17,11 +17,10 @@ from pipeline.errors import UserError
 from pipeline.jobs.precision_choice import choose_precision
 from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult
 from pipeline.training.device import num_loading_processes, resolve_device
 from pipeline.training.distributed import init_group
 from pipeline.training.exported_model import load_exported, save_exported
-from pipeline.training.feature_cache import Backbone, hash_contents, load_or_compute
+from pipeline.training.feature_cache import Backbone, FeatureCache, hash_contents
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
 from tests.gpu.conftest import Tell
@@ -44,7 +43,7 @@ class Norms(Callback):
         )
         self.before = [parameter.detach().clone() for parameter in self.parameters]
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         moved = [
             parameter.detach() - before
             for parameter, before in zip(self.parameters, self.before, strict=True)
@@ -68,11 +67,10 @@ def test_each_precision_trains_with_clipping_and_class_weights(
             "clip_norm": CLIP,
         },
     )
-    fitted = FitResult()
     with setting_of(configuration, digits, tmp_path) as setting:
         assert str(setting.numerics) == f"{precision} {memory_format}"
         norms = Norms(setting.network.module)
-        fit(configuration, setting, [norms], fitted)
+        fitted = fit(configuration, setting, [norms])
     losses = [epoch["train/loss"] for epoch in fitted.history]
     tell(
         f"training loss {losses[0]:.3f} to {losses[-1]:.3f}, validation accuracy {fitted.best['val/accuracy']:.1%}"
@@ -178,8 +176,7 @@ def test_auto_workers_load_beside_the_gpu_and_change_nothing(
         with setting_of(configuration, digits, folder) as setting:
             expected = num_loading_processes(configuration.data.workers, setting.device, 1, augment)
             assert setting.train.workers == setting.val.workers == expected
-            fitted = FitResult()
-            fit(configuration, setting, [], fitted)
+            fitted = fit(configuration, setting)
         histories.append([(epoch["train/loss"], epoch["val/loss"]) for epoch in fitted.history])
         tell(
             f"workers {workers} ({expected}): {fitted.history[-1]['images_per_second']:.0f} images a second"
@@ -230,7 +227,6 @@ def test_a_head_on_cached_features_learns_what_the_plain_loop_does(
     plain = train(configuration, digits, folder)
     folder = tmp_path / "features"
     folder.mkdir()
-    fitted = FitResult()
     with setting_of(configuration, digits, folder) as setting:
         backbone = Backbone(
             setting.network, setting.preprocessing, setting.numerics, setting.device
@@ -239,16 +235,8 @@ def test_a_head_on_cached_features_learns_what_the_plain_loop_does(
         for loader in (setting.train, setting.val):
             assert isinstance(loader.images, Images)
             contents = digits.manifest["sha256"].iloc[loader.images.positions].tolist()
-            features, new = load_or_compute(
-                loader.images,
-                hash_contents(contents, False),
-                1,
-                backbone,
-                folder / "f",
-                64,
-                0,
-                lambda *_: None,
-            )
+            cache = FeatureCache(folder / "f", backbone, 64, 0, lambda *_: None)
+            features, new = cache.load_or_compute(loader.images, hash_contents(contents, False), 1)
             loaders.append(loader.over(features))
         featured = type(setting)(
             **{
@@ -258,7 +246,7 @@ def test_a_head_on_cached_features_learns_what_the_plain_loop_does(
                 "val": loaders[1],
             }
         )
-        fit(configuration, featured, [], fitted)
+        fitted = fit(configuration, featured)
     assert new == len(loaders[1].images)
     losses = [epoch["train/loss"] for epoch in fitted.history]
     tell(
@@ -275,7 +263,7 @@ def test_an_exported_network_answers_as_the_trained_one(
 ) -> None:
     configuration = configuration_of(training={"epochs": 1})
     with open_context(configuration, digits, tmp_path / "best.safetensors") as setting:
-        fit(configuration, setting, [], FitResult())
+        fit(configuration, setting)
         module, preprocessing = setting.network.module, setting.preprocessing
         _, logits = predict_logits(module, setting.val, preprocessing, device)
         images = torch.cat([batch for batch, _ in setting.val.epoch(1)])

@@ -14,12 +14,11 @@ from matplotlib import colormaps
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
 from pipeline.report.ridgeline import draw_ridgeline
-from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram
 from pipeline.training.tensorboard import History, Watch
 from tests.report.test_figures import count, pixels_of
-from tests.training.test_fit import BASE, setting_of
+from tests.training.small_training import BASE, build_context
 
 strictly = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -114,10 +113,9 @@ def test_a_real_training_is_drawn(tmp_path: Path) -> None:
     changes["data"] = {**changes["data"], "limit": 200}
     configuration = Configuration.model_validate(changes)
     torch.manual_seed(0)
-    setting = setting_of(configuration, prepare(configuration.data, tmp_path), tmp_path)
-    fitted = FitResult()
-    watch = Watch(setting.network.module, tmp_path / "tensorboard", fitted)
-    fit(configuration, setting, [watch], fitted)
+    setting = build_context(configuration, prepare(configuration.data, tmp_path), tmp_path)
+    watch = Watch(setting.network.module, tmp_path / "tensorboard")
+    fit(configuration, setting, [watch])
     watch.close()
     draw_ridgeline(tmp_path / "weights.png", watch.histories)
     assert list(watch.histories) == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]

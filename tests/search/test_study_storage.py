@@ -25,7 +25,7 @@ from tests.servers import PostgreSQL
 
 def make_study(url: str, home: Path) -> str:
     study = optuna.create_study(
-        study_storage=Database(url, home).storage,
+        storage=Database(url, home).storage,
         study_name="one",
         direction="maximize",
         load_if_exists=True,
@@ -134,7 +134,7 @@ def test_the_lock_of_a_study_is_beside_the_database_and_not_of_the_folder(tmp_pa
 def test_a_locked_database_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = optuna.create_study(study_storage=Database("", tmp_path).storage)
+    study = optuna.create_study(storage=Database("", tmp_path).storage)
     locked = lock_for(tmp_path / "optuna.db", 8.0)
     # Optuna's own connection gives up after five seconds.
     trial = study.ask()
@@ -157,7 +157,7 @@ def test_a_database_that_stays_locked_is_an_error_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_storage, "PATIENCE", 3.0)
-    study = optuna.create_study(study_storage=Database("", tmp_path).storage)
+    study = optuna.create_study(storage=Database("", tmp_path).storage)
     with lock(tmp_path / "optuna.db"):
         started = time.monotonic()
         with pytest.raises(

@@ -19,10 +19,9 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, packed
-from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from tests.conftest import PROJECT
-from tests.training.test_fit import BASE, setting_of
+from tests.training.small_training import BASE, build_context
 
 STATE: State = {
     "network": {"weight": torch.arange(6.0).view(2, 3)},
@@ -102,10 +101,10 @@ def test_where_the_disk_is_slow_one_state_waits_for_it(digits: Prepared, tmp_pat
     )
     checkpoints = Slow(tmp_path)
     setting, taken = (
-        replace(setting_of(configuration, digits, tmp_path), resume=checkpoints),
+        replace(build_context(configuration, digits, tmp_path), resume=checkpoints),
         Taken(checkpoints),
     )
-    fit(configuration, setting, [taken], FitResult())
+    fit(configuration, setting, [taken])
     assert taken.taken == checkpoints.written > 1
     assert taken.most_waiting == 1
 
@@ -116,8 +115,8 @@ def test_a_state_that_has_been_written_is_followed_by_the_next(
     configuration = Configuration.model_validate(
         merge(BASE, {"training": {"checkpoint_seconds": 0.02, "epochs": 12}})
     )
-    setting = replace(setting_of(configuration, digits, tmp_path), resume=Checkpoints(tmp_path))
-    fit(configuration, setting, [], FitResult())
+    setting = replace(build_context(configuration, digits, tmp_path), resume=Checkpoints(tmp_path))
+    fit(configuration, setting)
     assert len(list(tmp_path.glob("resume-*.pt"))) == 2
 
 
@@ -138,7 +137,8 @@ from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.fit import fit
 from pipeline.training.malloc import settle_memory
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
+from pipeline.training.fit_result import FitResult
 
 
 def memory(name):
@@ -155,12 +155,12 @@ class Peak(Callback):
         Path("/proc/self/clear_refs").write_text("5")
         self.before = memory("VmRSS")
 
-    def on_step(self, epoch, loss, accuracy):
+    def on_step(self, epoch, loss, accuracy, lr):
         self.step -= 1
         if self.step == 0:
             self.begin()
 
-    def on_resume(self, epoch, history):
+    def on_resume(self, steps, history):
         if self.step < 0:
             self.taken_up = memory("VmHWM") - self.before
 
@@ -191,12 +191,12 @@ goes_on = any(folder.glob("resume-*.pt"))
 peak = Peak(-1 if goes_on else 1)
 if goes_on:
     peak.begin()
-    fit(configuration, setting, [peak], FitResult())
+    fit(configuration, setting, [peak])
     print(peak.taken_up / weights)
 else:
     # The heap grows by a gradient or two while a training is young, whatever is written beside it.
-    fit(configuration, replace(setting, checkpoint=folder / "warm.safetensors", resume=None), [], FitResult())
-    fit(configuration, setting, [peak], FitResult())
+    fit(configuration, replace(setting, checkpoint=folder / "warm.safetensors", resume=None))
+    fit(configuration, setting, [peak])
     print((memory("VmHWM") - peak.before) / weights)
 """
 

@@ -13,7 +13,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.diagnostics import (
     Diagnostics,
     Flag,
@@ -23,7 +23,7 @@ from pipeline.training.diagnostics import (
 )
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
-from tests.training.test_fit import BASE, setting_of
+from tests.training.small_training import BASE, build_context
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def judge(
 ) -> list[dict[str, str]]:
     """Train; return the flags after each epoch, by name."""
     configuration = Configuration.model_validate(merge(BASE, changes))
-    setting = setting_of(configuration, prepared, folder, labels)
+    setting = build_context(configuration, prepared, folder, labels)
     judged = Judged(setting, configuration.training.epochs)
-    fit(configuration, setting, [judged], FitResult())
+    fit(configuration, setting, [judged])
     return judged.flags
 
 
@@ -119,10 +119,10 @@ def test_not_finite(digits: Prepared, tmp_path: Path) -> None:
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": {"name": "sgd", "lr": 1e12}})
     )
-    setting = setting_of(configuration, digits, tmp_path)
+    setting = build_context(configuration, digits, tmp_path)
     judged = Judged(setting, 3)
     with pytest.raises(TrainingFailed) as failed:
-        fit(configuration, setting, [judged], FitResult())
+        fit(configuration, setting, [judged])
     (flag,) = judged.diagnostics.after_failure(str(failed.value))
     assert flag.name == "not_finite"
     assert flag.text.startswith("the loss is not finite at step")
@@ -132,9 +132,9 @@ def test_still_improving(digits: Prepared, tmp_path: Path) -> None:
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": {"lr": 1e-4}, "training": {"epochs": 4}})
     )
-    setting, fitted = setting_of(configuration, digits, tmp_path), FitResult()
+    setting = build_context(configuration, digits, tmp_path)
     judged = Judged(setting, 4)
-    fit(configuration, setting, [judged], fitted)
+    fitted = fit(configuration, setting, [judged])
     assert [set(one) & {"still_improving"} for one in judged.flags[:-1]] == [set()] * 3
     # It does at that rate, but for the rounding of a processor.
     *before, last = [epoch["val/accuracy"] for epoch in fitted.history]

@@ -71,8 +71,8 @@ from pipeline.data.prepared import prepare
 from pipeline.training.build_context import open_context
 from pipeline.training.distributed import join_group
 from pipeline.training.fit import fit
-from pipeline.training.context import FitResult
-from tests.training.test_fit import BASE
+from pipeline.training.fit_result import FitResult
+from tests.training.small_training import BASE
 
 
 class Masks:
@@ -94,11 +94,10 @@ if __name__ == "__main__":
     prepared = prepare(configuration.data, folder / f"prepared{group.rank}")
     told = []
     for _ in range(2):
-        fitted = FitResult()
         with open_context(configuration, prepared, folder / f"best{group.rank}.safetensors", group) as setting:
             drawn = torch.rand(8).tolist()
             masks = Masks(setting.network.module)
-            fit(configuration, setting, [], fitted)
+            fitted = fit(configuration, setting)
         told.append([drawn, masks.seen, fitted.history[0]["train/loss"]])
     (folder / f"rank{group.rank}").write_text(json.dumps(told))
     group.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ from pipeline.data.prepared import Prepared, prepare
 from pipeline.data.transforms import build_augmentation
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.feature_cache import (
     Backbone,
+    FeatureCache,
     Features,
     hash_backbone,
     hash_contents,
     is_head_last,
-    load_or_compute,
 )
 from pipeline.training.fit import fit
 from tests.conftest import Cli
-from tests.training.test_fit import BASE, setting_of
+from tests.training.small_training import BASE, build_context
 
 CPU = torch.device("cpu")
 
@@ -73,9 +74,8 @@ def ids(prepared: Prepared, images: Images, numbered: bool = False) -> np.ndarra
 def computed(
     prepared: Prepared, images: Any, backbone: Backbone, folder: Path, views: int = 1
 ) -> tuple[Features, int]:
-    return load_or_compute(
-        images, ids(prepared, images, views > 1), views, backbone, folder, 32, 0, lambda *_: None
-    )
+    cache = FeatureCache(folder, backbone, 32, 0, lambda *_: None)
+    return cache.load_or_compute(images, ids(prepared, images, views > 1), views)
 
 
 def on_features(
@@ -84,14 +84,11 @@ def on_features(
     backbone = backbone_of(setting)
     train, _ = computed(prepared, setting.train.images, backbone, folder / "train", views)
     val, _ = computed(prepared, setting.val.images, backbone, folder / "val")
-    return TrainingContext(
-        setting.network,
-        setting.preprocessing,
-        setting.train.over(train),
-        setting.val.over(val),
-        CPU,
-        setting.checkpoint,
+    return replace(
+        setting,
         part=setting.network.head,
+        train=setting.train.over(train),
+        val=setting.val.over(val),
     )
 
 
@@ -114,11 +111,10 @@ def test_a_head_on_features_learns_what_the_plain_loop_does(
     for featured in (False, True):
         folder = tmp_path / str(featured)
         folder.mkdir()
-        setting = setting_of(configuration, digits, folder)
+        setting = build_context(configuration, digits, folder)
         if featured:
             setting = on_features(setting, digits, folder)
-        fitted = FitResult()
-        fit(configuration, setting, [], fitted)
+        fitted = fit(configuration, setting)
         trained.append(
             (
                 fitted,
@@ -139,7 +135,7 @@ def test_a_head_on_features_learns_what_the_plain_loop_does(
 
 
 def test_each_image_passes_the_backbone_once(digits: Prepared, tmp_path: Path) -> None:
-    setting = setting_of(frozen(), digits, tmp_path)
+    setting = build_context(frozen(), digits, tmp_path)
     backbone = backbone_of(setting)
     assert (
         computed(digits, setting.train.images, backbone, tmp_path / "f")[1]
@@ -159,7 +155,7 @@ def test_each_image_passes_the_backbone_once(digits: Prepared, tmp_path: Path) -
 def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(
     digits: Prepared, tmp_path: Path
 ) -> None:
-    setting = setting_of(frozen(), digits, tmp_path)
+    setting = build_context(frozen(), digits, tmp_path)
     images, backbone, folder = setting.train.images, backbone_of(setting), tmp_path / "f"
     keys = [(1, number) for number in range(len(images))]
     before, _ = computed(digits, images, backbone, folder)[0].__getitems__(keys)
@@ -179,7 +175,7 @@ def test_files_that_are_cut_off_or_deleted_are_computed_anew_to_the_same_bits(
 def test_many_files_of_features_are_not_kept_open(
     digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = setting_of(frozen(), digits, tmp_path)
+    setting = build_context(frozen(), digits, tmp_path)
     monkeypatch.setattr("pipeline.training.feature_cache._FILE_SECONDS", 0.0)
     before = len(list(Path("/proc/self/fd").iterdir()))
     features, count = computed(digits, setting.train.images, backbone_of(setting), tmp_path / "f")
@@ -196,7 +192,7 @@ def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bi
     seconds: float,
     batches_kept: int,
 ) -> None:
-    setting = setting_of(frozen(), digits, tmp_path)
+    setting = build_context(frozen(), digits, tmp_path)
     images = setting.train.images
     keys = [(1, number) for number in range(len(images))]
     whole, _ = computed(digits, images, backbone_of(setting), tmp_path / "whole")
@@ -207,9 +203,8 @@ def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        load_or_compute(
-            images, ids(digits, images), 1, backbone_of(setting), tmp_path / "cut", 32, 0, told
-        )
+        cache = FeatureCache(tmp_path / "cut", backbone_of(setting), 32, 0, told)
+        cache.load_or_compute(images, ids(digits, images), 1)
     rest, computed_now = computed(digits, images, backbone_of(setting), tmp_path / "cut")
     assert computed_now == len(images) - 32 * batches_kept
     assert torch.equal(whole.__getitems__(keys)[0], rest.__getitems__(keys)[0])
@@ -217,7 +212,7 @@ def test_a_pass_that_is_cut_off_goes_on_where_its_last_file_ended_to_the_same_bi
 
 def test_a_view_is_what_training_shows_in_that_epoch(digits: Prepared, tmp_path: Path) -> None:
     configuration = frozen(data={"augment": [{"RandomRotation": 30}]})
-    setting = setting_of(configuration, digits, tmp_path)
+    setting = build_context(configuration, digits, tmp_path)
     images, backbone = setting.train.images, backbone_of(setting)
     assert isinstance(images, Images)
     assert build_augmentation(configuration.data) is not None

@@ -19,30 +19,19 @@ import torch
 
 from pipeline import metrics, models
 from pipeline.config import Configuration, merge
-from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared, prepare
-from pipeline.data.transforms import Preprocessing, build_augmentation
 from pipeline.errors import OutOfMemory, TrainingFailed
+from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import save_weights, weights_of
-from pipeline.training.context import FitResult, TrainingContext
-from pipeline.training.device import num_loading_processes
+from pipeline.training.context import TrainingContext
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.inference import main_output, predict_logits
 from pipeline.training.precision import Numerics
 from pipeline.training.schedule import lr_at
 from tests.conftest import PROJECT
-
-BASE: dict[str, Any] = {
-    "data": {"source": "digits", "image_size": 16, "batch_size": 32, "limit": 300},
-    "model": {"name": "small_cnn"},
-    "optimizer": {"name": "adam", "lr": 3e-3},
-    "training": {"epochs": 3, "device": "cpu"},
-}
-TIMES = {"epoch_seconds", "images_per_second"}
-METRICS = {
-    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/balanced_accuracy", "lr", *TIMES,
-}  # fmt: skip
+from tests.training.small_training import BASE, METRICS, TIMES, build_context, ends_by
 
 
 class Trained(NamedTuple):
@@ -66,48 +55,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(Configuration.model_validate(BASE).data, tmp_path_factory.mktemp("prepared"))
 
 
-def setting_of(
-    configuration: Configuration, prepared: Prepared, folder: Path, labels: Any = None
-) -> TrainingContext:
-    data, seed = configuration.data, configuration.training.seed
-    torch.manual_seed(seed)
-    network = models.build(configuration.model, len(prepared.classes), data.image_size)
-    store, true_labels = prepared.images, prepared.labels()
-    augmentation = build_augmentation(data)
-    train = Images(
-        store,
-        prepared.positions("train"),
-        true_labels if labels is None else labels,
-        data.image_size,
-        augmentation,
-        seed,
-    )
-    val = Images(store, prepared.positions("val"), true_labels, data.image_size)
-    return TrainingContext(
-        network,
-        Preprocessing.of(data, prepared.normalisation()),
-        Loader(
-            train,
-            data.batch_size,
-            shuffle_seed=seed,
-            workers=num_loading_processes(data.workers, torch.device("cpu"), 1),
-        ),
-        Loader(val, data.batch_size),
-        torch.device("cpu"),
-        folder / "best.safetensors",
-    )
-
-
 @pytest.fixture
 def train(digits: Prepared, tmp_path: Path) -> Train:
-    def run(
-        changes: dict[str, Any] | None = None, *callbacks: Callback, fitted: FitResult | None = None
-    ) -> Trained:
+    def run(changes: dict[str, Any] | None = None, *callbacks: Callback) -> Trained:
         configuration = Configuration.model_validate(merge(BASE, changes or {}))
-        setting = setting_of(configuration, digits, tmp_path)
-        fitted = FitResult() if fitted is None else fitted
-        fit(configuration, setting, callbacks, fitted)
-        return Trained(fitted, setting, configuration)
+        setting = build_context(configuration, digits, tmp_path)
+        return Trained(fit(configuration, setting, callbacks), setting, configuration)
 
     return run
 
@@ -186,9 +139,9 @@ def test_the_checkpoint_is_the_best_epoch(digits: Prepared, tmp_path: Path) -> N
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": {"name": "adam", "lr": 0.03}, "training": {"epochs": 6}})
     )
-    setting, fitted = setting_of(configuration, digits, tmp_path), FitResult()
+    setting = build_context(configuration, digits, tmp_path)
     best = KeepBest(setting)
-    fit(configuration, setting, [best], fitted)
+    fitted = fit(configuration, setting, [best])
     state = safetensors.torch.load_file(setting.checkpoint)
     kept = best.kept[fitted.best_epoch]
     assert max(best.kept) == fitted.best_epoch
@@ -200,7 +153,7 @@ def test_the_checkpoint_is_the_best_epoch(digits: Prepared, tmp_path: Path) -> N
 
 def test_the_checkpoint_gives_the_logits_of_the_best_epoch(train: Train) -> None:
     fitted, setting, configuration = train({"training": {"epochs": 4}})
-    models.load_state(setting.network.module, setting.checkpoint, configuration.model.name)
+    load_state(setting.network.module, setting.checkpoint, configuration.model.name)
     labels, logits = predict_logits(
         setting.network.module, setting.val, setting.preprocessing, setting.device
     )
@@ -213,13 +166,12 @@ def test_the_checkpoint_gives_the_logits_of_the_best_epoch(train: Train) -> None
 def relabelled(digits: Prepared, folder: Path, changes: dict[str, Any], epochs: int = 3) -> Trained:
     """Train, and then go on with labels that are all wrong."""
     configuration = Configuration.model_validate(merge(BASE, {"training": {"epochs": epochs}}))
-    setting = setting_of(configuration, digits, folder)
-    fit(configuration, setting, [], FitResult())
+    setting = build_context(configuration, digits, folder)
+    fit(configuration, setting)
     wrong = Configuration.model_validate(merge(BASE, changes))
-    setting_wrong = setting_of(wrong, digits, folder, labels=(digits.labels() + 1) % 10)
-    models.load_state(setting_wrong.network.module, setting.checkpoint, "small_cnn")
-    fitted = FitResult()
-    fit(wrong, setting_wrong, [], fitted)
+    setting_wrong = build_context(wrong, digits, folder, labels=(digits.labels() + 1) % 10)
+    load_state(setting_wrong.network.module, setting.checkpoint, "small_cnn")
+    fitted = fit(wrong, setting_wrong)
     return Trained(fitted, setting_wrong, wrong)
 
 
@@ -286,13 +238,13 @@ def test_plateau_decays_when_the_loss_stands_still(train: Train) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_step(train: Train) -> None:
-    fitted = FitResult()
-    with pytest.raises(
+    with ends_by(
         TrainingFailed,
-        match=r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); a lower optimizer\.lr may help; no weights are kept",
-    ):
-        train({"optimizer": {"name": "sgd", "lr": 1e12}}, fitted=fitted)
-    assert fitted.history == []
+        r"the loss is not finite at step \d+ of epoch 1 \((nan|inf)\); "
+        r"a lower optimizer\.lr may help; no weights are kept",
+    ) as ended:
+        train({"optimizer": {"name": "sgd", "lr": 1e12}})
+    assert ended.result.history == []
 
 
 class Spoil(Callback):
@@ -312,27 +264,19 @@ def test_the_step_of_a_failure_is_counted_within_its_epoch(
     digits: Prepared, tmp_path: Path
 ) -> None:
     configuration = Configuration.model_validate(BASE)
-    setting, spoil = setting_of(configuration, digits, tmp_path), Spoil(epoch=1)
+    setting, spoil = build_context(configuration, digits, tmp_path), Spoil(epoch=1)
     spoil.parameters = list(setting.network.module.parameters())
-    with pytest.raises(TrainingFailed) as caught:
-        fit(configuration, setting, [spoil], FitResult())
-    found = re.search(r"step (\d+) of epoch (\d+)", str(caught.value))
-    assert found is not None and found.groups() == ("1", "2")
+    with ends_by(TrainingFailed, "step 1 of epoch 2 "):
+        fit(configuration, setting, [spoil])
 
 
 def test_a_failure_leaves_the_best_weights_so_far(digits: Prepared, tmp_path: Path) -> None:
     configuration = Configuration.model_validate(BASE)
-    setting, spoil, fitted = (
-        setting_of(configuration, digits, tmp_path),
-        Spoil(epoch=2),
-        FitResult(),
-    )
+    setting, spoil = build_context(configuration, digits, tmp_path), Spoil(epoch=2)
     spoil.parameters = list(setting.network.module.parameters())
-    with pytest.raises(
-        TrainingFailed, match=r"the weights of epoch [12], the best so far, are kept"
-    ):
-        fit(configuration, setting, [spoil], fitted)
-    assert len(fitted.history) == 2
+    with ends_by(TrainingFailed, r"the weights of epoch [12], the best so far, are kept") as ended:
+        fit(configuration, setting, [spoil])
+    assert len(ended.result.history) == 2
     assert all(
         value.isfinite().all() for value in safetensors.torch.load_file(setting.checkpoint).values()
     )
@@ -348,7 +292,7 @@ class Recorder(Callback):
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         self.events.append(("start", epochs, steps_per_epoch))
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         self.steps.append((epoch, loss, accuracy))
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
@@ -383,7 +327,7 @@ class GiveUp(Callback):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         if self.epoch == 0:
             raise GivenUpError
 
@@ -396,9 +340,9 @@ class GiveUp(Callback):
 def test_an_exception_of_a_callback_ends_the_training_with_what_there_is(
     train: Train, epoch: int
 ) -> None:
-    fitted = FitResult()
-    with pytest.raises(GivenUpError):
-        train({}, GiveUp(epoch), fitted=fitted)
+    with ends_by(GivenUpError) as ended:
+        train({}, GiveUp(epoch))
+    fitted = ended.result
     assert len(fitted.history) == epoch
     assert (fitted.best_epoch > 0) == (len(fitted.labels) > 0) == (epoch > 0)
 
@@ -482,7 +426,7 @@ class Norms(Callback):
         )
         self.before = [parameter.detach().clone() for parameter in self.module.parameters()]
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         assert self.module is not None
         moved = [
             parameter.detach() - before
@@ -496,9 +440,9 @@ def test_gradients_are_clipped_to_the_norm(digits: Prepared, tmp_path: Path) -> 
     configuration = Configuration.model_validate(
         merge(BASE, {"optimizer": sgd, "training": {"clip_norm": 0.05, "epochs": 1}})
     )
-    setting, norms = setting_of(configuration, digits, tmp_path), Norms()
+    setting, norms = build_context(configuration, digits, tmp_path), Norms()
     norms.module = setting.network.module
-    fit(configuration, setting, [norms], FitResult())
+    fit(configuration, setting, [norms])
     assert max(norms.norms) > 0.1
     assert [moved / 0.1 for moved in norms.moved] == pytest.approx(
         [min(norm, 0.05) for norm in norms.norms], rel=1e-3
@@ -510,19 +454,18 @@ import resource, sys
 from pathlib import Path
 from pipeline.config import Configuration, merge
 from pipeline.data.prepared import prepare
-from pipeline.errors import TrainingFailed
 from pipeline.training.fit import fit
-from pipeline.training.context import FitResult
-from tests.training.test_fit import BASE, setting_of
+from pipeline.errors import TrainingFailed
+from tests.training.small_training import BASE, build_context
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     large = {"data": {"image_size": 256, "batch_size": 200}, "model": {"name": "small_cnn"}}
     configuration = Configuration.model_validate(merge(BASE, large))
-    setting = setting_of(configuration, prepare(configuration.data, folder), folder)
+    setting = build_context(configuration, prepare(configuration.data, folder), folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
     try:
-        fit(configuration, setting, [], FitResult())
+        fit(configuration, setting)
     except TrainingFailed as error:
         print(error)
 """
@@ -560,15 +503,15 @@ def test_out_of_memory_in_the_update_is_told_in_every_precision(
     digits: Prepared, tmp_path: Path, precision: str
 ) -> None:
     configuration = Configuration.model_validate(BASE)
-    setting = replace(setting_of(configuration, digits, tmp_path), numerics=Numerics(precision))
-    no_room, fitted = NoRoom(), FitResult()
-    with pytest.raises(
+    setting = replace(build_context(configuration, digits, tmp_path), numerics=Numerics(precision))
+    no_room = NoRoom()
+    with ends_by(
         OutOfMemory,
-        match=r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$",
-    ):
-        fit(configuration, setting, [no_room], fitted)
+        r"^out of memory at data\.batch_size 32 \(step 1 of epoch 1\); data\.batch_size 16 fits$",
+    ) as ended:
+        fit(configuration, setting, [no_room])
     # What is tried to tell the size that fits is no part of the training.
-    assert (no_room.asked, fitted.lrs) == (1, [])
+    assert (no_room.asked, ended.result.lrs) == (1, [])
 
 
 HALF_A_STATE = """
@@ -578,11 +521,10 @@ from pathlib import Path
 from torch import nn
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
-from pipeline.errors import TrainingFailed
 from pipeline.models import Network
 from pipeline.training.fit import fit
-from pipeline.training.context import FitResult
-from tests.training.test_fit import BASE, setting_of
+from pipeline.errors import TrainingFailed
+from tests.training.small_training import BASE, build_context
 
 
 class Wide(nn.Module):
@@ -597,13 +539,13 @@ class Wide(nn.Module):
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     configuration = Configuration.model_validate(BASE)
-    setting = setting_of(configuration, prepare(configuration.data, folder), folder)
+    setting = build_context(configuration, prepare(configuration.data, folder), folder)
     setting = replace(setting, network=Network(Wide(), "fc", None))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     # The gradient of 256 MiB and one of Adam's two moments fit, the other one does not.
     resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20, used + 700 * 2**20))
     try:
-        fit(configuration, setting, [], FitResult())
+        fit(configuration, setting)
     except TrainingFailed as error:
         print(error)
 """

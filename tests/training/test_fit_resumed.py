@@ -21,11 +21,11 @@ from pipeline.data.loader import Loader
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, random_states, set_random_states
-from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.imbalance import balanced_probabilities
 from tests.conftest import PROJECT
-from tests.training.test_fit import BASE, TIMES, setting_of
+from tests.training.small_training import BASE, TIMES, build_context, ends_by
 
 EVERY_STEP: dict[str, Any] = {"training": {"checkpoint_seconds": 0}}
 
@@ -40,7 +40,7 @@ class StopAfter(Callback):
     def __init__(self, steps: int) -> None:
         self._left = steps
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         self._left -= 1
         if self._left < 0:
             raise StoppedError
@@ -53,11 +53,11 @@ class Remember(Callback):
         self.steps = 0
         self.resumed_after = -1
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         self.steps += 1
 
-    def on_resume(self, epoch: int, history: Any) -> None:
-        self.resumed_after = epoch
+    def on_resume(self, steps: int, history: Any) -> None:
+        self.resumed_after = len(history)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -86,7 +86,7 @@ class Wait(Callback):
         self._taken += 1
         return {}
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         deadline = time.monotonic() + 60
         while self._checkpoints.count < self._taken and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -102,7 +102,7 @@ def trained(
     """Train in a folder, going on from what is there; fill `weights` of the best epoch and of the last."""
     folder.mkdir(exist_ok=True)
     configuration = Configuration.model_validate(merge(BASE, EVERY_STEP, changes))
-    setting = setting_of(configuration, digits, folder)
+    setting = build_context(configuration, digits, folder)
     if configuration.training.sampler == "balanced":
         probabilities = balanced_probabilities(setting.train.labels.numpy())
         images = setting.train._loader.dataset
@@ -119,8 +119,7 @@ def trained(
         )
     checkpoints = Written(folder)
     setting = setting.__class__(**{**vars(setting), "resume": checkpoints if resume else None})
-    fitted = FitResult()
-    fit(configuration, setting, [Wait(checkpoints), *callbacks], fitted)
+    fitted = fit(configuration, setting, [Wait(checkpoints), *callbacks])
     safetensors.torch.save_file(
         {
             name: value.clone().contiguous()
@@ -175,7 +174,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
     whole = trained(digits, tmp_path / "whole", CASES[name], resume=False)
     steps = len(whole.lrs)
     for after in (0, steps // 3, steps // 3 - 1, steps // 4):
-        with pytest.raises(StoppedError):
+        with ends_by(StoppedError):
             trained(digits, tmp_path / "parts", CASES[name], StopAfter(after))
         torch.manual_seed(after)
         random.seed(after)
@@ -185,7 +184,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
 
 def test_callbacks_get_back_what_they_had(digits: Prepared, tmp_path: Path) -> None:
     first, second = Remember(), Remember()
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         trained(digits, tmp_path / "parts", {}, first, StopAfter(10))
     fitted = trained(digits, tmp_path / "parts", {}, second, Callback())
     assert (first.resumed_after, second.resumed_after) == (0, 10 // (len(fitted.lrs) // 3))
@@ -197,7 +196,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     digits: Prepared, tmp_path: Path, damage: str
 ) -> None:
     whole = trained(digits, tmp_path / "whole", {}, resume=False)
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         trained(digits, tmp_path / "parts", {}, StopAfter(12))
     before, last = sorted((tmp_path / "parts").glob("resume-*.pt"))
     content = bytearray(last.read_bytes())
@@ -243,7 +242,7 @@ import sys
 from pathlib import Path
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
-from tests.training.test_fit import BASE
+from tests.training.small_training import BASE, ends_by
 from tests.training.test_fit_resumed import trained
 if __name__ == "__main__":
     digits = prepare(Configuration.model_validate(BASE).data, Path(sys.argv[2]))

@@ -23,8 +23,9 @@ from pipeline.jobs.summary import summarise
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.imbalance import balanced_class_weights, balanced_probabilities
 from pipeline.training.inference import predict_logits
 from tests.conftest import Cli, write_digits
@@ -113,8 +114,8 @@ def trained(
     folder: Path, changes: dict[str, Any], *callbacks: Callback
 ) -> tuple[TrainingContext, FitResult]:
     configuration = Configuration.model_validate(merge(BASE, changes))
-    setting, fitted = setting_of(configuration, folder), FitResult()
-    fit(configuration, setting, callbacks, fitted)
+    setting = setting_of(configuration, folder)
+    fitted = fit(configuration, setting, callbacks)
     return setting, fitted
 
 
@@ -188,7 +189,7 @@ class Losses(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         self.losses.append(loss)
 
 
@@ -224,8 +225,7 @@ def test_a_class_of_validation_images_only_can_be_scored(tmp_path: Path) -> None
         torch.device("cpu"),
         tmp_path / "best.safetensors",
     )
-    fitted = FitResult()
-    fit(configuration, setting, [], fitted)
+    fitted = fit(configuration, setting)
     assert np.isfinite([fitted.history[0]["train/loss"], fitted.history[0]["val/loss"]]).all()
 
 

@@ -19,10 +19,9 @@ from pipeline.data.prepared import Prepared, prepare
 from pipeline.errors import Interrupted, LossNotFinite
 from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback
-from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from pipeline.training.malloc import clear_frames
-from tests.training.test_fit import BASE
+from tests.training.small_training import BASE
 
 STEPS = """
 import resource
@@ -90,7 +89,7 @@ class Raises(Callback):
     def __init__(self, error: BaseException | None, in_epoch: bool) -> None:
         self._error, self._in_epoch = error, in_epoch
 
-    def on_step(self, epoch: int, loss: float, accuracy: float) -> None:
+    def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         if self._error is not None and self._in_epoch:
             raise self._error
 
@@ -120,7 +119,7 @@ def trained(
     def train() -> None:
         with open_context(configuration, digits, folder / "best.safetensors") as setting:
             seen.append(weakref.ref(setting.network.module))
-            fit(configuration, setting, [Raises(error, in_epoch)], FitResult())
+            fit(configuration, setting, [Raises(error, in_epoch)])
 
     try:
         train()

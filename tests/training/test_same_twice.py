@@ -11,10 +11,9 @@ import torch
 
 from pipeline.config import Configuration
 from pipeline.data.prepared import prepare
-from pipeline.training.context import FitResult
 from pipeline.training.fit import fit
 from tests.conftest import thorough_of
-from tests.training.test_fit import TIMES, setting_of
+from tests.training.small_training import TIMES, build_context
 
 SIZES = {"maxvit_t": 224, "inception_v3": 96, "vit_b_16": 32, "swin_t": 32, "small_cnn": 16}
 FAMILIES = [
@@ -55,8 +54,8 @@ def trained(
 ) -> tuple[list[dict[str, float]], dict[str, bytes]]:
     folder.mkdir()
     prepared = prepare(configuration.data, folder.parent / "prepared")
-    setting, fitted = setting_of(configuration, prepared, folder), FitResult()
-    fit(configuration, setting, [], fitted)
+    setting = build_context(configuration, prepared, folder)
+    fitted = fit(configuration, setting)
     weights = {
         name: value.numpy().tobytes() for name, value in setting.network.module.state_dict().items()
     }

@@ -17,12 +17,13 @@ from pipeline.config import Configuration, merge
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, random_states
-from pipeline.training.context import FitResult, TrainingContext
+from pipeline.training.context import TrainingContext
 from pipeline.training.fit import fit
+from pipeline.training.fit_result import FitResult
 from pipeline.training.layer_groups import histogram, kernels, layer_groups, subsample
 from pipeline.training.tensorboard import Watch
 from tests.conftest import PROJECT
-from tests.training.test_fit import BASE, TIMES, setting_of
+from tests.training.small_training import BASE, TIMES, build_context, ends_by
 from tests.training.test_fit_resumed import StopAfter, StoppedError
 
 SMALL_GROUPS = ["conv1", "conv2", "conv3", "fc"]
@@ -48,16 +49,16 @@ class Watched:
     ) -> None:
         self.configuration = Configuration.model_validate(merge(BASE, changes))
         self.setting = replace(
-            setting_of(self.configuration, prepared, folder),
+            build_context(self.configuration, prepared, folder),
             resume=Checkpoints(folder) if resume else None,
         )
         self.fitted, self.folder = FitResult(), folder / "tensorboard"
-        self.watch = Watch(self.setting.network.module, self.folder, self.fitted)
+        self.watch = Watch(self.setting.network.module, self.folder)
         self.watch.seconds = seconds
 
     def train(self, *callbacks: Callback) -> Watched:
         try:
-            fit(self.configuration, self.setting, [self.watch, *callbacks], self.fitted)
+            self.fitted = fit(self.configuration, self.setting, [self.watch, *callbacks])
         finally:
             self.watch.close()
         return self
@@ -167,11 +168,11 @@ def test_watching_changes_no_bit(digits: Prepared, tmp_path: Path, name: str) ->
         folder.mkdir()
         watched = Watched(digits, folder, changes)
         callbacks = [watched.watch] if folder.name == "watched" else []
-        fit(watched.configuration, watched.setting, callbacks, watched.fitted)
+        fitted = fit(watched.configuration, watched.setting, callbacks)
         watched.watch.close()
         history = [
             {name: value for name, value in epoch.items() if name not in TIMES}
-            for epoch in watched.fitted.history
+            for epoch in fitted.history
         ]
         state = watched.setting.network.module.state_dict()
         outcomes.append(
@@ -222,7 +223,7 @@ def test_a_resumed_training_goes_on_with_its_histories(
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     whole = Watched(digits, tmp_path / "whole", every_step).train()
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         Watched(digits, tmp_path / "parts", every_step, resume=True).train(StopAfter(after))
     resumed = Watched(digits, tmp_path / "parts", every_step, resume=True).train()
     assert resumed.epochs == whole.epochs == [[0, 1, 2, 3]] * 4
@@ -241,10 +242,10 @@ def test_what_is_done_again_stands_in_the_event_files_once(
     for folder in (tmp_path / "whole", parts):
         folder.mkdir()
     whole = Watched(digits, tmp_path / "whole", every_step).train()
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         Watched(digits, parts, every_step, resume=True).train(StopAfter(from_step))
     early = {file: file.read_bytes() for file in parts.glob("resume-*")}
-    with pytest.raises(StoppedError):
+    with ends_by(StoppedError):
         Watched(digits, parts, every_step, resume=True).train(StopAfter(5))
     # Killed before later checkpoints were there, and within a record.
     for file in parts.glob("resume-*"):
@@ -260,7 +261,7 @@ def test_what_is_done_again_stands_in_the_event_files_once(
 def test_the_state_is_read_back_without_unpickling(digits: Prepared, tmp_path: Path) -> None:
     watched = Watched(digits, tmp_path, {"training": {"epochs": 1}}).train()
     torch.save(watched.watch.state(), tmp_path / "state.pt")
-    again = Watch(watched.setting.network.module, tmp_path, FitResult())
+    again = Watch(watched.setting.network.module, tmp_path)
     again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert str(again.state()) == str(watched.watch.state())
     again.load_state({})
@@ -271,7 +272,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     module = torch.nn.ModuleDict({"broken": torch.nn.Linear(2, 2), "partly": torch.nn.Linear(2, 2)})
     module["broken"].weight.data.fill_(float("nan"))
     module["partly"].weight.data[0].fill_(float("inf"))
-    watch = Watch(module, tmp_path, FitResult())
+    watch = Watch(module, tmp_path)
     watch.on_start(1, 1)
     watch.on_resume(0, [])
     watch.close()
@@ -281,10 +282,11 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 
 
 def test_closing_is_allowed_at_any_time(tmp_path: Path) -> None:
-    watch = Watch(torch.nn.Linear(2, 2), tmp_path, FitResult())
+    watch = Watch(torch.nn.Linear(2, 2), tmp_path)
     watch.flush()
     watch.close()
     watch.on_start(1, 1)
+    watch.on_resume(0, [])
     watch.flush()
     watch.close()
     watch.close()
