@@ -5,17 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
-from urllib.parse import unquote
 
 from pipeline.errors import (
     Interrupted,
@@ -30,7 +26,7 @@ from pipeline.errors import (
 from pipeline.files import out_of_room
 from pipeline.safe_text import hide_passwords
 from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
-from pipeline.tracking import launcher
+from pipeline.tracking import launcher_process, launcher_run, launcher_status
 
 STEPS = {
     "main": "prepare, tune, evaluate, summary and register in one go",
@@ -63,11 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:
-        told = (
-            error
-            if isinstance(error, PipelineError)
-            else _told_of_disk(error) or _told_of_store(error)
-        )
+        told = _explain(error)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -82,11 +74,11 @@ def _start(step: str, arguments: Sequence[str]) -> None:
         raise unknown_name("step", step, STEPS)
     _isolate_children()
     if not _is_helper():
-        launcher.adopt_launched_run(step)
-    if launcher.launched_run_id() or _is_in_group():
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    if launcher.launched_run_id() and not _is_in_group():
-        _enter_callers_folder()
+        launcher_run.adopt_launched_run(step)
+    if launcher_run.launched_run_id() or _is_in_group():
+        launcher_process.stop_with_parent()
+    if launcher_run.launched_run_id() and not _is_in_group():
+        launcher_process.enter_callers_folder()
     module = importlib.import_module(f"pipeline.steps.{step}")
     from pipeline.steps.options import parse_options, render_help
 
@@ -107,22 +99,27 @@ def _show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _told_of_disk(error: Exception) -> PipelineError | None:
-    """Return what it means that the disk is full, or that a file or a home folder cannot be used; None for any other error."""
+def _explain(error: Exception) -> PipelineError | None:
+    """Return what an error means to a person; None for an error that nobody expected."""
+    if isinstance(error, PipelineError):
+        return error
+    return _explain_disk(error) or _explain_store(error)
+
+
+def _explain_disk(error: Exception) -> PipelineError | None:
+    """Explain that the disk is full, or that a file or a home folder cannot be used."""
     if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home"):
         return UserError("a path begins with ~ and a name that is no user of this machine")
     if isinstance(error, PermissionError) and error.filename:
         return Unwritable(f"{error.filename}: {error.strerror}")
     reason = out_of_room(error)
-    return (
-        Unwritable(f"nothing can be written any more: {reason}; make room and start again")
-        if reason
-        else None
-    )
+    if not reason:
+        return None
+    return Unwritable(f"nothing can be written any more: {reason}; make room and start again")
 
 
-def _told_of_store(error: Exception) -> PipelineError | None:
-    """Return what an error of MLflow or its server means to a person; None for any other error."""
+def _explain_store(error: Exception) -> PipelineError | None:
+    """Explain an error of MLflow or its server."""
     if "mlflow" not in sys.modules:
         return None
     from pipeline.tracking.workspace import STORE_ERRORS, explain_store_error
@@ -131,7 +128,11 @@ def _told_of_store(error: Exception) -> PipelineError | None:
 
 
 def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
-    """Run a step; where torchrun has started several processes, the first one does it, and the others help in its trainings."""
+    """Run a step.
+
+    If torchrun has started several processes, the first one runs it, and the others help in its
+    trainings.
+    """
     if not _is_in_group():
         module.run(own, overrides)
         return
@@ -166,7 +167,7 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
 
             with suppress(PipelineError, *STORE_ERRORS):
                 reconcile(open_workspace(""), process_id=killed.process_id)
-    launcher.restore_killed_later()
+    _restore_killed_later()
     return 1
 
 
@@ -182,27 +183,31 @@ def _is_helper() -> bool:
 def _overview() -> str:
     width = max(map(len, STEPS))
     lines = "\n".join(f"  {step:<{width}}  {text}" for step, text in STEPS.items())
-    usage, hint = (
-        "usage: python -m pipeline STEP [--name value ...]",
-        "python -m pipeline STEP --help lists the options of a step.",
-    )
+    usage = "usage: python -m pipeline STEP [--name value ...]"
+    hint = "python -m pipeline STEP --help lists the options of a step."
     return f"{usage}\n\nsteps:\n{lines}\n\n{hint}"
 
 
 def _end_launched_run(reason: str, interrupted: bool = False) -> None:
-    if not launcher.launched_run_id():
+    if not launcher_run.launched_run_id():
         return
     from pipeline.tracking.names import FAILED, INTERRUPTED
 
     # A store that is away does not take this either; `reconcile` ends the run later.
     with suppress(Exception):
-        launcher.end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
+        launcher_run.end_launched_run(reason, INTERRUPTED if interrupted else FAILED)
     if interrupted and not _is_in_group():
-        launcher.restore_killed_later()
+        _restore_killed_later()
+
+
+def _restore_killed_later() -> None:
+    run_id = launcher_run.launched_run_id()
+    if run_id:
+        launcher_status.restore_killed_later(run_id)
 
 
 def _isolate_children() -> None:
-    """Have every process that is started from this one import this package, and nothing that lies in the current folder.
+    """Have every process that this one starts import this package, whatever the current folder holds.
 
     Python would look there first, and multiprocessing's processes start so.
     """
@@ -212,26 +217,6 @@ def _isolate_children() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [project, *(path for path in paths if path not in ("", project))]
     )
-
-
-def _enter_callers_folder() -> None:
-    """Make relative paths those of the caller: ``mlflow run`` starts us in the project, or in a temporary copy of it.
-
-    On Linux the launcher's current folder can be read; elsewhere a local database tells where it was called.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    try:
-        os.chdir(Path(f"/proc/{os.getppid()}/cwd").resolve(strict=True))
-    except OSError:
-        if uri.startswith("sqlite:////"):
-            os.chdir(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
-
-
-def _watch_parent(parent: int) -> None:
-    """Stop when ``mlflow run``, or torchrun, has died: nobody would wait for the result."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _tell_of_bug(

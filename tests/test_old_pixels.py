@@ -20,7 +20,7 @@ from pipeline.data.decode import Decoding
 from pipeline.data.prepared import prepare
 from pipeline.jobs import prepare as job
 from pipeline.search import study as search
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, find_runs, names, study_runs
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli, interrupt
 from tests.data import profiles
@@ -88,14 +88,14 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
     first_release.undo()
     (run,) = find_runs.find_trainings(workspace)
     recorded = json.loads(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, run["run_id"], names.PREPROCESSING, folder / "down"
         ).read_text()
     )
     assert recorded["decoding"] == 1
     assert cli("evaluate", "--run_id", run["run_id"]).code == 0
     table = pd.read_csv(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, run["run_id"], "test/predictions.csv", folder / "down"
         )
     )
@@ -147,17 +147,17 @@ def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), training="01")
     first_release.undo()
-    (before,) = find_runs.find_studies(workspace)
+    (before,) = study_runs.find_studies(workspace)
     done = cli("tune", "--config", str(quick))
     assert done.code == 0, done.err
     assert f"--study.name {before.name} goes on with it" in done.out
-    assert len(find_runs.find_studies(workspace)) == 2
+    assert len(study_runs.find_studies(workspace)) == 2
     done = cli("tune", "--config", str(quick), "--study.name", before.name)
     assert done.code == 0, done.err
     rows: list[dict[str, Any]] = find_runs.find_trainings(workspace, before.name)
     assert [row["state"] for row in rows] == ["complete"] * 2
     assert {row["data_digest"] for row in rows} == {before.data_digest}
-    assert len(find_runs.find_studies(workspace)) == 2
+    assert len(study_runs.find_studies(workspace)) == 2
 
 
 def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
@@ -171,7 +171,7 @@ def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
     )
     interrupt(cli, "tune", "--config", str(quick), "--data.bad", "drop", training="01")
     first_release.undo()
-    (before,) = find_runs.find_studies(workspace)
+    (before,) = study_runs.find_studies(workspace)
     done = cli("tune", "--config", str(quick), "--data.bad", "drop", "--study.name", before.name)
     assert done.code == 0, done.err
     rows: list[dict[str, Any]] = find_runs.find_trainings(workspace, before.name)
@@ -179,7 +179,7 @@ def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
         row["data_digest"] for row in rows
     } == {before.data_digest}
     assert cli("tune", "--config", str(quick), "--data.bad", "drop").code == 0
-    assert len(find_runs.find_studies(workspace)) == 2
+    assert len(study_runs.find_studies(workspace)) == 2
 
 
 def test_a_picture_decodes_as_before_by_version_1() -> None:

@@ -16,9 +16,9 @@ from pipeline.__main__ import _tell_of_bug
 from pipeline.errors import PipelineError, UserError
 from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.search.study_storage import Database
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, names, study_runs
 from pipeline.tracking.address import check_address
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
@@ -169,8 +169,8 @@ def test_a_password_of_the_studys_database_is_kept_nowhere(
     assert SECRET not in done.out + done.err
     assert SECRET.encode() not in everything(quick.parent)
     if done.code == 0:
-        (study,) = find_runs.find_studies(workspace)
-        kept = find_runs.download_artifact(
+        (study,) = study_runs.find_studies(workspace)
+        kept = artifacts.download_artifact(
             workspace, study.parent, "study.yaml", quick.parent / "down"
         ).read_text()
         assert "password=***" in kept

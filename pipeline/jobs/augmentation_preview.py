@@ -16,12 +16,16 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
 from pipeline.natural_order import natural_key
 from pipeline.report import figures
-from pipeline.tracking.run import RunLog
+from pipeline.tracking.run_log import RunLog
 
 MOST_IMAGES, NUM_VIEWS = 6, 8
 
 
-def log_previews(run: RunLog, prepared: Prepared, configurations: Iterable[Configuration]) -> None:
+def log_previews(
+    run: RunLog,
+    prepared: Prepared,
+    configurations: Iterable[Configuration],
+) -> None:
     """Log ``prepare/augmentation.png``, and where configurations augment in several ways ``augmentation_2.png``, …, in their order.
 
     Each shows a few training images, and eight augmented views of each. Nothing is logged without augmentation, or where
@@ -40,7 +44,12 @@ def log_previews(run: RunLog, prepared: Prepared, configurations: Iterable[Confi
             )
 
 
-def _log_preview(run: RunLog, prepared: Prepared, configuration: Configuration, name: str) -> None:
+def _log_preview(
+    run: RunLog,
+    prepared: Prepared,
+    configuration: Configuration,
+    name: str,
+) -> None:
     data = configuration.data
     augmentation = build_augmentation(data)
     labels, positions = prepared.labels(), prepared.positions("train")

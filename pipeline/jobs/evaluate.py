@@ -16,13 +16,14 @@ from pipeline.config import Data, parse
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.jobs.prepare import need_known_images, prepare_as_recorded
+from pipeline.jobs.check import need_known_images
+from pipeline.jobs.prepare import prepare_as_recorded
 from pipeline.jobs.recorded_run import Restored, restore_network
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
 from pipeline.report.console import say
-from pipeline.tracking.run import RunLog
+from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits

@@ -16,7 +16,7 @@ from pipeline.errors import GivenUp, OutOfMemory
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import Counter
 from pipeline.tracking import names
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.training.context import TrainingContext
 from pipeline.training.feature_cache import (
     Backbone,

@@ -15,7 +15,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed, UserError
 from pipeline.jobs.frozen_backbone import use_cached_features
 from pipeline.jobs.training_job import Job, open_job_context
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import results_folder
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext

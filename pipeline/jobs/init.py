@@ -23,7 +23,7 @@ from pipeline.errors import Unwritable, UserError
 from pipeline.experiment import load_experiment
 from pipeline.files import new_file, unwritable
 from pipeline.natural_order import natural_key
-from pipeline.report.tables import format_duration
+from pipeline.report.format import format_duration
 from pipeline.training.device import resolve_device
 from pipeline.training.timing import seconds_per_image
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from pipeline import models
 from pipeline.config import Configuration, Data
 from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine_worker import Recipe
 from pipeline.data.findings import Refused, find_majority
 from pipeline.data.prepared import Prepared, Thumbnails, prepare
-from pipeline.data.transforms import build_augmentation
-from pipeline.errors import Unreachable, UserError
-from pipeline.files import sha256_over, write_whole
-from pipeline.models.own_models import find_own_file, find_sources
+from pipeline.files import write_whole
 from pipeline.report import data_report
-from pipeline.report.console import Counter, say
-from pipeline.report.tables import format_percent
-from pipeline.tracking import stored_weights
-from pipeline.tracking.run import RunLog, TrackedRun
+from pipeline.report.console import Counter, say, say_once
+from pipeline.report.format import format_percent
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
-from pipeline.training.device import need_compiler, resolve_device
-from pipeline.training.distributed import join_group
-from pipeline.trust import are_images_named, remember
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
@@ -86,7 +77,7 @@ def prepare_images(
     sizes = ", ".join(
         f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits
     )
-    _say_once(
+    say_once(
         f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
         f"data {prepared.digest[:8]} in {prepared.folder}"
         + f"; data.white auto is {prepared.data.white}"
@@ -128,30 +119,6 @@ def prepare_as_recorded(workspace: Workspace, data: Data, digest: str, version: 
     if version == VERSION or prepared.digest == digest:
         return prepared
     return prepare_images(workspace, data, version=version)
-
-
-def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
-    """Check that a run does not choose which folder of this machine is read: only one that was named or prepared here before.
-
-    Raises:
-        UserError: It was not; with the way to do so.
-    """
-    kind, _, path = data.source.partition(":")
-    if (
-        data.source == "digits"
-        or (kind == "torchvision" and not data.root)
-        or are_images_named(data.source, data.root, data.labels)
-    ):
-        return
-    before = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
-    for description in workspace.prepared.glob("*/data.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(description.read_text(encoding="utf-8"))["source"] in before:
-                return
-    raise UserError(
-        f"run_id: run {run_id} names the images {data.source!r}, which nobody has prepared here; "
-        "prepare them first (step prepare), or say with --data.source of evaluate where they are"
-    )
 
 
 def write_report(folder: Path, report: dict[str, Any], thumbnails: Thumbnails) -> None:
@@ -201,7 +168,10 @@ def _say_findings(report: dict[str, Any], page: Path) -> None:
     if len(report["warnings"]) > 20:
         say(f"and {len(report['warnings']) - 20} more warnings")
     if "majority" in report:
-        largest, share = report["majority"]["class"], format_percent(report["majority"]["share"])
+        largest, share = (
+            report["majority"]["class"],
+            format_percent(report["majority"]["share"]),
+        )
         say(f"always answering {largest!r} would be right in {share} of the validation images")
     say(f"report on the images: {page}")
 
@@ -258,63 +228,3 @@ def majority_rate(prepared: Prepared) -> float:
 def log_dataset(run: TrackedRun, prepared: Prepared, data: Data) -> None:
     """Log the images as dataset inputs of a run."""
     run.dataset(data.name, prepared.source, prepared.digest, ["training", "validation"])
-
-
-def replace_unreachable_weights(configuration: Configuration) -> Configuration:
-    """Return a configuration with random weights where named ones cannot be downloaded, and say so: enough to try a study out."""
-    try:
-        models.fetch(configuration.model)
-    except Unreachable as error:
-        _say_once(f"fast: random weights, since {error.message}")
-        return configuration.change("model", weights="none")
-    return configuration
-
-
-def check(
-    configuration: Configuration, prepared: Prepared, where: str, is_recorded: bool = False
-) -> dict[str, str]:
-    """Find every mistake that can be found before training.
-
-    Args:
-        configuration: Of a training.
-        prepared: Its images.
-        where: It stands, for messages.
-        is_recorded: A run has recorded it; else it is the user's own, whose code is trusted from now on.
-
-    Returns:
-        The model's origin, which enters the configuration's hash.
-
-    Raises:
-        UserError: Its message starts with `where`.
-    """
-    try:
-        device = resolve_device(configuration.training.device)
-        if configuration.training.compile:
-            need_compiler(device)
-        build_augmentation(configuration.data)
-        model = stored_weights.resolve_weights(configuration.model)
-        num_classes, image_size = len(prepared.classes), configuration.data.image_size
-        origin = models.origin(model, num_classes, image_size)
-        if model.is_own and not is_recorded:
-            # Runs of release 0.1.0 keep the network's own file alone.
-            for known in (0, num_classes):
-                remember(
-                    sha256_over(find_sources(model.name, known, image_size)),
-                    str(find_own_file(model.name)[0].absolute()),
-                )
-        # On GPUs BatchNorm takes its statistics over all processes.
-        share = configuration.data.batch_size // (1 if device.type == "cuda" else join_group().size)
-        notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)
-    except UserError as error:
-        raise UserError(
-            f"{where}: {error.message}" if where else error.message, error.findings
-        ) from None
-    for note in notes:
-        _say_once(f"model.weights {configuration.model.weights}: {note}")
-    return origin
-
-
-@lru_cache
-def _say_once(line: str) -> None:
-    """Print what would be said again for each entry of a list."""
-    say(line)

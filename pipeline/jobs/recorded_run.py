@@ -23,7 +23,7 @@ from pipeline.files import child_path
 from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.models.state_dicts import load_state
 from pipeline.models.torchvision_weights import correct_recorded
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, find_runs, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.exported_model import classes_from
 
@@ -71,7 +71,7 @@ def restore_network(workspace: Workspace, run_id: str) -> Restored:
         network = _rebuilt(workspace, run_id, configuration, len(classes), folder)
         load_state(
             network,
-            find_runs.download_artifact(workspace, run_id, names.CHECKPOINT, folder),
+            artifacts.download_artifact(workspace, run_id, names.CHECKPOINT, folder),
             configuration.model.name,
         )
     return Restored(
@@ -105,7 +105,7 @@ def load_preprocessing(
 def load_decoding_version(workspace: Workspace, run_id: str, folder: Path) -> int:
     """Return the version of the rules by which a run has decoded its images; of now where it ended before it has recorded any."""
     try:
-        find_runs.download_artifact(workspace, run_id, names.PREPROCESSING, folder)
+        artifacts.download_artifact(workspace, run_id, names.PREPROCESSING, folder)
     except UserError:
         return VERSION
     return Preprocessing.from_dict(_json(workspace, run_id, names.PREPROCESSING, folder)).decoding
@@ -117,7 +117,7 @@ def load_configuration(workspace: Workspace, run_id: str, folder: Path) -> Confi
     Raises:
         UserError: It has recorded none.
     """
-    file = find_runs.download_artifact(workspace, run_id, names.CONFIG, folder)
+    file = artifacts.download_artifact(workspace, run_id, names.CONFIG, folder)
     try:
         raw = parse_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -130,7 +130,7 @@ def load_configuration(workspace: Workspace, run_id: str, folder: Path) -> Confi
 def _json(workspace: Workspace, run_id: str, name: str, folder: Path) -> Any:
     try:
         return json.loads(
-            find_runs.download_artifact(workspace, run_id, name, folder).read_text(encoding="utf-8")
+            artifacts.download_artifact(workspace, run_id, name, folder).read_text(encoding="utf-8")
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"run {run_id}: {name} is no JSON: {first_line(error)}") from None
@@ -211,10 +211,10 @@ def download_source(workspace: Workspace, run_id: str, path: str, folder: Path) 
     for part in reversed(list(takewhile(str.isidentifier, reversed(Path(path).parts[:-1])))):
         root = child_path(root, part)
     root.mkdir(parents=True, exist_ok=True)
-    for name in find_runs.list_artifacts(workspace, run_id, names.SOURCE):
+    for name in artifacts.list_artifacts(workspace, run_id, names.SOURCE):
         file = path_of_source(root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, run_id, name, child_path(folder, "downloaded")
         ).replace(file)
     own = child_path(root, Path(path).name)

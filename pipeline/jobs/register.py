@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.jobs.recorded_run import get_complete_run, restore_network
 from pipeline.jobs.summary import Summary
-from pipeline.report.tables import format_percent
-from pipeline.tracking import find_runs, names, registry
+from pipeline.report.format import format_percent
+from pipeline.tracking import artifacts, export, find_runs, names, registry, study_runs
 from pipeline.tracking.workspace import Workspace
 
 
@@ -50,11 +50,11 @@ class Champion:
 
 def export_model(workspace: Workspace, run_id: str) -> str:
     """Log the network of a complete run as LoggedModel, where it is not yet; return the model's id."""
-    existing = registry.find_logged_model(workspace, run_id)
+    existing = export.find_logged_model(workspace, run_id)
     if existing:
         return existing
     restored = restore_network(workspace, run_id)
-    return registry.log_model(
+    return export.log_model(
         workspace, run_id, restored.network, restored.classes, restored.preprocessing
     )
 
@@ -107,7 +107,7 @@ def _replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) 
     before = registry.champion(workspace, name)
     if before is None or before.run_id == run_id:
         return ""
-    study = before.tags.get(names.STUDY) or find_runs.studies_of_run(workspace, before.run_id)
+    study = before.tags.get(names.STUDY) or study_runs.studies_of_run(workspace, before.run_id)
     if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
         return ""
     try:
@@ -130,7 +130,7 @@ def _classes(workspace: Workspace, run_id: str) -> str:
 def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         return json.loads(
-            find_runs.download_artifact(workspace, run_id, name, Path(folder)).read_text(
+            artifacts.download_artifact(workspace, run_id, name, Path(folder)).read_text(
                 encoding="utf-8"
             )
         )

@@ -12,14 +12,16 @@ from pipeline.config import FILE, Configuration
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child_path, lock
 from pipeline.identity import FIRST_RELEASE, config_hash
-from pipeline.jobs.prepare import check, need_known_images, prepare_as_recorded
+from pipeline.jobs.check import check, need_known_images
+from pipeline.jobs.prepare import prepare_as_recorded
 from pipeline.jobs.recorded_run import load_configuration, load_decoding_version
 from pipeline.jobs.training_job import Job
 from pipeline.models.own_models import find_own_file
 from pipeline.report.console import say
-from pipeline.tracking import find_runs, launcher, names
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.abandoned_runs import end_abandoned, has_never_begun, is_alive
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import end_abandoned, is_alive, uid_of
+from pipeline.tracking.tracked_run import uid_of
 from pipeline.tracking.workspace import Workspace, database_file
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.trust import is_users_own, need_trust
@@ -82,7 +84,11 @@ def load_interrupted_job(workspace: Workspace, run_id: str) -> Job:
             f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "
             "train anew, or put the images back"
         )
-    job = Job(configuration, check(configuration, prepared, "", is_recorded=True), prepared)
+    job = Job(
+        configuration,
+        check(configuration, prepared, "", is_recorded=True),
+        prepared,
+    )
     before = tags.get(names.CONFIG_HASH, job.config_hash)
     if job.config_hash != before and before == config_hash(
         configuration, job.origin, FIRST_RELEASE
@@ -183,9 +189,7 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
     ended = 0
     for run in find_runs.find_running(workspace, experiment):
         beat = Beat.of(run.data.tags)
-        if beat is None and (
-            process_id or not launcher.has_never_begun(run, database_file(workspace.uri))
-        ):
+        if beat is None and (process_id or not has_never_begun(run, database_file(workspace.uri))):
             continue
         if process_id and beat is not None and not beat.is_of(process_id):
             continue

@@ -17,8 +17,8 @@ from pipeline.jobs.which_study import compute_digests, find_study, is_source_giv
 from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
 from pipeline.report import figures, tables
 from pipeline.report.console import say, show_table
-from pipeline.tracking import find_runs, names
-from pipeline.tracking.run import RunLog
+from pipeline.tracking import find_runs, names, study_runs
+from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 
 
@@ -90,9 +90,9 @@ def summarise(
         UserError: No such study, or nothing has been trained.
     """
     chosen = (
-        find_runs.get_study(workspace, study)
+        study_runs.get_study(workspace, study)
         if study
-        else next(iter(find_runs.find_studies(workspace)), None)
+        else next(iter(study_runs.find_studies(workspace)), None)
     )
     name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
     rows = find_runs.find_trainings(workspace, name)

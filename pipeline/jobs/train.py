@@ -21,8 +21,8 @@ from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
-from pipeline.tracking import find_runs, names, registry
-from pipeline.tracking.run import Pruned, TrackedRun
+from pipeline.tracking import artifacts, export, find_runs, names
+from pipeline.tracking.tracked_run import Pruned, TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext
@@ -210,7 +210,7 @@ class TrackedTraining:
         if self._placement.run_id and not (folder / TENSORBOARD).exists():
             # A training that begins anew, its checkpoints gone, writes over them.
             with contextlib.suppress(UserError):
-                find_runs.download_artifact(self._workspace, run.id, TENSORBOARD, folder)
+                artifacts.download_artifact(self._workspace, run.id, TENSORBOARD, folder)
         return folder
 
     def _choose_numerics(self, run: TrackedRun, context: TrainingContext) -> Numerics:
@@ -246,7 +246,7 @@ class TrackedTraining:
             module, checkpoint = self._context.network.module, self._context.checkpoint
             load_state(module, checkpoint, self._job.configuration.model.name)
             classes, preprocessing = self._job.prepared.classes, self._context.preprocessing
-            registry.log_model(self._workspace, run.id, module, classes, preprocessing)
+            export.log_model(self._workspace, run.id, module, classes, preprocessing)
         run.flush()
         after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
         metric = self._job.configuration.training.best_metric
@@ -289,7 +289,7 @@ def _as_begun(workspace: Workspace, job: Job, run_id: str) -> Job:
 def _load_choice(run: TrackedRun) -> Choice | None:
     """Return the number format and memory format that a run has recorded, if it has."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(UserError):
-        file = find_runs.download_artifact(run.workspace, run.id, names.NUMERICS, Path(folder))
+        file = artifacts.download_artifact(run.workspace, run.id, names.NUMERICS, Path(folder))
         return Choice.from_dict(json.loads(file.read_text(encoding="utf-8")))
     return None
 
@@ -303,7 +303,7 @@ def _log_source(run: TrackedRun, job: Job) -> None:
     files = models.source_files(job.configuration.model, job.origin, num_classes, data.image_size)
     if not files:
         return
-    there = set(find_runs.list_artifacts(run.workspace, run.id, names.SOURCE))
+    there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))
     if all(f"{names.SOURCE}/{name}" in there for name in files):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -317,4 +317,4 @@ def _log_source(run: TrackedRun, job: Job) -> None:
 
 def _is_start_logged(run: TrackedRun) -> bool:
     """Whether all of `_log_start` was done before the run was interrupted."""
-    return find_runs.has_artifact(run.workspace, run.id, names.CONFIG)
+    return artifacts.has_artifact(run.workspace, run.id, names.CONFIG)

@@ -20,7 +20,8 @@ from pipeline.report import figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import draw_ridgeline
 from pipeline.tracking import find_runs, names
-from pipeline.tracking.run import Pruned, RunLog, TrackedRun
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.tracked_run import Pruned, TrackedRun
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext
 from pipeline.training.diagnostics import Diagnostics, Flag

@@ -16,8 +16,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.jobs.prepare import REPORT, prepare_images
-from pipeline.tracking import find_runs, names, stored_weights
-from pipeline.tracking.find_runs import Study
+from pipeline.tracking import artifacts, find_runs, names, stored_weights, study_runs
 from pipeline.tracking.workspace import Workspace
 
 _COLUMNS = tuple(f"data.{name}_column" for name in ("image", "label", "split", "group"))
@@ -73,13 +72,13 @@ def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool 
         # Where that name was another store's, the study stands beside it; the latest does.
         beside = [
             one.name
-            for one in find_runs.find_studies(workspace)
+            for one in study_runs.find_studies(workspace)
             if re.fullmatch(rf"{re.escape(name)}~\d+", one.name)
         ]
-        is_there = any(one.name == name for one in find_runs.find_studies(workspace))
-        named = find_runs.get_study(workspace, beside[0] if beside and not is_there else name)
+        is_there = any(one.name == name for one in study_runs.find_studies(workspace))
+        named = study_runs.get_study(workspace, beside[0] if beside and not is_there else name)
         return Chosen(named.name, _described(named))
-    studies = find_runs.find_studies(workspace)
+    studies = study_runs.find_studies(workspace)
     finding = _finding(experiment.overrides)
     if not studies:
         idle = [name for name in finding if name != _RANKS]
@@ -118,13 +117,16 @@ def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool 
     )
 
 
-def _has_own_name(study: Study) -> bool:
+def _has_own_name(study: study_runs.Study) -> bool:
     return bool(study.identity) and re.sub(r"~\d+$", "", study.name) != study.identity
 
 
 def _on_images(
-    workspace: Workspace, experiment: Experiment, found: Sequence[Study], reads_images: bool
-) -> Study:
+    workspace: Workspace,
+    experiment: Experiment,
+    found: Sequence[study_runs.Study],
+    reads_images: bool,
+) -> study_runs.Study:
     """Return the first of some studies that is of the images as file and options name them."""
     source = experiment.base.data.source
     of_source = [study for study in found if study.source == source]
@@ -200,17 +202,17 @@ def _as_options(fields: Sequence[str]) -> str:
     return ", ".join(f"--{name}" for name in fields)
 
 
-def _described(study: Study) -> str:
+def _described(study: study_runs.Study) -> str:
     source = f" from {study.source}" if study.source else ""
     return f"study {study.name}, data {study.data_digest[:8]}{source}"
 
 
-def _is_of(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
+def _is_of(workspace: Workspace, experiment: Experiment, study: study_runs.Study) -> bool:
     identity = study.identity or re.sub(r"~\d+$", "", study.name)
     return identity in _names(workspace, experiment, study)
 
 
-def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterator[str]:
+def _names(workspace: Workspace, experiment: Experiment, study: study_runs.Study) -> Iterator[str]:
     """Yield the names that a study of an experiment may have on another study's images: of this release and of the first one."""
     for base in _bases(experiment.with_white(_white(workspace, experiment, study))):
         model = stored_weights.resolve_weights(base.model)
@@ -223,7 +225,7 @@ def _names(workspace: Workspace, experiment: Experiment, study: Study) -> Iterat
             )
 
 
-def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | str:
+def _white(workspace: Workspace, experiment: Experiment, study: study_runs.Study) -> int | str:
     """Return what ``data.white auto`` has become in a study, as its trainings have recorded it."""
     if experiment.base.data.white != "auto":
         return ""
@@ -238,7 +240,7 @@ def _white(workspace: Workspace, experiment: Experiment, study: Study) -> int | 
 
 def _num_classes(workspace: Workspace, parent: str) -> int:
     with tempfile.TemporaryDirectory() as folder, suppress(UserError):
-        file = find_runs.download_artifact(
+        file = artifacts.download_artifact(
             workspace, parent, f"{REPORT}/{names.CLASSES}", Path(folder)
         )
         return len(json.loads(file.read_text(encoding="utf-8")))
@@ -252,7 +254,9 @@ def _bases(experiment: Experiment) -> Iterator[Configuration]:
         yield experiment.base.change("model", weights="none")
 
 
-def _has_images_as_given(workspace: Workspace, experiment: Experiment, study: Study) -> bool:
+def _has_images_as_given(
+    workspace: Workspace, experiment: Experiment, study: study_runs.Study
+) -> bool:
     """Whether a study's trainings have the options on images, of which its name holds the digest only."""
     given: Raw = experiment.overrides.get("data", {})
     wanted = {

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from pipeline import ranking
 from pipeline.errors import Interrupted
-from pipeline.report.tables import format_duration, format_percent
+from pipeline.report.format import format_duration, format_percent
 from pipeline.safe_text import hide_passwords, make_visible
 from pipeline.training.callback import Callback
 
@@ -55,6 +56,12 @@ def say(line: str = "") -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+@lru_cache
+def say_once(line: str) -> None:
+    """Print a line that would be said again for each entry of a list."""
+    say(line)
 
 
 def _at_spaces(line: str, width: int) -> str:

@@ -13,6 +13,14 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.config import DEFAULT_GAMMA, applies, declared, facts_of, field_info
+from pipeline.report.format import (
+    format_duration,
+    format_interval,
+    format_millions,
+    format_percent,
+    format_short,
+    to_number,
+)
 from pipeline.safe_text import escape_markdown, make_visible
 
 COLUMNS = [
@@ -114,7 +122,7 @@ def _merged(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in ("config_hash", *_SETTINGS, "parameters", "data_digest", "metric")
     }
     for name in (*_SCORES, "value"):
-        numbers = [number for row in repeats if (number := _number(row.get(name))) is not None]
+        numbers = [number for row in repeats if (number := to_number(row.get(name))) is not None]
         if name == "test_accuracy":
             values["test_repeats"] = len(numbers)
             numbers = numbers if len(numbers) == len(repeats) else []
@@ -139,7 +147,7 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     texts = [
         ", ".join(
-            f"{_LABELS.get(name, name)} {_short_value(some[name])}"
+            f"{_LABELS.get(name, name)} {format_short(some[name])}"
             for name in names
             if some.get(name) is not None
         )
@@ -176,17 +184,9 @@ def describe_settings(params: Mapping[str, Any]) -> str:
     return ", ".join(
         [
             str(params["model.name"]),
-            *(f"{_LABELS[name]} {_short_value(params[name])}" for name in shown),
+            *(f"{_LABELS[name]} {format_short(params[name])}" for name in shown),
         ]
     )
-
-
-def _short_value(value: Any) -> str:
-    try:
-        number = float(value)
-        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e7 else f"{number:.3g}"
-    except (TypeError, ValueError):
-        return str(value)
 
 
 def table_for_people(
@@ -217,10 +217,10 @@ def table_for_people(
             | {
                 "val accuracy": format_percent(row.get("val_accuracy")),
                 "val loss": ""
-                if _number(row.get("val_loss")) is None
+                if to_number(row.get("val_loss")) is None
                 else f"{float(row['val_loss']):.4f}",
-                "test accuracy (95%)": _interval(row),
-                "parameters": _millions(row.get("parameters")),
+                "test accuracy (95%)": format_interval(row),
+                "parameters": format_millions(row.get("parameters")),
                 "time": format_duration(row.get("seconds")),
             }
         )
@@ -241,7 +241,7 @@ def best_value_text(row: Mapping[str, Any]) -> str:
     """Return the value of what a run is ranked by, as text; nothing where it has none."""
     return (
         ""
-        if _number(row.get("value")) is None
+        if to_number(row.get("value")) is None
         else ranking.text(float(row["value"]), row["metric"])
     )
 
@@ -260,40 +260,6 @@ def scores_table(per_class: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     for column in ("precision", "recall", "f1"):
         shown[column] = [format_percent(value) for value in per_class[column]]
     return shown, title
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or pd.isna(value) or abs(float(value)) > 1e300 else float(value)
-
-
-def format_percent(value: Any) -> str:
-    """Return a fraction as ``98.14%``, nothing for a missing one."""
-    number = _number(value)
-    return "" if number is None else f"{100 * number:.2f}%"
-
-
-def format_duration(seconds: Any) -> str:
-    """Return seconds as ``48 s``, ``12 min`` or ``3.5 h``."""
-    number = _number(seconds)
-    if number is None:
-        return ""
-    if number < 120:
-        return f"{number:.0f} s"
-    return f"{number / 60:.0f} min" if number < 5400 else f"{number / 3600:.1f} h"
-
-
-def _millions(value: Any) -> str:
-    number = _number(value)
-    return "" if number is None else f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,.0f}"
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if _number(row.get("test_accuracy")) is None:
-        return ""
-    low, high = _number(row.get("test_accuracy_low")), _number(row.get("test_accuracy_high"))
-    return format_percent(row["test_accuracy"]) + (
-        "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    )
 
 
 def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:

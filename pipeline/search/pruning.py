@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from pipeline import ranking
 from pipeline.config import Study
-from pipeline.tracking.run import Pruned
+from pipeline.tracking.tracked_run import Pruned
 from pipeline.training.callback import Callback
 
 STARTUP_TRIALS = 5

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from pipeline.config import Configuration
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Range, Space, is_integer
-from pipeline.jobs.prepare import replace_unreachable_weights
+from pipeline.jobs.check import replace_unreachable_weights
 
 Point = dict[str, Any]
 """Values by dotted field as Optuna has them: numbers, truth values, texts and None; a list or dict is its JSON text."""

@@ -24,13 +24,12 @@ from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, names_beside, study_name
 from pipeline.jobs.augmentation_preview import log_previews
+from pipeline.jobs.check import check, replace_unreachable_weights
 from pipeline.jobs.prepare import (
-    check,
     log_report,
     majority_rate,
     prepare_images,
     prepare_variant,
-    replace_unreachable_weights,
     with_white,
 )
 from pipeline.jobs.register import export_model
@@ -45,9 +44,10 @@ from pipeline.search.space import holds_lists
 from pipeline.search.study_storage import STUDIES, Database
 from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
-from pipeline.tracking import find_runs, names
-from pipeline.tracking.run import TrackedRun, end_abandoned
+from pipeline.tracking import artifacts, find_runs, names, study_runs
+from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
 PARENT = "parent_run_id"
@@ -126,7 +126,7 @@ def tune(
         raise UserError(f"study.name: study {name!r} {why}; give another name, or none")
     refuse_if_tuned(workspace, name)
     in_use = f"study {name!r} is being tuned by another process on this machine; wait for it, or give another study.name"
-    parent = recorded.get(PARENT) or find_runs.find_study_parent(workspace, name)
+    parent = recorded.get(PARENT) or study_runs.find_study_parent(workspace, name)
     experiment = _as_begun(workspace, experiment, name, parent)
     with database.lock_study(name, in_use), parent_run(workspace, step, name, parent) as run:
         study = _open(database.storage, experiment, name, is_new=found is None)
@@ -343,7 +343,7 @@ def _conclude(workspace: Workspace, study: optuna.Study, name: str, run: Tracked
     with tempfile.TemporaryDirectory() as folder:
         run.text(
             "best_config.yaml",
-            find_runs.download_artifact(
+            artifacts.download_artifact(
                 workspace, best["run_id"], names.CONFIG, Path(folder)
             ).read_text(encoding="utf-8"),
         )

@@ -19,7 +19,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
 from pipeline.experiment import Experiment
 from pipeline.files import out_of_room
-from pipeline.jobs.prepare import check, prepare_variant
+from pipeline.jobs.check import check
+from pipeline.jobs.prepare import prepare_variant
 from pipeline.jobs.resume import lock_run
 from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
 from pipeline.jobs.training_job import Job
@@ -43,7 +44,7 @@ from pipeline.search.trials import (
     waiting_trials,
 )
 from pipeline.tracking import find_runs
-from pipeline.tracking.run import Pruned, TrackedRun, adopt_training
+from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.distributed import join_group

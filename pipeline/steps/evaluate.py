@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Raw, essential, identifies_study
+from pipeline.report.format import format_percent
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
@@ -34,8 +35,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
     from pipeline.jobs.summary import leading_runs, summarise_experiment
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say, show_table
-    from pipeline.report.tables import format_percent, scores_table
-    from pipeline.tracking.run import keep_launched_run
+    from pipeline.report.tables import scores_table
+    from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)

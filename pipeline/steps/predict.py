@@ -34,7 +34,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
             raise UserError(f"option --{name} is needed; example: {PredictOptions.example}")
     from pipeline.jobs.predict import predict
     from pipeline.report.console import Counter, say
-    from pipeline.tracking.run import keep_launched_run
+    from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace("predict", reads_only=True)

@@ -24,7 +24,7 @@ def run(own: ReconcileOptions, overrides: Raw) -> None:
     """End what died."""
     from pipeline.jobs.resume import need_experiment, reconcile
     from pipeline.report.console import say
-    from pipeline.tracking.run import keep_launched_run
+    from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(own.experiment or "reconcile")

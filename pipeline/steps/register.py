@@ -36,7 +36,7 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
     from pipeline.jobs.summary import summarise_experiment
     from pipeline.jobs.which_study import need_no_other_options, need_own_experiment
     from pipeline.report.console import say
-    from pipeline.tracking.run import keep_launched_run
+    from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     name = experiment_name(own.name, own.fast) if own.name else experiment.name

@@ -35,7 +35,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     from pipeline.jobs.evaluate import evaluate_all
     from pipeline.jobs.summary import show_summary, summarise_experiment, write_summary
     from pipeline.report.console import say
-    from pipeline.tracking.run import keep_launched_run
+    from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
 
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
+from pipeline.jobs.check import check, replace_unreachable_weights
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
@@ -46,9 +47,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 
     need_processes(experiment.base.training)
     from pipeline.jobs.prepare import (
-        check,
         prepare_images,
-        replace_unreachable_weights,
         with_white,
     )
     from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
@@ -86,7 +85,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 def _point_to(workspace: Workspace, name: str, run_id: str) -> None:
     """Under ``mlflow run``, have the launcher's run point to the run that holds the results."""
     from pipeline.tracking import names
-    from pipeline.tracking.run import TrackedRun
+    from pipeline.tracking.tracked_run import TrackedRun
 
     if workspace.launched_run:
         with TrackedRun(workspace, "train", name, tags={names.JOINS: run_id}, single=True):
@@ -101,7 +100,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.train import Placement, TrackedTraining
     from pipeline.report.console import say
     from pipeline.tracking import find_runs, names
-    from pipeline.tracking.run import TrackedRun
+    from pipeline.tracking.tracked_run import TrackedRun
     from pipeline.tracking.workspace import open_workspace
     from pipeline.training.distributed import join_group
     from pipeline.training.torchrun import need_processes

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import yaml
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pipeline import models, ranking
 from pipeline.config import Configuration, field_info, nest, parse, parse_yaml
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.identity import FIRST_RELEASE, TrainingIdentity, config_hash
-from pipeline.tracking import names
-from pipeline.tracking.workspace import Workspace, is_away
+from pipeline.tracking import artifacts, names
+from pipeline.tracking.workspace import Workspace
 
 Row = dict[str, Any]
 
-MOST_BYTES = 1 << 34
 """Of an artifact that is downloaded: the largest networks there are have half of it."""
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 _LAUNCHED = "mlflow.project.entryPoint"
@@ -56,9 +53,10 @@ _METRICS = {
 }
 
 
-def _search(
+def search(
     workspace: Workspace, filter_string: str, experiment_ids: list[str] | None = None
 ) -> list[Run]:
+    """Return all runs that a filter of MLflow's finds, by default in all MLflow experiments."""
     ids = experiment_ids or [found.experiment_id for found in workspace.client.search_experiments()]
     runs: list[Run] = []
     token: str | None = None
@@ -105,18 +103,18 @@ def find_trainings(workspace: Workspace, study: str = "") -> list[Row]:
 
     Runs are found by the tag ``pipeline.experiment``, else in the MLflow experiment of that name.
     """
-    filter_string = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
+    filter_string = f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
     # A training may be of several studies, whose names stand in one tag.
-    tagged = _search(
+    tagged = search(
         workspace,
-        filter_string + (f" and tags.`{names.STUDY}` LIKE '%{_quoted(study)}%'" if study else ""),
+        filter_string + (f" and tags.`{names.STUDY}` LIKE '%{quote(study)}%'" if study else ""),
     )
     if not tagged and not study:
         by_name = workspace.client.get_experiment_by_name(workspace.experiment)
         tagged = (
             [
                 run
-                for run in _search(workspace, "", [by_name.experiment_id])
+                for run in search(workspace, "", [by_name.experiment_id])
                 if run.data.metrics and names.STEP not in run.data.tags
             ]
             if by_name
@@ -141,7 +139,7 @@ def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
         return params
     with tempfile.TemporaryDirectory() as folder:
         try:
-            text = download_artifact(
+            text = artifacts.download_artifact(
                 workspace, run.info.run_id, names.CONFIG, Path(folder)
             ).read_text(encoding="utf-8")
             configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
@@ -156,7 +154,8 @@ def as_param(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _quoted(text: str) -> str:
+def quote(text: str) -> str:
+    """Return a text as it stands between quotes in a filter of MLflow's."""
     return text.replace("'", "\\'")
 
 
@@ -291,8 +290,8 @@ def _search_training(
         names.CONFIG_HASH: identity.config_hash,
         names.DATA_DIGEST: identity.data_digest,
     }
-    conditions = [f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items()]
-    return _search(workspace, " and ".join(conditions))
+    conditions = [f"tags.`{key}` = '{quote(value)}'" for key, value in tags.items()]
+    return search(workspace, " and ".join(conditions))
 
 
 def _is_same(row: Row, identity: TrainingIdentity) -> bool:
@@ -314,101 +313,14 @@ def _can_go_on(run: Run) -> bool:
 def find_by_uid(workspace: Workspace, uid: str) -> list[str]:
     """Return the ids of the runs that have a uid."""
     return [
-        str(run.info.run_id) for run in _search(workspace, f"tags.`{names.UID}` = '{_quoted(uid)}'")
+        str(run.info.run_id) for run in search(workspace, f"tags.`{names.UID}` = '{quote(uid)}'")
     ]
 
 
 def find_running(workspace: Workspace, experiment: str = "") -> list[Run]:
     """Return the runs that are RUNNING, of one experiment of ours or of all."""
-    of_experiment = (
-        f" and tags.`{names.EXPERIMENT}` = '{_quoted(experiment)}'" if experiment else ""
-    )
-    return _search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
-
-
-class Study(NamedTuple):
-    """A study, as its parent run tells.
-
-    Attributes:
-        name: Of the study.
-        parent: Id of that run.
-        data_digest: Of the images that it trains on.
-        source: ``data.source`` when it was begun; empty where it was not recorded.
-        identity: The name that follows from base, space and data, where it was recorded beside a name of the user's own; else empty.
-    """
-
-    name: str
-    parent: str
-    data_digest: str
-    source: str
-    identity: str
-
-
-def find_studies(workspace: Workspace) -> list[Study]:
-    """Return the studies of the experiment, the one that was begun last first."""
-    latest: dict[str, Study] = {}
-    for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
-        tags = run.data.tags
-        digest, source, identity = (
-            tags.get(names.DATA_DIGEST, ""),
-            run.data.params.get("data.source", ""),
-            tags.get(names.IDENTITY, ""),
-        )
-        latest.setdefault(
-            tags[names.STUDY], Study(tags[names.STUDY], run.info.run_id, digest, source, identity)
-        )
-    return list(latest.values())
-
-
-def find_study_parents(workspace: Workspace, name: str) -> list[Run]:
-    """Return the parent runs of a study, latest first; there is more than one where two folders have begun it at once."""
-    return _parents(workspace, f"tags.`{names.STUDY}` = '{_quoted(name)}'")
-
-
-def find_study_parent(workspace: Workspace, name: str) -> str:
-    """Return the parent run id of a study that MLflow knows, or an empty string."""
-    return next((str(run.info.run_id) for run in find_study_parents(workspace, name)), "")
-
-
-def _parents(workspace: Workspace, of_study: str) -> list[Run]:
-    of_experiment = f"tags.`{names.EXPERIMENT}` = '{_quoted(workspace.experiment)}' and {of_study}"
-    # Two searches for few runs: one for all tags would fetch every training.
-    found = [
-        run
-        for step in ("tune", "main")
-        for run in _search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")
-    ]
-    parents = [run for run in found if names.JOINS not in run.data.tags]
-    return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
-
-
-def get_study(workspace: Workspace, name: str) -> Study:
-    """Return the study of a name.
-
-    Raises:
-        UserError: There is none; those that there are, are listed.
-    """
-    known = find_studies(workspace)
-    found = next((one for one in known if one.name == name), None)
-    if found is None:
-        there = [one.name for one in known]
-        raise UserError(
-            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, there)}; "
-            f"there are: {', '.join(there) or 'none'}"
-        )
-    return found
-
-
-def studies_of_run(workspace: Workspace, run_id: str) -> str:
-    """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
-    try:
-        return (
-            str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
-        )
-    except MlflowException as error:
-        if error.error_code != _NO_SUCH:
-            raise
-        return ""
+    of_experiment = f" and tags.`{names.EXPERIMENT}` = '{quote(experiment)}'" if experiment else ""
+    return search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
 
 
 def list_experiments(workspace: Workspace) -> list[str]:
@@ -416,61 +328,7 @@ def list_experiments(workspace: Workspace) -> list[str]:
     return sorted(
         {
             run.data.tags[names.EXPERIMENT]
-            for run in _search(workspace, f"tags.`{names.STEP}` != ''")
+            for run in search(workspace, f"tags.`{names.STEP}` != ''")
             if names.EXPERIMENT in run.data.tags and run.data.tags[names.STEP] != "reconcile"
         }
-    )
-
-
-def list_artifacts(workspace: Workspace, run_id: str, folder: str) -> list[str]:
-    """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
-    found: list[str] = []
-    for entry in workspace.client.list_artifacts(run_id, folder):
-        found += list_artifacts(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
-    return found
-
-
-def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
-    """Download one artifact of a run into `folder`.
-
-    Raises:
-        UserError: The run has no such artifact.
-    """
-    try:
-        for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
-            if entry.path == name:
-                need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
-        return Path(
-            download_artifacts(
-                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri
-            )
-        )
-    except (MlflowException, OSError) as error:
-        # A server that is away, or a disk that is full, says nothing about the run.
-        if is_away(error) or has_artifact(workspace, run_id, name):
-            raise
-        raise UserError(
-            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
-        ) from None
-
-
-def need_room(num_bytes: int, folder: Path, what: str) -> None:
-    """Refuse to download a file that is larger than any of ours, or than there is room for.
-
-    Raises:
-        UserError: It is.
-    """
-    free = shutil.disk_usage(
-        next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    ).free
-    if num_bytes > min(MOST_BYTES, free):
-        raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
-
-
-def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
-    """Whether a run has an artifact of that path."""
-    folder = str(PurePosixPath(name).parent)
-    return any(
-        file.path == name
-        for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder)
     )

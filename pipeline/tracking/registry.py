@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import mlflow
-import mlflow.pyfunc
-import pandas as pd
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from mlflow.utils.validation import MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
-from PIL import Image
-from torch import nn
 
-import pipeline
 from pipeline.config import parse_yaml
-from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
-from pipeline.tracking import names
-from pipeline.tracking.find_runs import need_room
+from pipeline.tracking import artifacts, export, names
 from pipeline.tracking.workspace import Workspace, is_away
-from pipeline.training.exported_model import (
-    CLASSES,
-    NETWORK,
-    PREPROCESSING,
-    Classifier,
-    save_exported,
-)
+from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, Classifier
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
@@ -48,105 +26,6 @@ _DESCRIPTION, _FILES = (
     "MLmodel",
     tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK)),
 )
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
-_SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.string, "image")]),
-    Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "confidence"),
-            ColSpec(Array(DataType.double), "probabilities"),
-        ]
-    ),
-)
-
-
-def log_model(
-    workspace: Workspace,
-    run_id: str,
-    network: nn.Module,
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
-) -> str:
-    """Export a trained network and log it to a run as LoggedModel ``model``.
-
-    Args:
-        workspace: The open store.
-        run_id: The run that trained it; its status stays as it is.
-        network: In evaluation mode after the call, on the CPU.
-        classes: Names in the order of the logits.
-        preprocessing: Kept in the model: a caller never chooses it.
-
-    Returns:
-        The model's id.
-    """
-    existing = find_logged_model(workspace, run_id)
-    if existing:
-        return existing
-    size = preprocessing.image_size
-    with tempfile.TemporaryDirectory() as folder:
-        files = {
-            "network": Path(folder) / NETWORK,
-            "classes": Path(folder) / CLASSES,
-            "preprocessing": Path(folder) / PREPROCESSING,
-        }
-        save_exported(network, size, files["network"])
-        files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
-        files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
-        package = Path(pipeline.__file__).parent
-        with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
-            info = Model.log(
-                artifact_path=None,
-                name=names.MODEL,
-                flavor=mlflow.pyfunc,
-                run_id=run_id,
-                python_model=str(package / "tracking" / "served_model.py"),
-                artifacts={name: str(file) for name, file in files.items()},
-                code_paths=[str(package)],
-                signature=_SIGNATURE,
-                input_example=_example(size),
-                pip_requirements=list(map(requirement, _REQUIREMENTS)),
-            )
-    return str(info.model_id)
-
-
-def requirement(package_name: str) -> str:
-    """Return what installs a package as it is here: without the local part of its version (``+cu128``), which registries do not have."""
-    return f"{package_name}=={version(package_name).partition('+')[0]}"
-
-
-@contextmanager
-def _current_experiment(experiment_id: str) -> Iterator[None]:
-    """Make an experiment the current one: MLflow files a model under it, whatever its run's.
-
-    MLflow leaves an environment variable behind, which would go on to every process started from this one.
-    """
-    variable = "MLFLOW_EXPERIMENT_ID"
-    before = os.environ.get(variable)
-    mlflow.set_experiment(experiment_id=experiment_id)
-    try:
-        yield
-    finally:
-        os.environ.pop(variable, None)
-        if before is not None:
-            os.environ[variable] = before
-
-
-def _example(size: int) -> pd.DataFrame:
-    """Return one grey image as a caller of the served model would send it."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), "grey").save(buffer, "PNG")
-    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
-
-
-def find_logged_model(workspace: Workspace, run_id: str) -> str:
-    """Return the id of the model that a run has exported, or an empty string."""
-    outputs = workspace.client.get_run(run_id).outputs
-    for output in outputs.model_outputs if outputs else []:
-        model = workspace.client.get_logged_model(output.model_id)
-        if model.name == names.MODEL and str(model.status) == "READY":
-            return str(model.model_id)
-    return ""
 
 
 def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -168,7 +47,7 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
             ) from None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    model_id = find_logged_model(workspace, run_id)
+    model_id = export.find_logged_model(workspace, run_id)
     # Anybody may have made a version that says it is of this run.
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     versions = [one for one in found if one.source == f"models:/{model_id}"]
@@ -250,7 +129,7 @@ def _download(uri: str, name: str, folder: Path) -> Path:
     place, _, _ = f"{uri}/{name}".rpartition("/")
     for entry in list_artifacts(artifact_uri=place):
         if entry.path.rpartition("/")[2] == name.rpartition("/")[2]:
-            need_room(entry.file_size or 0, folder, name)
+            artifacts.need_room(entry.file_size or 0, folder, name)
     return Path(download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(folder)))
 
 

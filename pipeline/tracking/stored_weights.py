@@ -25,7 +25,7 @@ from pipeline.files import write_whole
 from pipeline.models.normalisation import read_normalisation
 from pipeline.models.torchvision_weights import correct_recorded
 from pipeline.models.weights import content_hash
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, find_runs, names
 from pipeline.tracking.workspace import Workspace, open_workspace, results_folder
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/model"
@@ -155,7 +155,7 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as temporary:
         checkpoint, preprocessing, configuration = (
-            find_runs.download_artifact(workspace, run_id, name, Path(temporary))
+            artifacts.download_artifact(workspace, run_id, name, Path(temporary))
             for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
         )
         try:

@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 from mlflow.entities import Run
 
 from pipeline.errors import InUse
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import find_runs, names, study_runs
+from pipeline.tracking.abandoned_runs import is_alive
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import TrackedRun, is_alive
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
 _SETTLED = 2.0
@@ -82,7 +83,7 @@ def _order(run: Run) -> tuple[int, str]:
 def _tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
     return [
         run
-        for run in find_runs.find_study_parents(workspace, study)
+        for run in study_runs.find_study_parents(workspace, study)
         if is_alive(run.data.tags) and _is_anothers(run)
     ]
 

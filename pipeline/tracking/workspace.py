@@ -26,7 +26,7 @@ from pipeline.files import child_path, lock, unwritable, unwritable_file
 from pipeline.report.console import say
 from pipeline.safe_text import hide_passwords
 from pipeline.signals import at_first_signal
-from pipeline.tracking import launcher
+from pipeline.tracking import launcher_run
 from pipeline.tracking.address import check_address
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
@@ -186,7 +186,7 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
         raise UserError(
             f"the MLflow store {hide_passwords(uri)} cannot be used: {first_line(error)}"
         ) from error
-    return Workspace(client, uri, results_folder(), experiment, launcher.launched_run_id())
+    return Workspace(client, uri, results_folder(), experiment, launcher_run.launched_run_id())
 
 
 def _initialised(uri: str, reads_only: bool) -> MlflowClient:

@@ -48,7 +48,7 @@ from pipeline.config import Study
 from pipeline.experiment import Range, Space
 from pipeline.search.pruning import PruningCallback, build_pruner, build_sampler
 from pipeline.search.space import Point, suggest
-from pipeline.tracking.run import Pruned
+from pipeline.tracking.tracked_run import Pruned
 from pipeline.training.callback import Callback
 from tests.benchmarks.curves import EPOCHS, FILE, LRS, MODELS, SCHEDULES, train
 from tests.benchmarks.curves import Point as TrainedPoint

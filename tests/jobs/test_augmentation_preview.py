@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared, prepare
 from pipeline.jobs.augmentation_preview import log_previews, one_of_each_class
-from pipeline.tracking import find_runs
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.artifacts import download_artifact
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import write_digits
 
@@ -45,7 +45,7 @@ def test_the_preview_is_a_picture_of_one_image_per_class(
         workspace, prepare(configuration.data, tmp_path / "prepared"), configuration
     )
     assert files == ["prepare/augmentation.png"]
-    with Image.open(find_runs.download_artifact(workspace, run_id, files[0], tmp_path)) as image:
+    with Image.open(download_artifact(workspace, run_id, files[0], tmp_path)) as image:
         width, height = image.size
         assert width > height > 300
 

@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from pipeline import metrics
 from pipeline.jobs.register import register
 from pipeline.jobs.training_log import log_confusion
-from pipeline.tracking import find_runs, names, registry
-from pipeline.tracking.run import RunLog, TrackedRun
+from pipeline.tracking import artifacts, find_runs, names, registry
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
@@ -29,11 +30,11 @@ def logged(
     with TrackedRun(workspace, "evaluate", "confusion") as run:
         log_confusion(run, "test", np.array(labels), logits, classes, "test")
     with Image.open(
-        find_runs.download_artifact(workspace, run.id, "confusion_matrix/test.png", folder)
+        artifacts.download_artifact(workspace, run.id, "confusion_matrix/test.png", folder)
     ) as figure:
         assert max(figure.size) < 6000
     return pd.read_csv(
-        find_runs.download_artifact(workspace, run.id, "confusion_matrix/test.csv", folder)
+        artifacts.download_artifact(workspace, run.id, "confusion_matrix/test.csv", folder)
     )
 
 
@@ -134,12 +135,12 @@ def test_a_thousand_classes_are_trained_evaluated_and_registered(
     assert "test scores of the 20 of 1,100 classes with the lowest F1" in done.out
     assert done.out.count("│ 数字 ") == 20
     per_class = pd.read_csv(
-        find_runs.download_artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path)
+        artifacts.download_artifact(workspace, run.info.run_id, "test/per_class.csv", tmp_path)
     )
     assert per_class["class"].tolist() == [f"数字 {number:04d}" for number in range(1100)]
     for split in ("val", "test"):
         table = pd.read_csv(
-            find_runs.download_artifact(
+            artifacts.download_artifact(
                 workspace, run.info.run_id, f"confusion_matrix/{split}.csv", tmp_path / split
             )
         )
@@ -182,12 +183,12 @@ def test_predictions_are_kept_as_csv_for_up_to_a_hundred_classes(
     (row,) = find_runs.find_trainings(workspace)
     done = cli("evaluate", "--run_id", row["run_id"])
     assert done.code == 0, done.err
-    assert find_runs.has_artifact(workspace, row["run_id"], "test/predictions.csv") == as_csv
+    assert artifacts.has_artifact(workspace, row["run_id"], "test/predictions.csv") == as_csv
     kept = pd.read_parquet(
-        find_runs.download_artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path)
+        artifacts.download_artifact(workspace, row["run_id"], "test/predictions.parquet", tmp_path)
     )
     assert len(kept) > 0 and len(kept.columns) == 3 + count
     per_class = pd.read_csv(
-        find_runs.download_artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path)
+        artifacts.download_artifact(workspace, row["run_id"], "test/per_class.csv", tmp_path)
     )
     assert list(per_class["class"]) == list(range(count))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.tracking import find_runs
+from pipeline.tracking.artifacts import download_artifact
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
@@ -50,9 +50,7 @@ def test_the_report_stands_in_the_outputs_and_in_mlflow(
     }
     report = json.loads((workspace.outputs / "prepare" / "report.json").read_text())
     assert report == json.loads(
-        find_runs.download_artifact(
-            workspace, run.info.run_id, "prepare/report.json", tmp_path
-        ).read_text()
+        download_artifact(workspace, run.info.run_id, "prepare/report.json", tmp_path).read_text()
     )
     assert report["num_images"] == 92
     assert (
@@ -121,7 +119,7 @@ def test_of_private_images_no_picture_is_written_or_logged(
         "report.html",
         "report.json",
     }
-    page = find_runs.download_artifact(
+    page = download_artifact(
         workspace, parent.info.run_id, "prepare/report.html", tmp_path
     ).read_text()
     assert "data:image" not in page and "private" in page and "digit 0/broken.png" in page
@@ -215,7 +213,7 @@ def test_folds_validate_on_different_images_and_test_on_the_same(
     tested = [
         set(
             pd.read_csv(
-                find_runs.download_artifact(
+                download_artifact(
                     workspace, run.info.run_id, "test/predictions.csv", tmp_path / run.info.run_id
                 )
             )["path"]

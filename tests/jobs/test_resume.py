@@ -24,9 +24,11 @@ from pipeline.jobs.resume import lock_run
 from pipeline.jobs.summary import summarise
 from pipeline.jobs.training_log import FlagsLog
 from pipeline.models import SmallCNN, builtin_models
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, find_runs, names
+from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import RunLog, TrackedRun, end_abandoned
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.diagnostics import Diagnostics
 from tests.conftest import Cli, interrupt, start, wait_for
@@ -59,7 +61,7 @@ def kill_in_epoch(
 
 def weights(workspace: Workspace, run_id: str, folder: Path) -> dict[str, bytes]:
     state = load_file(
-        find_runs.download_artifact(workspace, run_id, names.CHECKPOINT, folder / run_id)
+        artifacts.download_artifact(workspace, run_id, names.CHECKPOINT, folder / run_id)
     )
     return {name: value.numpy().tobytes() for name, value in state.items()}
 
@@ -457,7 +459,7 @@ def test_begun_anew_without_its_checkpoints_it_has_each_event_once(
     shutil.rmtree(workspace.checkpoints)
     assert cli("train", "--run_id", run.info.run_id).code == 0
     events = EventAccumulator(
-        str(find_runs.download_artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
+        str(artifacts.download_artifact(workspace, run.info.run_id, "tensorboard", tmp_path))
     ).Reload()
     assert [one.step for one in events.Scalars("val/accuracy")] == [1, 2, 3]
 

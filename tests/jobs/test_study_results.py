@@ -20,14 +20,14 @@ from sklearn.datasets import load_digits
 
 from pipeline.jobs.summary import summarise
 from pipeline.report.tables import COLUMNS
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import PROJECT, Cli
 
 SMOKE = str(PROJECT / "experiments" / "smoke.yaml")
 
 
-def artifacts(workspace: Workspace, run_id: str, *folders: str) -> set[str]:
+def paths_of_artifacts(workspace: Workspace, run_id: str, *folders: str) -> set[str]:
     return {
         file.path
         for folder in ("", *folders)
@@ -115,7 +115,7 @@ def test_the_confusion_matrix_counts_the_validation_images(
 ) -> None:
     row = summarise(in_smoke).rows[0]
     table = pd.read_csv(
-        find_runs.download_artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path),
+        artifacts.download_artifact(in_smoke, row["run_id"], "confusion_matrix/val.csv", tmp_path),
         index_col=0,
     )
     counts = table.to_numpy()
@@ -149,7 +149,7 @@ def test_the_comparison_stands_in_the_folder_and_on_the_parent(in_smoke: Workspa
         "report.json",
     }
     parent = summarise(in_smoke).parent
-    assert {f"summary/{name}" for name in files} <= artifacts(in_smoke, parent, "summary")
+    assert {f"summary/{name}" for name in files} <= paths_of_artifacts(in_smoke, parent, "summary")
 
 
 def test_evaluate_scores_the_best_run_into_itself(
@@ -178,13 +178,13 @@ def test_evaluate_scores_the_best_run_into_itself(
         < after.data.metrics["test/accuracy_high"]
     )
     predictions = pd.read_csv(
-        find_runs.download_artifact(in_smoke, run_id, "test/predictions.csv", tmp_path)
+        artifacts.download_artifact(in_smoke, run_id, "test/predictions.csv", tmp_path)
     )
     assert (predictions["true"] == predictions["predicted"]).mean() == pytest.approx(
         after.data.metrics["test/accuracy"]
     )
     per_class = pd.read_csv(
-        find_runs.download_artifact(in_smoke, run_id, "test/per_class.csv", tmp_path)
+        artifacts.download_artifact(in_smoke, run_id, "test/per_class.csv", tmp_path)
     )
     assert list(per_class.columns) == ["class", "precision", "recall", "f1", "images"]
     assert per_class["images"].sum() == len(predictions)
@@ -194,7 +194,7 @@ def test_the_test_split_is_disjoint_from_what_was_trained_on(
     in_smoke: Workspace, tmp_path: Path
 ) -> None:
     predictions = pd.read_csv(
-        find_runs.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
+        artifacts.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
     )
     manifest = pd.read_csv(next(in_smoke.prepared.glob("digits-*/manifest.csv")))
     assert set(predictions["path"]) == set(manifest.loc[manifest["split"] == "test", "path"])
@@ -348,7 +348,7 @@ def test_predict_equals_evaluation_on_the_same_images(
     """The exported network with its own preprocessing gives the logits of the one in training."""
     kept = (
         pd.read_csv(
-            find_runs.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
+            artifacts.download_artifact(in_smoke, best(in_smoke), "test/predictions.csv", tmp_path)
         )
         .head(8)
         .sort_values("path")

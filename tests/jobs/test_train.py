@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.config import Configuration
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.malloc import settle_memory
 from tests.conftest import Cli, start
@@ -93,7 +93,7 @@ def test_the_logged_configuration_is_the_one_trained(
     assert cli("train", "--config", quick, *options).code == 0
     run = only_run(workspace)
     logged = yaml.safe_load(
-        find_runs.download_artifact(workspace, run.info.run_id, names.CONFIG, tmp_path).read_text()
+        artifacts.download_artifact(workspace, run.info.run_id, names.CONFIG, tmp_path).read_text()
     )
     configuration = Configuration.model_validate(logged)
     assert configuration.optimizer.lr == 0.004
@@ -103,7 +103,7 @@ def test_the_logged_configuration_is_the_one_trained(
     assert run.data.metrics["parameters"] == sum(
         value.numel()
         for value in load_file(
-            find_runs.download_artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path)
+            artifacts.download_artifact(workspace, run.info.run_id, names.CHECKPOINT, tmp_path)
         ).values()
     )
 
@@ -130,7 +130,7 @@ def test_a_training_is_the_same_twice(
     ]
     states = [
         load_file(
-            find_runs.download_artifact(
+            artifacts.download_artifact(
                 workspace, run.info.run_id, names.CHECKPOINT, tmp_path / run.info.run_id
             )
         )
@@ -170,7 +170,7 @@ def test_ones_own_network_is_kept_with_the_run_and_used_again(
     file.write_text(OWN)
     assert cli("train", "--config", quick, "--model.name", f"file:{file}:build").code == 0
     run = only_run(workspace)
-    kept = find_runs.download_artifact(
+    kept = artifacts.download_artifact(
         workspace, run.info.run_id, "source/my net.py", tmp_path / "kept"
     )
     assert kept.read_text() == OWN
@@ -184,7 +184,7 @@ def test_weights_of_one_training_start_the_next(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path, freeze: str
 ) -> None:
     assert cli("train", "--config", quick).code == 0
-    first = find_runs.download_artifact(
+    first = artifacts.download_artifact(
         workspace, only_run(workspace).info.run_id, names.CHECKPOINT, tmp_path
     )
     options = (
@@ -202,7 +202,7 @@ def test_weights_of_one_training_start_the_next(
     second_id = workspace.client.get_experiment_by_name("second").experiment_id
     (second,) = workspace.client.search_runs([second_id])
     state = load_file(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, second.info.run_id, names.CHECKPOINT, tmp_path / "second"
         )
     )
@@ -253,7 +253,7 @@ def test_the_neighbours_of_ones_own_network_are_kept_and_used_in_another_process
     cli: Cli, quick: Path, nets: Path, workspace: Workspace
 ) -> None:
     run = own_run(cli, quick, workspace)
-    assert set(find_runs.list_artifacts(workspace, run, names.SOURCE)) == {
+    assert set(artifacts.list_artifacts(workspace, run, names.SOURCE)) == {
         f"source/{name}" for name in NETS if name != "unused.py"
     }
     shutil.rmtree(nets)

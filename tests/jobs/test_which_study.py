@@ -17,8 +17,8 @@ from pipeline import models
 from pipeline.config import Model
 from pipeline.experiment import load_experiment
 from pipeline.identity import FIRST_RELEASE, study_name
-from pipeline.tracking import find_runs, names
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking import artifacts, find_runs, names, study_runs
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli, place_store, write_digits
 
@@ -99,7 +99,7 @@ def test_of_two_files_on_one_folder_each_takes_its_own(
     a, b = two
     told = ok(cli, "evaluate", "--config", a)
     assert lr_of_evaluated(workspace) == {1e-3}
-    study = next(study for study in find_runs.find_studies(workspace) if study.name in told)
+    study = next(study for study in study_runs.find_studies(workspace) if study.name in told)
     assert (
         f"study {study.name}, data {study.data_digest[:8]} from folder:" in told
         and ": 1 run" in told
@@ -145,7 +145,7 @@ def test_options_that_no_study_has_are_refused_with_those_there_are(
             and options[0] in lines[0]
         )
         assert [line.split(",")[0].strip() for line in lines[1:]] == [
-            f"study {study.name}" for study in find_runs.find_studies(workspace)
+            f"study {study.name}" for study in study_runs.find_studies(workspace)
         ]
         assert lr_of_evaluated(workspace) == set()
 
@@ -289,7 +289,7 @@ def test_a_study_of_release_0_1_0_on_trained_weights_is_found(
     model = {"name": "small_cnn", "weights": f"file:{quick.with_name('weights.pt')}"}
     a = write(quick, "a.yaml", model=model, optimizer={"lr": 1e-3})
     ok(cli, "tune", "--config", a)
-    (study,) = find_runs.find_studies(workspace)
+    (study,) = study_runs.find_studies(workspace)
     experiment = load_experiment(str(a), {})
     origin = models.origin(experiment.base.model)
     name = study_name(
@@ -336,7 +336,7 @@ def test_a_champion_of_another_study_that_is_replaced_is_named(
         study.name: max(
             row["val_accuracy"] for row in find_runs.find_trainings(workspace, study.name)
         )
-        for study in find_runs.find_studies(workspace)
+        for study in study_runs.find_studies(workspace)
     }
     new, old = scores
     assert (
@@ -414,7 +414,7 @@ def test_a_run_of_mlflow_run_is_read_by_its_recorded_configuration(
         workspace.client.log_metric(other.info.run_id, name, value)
     workspace.client.log_artifact(
         other.info.run_id,
-        str(find_runs.download_artifact(workspace, run.info.run_id, names.CONFIG, quick.parent)),
+        str(artifacts.download_artifact(workspace, run.info.run_id, names.CONFIG, quick.parent)),
     )
     workspace.client.set_terminated(other.info.run_id)
     assert [row["epochs"] for row in find_runs.find_trainings(workspace)] == [2, 2]

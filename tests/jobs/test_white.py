@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.tracking import find_runs
+from pipeline.tracking import artifacts, find_runs, study_runs
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
@@ -44,7 +44,7 @@ def test_auto_is_recorded_hashed_and_found_again_as_its_number(
     ok(cli, "tune", "--config", scans)
     rows = find_runs.find_trainings(workspace)
     assert {row["params"]["data.white"] for row in rows} == {"4095"} and len(rows) == 2
-    (study,) = find_runs.find_studies(workspace)
+    (study,) = study_runs.find_studies(workspace)
     assert "2 of 2 trainings are there" in ok(cli, "tune", "--config", scans)
     # Given as a number it is the same study.
     assert "2 of 2 trainings are there" in ok(
@@ -54,7 +54,7 @@ def test_auto_is_recorded_hashed_and_found_again_as_its_number(
         told = ok(cli, step, "--config", scans)
         assert f"study {study.name}, " in told and "latest" not in told
     ok(cli, "tune", "--config", scans, "--data.white", "type")
-    assert len(find_runs.find_studies(workspace)) == 2
+    assert len(study_runs.find_studies(workspace)) == 2
     assert f"study {study.name}, " in ok(cli, "summary", "--config", scans)
 
 
@@ -74,7 +74,7 @@ def test_predictions_are_those_of_the_evaluation(
     (row,) = find_runs.find_trainings(workspace)
     ok(cli, "evaluate", "--run_id", row["run_id"])
     table = pd.read_csv(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, row["run_id"], "test/predictions.csv", scans.parent / "down"
         )
     ).sort_values("path")
@@ -93,7 +93,7 @@ def test_predictions_are_those_of_the_evaluation(
     shares = [name for name in table.columns if name.startswith("p_")]
     assert np.allclose(pd.read_csv("predictions.csv")[shares], table[shares], atol=1e-4)
     parquet = pd.read_parquet(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, row["run_id"], "test/predictions.parquet", scans.parent / "down"
         )
     )

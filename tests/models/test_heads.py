@@ -16,7 +16,7 @@ from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.models.state_dicts import load_state
 from pipeline.tracking import names, stored_weights
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.models.published import publish_timms, published

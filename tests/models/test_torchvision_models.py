@@ -17,7 +17,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.jobs.recorded_run import restore_network
 from pipeline.tracking import names, stored_weights
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import thorough_of

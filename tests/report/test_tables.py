@@ -14,6 +14,7 @@ import pytest
 from pipeline import ranking
 from pipeline.config import Configuration, nest
 from pipeline.report import tables
+from pipeline.report.format import format_duration, format_percent
 
 FIRST_COLUMNS = [
     "run_id",
@@ -357,7 +358,7 @@ def test_a_test_score_without_interval_stands_alone() -> None:
     ],
 )
 def test_durations(seconds: float | None, text: str) -> None:
-    assert tables.format_duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_durations(seconds: float | None, text: str) -> None:
     [(0.98139, "98.14%"), (1, "100.00%"), (0, "0.00%"), (None, ""), (math.nan, "")],
 )
 def test_percents(value: float | None, text: str) -> None:
-    assert tables.format_percent(value) == text
+    assert format_percent(value) == text
 
 
 @pytest.mark.parametrize(

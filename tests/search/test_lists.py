@@ -12,7 +12,7 @@ import pytest
 from mlflow.entities import Run
 from PIL import Image
 
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, find_runs, names, study_runs
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli, interrupt
 from tests.recorded.store import unpack
@@ -40,7 +40,7 @@ def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_pat
     for figure in ("history", "importances", "slices"):
         assert (
             Image.open(
-                find_runs.download_artifact(
+                artifacts.download_artifact(
                     open_workspace("quick"), parent.info.run_id, f"optuna/{figure}.png", tmp_path
                 )
             ).width
@@ -102,7 +102,7 @@ def contents(database: Path, study: str) -> list[Any]:
 def parents_of(workspace: Workspace) -> dict[str, Run]:
     return {
         study.name: find_runs.get_run(workspace, study.parent)
-        for study in find_runs.find_studies(workspace)
+        for study in study_runs.find_studies(workspace)
     }
 
 

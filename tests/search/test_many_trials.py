@@ -29,7 +29,7 @@ import psutil
 from pipeline.__main__ import main
 from pipeline.search.trial_runner import TrialRunner
 
-process, seen, one = psutil.Process(), [], TrialRunner._try
+process, seen, one = psutil.Process(), [], TrialRunner._run_trial
 
 
 def before_each(worker, trial):
@@ -37,7 +37,7 @@ def before_each(worker, trial):
     return one(worker, trial)
 
 
-TrialRunner._try = before_each
+TrialRunner._run_trial = before_each
 code = main(["tune", "--config", "study.yaml"])
 seen.append((process.memory_info().rss, len(process.children())))
 print(json.dumps([code, seen]))

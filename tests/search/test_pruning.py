@@ -18,7 +18,7 @@ from pipeline.config import Study
 from pipeline.search.pruning import PruningCallback, build_pruner, first_rung
 from pipeline.search.trials import put_back
 from pipeline.tracking import names
-from pipeline.tracking.run import Pruned
+from pipeline.tracking.tracked_run import Pruned
 from tests.conftest import Cli, interrupt
 from tests.search.test_study import runs, study_file
 

@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import InUse
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import find_runs, names, study_runs
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.run import TrackedRun
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli, interrupt, place_store, start, thorough_of, wait_for
 from tests.search.test_lists import contents
@@ -119,7 +119,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
     file = study_file(quick, configs=LIST)
     assert cli("tune", "--config", file).code == 0
     first = [run.info.run_id for run in runs()]
-    (study,) = (one.name for one in find_runs.find_studies(workspace))
+    (study,) = (one.name for one in study_runs.find_studies(workspace))
     before = contents(quick.parent / "optuna.db", study)
     for run_id in first:
         workspace.client.delete_run(run_id)
@@ -129,7 +129,7 @@ def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restore
         rf"study {study} has its runs deleted from MLflow .*; study {study}~2 is used", done.out
     )
     assert contents(quick.parent / "optuna.db", study) == before
-    assert [one.name for one in find_runs.find_studies(workspace)] == [f"{study}~2"]
+    assert [one.name for one in study_runs.find_studies(workspace)] == [f"{study}~2"]
     for run_id in first:
         workspace.client.restore_run(run_id)
     assert "2 of 2 trainings are there" in cli("tune", "--config", file).out
@@ -239,7 +239,7 @@ def test_of_two_that_begin_in_the_same_moment_the_later_gives_way(
         assert [run.info.status for run in ours] == ["FAILED"] and names.STUDY not in ours[
             0
         ].data.tags
-        assert find_runs.find_study_parent(workspace, study) == other
+        assert study_runs.find_study_parent(workspace, study) == other
         assert workspace.client.get_run(other).info.status == "RUNNING"
 
 
@@ -296,8 +296,8 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     monkeypatch.chdir(second)
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders40")
-    (study,) = (one.name for one in find_runs.find_studies(workspace))
-    before = find_runs.find_study_parents(workspace, study)[0]
+    (study,) = (one.name for one in study_runs.find_studies(workspace))
+    before = study_runs.find_study_parents(workspace, study)[0]
     refused = cli(*command[3:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert (
@@ -313,7 +313,7 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     assert done.code == 0, done.err
     assert done.out.count("trained before as run") == 2
     assert (
-        len(find_runs.find_study_parents(workspace, study)) == 1
+        len(study_runs.find_study_parents(workspace, study)) == 1
         and len(find_runs.find_trainings(workspace)) == 2
     )
 
@@ -331,10 +331,10 @@ def test_two_folders_on_a_server_that_start_at_once(
     codes = [process.returncode for process in processes]
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders30")
-    (study,) = (one.name for one in find_runs.find_studies(workspace))
+    (study,) = (one.name for one in study_runs.find_studies(workspace))
     assert sorted(codes) == [0, 2], told
     assert "is being tuned by process" in told[codes.index(2)]
-    assert [run.info.status for run in find_runs.find_study_parents(workspace, study)] == [
+    assert [run.info.status for run in study_runs.find_study_parents(workspace, study)] == [
         "FINISHED"
     ]
     assert [row["state"] for row in find_runs.find_trainings(workspace)] == ["complete", "complete"]
@@ -368,7 +368,7 @@ def test_a_run_that_was_removed_for_good_ends_no_study(
     (killed,) = (row["run_id"] for row in find_runs.find_trainings(workspace))
     study = optuna.load_study(
         storage=f"sqlite:///{quick.with_name('optuna.db')}",
-        study_name=find_runs.find_studies(workspace)[0].name,
+        study_name=study_runs.find_studies(workspace)[0].name,
     )
     # As after a kill, and `mlflow gc`.
     (trial,) = (one for one in study.get_trials() if one.user_attrs.get("run_id") == killed)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.search.trial_runner import TrialRunner
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import names, study_runs
 from pipeline.tracking.workspace import open_workspace
 from tests.conftest import Cli, Finished, interrupt
 
@@ -266,7 +266,7 @@ def test_a_study_stopped_half_way_goes_on_under_the_same_parent(cli: Cli, quick:
 def test_a_second_process_on_the_same_study_is_refused(cli: Cli, quick: Path) -> None:
     file = study_file(quick, configs=LIST)
     refusals: list[Finished] = []
-    train = TrialRunner.work
+    train = TrialRunner.run
 
     def work(worker: TrialRunner) -> None:
         # While this one trains; the lock knows no process, only who has the file.
@@ -274,12 +274,12 @@ def test_a_second_process_on_the_same_study_is_refused(cli: Cli, quick: Path) ->
         train(worker)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TrialRunner, "work", work)
+        patched.setattr(TrialRunner, "run", work)
         assert cli("tune", "--config", file).code == 0
     (refused,) = refusals
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "is being tuned by another process" in refused.err
-    assert len(find_runs.find_studies(open_workspace("quick"))) == 1
+    assert len(study_runs.find_studies(open_workspace("quick"))) == 1
 
 
 def test_an_unusable_study_storage_is_one_line(cli: Cli, quick: Path) -> None:

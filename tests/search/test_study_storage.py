@@ -119,12 +119,12 @@ def test_the_lock_of_a_study_is_beside_the_database_and_not_of_the_folder(tmp_pa
         home.mkdir()
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     first, second = (Database(url, home) for home in homes)
-    with first.alone_on("study", "in use"):
+    with first.lock_study("study", "in use"):
         assert (tmp_path / ".shared.db-study.lock").exists()
-        with pytest.raises(InUse, match="in use"), second.alone_on("study", "in use"):
+        with pytest.raises(InUse, match="in use"), second.lock_study("study", "in use"):
             pass
         with (
-            second.alone_on("other", "in use"),
+            second.lock_study("other", "in use"),
             Database("", homes[1]).lock_study("study", "in use"),
         ):
             pass

@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipeline.tracking import launcher, names
+from pipeline.tracking import launcher_run, names
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
@@ -93,11 +93,11 @@ def test_a_run_just_made_for_the_step_is_taken(
         workspace.experiment_id, tags={ENTRY_POINT: "train"}
     ).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    launcher.adopt_launched_run("train")
-    assert launcher.launched_run_id() == run_id
-    launcher.end_launched_run("wrong", names.FAILED)
+    launcher_run.adopt_launched_run("train")
+    assert launcher_run.launched_run_id() == run_id
+    launcher_run.end_launched_run("wrong", names.FAILED)
     ended = workspace.client.get_run(run_id)
     assert (ended.info.status, ended.data.tags[names.REASON]) == ("FAILED", "wrong")
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    launcher.adopt_launched_run("train")
-    assert launcher.launched_run_id() == ""
+    launcher_run.adopt_launched_run("train")
+    assert launcher_run.launched_run_id() == ""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.tracking.registry import requirement
+from pipeline.tracking.export import requirement
 from tests.conftest import PROJECT
 from tests.data.test_decoding_limits import jpeg_of_scans
 from tests.model_server import (

@@ -15,8 +15,8 @@ from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
 from pipeline.identity import config_hash
-from pipeline.tracking import find_runs, names, stored_weights
-from pipeline.tracking.run import TrackedRun
+from pipeline.tracking import artifacts, names, stored_weights
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import Cli, write_digits
@@ -58,8 +58,8 @@ def origin(weights: str) -> dict[str, str]:
 def artifact(workspace: Workspace, run: str, folder: Path) -> Path:
     """Copy the weights of a run, and what belongs to them."""
     folder.mkdir()
-    find_runs.download_artifact(workspace, run, names.PREPROCESSING, folder)
-    return find_runs.download_artifact(workspace, run, names.CHECKPOINT, folder)
+    artifacts.download_artifact(workspace, run, names.PREPROCESSING, folder)
+    return artifacts.download_artifact(workspace, run, names.CHECKPOINT, folder)
 
 
 @pytest.mark.parametrize("form", ["models:/digits@champion", "models:/digits/1", "runs:/{}/model"])
@@ -268,7 +268,7 @@ def test_a_champion_is_trained_further_on_other_classes(
     )
     first_preprocessing, second_preprocessing = (
         json.loads(
-            find_runs.download_artifact(
+            artifacts.download_artifact(
                 workspace, run, names.PREPROCESSING, tmp_path / "one"
             ).read_text()
         )
@@ -276,7 +276,7 @@ def test_a_champion_is_trained_further_on_other_classes(
     )
     assert first_preprocessing["mean"] == second_preprocessing["mean"]
     configuration = yaml.safe_load(
-        find_runs.download_artifact(workspace, second, names.CONFIG, tmp_path / "one").read_text()
+        artifacts.download_artifact(workspace, second, names.CONFIG, tmp_path / "one").read_text()
     )
     assert configuration["model"]["weights"] == "models:/quick/1"
     shutil.rmtree(workspace.prepared / "weights")

@@ -12,8 +12,10 @@ import pytest
 from pipeline import signals
 from pipeline.errors import Interrupted, TrainingFailed, UserError
 from pipeline.tracking import names
+from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.heartbeat import STALE, Beat
-from pipeline.tracking.run import Pruned, RunLog, TrackedRun, adopt_training, end_abandoned
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import start
 

@@ -20,7 +20,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Preprocessing
 from pipeline.jobs.summary import summarise
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext
@@ -263,7 +263,7 @@ def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_cla
         {"class_weights": "none", "sampler": "shuffle", **choice} in params for choice in choices
     )
     table = pd.read_csv(
-        find_runs.download_artifact(
+        artifacts.download_artifact(
             workspace, compared.rows[0]["run_id"], "confusion_matrix/val.csv", tmp_path
         ),
         index_col=0,

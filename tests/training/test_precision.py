@@ -15,7 +15,7 @@ from pipeline.config import Configuration, Model, Training
 from pipeline.data.prepared import prepare
 from pipeline.jobs.precision_choice import _one_step
 from pipeline.jobs.training_job import Job, open_job_context
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.distributed import SINGLE_PROCESS
 from pipeline.training.precision import (
@@ -207,7 +207,7 @@ def test_auto_is_measured_once_for_a_network_and_recorded_with_its_timings(
     assert "ms a step" not in again.out
     choices = [
         json.loads(
-            find_runs.download_artifact(
+            artifacts.download_artifact(
                 workspace, run.info.run_id, names.NUMERICS, tmp_path / run.info.run_id
             ).read_text()
         )

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import yaml
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline import signals
 from pipeline.background import Background, Task, run_within
-from pipeline.config import Configuration
 from pipeline.errors import StoreAway, UserError, first_line, may_pass
 from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
-from pipeline.tracking import find_runs, launcher, names
-from pipeline.tracking.find_runs import as_param
+from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat, Heartbeat
-from pipeline.tracking.workspace import Workspace, database_file, is_away
-
-_PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
-_PARAMS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
+from pipeline.tracking.run_log import TAG_LENGTH, RunLog
+from pipeline.tracking.workspace import Workspace, is_away
 
 
 def new_uid() -> str:
@@ -56,122 +43,6 @@ def uid_of(run_id: str, tags: Mapping[str, str]) -> str:
 
 class Pruned(Exception):
     """A searched trial is given up early; its run ends FINISHED, in state pruned."""
-
-
-class RunLog:
-    """Writes to one run, whose status it leaves alone: for what is found out later, such as test scores.
-
-    Args:
-        workspace: The open store.
-        run_id: Of an existing run.
-    """
-
-    def __init__(self, workspace: Workspace, run_id: str) -> None:
-        self.workspace, self.client, self.id = workspace, workspace.client, run_id
-
-    def _write(self, task: Task) -> None:
-        """Do what writes to the store; at once, unless a subclass puts it off."""
-        task()
-
-    def flush(self) -> None:
-        """Wait until all is written; needed before a file that was logged changes or goes."""
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._write(lambda: self._tag(tags))
-
-    def _tag(self, tags: Mapping[str, str]) -> None:
-        # Every user of a server reads them.
-        shown = {key: hide_passwords(str(value))[:_TAG_LENGTH] for key, value in tags.items()}
-        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in shown.items()])
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Log params; those the run has already (the launcher's) stay as they are."""
-        self._write(lambda: self._params(values))
-
-    def delete_tag(self, name: str) -> None:
-        """Remove a tag that the run has."""
-        self._write(lambda: self.client.delete_tag(self.id, name))
-
-    def _params(self, values: Mapping[str, Any]) -> None:
-        present = self.client.get_run(self.id).data.params
-        new = [
-            Param(key, hide_passwords(as_param(value))[:_PARAM_LENGTH])
-            for key, value in values.items()
-            if key not in present
-        ]
-        for start in range(0, len(new), _PARAMS_PER_BATCH):
-            self.client.log_batch(self.id, params=new[start : start + _PARAMS_PER_BATCH])
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step (an epoch, from 1; 0 for what is known once)."""
-        now = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
-        for start in range(0, len(batch), _METRICS_PER_BATCH):
-            part = batch[start : start + _METRICS_PER_BATCH]
-            self._write(partial(self._log_metrics, part))
-
-    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
-        self.client.log_batch(self.id, metrics=metrics)
-
-    def text(self, name: str, content: str) -> None:
-        """Log a text file as artifact `name`, such as ``folder/file.txt``."""
-        self._write(lambda: self._text(name, content))
-
-    def _text(self, name: str, content: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / Path(name).name
-            file.write_text(content, encoding="utf-8")
-            self._file(file, str(Path(name).parent))
-
-    def json(self, name: str, content: Any) -> None:
-        """Log plain values as a JSON artifact."""
-        self.text(name, json.dumps(content, ensure_ascii=False, indent=1))
-
-    def file(self, file: Path, folder: str = "") -> None:
-        """Log a file as an artifact in `folder`; it must stay as it is until `flush` or the run's end."""
-        self._write(lambda: self._file(file, folder))
-
-    def _file(self, file: Path, folder: str) -> None:
-        self.client.log_artifact(self.id, str(file), folder if folder != "." else "")
-
-    def files(self, folder: Path, name: str) -> None:
-        """Log all files of a folder as artifacts under `name`; they must stay as they are until `flush` or the run's end."""
-        self._write(lambda: self.client.log_artifacts(self.id, str(folder), name))
-
-    def figure(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Log a figure as artifact `name`, such as ``folder/file.png``.
-
-        Args:
-            name: Of the artifact.
-            draw: Writes the figure to a file; what it draws must not change meanwhile.
-        """
-        self._write(lambda: self._figure(name, draw))
-
-    def _figure(self, name: str, draw: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / Path(name).name
-            draw(file)
-            self._file(file, str(Path(name).parent))
-
-    def configuration(self, configuration: Configuration) -> None:
-        """Log the configuration as params and, whole, as the artifact that is read back."""
-        self.params(configuration.flat())
-        self.text(
-            names.CONFIG,
-            yaml.safe_dump(
-                configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-            ),
-        )
-
-    def dataset(self, name: str, source: str, digest: str, contexts: Sequence[str]) -> None:
-        """Log the data as dataset inputs, one per context."""
-        dataset = MetaDataset(CodeDatasetSource({"source": source}), name=name, digest=digest)  # type: ignore[abstract]
-        inputs = [
-            DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
-            for context in contexts
-        ]
-        self._write(lambda: self.client.log_inputs(self.id, inputs))
 
 
 class TrackedRun(RunLog):
@@ -348,8 +219,8 @@ class TrackedRun(RunLog):
         """Write state and reason, and end the run with the status that belongs to the state."""
         tags = {names.STATE: state} | (
             {
-                names.REASON: reason[:_TAG_LENGTH],
-                names.NOTE: f"{state}: {escape_markdown(reason)}"[:_TAG_LENGTH],
+                names.REASON: reason[:TAG_LENGTH],
+                names.NOTE: f"{state}: {escape_markdown(reason)}"[:TAG_LENGTH],
             }
             if reason
             else {}
@@ -376,43 +247,6 @@ def keep_launched_run(workspace: Workspace, step: str) -> Iterator[None]:
         return
     with TrackedRun(workspace, step, step, single=True):
         yield
-
-
-def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process of a run still works on it, as far as its heartbeat tells."""
-    beat = Beat.of(tags)
-    return beat is not None and tags.get(names.STATE) == names.RUNNING and beat.lives
-
-
-def end_abandoned(workspace: Workspace, run_id: str) -> bool:
-    """End a run whose process died without ending it, at its last beat; return whether it was one."""
-    run = (
-        workspace.client.get_run(run_id)
-        if run_id and find_runs.get_lifecycle(workspace, run_id)
-        else None
-    )
-    if (
-        run is None
-        or run.info.status != "RUNNING"
-        or run.info.lifecycle_stage != "active"
-        or is_alive(run.data.tags)
-    ):
-        return False
-    beat = Beat.of(run.data.tags)
-    reason = "its process died" + (f" (process {beat.process_id} on {beat.host})" if beat else "")
-    if launcher.has_never_begun(run, database_file(workspace.uri)):
-        reason = "mlflow run has ended without starting it: it could not build the environment, or was killed"
-    RunLog(workspace, run_id).tag(
-        {
-            names.STATE: names.INTERRUPTED,
-            names.REASON: reason,
-            names.NOTE: f"{names.INTERRUPTED}: {reason}",
-        }
-    )
-    workspace.client.set_terminated(
-        run_id, names.STATUS_OF_STATE[names.INTERRUPTED], int(beat.time * 1000) if beat else None
-    )
-    return True
 
 
 def adopt_training(workspace: Workspace, run_id: str, study: str) -> None:

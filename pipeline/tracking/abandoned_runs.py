@@ -1,0 +1,107 @@
+"""Runs that still say RUNNING though nobody works on them: how they are told, and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+import psutil
+from mlflow.entities import Run
+
+from pipeline.tracking import find_runs, names
+from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.launcher_run import ENTRY_POINT
+from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.workspace import Workspace, database_file
+
+_LONGEST_BUILD = 3600.0
+"""Seconds after which an environment that another machine builds is no longer waited for."""
+
+
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process of a run still works on it, as far as its heartbeat tells."""
+    beat = Beat.of(tags)
+    return beat is not None and tags.get(names.STATE) == names.RUNNING and beat.lives
+
+
+def end_abandoned(workspace: Workspace, run_id: str) -> bool:
+    """End a run whose process died without ending it, at its last beat; return whether it was one."""
+    if not run_id or not find_runs.get_lifecycle(workspace, run_id):
+        return False
+    run = workspace.client.get_run(run_id)
+    if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
+        return False
+    if is_alive(run.data.tags):
+        return False
+    beat = Beat.of(run.data.tags)
+    reason = "its process died"
+    if beat is not None:
+        reason += f" (process {beat.process_id} on {beat.host})"
+    if has_never_begun(run, database_file(workspace.uri)):
+        reason = (
+            "mlflow run has ended without starting it: "
+            "it could not build the environment, or was killed"
+        )
+    tags = {
+        names.STATE: names.INTERRUPTED,
+        names.REASON: reason,
+        names.NOTE: f"{names.INTERRUPTED}: {reason}",
+    }
+    RunLog(workspace, run_id).tag(tags)
+    ended = int(beat.time * 1000) if beat else None
+    workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], ended)
+    return True
+
+
+def has_never_begun(run: Run, database: Path | None) -> bool:
+    """Whether ``mlflow run`` has made a run for a step of ours and is gone without having started it.
+
+    It does so where there is no conda. The run does not say which process made it. On this machine that
+    is an `mlflow run` that was there when the run was made, and has the same store. A server may have
+    been told by another machine, which may build an environment for a while.
+
+    Args:
+        run: A run that is RUNNING.
+        database: The store, if it is a database of this machine; None for a server.
+    """
+    made = run.info.start_time / 1000
+    if not _is_for_us(run) or (database is None and time.time() - made < _LONGEST_BUILD):
+        return False
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        is_older = process.info["create_time"] <= made
+        if is_older and _is_launcher(process) and _may_use(process, database):
+            return False
+    return True
+
+
+def _is_for_us(run: Run) -> bool:
+    """Whether a run was made for an entry point of ours, by its parameters, and no step has taken it."""
+    step, params = run.data.tags.get(ENTRY_POINT), set(run.data.params)
+    if step is None or names.STEP in run.data.tags:
+        return False
+    declared = {
+        "predict": {"model_uri", "images", "out"},
+        "init": {"out"},
+        "reconcile": {"experiment"},
+    }
+    return declared.get(step, {"config", "experiment"}) <= params
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    words = [Path(word).name for word in process.info["cmdline"] or []]
+    return "mlflow" in words and "run" in words[words.index("mlflow") :]
+
+
+def _may_use(process: psutil.Process, database: Path | None) -> bool:
+    """Whether a process may log to a store; also where the system does not tell."""
+    if database is None:
+        return True
+    try:
+        uri = process.environ().get("MLFLOW_TRACKING_URI", "")
+        folder = Path(process.cwd())
+    except (psutil.Error, OSError):
+        return True
+    theirs = database_file(unquote(uri)) if uri else folder / database.name
+    return theirs is None or (folder / theirs).resolve() == database.resolve()

@@ -1,0 +1,69 @@
+"""Artifacts of runs: listed, and downloaded where there is room."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path, PurePosixPath
+
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import UserError
+from pipeline.tracking.workspace import Workspace, is_away
+
+
+def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
+    """Whether a run has an artifact of that path."""
+    folder = str(PurePosixPath(name).parent)
+    return any(
+        file.path == name
+        for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder)
+    )
+
+
+def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
+    """Download one artifact of a run into `folder`.
+
+    Raises:
+        UserError: The run has no such artifact.
+    """
+    try:
+        for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
+            if entry.path == name:
+                need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
+        return Path(
+            download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri
+            )
+        )
+    except (MlflowException, OSError) as error:
+        # A server that is away, or a disk that is full, says nothing about the run.
+        if is_away(error) or has_artifact(workspace, run_id, name):
+            raise
+        raise UserError(
+            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
+        ) from None
+
+
+def need_room(num_bytes: int, folder: Path, what: str) -> None:
+    """Refuse to download a file that is larger than any of ours, or than there is room for.
+
+    Raises:
+        UserError: It is.
+    """
+    free = shutil.disk_usage(
+        next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    ).free
+    if num_bytes > min(MOST_BYTES, free):
+        raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
+
+
+def list_artifacts(workspace: Workspace, run_id: str, folder: str) -> list[str]:
+    """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
+    found: list[str] = []
+    for entry in workspace.client.list_artifacts(run_id, folder):
+        found += list_artifacts(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
+    return found
+
+
+MOST_BYTES = 1 << 34

@@ -1,0 +1,130 @@
+"""Exported networks: logged to a run as LoggedModel, with all that serving them needs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import mlflow.pyfunc
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from PIL import Image
+from torch import nn
+
+import pipeline
+from pipeline.data.transforms import Preprocessing
+from pipeline.tracking import names
+from pipeline.tracking.workspace import Workspace
+from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, save_exported
+
+
+def find_logged_model(workspace: Workspace, run_id: str) -> str:
+    """Return the id of the model that a run has exported, or an empty string."""
+    outputs = workspace.client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        model = workspace.client.get_logged_model(output.model_id)
+        if model.name == names.MODEL and str(model.status) == "READY":
+            return str(model.model_id)
+    return ""
+
+
+def _example(size: int) -> pd.DataFrame:
+    """Return one grey image as a caller of the served model would send it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "grey").save(buffer, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+
+
+@contextmanager
+def _current_experiment(experiment_id: str) -> Iterator[None]:
+    """Make an experiment the current one: MLflow files a model under it, whatever its run's.
+
+    MLflow leaves an environment variable behind, which would go on to every process started from this one.
+    """
+    variable = "MLFLOW_EXPERIMENT_ID"
+    before = os.environ.get(variable)
+    mlflow.set_experiment(experiment_id=experiment_id)
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
+
+
+def requirement(package_name: str) -> str:
+    """Return what installs a package as it is here: without the local part of its version (``+cu128``), which registries do not have."""
+    return f"{package_name}=={version(package_name).partition('+')[0]}"
+
+
+def log_model(
+    workspace: Workspace,
+    run_id: str,
+    network: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+) -> str:
+    """Export a trained network and log it to a run as LoggedModel ``model``.
+
+    Args:
+        workspace: The open store.
+        run_id: The run that trained it; its status stays as it is.
+        network: In evaluation mode after the call, on the CPU.
+        classes: Names in the order of the logits.
+        preprocessing: Kept in the model: a caller never chooses it.
+
+    Returns:
+        The model's id.
+    """
+    existing = find_logged_model(workspace, run_id)
+    if existing:
+        return existing
+    size = preprocessing.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "network": Path(folder) / NETWORK,
+            "classes": Path(folder) / CLASSES,
+            "preprocessing": Path(folder) / PREPROCESSING,
+        }
+        save_exported(network, size, files["network"])
+        files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
+        files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
+        package = Path(pipeline.__file__).parent
+        with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
+            info = Model.log(
+                artifact_path=None,
+                name=names.MODEL,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(package / "tracking" / "served_model.py"),
+                artifacts={name: str(file) for name, file in files.items()},
+                code_paths=[str(package)],
+                signature=_SIGNATURE,
+                input_example=_example(size),
+                pip_requirements=list(map(requirement, _REQUIREMENTS)),
+            )
+    return str(info.model_id)
+
+
+_SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.string, "image")]),
+    Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    ),
+)
+
+
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")

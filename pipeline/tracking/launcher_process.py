@@ -1,0 +1,35 @@
+"""The process that has started this one, ``mlflow run`` or torchrun: its folder, and its death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from urllib.parse import unquote
+
+
+def enter_callers_folder() -> None:
+    """Make relative paths those of the caller.
+
+    ``mlflow run`` starts us in the project, or in a temporary copy of it. On Linux the launcher's
+    current folder can be read; elsewhere a local database tells where it was called.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    try:
+        os.chdir(Path(f"/proc/{os.getppid()}/cwd").resolve(strict=True))
+    except OSError:
+        if uri.startswith("sqlite:////"):
+            os.chdir(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
+
+
+def stop_with_parent() -> None:
+    """Stop this process when its parent dies, since nobody would wait for the result."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
