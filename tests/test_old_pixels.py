@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data.decode import Decoding
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.jobs import prepare as job
 from pipeline.search import study as search
 from pipeline.tracking import artifacts, find_runs, names, study_runs

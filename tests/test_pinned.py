@@ -10,7 +10,7 @@ import pytest
 from pipeline import models
 from pipeline.__main__ import STEPS
 from pipeline.config import Configuration, Data, field_names, nest
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.experiment import Range
 from pipeline.identity import FIRST_RELEASE, config_hash, data_digest, study_name
 from pipeline.report.tables import COLUMNS

@@ -15,7 +15,7 @@ from pipeline.data.loader import Images, preview_views
 from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
 from pipeline.natural_order import natural_key
-from pipeline.report import figures
+from pipeline.report.training_figures import draw_augmentation_preview
 from pipeline.tracking.run_log import RunLog
 
 MOST_IMAGES, NUM_VIEWS = 6, 8
@@ -69,9 +69,7 @@ def _log_preview(
     names = [prepared.classes[labels[positions[number]]] for number in numbers]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
-        figures.draw_augmentation_preview(
-            file, originals, preview_views(images, numbers, NUM_VIEWS), names
-        )
+        draw_augmentation_preview(file, originals, preview_views(images, numbers, NUM_VIEWS), names)
         run.file(file, "prepare")
         run.flush()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Configuration, parse
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import TrainingFailed, UserError
 from pipeline.jobs.frozen_backbone import use_cached_features

@@ -13,7 +13,9 @@ from pipeline.data.catalogue import CATALOGUE
 from pipeline.data.decode import VERSION, Decoding
 from pipeline.data.examine_worker import Recipe
 from pipeline.data.findings import Refused, find_majority
-from pipeline.data.prepared import Prepared, Thumbnails, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
+from pipeline.data.report_content import Thumbnails
 from pipeline.files import write_whole
 from pipeline.report import data_report
 from pipeline.report.console import Counter, say, say_once

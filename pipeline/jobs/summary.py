@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
 from pipeline.files import new_file
+from pipeline.jobs.summary_notes import describe_ranking, describe_target, logged_majority_rate
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
-from pipeline.ranking import by_configuration, can_be_ranked, rank, score, title
-from pipeline.report import figures, tables
+from pipeline.ranking import by_configuration, can_be_ranked, rank
+from pipeline.report import comparison_figure, tables
 from pipeline.report.console import say, show_table
-from pipeline.tracking import find_runs, names, study_runs
+from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 
@@ -64,7 +63,7 @@ class Summary:
     @property
     def majority_rate(self) -> float | None:
         """Accuracy of always answering the largest class of the ranked rows' images; None where no run has logged it."""
-        return _majority_rate(self.rows)
+        return logged_majority_rate(self.rows)
 
     @property
     def title(self) -> str:
@@ -117,7 +116,7 @@ def summarise(
         for kind in _APART
         for row in rank([row for row in marked if row["apart"] == kind])
     ]
-    notes = _notes(ranked, digest, metric) + _target_notes(
+    notes = describe_ranking(ranked, digest, metric) + describe_target(
         workspace, parent, [row for row in ranked if not row["apart"]]
     )
     return Summary(name, parent, metric, ranked, notes, digest)
@@ -136,101 +135,6 @@ def _apart(row: find_runs.Row, digest: str, metric: str) -> str:
     if row["data_digest"] != digest:
         return "other data"
     return "other metric" if row["metric"] != metric else ""
-
-
-def _target_notes(
-    workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Say which trainings reached the study's target, and at which epoch first."""
-    try:
-        target = (
-            float(find_runs.get_run(workspace, parent).data.tags.get(names.TARGET, 0))
-            if parent
-            else 0.0
-        )
-    except ValueError:
-        # A tag that anybody may write.
-        target = 0.0
-    if not target:
-        return []
-    met = []
-    for row in rows:
-        # The best value is known; of which epoch it was reached first, only the history tells.
-        if row["value"] is not None and score(row["value"], row["metric"]) < score(
-            target, row["metric"]
-        ):
-            continue
-        history = find_runs.metric_history(workspace, row["run_id"], row["metric"])
-        epochs = [
-            epoch
-            for epoch, value in history.items()
-            if score(value, row["metric"]) >= score(target, row["metric"])
-        ]
-        met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
-    reached = (
-        f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}"
-        if met
-        else f"reached by none of {len(rows)} trainings"
-    )
-    return [f"Target {target:g}: {reached}."]
-
-
-def _majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
-    return next(
-        (
-            row["majority_rate"]
-            for row in rows
-            if not row["apart"] and row["majority_rate"] is not None
-        ),
-        None,
-    )
-
-
-def _notes(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
-    complete = sum(can_be_ranked(row) for row in rows)
-    repeated = Counter(
-        row["config_hash"]
-        for row in rows
-        if can_be_ranked(row) and not row["apart"] and row["config_hash"]
-    )
-    mean = ", the mean of its repeats for each configuration" * (
-        max(repeated.values(), default=1) > 1
-    )
-    notes = [
-        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."
-    ]
-    if (majority_rate := _majority_rate(rows)) is not None:
-        notes.append(
-            f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images."
-        )
-    folds: dict[str, set[str]] = {}
-    for row in rows:
-        if can_be_ranked(row) and not row["apart"]:
-            folds.setdefault(row["config_hash"], set()).add(row["fold"])
-    lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
-    if lacking:
-        notes.append(
-            f"{lacking} configurations lack folds that others have, and stand after those."
-        )
-    if others := sum(row["apart"] == "other data" for row in rows):
-        notes.append(
-            f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable."
-        )
-    if others := sum(row["apart"] == "other metric" for row in rows):
-        notes.append(
-            f"{others} of them chose their best epoch by another metric than {title(metric)}; they stand last and are not comparable."
-        )
-    unranked = [
-        state
-        for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING)
-        for row in rows
-        if row["state"] == state
-    ]
-    if unranked:
-        counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
-        notes.append(f"Not ranked: {counts}.")
-    return notes
 
 
 def leading_runs(compared: Summary) -> list[str]:
@@ -324,7 +228,7 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
             if row["value"] is not None and not row["apart"]
         ]
         rows = [row for row, _ in drawn]
-        figures.draw_comparison(
+        comparison_figure.draw_comparison(
             folder / "comparison.png",
             rows,
             [label for _, label in drawn],

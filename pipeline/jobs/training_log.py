@@ -16,7 +16,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import LossNotFinite, TrainingFailed
 from pipeline.jobs.training_job import Job
 from pipeline.natural_order import natural_order
-from pipeline.report import figures
+from pipeline.report import confusion_figures, training_figures
 from pipeline.report.console import say
 from pipeline.report.ridgeline import draw_ridgeline
 from pipeline.tracking import find_runs, names
@@ -100,13 +100,13 @@ class TrainingLog:
         self._run.metrics({"seconds": result.seconds})
         self._run.figure(
             "curves/learning.png",
-            lambda file: figures.draw_learning_curves(
+            lambda file: training_figures.draw_learning_curves(
                 file, result.history, result.best_epoch, majority
             ),
         )
         self._run.figure(
             "curves/lr.png",
-            lambda file: figures.draw_learning_rate(file, result.lrs, steps_per_epoch),
+            lambda file: training_figures.draw_learning_rate(file, result.lrs, steps_per_epoch),
         )
         title = (
             f"validation, epoch {result.best_epoch}: {result.best['val/accuracy']:.2%} of "
@@ -195,14 +195,18 @@ def log_confusion(
     draw: Callable[[Path], None]
     if len(classes) <= metrics.MOST_IN_MATRIX:
         counts = metrics.count_confusions(labels, logits)
-        draw = partial(figures.draw_confusion_matrix, counts=counts, classes=classes, title=title)
+        draw = partial(
+            confusion_figures.draw_confusion_matrix, counts=counts, classes=classes, title=title
+        )
         order = natural_order(classes)
         table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[
             order, order
         ]
     else:
         cells = metrics.list_confusions(labels, logits)
-        draw = partial(figures.draw_most_confused, cells=cells, classes=classes, title=title)
+        draw = partial(
+            confusion_figures.draw_most_confused, cells=cells, classes=classes, title=title
+        )
         named = np.array(classes, dtype=object)
         table = cells.assign(
             true=named[cells["true"]], predicted=named[cells["predicted"]]

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 from pipeline import ranking
 from pipeline.errors import first_line
 from pipeline.report.console import say
-from pipeline.report.figures import foreign_figures, majority_beside_curves
+from pipeline.report.figures import foreign_figures
+from pipeline.report.training_figures import majority_beside_curves
 
 
 def write_figures(

@@ -11,6 +11,9 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import UserError
 from pipeline.tracking.workspace import Workspace, is_away
 
+MOST_BYTES = 1 << 34
+"""Most bytes of an artifact that is downloaded: the largest networks there are have half of it."""
+
 
 def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
     """Whether a run has an artifact of that path."""
@@ -64,6 +67,3 @@ def list_artifacts(workspace: Workspace, run_id: str, folder: str) -> list[str]:
     for entry in workspace.client.list_artifacts(run_id, folder):
         found += list_artifacts(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
     return found
-
-
-MOST_BYTES = 1 << 34

@@ -26,6 +26,18 @@ from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, save_exported
 
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
+_SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.string, "image")]),
+    Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    ),
+)
+
 
 def find_logged_model(workspace: Workspace, run_id: str) -> str:
     """Return the id of the model that a run has exported, or an empty string."""
@@ -113,18 +125,3 @@ def log_model(
                 pip_requirements=list(map(requirement, _REQUIREMENTS)),
             )
     return str(info.model_id)
-
-
-_SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.string, "image")]),
-    Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "confidence"),
-            ColSpec(Array(DataType.double), "probabilities"),
-        ]
-    ),
-)
-
-
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")

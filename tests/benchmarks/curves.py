@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.data.prepare_data import prepare
 from pipeline.files import write_whole
 from pipeline.training.callback import Callback
 
@@ -53,7 +54,6 @@ def train(
     import torch
 
     from pipeline.config import Configuration
-    from pipeline.data.prepared import prepare
     from pipeline.errors import LossNotFinite
     from pipeline.training.build_context import open_context
     from pipeline.training.fit import fit

@@ -82,9 +82,9 @@ def data_of(root: Path, **fields: object) -> Data:
 
 
 def prepare(data: Data, root: Path) -> Prepared:
-    from pipeline.data import prepared
+    from pipeline.data import prepare_data
 
-    return prepared.prepare(data, root)
+    return prepare_data.prepare(data, root)
 
 
 def decode_and_resize(file: str) -> int:

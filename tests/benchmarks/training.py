@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader
 
 from pipeline import models
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.jobs.train import Placement, TrackedTraining
 from pipeline.jobs.training_job import Job
 from pipeline.tracking.workspace import open_workspace

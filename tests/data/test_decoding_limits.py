@@ -19,9 +19,9 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data import examine_worker as module
+from pipeline.data import prepare_data
 from pipeline.data.decode import Decoded, Decoding, TooLarge
 from pipeline.data.decoding_limits import MOST_CHUNKS, TooSlow, stopwatch, why_refused
-from pipeline.data.prepared import prepare
 from pipeline.errors import UserError
 from tests.data.conftest import WriteImages
 
@@ -240,7 +240,7 @@ def test_prepare_stops_and_names_the_picture_that_takes_too_long(
         UserError,
         match=r"^cat/000\.png: takes more than 0\.3 seconds of the processor to decode; remove it",
     ):
-        prepare(Data(source=f"folder:{root}", image_size=8), tmp_path / "prepared")
+        prepare_data.prepare(Data(source=f"folder:{root}", image_size=8), tmp_path / "prepared")
 
 
 def test_a_picture_that_memory_does_not_suffice_for_is_named(
@@ -252,4 +252,4 @@ def test_a_picture_that_memory_does_not_suffice_for_is_named(
     monkeypatch.setattr(Decoding, "decode", out_of_memory)
     root = photos({"cat": 2, "dog": 2})
     with pytest.raises(UserError, match=r"^cat/000\.png: memory does not suffice to decode it"):
-        prepare(Data(source=f"folder:{root}", image_size=8), tmp_path / "prepared")
+        prepare_data.prepare(Data(source=f"folder:{root}", image_size=8), tmp_path / "prepared")

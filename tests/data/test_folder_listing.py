@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Data
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.data.sources import Source, open_source
 from pipeline.data.sources.folder_listing import LEFTOVERS, UNREAD
 from pipeline.errors import UserError

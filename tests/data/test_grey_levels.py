@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
+from pipeline.data import prepare_data
 from pipeline.data import white_level as module
 from pipeline.data.decode import UNREADABLE, Decoding
 from pipeline.data.examine import Examined, examine
 from pipeline.data.grey_levels import next_white
 from pipeline.data.image_store import Store
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 
 TWELVE_BITS = np.linspace(0, 4095, 48 * 56).round().astype(np.uint16).reshape(48, 56)
@@ -121,14 +122,16 @@ def pixels_of(prepared: Prepared) -> list[bytes]:
 
 def test_auto_is_the_number_that_the_training_images_give(tmp_path: Path) -> None:
     data = write(tmp_path)
-    auto = prepare(with_white(data, "auto"), tmp_path / "prepared")
+    auto = prepare_data.prepare(with_white(data, "auto"), tmp_path / "prepared")
     assert auto.data.white == 4095
-    given = prepare(with_white(data, 4095), tmp_path / "other")
+    given = prepare_data.prepare(with_white(data, 4095), tmp_path / "other")
     assert pixels_of(auto) == pixels_of(given) and auto.digest == given.digest
     assert auto.normalisation() == given.normalisation()
-    by_type = prepare(data, tmp_path / "prepared")
+    by_type = prepare_data.prepare(data, tmp_path / "prepared")
     assert by_type.digest == auto.digest and by_type.normalisation() != auto.normalisation()
-    assert pixels_of(prepare(with_white(data, "auto"), tmp_path / "prepared")) == pixels_of(auto)
+    assert pixels_of(
+        prepare_data.prepare(with_white(data, "auto"), tmp_path / "prepared")
+    ) == pixels_of(auto)
 
 
 def test_only_images_of_more_than_eight_bits_are_read_twice(
@@ -144,13 +147,13 @@ def test_only_images_of_more_than_eight_bits_are_read_twice(
         return found
 
     monkeypatch.setattr(module, "examine", counted)
-    prepare(with_white(data, "auto"), root)
+    prepare_data.prepare(with_white(data, "auto"), root)
     assert counts == [32, 20]
     counts.clear()
     # All is there, and of another white only those.
-    prepare(with_white(data, "auto"), root)
-    prepare(with_white(data, 1023), root)
-    prepare(data, root)
+    prepare_data.prepare(with_white(data, "auto"), root)
+    prepare_data.prepare(with_white(data, 1023), root)
+    prepare_data.prepare(data, root)
     assert counts == [0, 0, 20, 20]
     assert len(list(root.glob("images-*"))) == 1
 
@@ -160,9 +163,11 @@ def test_pixels_of_another_white_in_the_same_folder_are_not_taken(
     tmp_path: Path, first: Any
 ) -> None:
     data = write(tmp_path)
-    prepare(with_white(data, first), tmp_path / "prepared")
-    again = prepare(with_white(data, 4095), tmp_path / "prepared")
-    assert pixels_of(again) == pixels_of(prepare(with_white(data, 4095), tmp_path / "fresh"))
+    prepare_data.prepare(with_white(data, first), tmp_path / "prepared")
+    again = prepare_data.prepare(with_white(data, 4095), tmp_path / "prepared")
+    assert pixels_of(again) == pixels_of(
+        prepare_data.prepare(with_white(data, 4095), tmp_path / "fresh")
+    )
 
 
 @pytest.mark.parametrize("first", ["auto", 4095])
@@ -182,9 +187,11 @@ def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(
             levels[0, 0] = brightest + number % 2
             Image.fromarray(levels).save(folder / f"{number:02d}.png")
     data = with_white(Data(source=f"folder:{tmp_path / 'scans'}", image_size=16), first)
-    prepared = prepare(data, tmp_path / "prepared")
+    prepared = prepare_data.prepare(data, tmp_path / "prepared")
     assert prepared.data.white == 4095
-    other = prepare(with_white(data, 4095 if first == "auto" else "auto"), tmp_path / "other")
+    other = prepare_data.prepare(
+        with_white(data, 4095 if first == "auto" else "auto"), tmp_path / "other"
+    )
     assert other.digest == prepared.digest and pixels_of(other) == pixels_of(prepared)
     assert prepared.manifest["split"].tolist() == other.manifest["split"].tolist()
 
@@ -205,7 +212,7 @@ def test_auto_where_only_images_to_validate_on_have_more_bits(tmp_path: Path, ba
                     -1000 if (split, number) == ("test", 0) else 0, most, (20, 20)
                 ).astype(kind)
                 Image.fromarray(levels).save(folder / f"{number}.tif")
-    prepared = prepare(
+    prepared = prepare_data.prepare(
         Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, white="auto", bad=bad),
         tmp_path / "prepared",
     )
@@ -218,15 +225,17 @@ def test_auto_where_only_images_to_validate_on_have_more_bits(tmp_path: Path, ba
 
 def test_auto_without_a_store_shows_the_same_pixels(tmp_path: Path) -> None:
     data = with_white(write(tmp_path), "auto")
-    stored = prepare(data, tmp_path / "prepared")
-    unstored = prepare(data.model_copy(update={"store": "none"}), tmp_path / "prepared")
+    stored = prepare_data.prepare(data, tmp_path / "prepared")
+    unstored = prepare_data.prepare(
+        data.model_copy(update={"store": "none"}), tmp_path / "prepared"
+    )
     assert isinstance(stored.images, Store) and not isinstance(unstored.images, Store)
     assert unstored.data.white == 4095 and pixels_of(unstored) == pixels_of(stored)
 
 
 def test_images_of_eight_bits_alone_have_no_white(tmp_path: Path) -> None:
     data = Data(source="digits", image_size=8, limit=200)
-    assert prepare(with_white(data, "auto"), tmp_path).data.white == "type"
+    assert prepare_data.prepare(with_white(data, "auto"), tmp_path).data.white == "type"
 
 
 def test_with_folds_white_is_that_of_all_that_is_not_test(tmp_path: Path) -> None:
@@ -245,7 +254,7 @@ def test_with_folds_white_is_that_of_all_that_is_not_test(tmp_path: Path) -> Non
         folds=3,
         white="auto",
     )
-    prepared = prepare(data, tmp_path / "prepared")
+    prepared = prepare_data.prepare(data, tmp_path / "prepared")
     assert prepared.data.white == 1023 and {
         prepared.with_fold(fold).data.white for fold in range(3)
     } == {1023}
@@ -265,7 +274,7 @@ def test_it_is_warned_of_where_white_is_far_above_all_levels(
     tmp_path: Path, white: Any, brightest: int, message: str
 ) -> None:
     reports: list[dict[str, Any]] = []
-    prepare(
+    prepare_data.prepare(
         with_white(write(tmp_path, brightest), white),
         tmp_path / "prepared",
         on_report=lambda report, _: reports.append(report),
@@ -311,7 +320,9 @@ def test_it_is_warned_of_pictures_that_white_leaves_nothing_of(
         Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore"), white
     )
     reports: list[dict[str, Any]] = []
-    prepare(data, tmp_path / "prepared", on_report=lambda report, _: reports.append(report))
+    prepare_data.prepare(
+        data, tmp_path / "prepared", on_report=lambda report, _: reports.append(report)
+    )
     assert [line for line in reports[0]["warnings"] if "which is white" in line] == warnings
 
 
@@ -326,7 +337,7 @@ def test_it_is_warned_of_where_thirty_two_bits_do_not_say_which_is_white(tmp_pat
     data = Data(source=f"folder:{tmp_path / 'scans'}", image_size=16, duplicates="ignore")
     for white, count in (("type", 1), ("auto", 0), (255, 0)):
         reports: list[dict[str, Any]] = []
-        prepare(
+        prepare_data.prepare(
             with_white(data, white),
             tmp_path / "prepared",
             on_report=lambda report, _, reports=reports: reports.append(report),
@@ -348,4 +359,4 @@ def test_levels_without_bounds_need_a_given_white(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"^data.white auto: the brightest image has the level .*e\+1"
     ):
-        prepare(data, tmp_path / "prepared")
+        prepare_data.prepare(data, tmp_path / "prepared")

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.data.sources import SPLITS
 from pipeline.errors import UserError
 from tests.data.conftest import WriteImages, write_image
@@ -151,7 +152,10 @@ def test_progress_counts_up_to_all(photos: WriteImages, tmp_path: Path) -> None:
 def test_another_size_is_added_to_the_same_folder(photos: WriteImages, tmp_path: Path) -> None:
     root = photos({"cat": 5, "dog": 5})
     small, large = data_of(root), data_of(root, image_size=16)
-    first, second = prepare(small, tmp_path / "prepared"), prepare(large, tmp_path / "prepared")
+    first, second = (
+        prepare(small, tmp_path / "prepared"),
+        prepare(large, tmp_path / "prepared"),
+    )
     assert first.folder == second.folder
     check_pixels(first, small, root)
     check_pixels(second, large, root)
@@ -228,7 +232,11 @@ def test_once_repaired_the_images_are_prepared(photos: WriteImages, tmp_path: Pa
     with pytest.raises(UserError):
         prepare(data_of(root), tmp_path / "prepared")
     write_image(root / "cat" / "001.png")
-    check_pixels(prepare(data_of(root), tmp_path / "prepared"), data_of(root), root)
+    check_pixels(
+        prepare(data_of(root), tmp_path / "prepared"),
+        data_of(root),
+        root,
+    )
 
 
 def prepare_in(data: Data, root: Path) -> str:

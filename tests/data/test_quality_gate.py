@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data.findings import Refused, Report
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.data.sources import SPLITS
 from tests.data.conftest import WriteImages, write_image
 from tests.data.test_duplicates import drawing

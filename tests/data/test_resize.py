@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data.decode import Decoding
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.data.transforms import Preprocessing
 
 

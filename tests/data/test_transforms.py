@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.config import Data
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.data.transforms import Preprocessing, augment, augmentations, build_augmentation
 from pipeline.errors import UserError
 

@@ -14,7 +14,8 @@ from types import FrameType, ModuleType
 import pytest
 import torch
 
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from tests.gpu.engine import DEVICE, ON_GPU, configuration_of
 
 _SECONDS = 60

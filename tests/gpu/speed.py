@@ -22,7 +22,8 @@ from sklearn.datasets import load_sample_images
 
 from pipeline.config import Configuration
 from pipeline.data.loader import Images, Loader
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
 from pipeline.errors import OutOfMemory
 from pipeline.training.build_context import open_context

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Configuration
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.jobs.augmentation_preview import log_previews, one_of_each_class
 from pipeline.tracking.artifacts import download_artifact
 from pipeline.tracking.tracked_run import TrackedRun
@@ -42,7 +43,9 @@ def test_the_preview_is_a_picture_of_one_image_per_class(
 ) -> None:
     configuration = configured(tmp_path)
     run_id, files = logged(
-        workspace, prepare(configuration.data, tmp_path / "prepared"), configuration
+        workspace,
+        prepare(configuration.data, tmp_path / "prepared"),
+        configuration,
     )
     assert files == ["prepare/augmentation.png"]
     with Image.open(download_artifact(workspace, run_id, files[0], tmp_path)) as image:
@@ -57,7 +60,12 @@ def test_each_way_to_augment_has_its_picture(workspace: Workspace, tmp_path: Pat
         for augment in ([], ["RandomVerticalFlip"])
     )
     _, files = logged(
-        workspace, prepare(rotated.data, tmp_path / "prepared"), plain, rotated, flipped, rotated
+        workspace,
+        prepare(rotated.data, tmp_path / "prepared"),
+        plain,
+        rotated,
+        flipped,
+        rotated,
     )
     assert files == ["prepare/augmentation.png", "prepare/augmentation_2.png"]
 
@@ -70,7 +78,11 @@ def test_each_way_to_augment_has_its_picture(workspace: Workspace, tmp_path: Pat
 def test_nothing_is_logged(workspace: Workspace, tmp_path: Path, changes: dict[str, Any]) -> None:
     configuration = configured(tmp_path, **changes)
     assert (
-        logged(workspace, prepare(configuration.data, tmp_path / "prepared"), configuration)[1]
+        logged(
+            workspace,
+            prepare(configuration.data, tmp_path / "prepared"),
+            configuration,
+        )[1]
         == []
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.report import figures
+from pipeline.report import comparison_figure, confusion_figures, training_figures
 
 BLUE, ORANGE, GREY, DARKEST = (43, 108, 176), (221, 107, 32), (138, 147, 158), (8, 48, 107)
 
@@ -36,7 +36,9 @@ def matrix(classes: int, wrong: bool = True) -> np.ndarray[Any, np.dtype[np.int6
 @pytest.mark.parametrize("classes", [2, 10, 40, 100])
 def test_a_confusion_matrix_is_written(tmp_path: Path, classes: int) -> None:
     names = [f"class {number}" for number in range(classes)]
-    figures.draw_confusion_matrix(tmp_path / "matrix.png", matrix(classes), names, "validation")
+    confusion_figures.draw_confusion_matrix(
+        tmp_path / "matrix.png", matrix(classes), names, "validation"
+    )
     pixels = pixels_of(tmp_path / "matrix.png")
     assert min(pixels.shape[:2]) > 200 and max(pixels.shape[:2]) < 6000
     # The diagonal is the darkest blue of the map.
@@ -51,7 +53,9 @@ def test_of_more_than_a_hundred_classes_some_are_named(tmp_path: Path) -> None:
         if changed is not None:
             # Their order stays.
             shown[changed] += "x"
-        figures.draw_confusion_matrix(tmp_path / "matrix.png", matrix(101), shown, "validation")
+        confusion_figures.draw_confusion_matrix(
+            tmp_path / "matrix.png", matrix(101), shown, "validation"
+        )
         pictures.append(pixels_of(tmp_path / "matrix.png"))
     assert (pictures[0] == pictures[1]).all()
     assert pictures[0].shape != pictures[2].shape or (pictures[0] != pictures[2]).any()
@@ -62,7 +66,7 @@ def test_a_matrix_is_drawn_in_natural_order(tmp_path: Path) -> None:
     as_sorted, natural = [0, 1, 2], [0, 2, 1]
     pictures = []
     for names, order in ((["1", "10", "2"], as_sorted), (["1", "2", "10"], natural)):
-        figures.draw_confusion_matrix(
+        confusion_figures.draw_confusion_matrix(
             tmp_path / "matrix.png", counts[np.ix_(order, order)], names, "validation"
         )
         pictures.append(pixels_of(tmp_path / "matrix.png"))
@@ -71,7 +75,7 @@ def test_a_matrix_is_drawn_in_natural_order(tmp_path: Path) -> None:
 
 def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
     for name, counts in (("some.png", matrix(4)), ("none.png", matrix(4, wrong=False))):
-        figures.draw_confusion_matrix(tmp_path / name, counts, list("abcd"), "validation")
+        confusion_figures.draw_confusion_matrix(tmp_path / name, counts, list("abcd"), "validation")
     some, none = pixels_of(tmp_path / "some.png"), pixels_of(tmp_path / "none.png")
     assert some.shape == none.shape and (some != none).any()
 
@@ -100,19 +104,19 @@ def test_another_confusion_is_another_picture(tmp_path: Path) -> None:
     ],
 )
 def test_classes_may_have_any_name(tmp_path: Path, names: list[str]) -> None:
-    figures.draw_confusion_matrix(tmp_path / "matrix.png", matrix(3), names, "validation")
+    confusion_figures.draw_confusion_matrix(tmp_path / "matrix.png", matrix(3), names, "validation")
     assert pixels_of(tmp_path / "matrix.png").std() > 0
 
 
 def test_a_class_without_images_is_drawn_empty(tmp_path: Path) -> None:
-    figures.draw_confusion_matrix(
+    confusion_figures.draw_confusion_matrix(
         tmp_path / "matrix.png", np.array([[3, 0], [0, 0]]), ["cat", "dog"], "validation"
     )
     assert count(tmp_path / "matrix.png", DARKEST) > 1000
 
 
 def test_a_matrix_without_any_image_is_drawn_empty(tmp_path: Path) -> None:
-    figures.draw_confusion_matrix(
+    confusion_figures.draw_confusion_matrix(
         tmp_path / "matrix.png", np.zeros((2, 2), dtype=np.int64), ["cat", "dog"], "validation"
     )
     assert count(tmp_path / "matrix.png", DARKEST) == 0
@@ -129,7 +133,9 @@ def cells_of(classes: int, images: int = 20_000) -> pd.DataFrame:
 @pytest.mark.parametrize("classes", [1001, 20_000])
 def test_of_very_many_classes_the_most_confused_are_drawn(tmp_path: Path, classes: int) -> None:
     names = [f"class {number}" for number in range(classes)]
-    figures.draw_most_confused(tmp_path / "matrix.png", cells_of(classes), names, "test: 80%")
+    confusion_figures.draw_most_confused(
+        tmp_path / "matrix.png", cells_of(classes), names, "test: 80%"
+    )
     pixels = pixels_of(tmp_path / "matrix.png")
     assert min(pixels.shape[:2]) > 500 and max(pixels.shape[:2]) < 4000
     assert count(tmp_path / "matrix.png", DARKEST) > 1000
@@ -142,7 +148,7 @@ def test_shares_are_of_all_images_of_the_true_class(tmp_path: Path) -> None:
     pictures = []
     for cells in (among, [*among, *beyond]):
         table = pd.DataFrame(cells, columns=["true", "predicted", "count"])
-        figures.draw_most_confused(
+        confusion_figures.draw_most_confused(
             tmp_path / "matrix.png", table, [str(number) for number in range(1200)], "test"
         )
         pictures.append(pixels_of(tmp_path / "matrix.png"))
@@ -154,7 +160,7 @@ def test_shares_are_of_all_images_of_the_true_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("correct", [True, False])
 def test_few_or_no_confusions_are_drawn_too(tmp_path: Path, correct: bool) -> None:
     cells = pd.DataFrame({"true": [4], "predicted": [4 if correct else 7], "count": [1]})
-    figures.draw_most_confused(
+    confusion_figures.draw_most_confused(
         tmp_path / "matrix.png", cells, [str(number) for number in range(1200)], "test"
     )
     assert count(tmp_path / "matrix.png", DARKEST) > 1000
@@ -174,14 +180,16 @@ def history(epochs: int) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("epochs", [1, 2, 100])
 def test_learning_curves_show_training_and_validation(tmp_path: Path, epochs: int) -> None:
-    figures.draw_learning_curves(tmp_path / "curves.png", history(epochs), best_epoch=epochs)
+    training_figures.draw_learning_curves(
+        tmp_path / "curves.png", history(epochs), best_epoch=epochs
+    )
     assert count(tmp_path / "curves.png", BLUE) > 50
     assert count(tmp_path / "curves.png", ORANGE) > 50
 
 
 def test_learning_curves_have_a_gap_where_a_value_is_missing(tmp_path: Path) -> None:
-    figures.draw_learning_curves(tmp_path / "whole.png", history(3), best_epoch=1)
-    figures.draw_learning_curves(
+    training_figures.draw_learning_curves(tmp_path / "whole.png", history(3), best_epoch=1)
+    training_figures.draw_learning_curves(
         tmp_path / "gap.png", [*history(2), {**history(3)[2], "val/loss": math.nan}], best_epoch=1
     )
     assert 0 < count(tmp_path / "gap.png", ORANGE) < count(tmp_path / "whole.png", ORANGE)
@@ -195,8 +203,8 @@ def longest_grey_line(file: Path, axis: int) -> int:
 
 @pytest.mark.parametrize("majority", [0.2, 0.735], ids=["just below", "within"])
 def test_learning_curves_have_a_line_at_the_majority(tmp_path: Path, majority: float) -> None:
-    figures.draw_learning_curves(tmp_path / "with.png", history(10), 10, majority)
-    figures.draw_learning_curves(tmp_path / "without.png", history(10), 10)
+    training_figures.draw_learning_curves(tmp_path / "with.png", history(10), 10, majority)
+    training_figures.draw_learning_curves(tmp_path / "without.png", history(10), 10)
     assert longest_grey_line(tmp_path / "with.png", axis=1) > 200
     assert longest_grey_line(tmp_path / "without.png", axis=1) < 100
 
@@ -213,8 +221,8 @@ def test_the_majority_does_not_press_the_curves_together(tmp_path: Path, majorit
         for values in history(10)
     ]
     high = [{**values, "val/accuracy": 0.88 + number / 100} for number, values in enumerate(high)]
-    figures.draw_learning_curves(tmp_path / "without.png", high, 10)
-    figures.draw_learning_curves(tmp_path / "with.png", high, 10, majority)
+    training_figures.draw_learning_curves(tmp_path / "without.png", high, 10)
+    training_figures.draw_learning_curves(tmp_path / "with.png", high, 10, majority)
     assert height_of_curves(tmp_path / "with.png") > 0.45 * height_of_curves(
         tmp_path / "without.png"
     )
@@ -224,7 +232,7 @@ def test_the_majority_does_not_press_the_curves_together(tmp_path: Path, majorit
     "lrs", [[1e-3], [1e-3] * 50, [1e-3 * 0.9**step for step in range(50)], [1e-12] * 3]
 )
 def test_the_learning_rate_is_drawn(tmp_path: Path, lrs: list[float]) -> None:
-    figures.draw_learning_rate(tmp_path / "lr.png", lrs, steps_per_epoch=10)
+    training_figures.draw_learning_rate(tmp_path / "lr.png", lrs, steps_per_epoch=10)
     assert count(tmp_path / "lr.png", BLUE) > (0 if len(lrs) > 1 else -1)
     assert pixels_of(tmp_path / "lr.png").std() > 0
 
@@ -244,7 +252,9 @@ TESTED = {"test_accuracy": 0.85, "test_accuracy_low": 0.8, "test_accuracy_high":
 
 
 def drawn(file: Path, *rows: dict[str, Any], majority: float | None = None) -> Path:
-    figures.draw_comparison(file, rows, [f"{place}  run" for place in range(len(rows))], majority)
+    comparison_figure.draw_comparison(
+        file, rows, [f"{place}  run" for place in range(len(rows))], majority
+    )
     return file
 
 
@@ -351,7 +361,7 @@ def test_a_comparison_by_loss_shows_the_losses_and_notes_the_worst_at_the_right_
     rows = [by_loss(0.2), by_loss(0.3), by_loss(0.25, state="pruned")]
     far = [*rows[:2], by_loss(2.6, state="pruned", test_accuracy=None) | {"test_value": None}]
     for name, shown in (("near.png", rows), ("far.png", far)):
-        figures.draw_comparison(tmp_path / name, shown, ["a", "b", "c"], 0.5, "val/loss")
+        comparison_figure.draw_comparison(tmp_path / name, shown, ["a", "b", "c"], 0.5, "val/loss")
     assert count(tmp_path / "near.png", BLUE) > 30 and count(tmp_path / "near.png", ORANGE) > 30
     assert abs(
         count(tmp_path / "near.png", BLUE) - count(tmp_path / "far.png", BLUE)
@@ -393,7 +403,7 @@ def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the
 
 
 def test_labels_may_hold_anything(tmp_path: Path) -> None:
-    figures.draw_comparison(
+    comparison_figure.draw_comparison(
         tmp_path / "comparison.png", [run(), run()], ["$1_$ {x^ $", "Kätzchen, lr 0.001"]
     )
     assert count(tmp_path / "comparison.png", BLUE) > 30
@@ -404,11 +414,15 @@ def test_what_a_terminal_acts_on_is_written_out_and_reaches_it_by_no_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = "a\x1b[2J\x07\u202eb"
-    figures.draw_confusion_matrix(tmp_path / "matrix.png", matrix(3), [hostile, "b", "c"], hostile)
-    figures.draw_comparison(tmp_path / "comparison.png", [run()], [hostile])
+    confusion_figures.draw_confusion_matrix(
+        tmp_path / "matrix.png", matrix(3), [hostile, "b", "c"], hostile
+    )
+    comparison_figure.draw_comparison(tmp_path / "comparison.png", [run()], [hostile])
     preview(tmp_path / "preview.png", 1, names=[hostile])
     written = r"a\x1b[2J\x07\u202eb"
-    figures.draw_confusion_matrix(tmp_path / "other.png", matrix(3), [written, "b", "c"], written)
+    confusion_figures.draw_confusion_matrix(
+        tmp_path / "other.png", matrix(3), [written, "b", "c"], written
+    )
     assert np.array_equal(pixels_of(tmp_path / "matrix.png"), pixels_of(tmp_path / "other.png"))
     printed = capsys.readouterr()
     assert not set("\x1b\x07\u202e") & set(printed.out + printed.err)
@@ -422,7 +436,7 @@ def preview(
         rng.integers(0, 256, (3, size + 4, size + 8 * row), dtype=np.uint8) for row in range(rows)
     ]
     views = rng.integers(0, 256, (rows, epochs, 3, size, size), dtype=np.uint8)
-    figures.draw_augmentation_preview(
+    training_figures.draw_augmentation_preview(
         file, originals, views, names or [f"class {row}" for row in range(rows)]
     )
     return file
@@ -440,7 +454,7 @@ def test_the_preview_shows_the_pixels_it_is_given(tmp_path: Path) -> None:
         np.broadcast_to(np.array(colour, np.uint8)[:, None, None], (3, 16, 16))
         for colour in (BLUE, ORANGE)
     ]
-    figures.draw_augmentation_preview(
+    training_figures.draw_augmentation_preview(
         tmp_path / "preview.png", [one_colour[0]], [np.stack([one_colour[1]] * 8)], ["cat"]
     )
     blue, orange = count(tmp_path / "preview.png", BLUE), count(tmp_path / "preview.png", ORANGE)

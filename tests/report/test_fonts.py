@@ -16,7 +16,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from pipeline.report import figures, fonts
+from pipeline.report import confusion_figures, fonts
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -57,7 +57,9 @@ def own_font(tmp_path: Path) -> Iterator[str]:
 
 
 def darkness(file: Path, name: str) -> int:
-    figures.draw_confusion_matrix(file, np.zeros((2, 2), dtype=np.int64), [name, "a"], "title")
+    confusion_figures.draw_confusion_matrix(
+        file, np.zeros((2, 2), dtype=np.int64), [name, "a"], "title"
+    )
     with Image.open(file) as image:
         return int((np.asarray(image.convert("L")) < 100).sum())
 
@@ -85,7 +87,7 @@ def test_what_no_font_has_is_a_box_and_said_once(capsys: pytest.CaptureFixture[s
 
 
 def test_a_name_that_cannot_be_drawn_is_told_by_its_number(tmp_path: Path) -> None:
-    assert figures._names(["cat", OTHER, "dog"], [1, 2]) == [f"1 {fonts.INSTEAD}", "dog"]
+    assert confusion_figures._names(["cat", OTHER, "dog"], [1, 2]) == [f"1 {fonts.INSTEAD}", "dog"]
 
 
 @pytest.mark.parametrize(

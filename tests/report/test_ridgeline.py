@@ -12,7 +12,7 @@ import torch
 from matplotlib import colormaps
 
 from pipeline.config import Configuration
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.report.ridgeline import draw_ridgeline
 from pipeline.training.fit import fit
 from pipeline.training.layer_groups import histogram

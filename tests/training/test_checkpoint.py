@@ -16,7 +16,8 @@ import torch
 import xxhash
 
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, packed
 from pipeline.training.fit import fit

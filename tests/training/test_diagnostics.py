@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import metrics
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.errors import TrainingFailed
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext

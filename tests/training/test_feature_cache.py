@@ -16,7 +16,8 @@ from torch import nn
 from pipeline import models
 from pipeline.config import Configuration, Model, merge
 from pipeline.data.loader import Images
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.data.transforms import build_augmentation
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace

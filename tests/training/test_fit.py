@@ -19,7 +19,8 @@ import torch
 
 from pipeline import metrics, models
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.errors import OutOfMemory, TrainingFailed
 from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback

@@ -18,7 +18,8 @@ import torch
 
 from pipeline.config import Configuration, merge
 from pipeline.data.loader import Loader
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, random_states, set_random_states
 from pipeline.training.fit import fit

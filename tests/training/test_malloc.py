@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.errors import Interrupted, LossNotFinite
 from pipeline.training.build_context import open_context
 from pipeline.training.callback import Callback

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import models
 from pipeline.config import Configuration, Model, Training
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.jobs.precision_choice import _one_step
 from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.tracking import artifacts, names
@@ -145,7 +145,9 @@ def test_measuring_moves_no_weights(tmp_path: Path) -> None:
         {"optimizer": {"lr": 0.1}, "model": {"name": "small_cnn"}, "data": {"image_size": 16}}
     )
     with open_job_context(
-        Job(configuration, {}, prepare(configuration.data, tmp_path)), tmp_path, SINGLE_PROCESS
+        Job(configuration, {}, prepare(configuration.data, tmp_path)),
+        tmp_path,
+        SINGLE_PROCESS,
     ) as setting:
         step = _one_step(configuration, setting, setting.network.module, PLAIN)
         (batch,) = take_batches(setting.train.epoch(1), 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config import Configuration
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.training.fit import fit
 from tests.conftest import thorough_of
 from tests.training.small_training import TIMES, build_context

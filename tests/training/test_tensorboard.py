@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import Prepared, prepare
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, random_states
 from pipeline.training.context import TrainingContext

@@ -1,0 +1,111 @@
+"""The Optuna study that this store works on: found among others' studies, or made."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import get_args
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+
+from pipeline.config import Study
+from pipeline.errors import InUse
+from pipeline.experiment import Experiment
+from pipeline.identity import names_beside
+from pipeline.report.console import say
+from pipeline.search.pruning import build_pruner, build_sampler, first_rung
+from pipeline.search.space import holds_lists
+from pipeline.tracking import find_runs
+from pipeline.tracking.workspace import Workspace
+
+PARENT = "parent_run_id"
+"""User attribute of an Optuna study: the run of its parent."""
+IDENTITY = "identity"
+"""User attribute of an Optuna study: its identity."""
+FIRST_RUNG = "first_rung"
+"""User attribute of an Optuna study: the epoch after which hyperband first judges in it."""
+
+
+def keep_pruner(workspace: Workspace, experiment: Experiment, name: str, parent: str) -> Experiment:
+    """Return the experiment with the pruner that its study was begun with, unless another one is asked for; either is said."""
+    begun = (
+        find_runs.get_run(workspace, parent).data.params.get("study.pruner", "") if parent else ""
+    )
+    now = experiment.study.pruner
+    if begun == now or begun not in get_args(Study.model_fields["pruner"].annotation):
+        return experiment
+    if "pruner" in experiment.study.model_fields_set:
+        say(f"study {name} was begun with study.pruner {begun}, and goes on with {now}")
+        return experiment
+    say(
+        f"study {name} goes on with study.pruner {begun}, with which it was begun; --study.pruner {now} changes that"
+    )
+    return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
+
+
+def open_study(
+    storage: BaseStorage, experiment: Experiment, name: str, is_new: bool
+) -> optuna.Study:
+    """Load a study; make it first where it is new.
+
+    Raises:
+        InUse: Another process has made it since it was looked for.
+    """
+    try:
+        if is_new:
+            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+    except DuplicatedStudyError:
+        raise InUse(f"study {name!r} has just been begun by another process; start again") from None
+    study = optuna.load_study(storage=storage, study_name=name)
+    # Seeded by what is done, so that a study taken up again does not draw the same points.
+    study.sampler = build_sampler(
+        experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False))
+    )
+    epochs = experiment.base.training.epochs
+    if is_new:
+        study.set_user_attr(FIRST_RUNG, first_rung(epochs))
+    # Scores at the rungs of another rule would be compared with those of other epochs. Release 0.1.0 judged after the first one.
+    study.pruner = build_pruner(experiment.study, epochs, study.user_attrs.get(FIRST_RUNG, 1))
+    return study
+
+
+def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
+    """Return why a study cannot be gone on with; empty where it can."""
+    if parent := study.user_attrs.get(PARENT):
+        lifecycle = find_runs.get_lifecycle(workspace, parent)
+        if not lifecycle:
+            return "belongs to another MLflow store"
+        if lifecycle != "active":
+            return f"has its runs deleted from MLflow (`mlflow runs restore --run-id {parent}` brings it back)"
+    with warnings.catch_warnings():
+        # Of such choices, which it reads.
+        warnings.simplefilter("ignore", UserWarning)
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    if any(map(holds_lists, trials)):
+        return "is of release 0.1.0, which could not search lists"
+    return ""
+
+
+def find_own_study(
+    workspace: Workspace, storage: BaseStorage, wanted: str
+) -> tuple[str, FrozenStudy | None]:
+    """Return the name of the study that this store works on, and the study where it is there already.
+
+    It is the wanted name, or the first beside it, whose study is not another store's. Others are left untouched.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    there = {study.study_name: study for study in storage.get_all_studies()}
+    told = ""
+    for name in names_beside(wanted):
+        study = there.get(name)
+        reason = _why_not_ours(workspace, storage, study) if study else ""
+        if not reason:
+            if told:
+                say(f"{told}; study {name} is used")
+            return name, study
+        told = told or f"study {name} {reason}"
+    raise AssertionError("names never end")

@@ -1,0 +1,101 @@
+"""What a study's parent run records: its settings at first, its outcome at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import optuna
+
+from pipeline import ranking
+from pipeline.config import Configuration
+from pipeline.data.prepared import Prepared
+from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
+from pipeline.jobs.augmentation_preview import log_previews
+from pipeline.jobs.prepare import log_report, majority_rate
+from pipeline.jobs.register import export_model
+from pipeline.jobs.summary import Summary, summarise_and_write
+from pipeline.report import tables
+from pipeline.safe_text import escape_markdown, hide_passwords
+from pipeline.search.optuna_figures import write_figures
+from pipeline.tracking import artifacts, names
+from pipeline.tracking.tracked_run import TrackedRun
+from pipeline.tracking.workspace import Workspace
+
+
+def conclude_study(
+    workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun
+) -> Summary:
+    """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
+    compared = summarise_and_write(workspace, name)
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
+            run.file(figure, "optuna")
+        run.flush()
+    ranked = compared.ranked()
+    if not ranked:
+        raise PipelineError(
+            f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}"
+        )
+    best = ranked[0]
+    export_model(workspace, best["run_id"])
+    reached = {
+        ranking.best_name(best["metric"]): best["value"],
+        "best/val_accuracy": best["val_accuracy"],
+        "best/val_loss": best["val_loss"],
+    }
+    run.metrics(reached)
+    with tempfile.TemporaryDirectory() as folder:
+        run.text(
+            "best_config.yaml",
+            artifacts.download_artifact(
+                workspace, best["run_id"], names.CONFIG, Path(folder)
+            ).read_text(encoding="utf-8"),
+        )
+    experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
+    link = f"[{escape_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
+    run.tag(
+        {
+            names.BEST_RUN: best["run_id"],
+            names.NOTE: f"Best: {link}, {ranking.title(best['metric'])} {tables.best_value_text(best)}. Comparison: artifacts, folder `summary`.",
+        }
+    )
+    return compared
+
+
+def log_study(run: TrackedRun, experiment: Experiment, prepared: Prepared, identity: str) -> None:
+    settings = {
+        "study.trials": experiment.trials,
+        "study.list": len(experiment.entries),
+        "study.pruner": experiment.study.pruner,
+        "study.sampler": experiment.study.sampler,
+    }
+    run.params({**settings, "data.source": experiment.base.data.source})
+    run.tag(
+        {
+            names.DATA_DIGEST: prepared.digest,
+            names.TARGET: str(experiment.study.target),
+            names.IDENTITY: identity,
+        }
+    )
+    run.dataset(
+        experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"]
+    )
+    if experiment.path.is_file():
+        # Without the password that study.storage may hold.
+        run.text(experiment.path.name, hide_passwords(experiment.path.read_text(encoding="utf-8")))
+    log_report(run, prepared)
+    run.metrics({"majority_rate": majority_rate(prepared)})
+    log_previews(
+        run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)]
+    )
+
+
+def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
+    choices = experiment.space.get("data.augment", [])
+    return (
+        [experiment.sampled({"data.augment": choice}) for choice in choices]
+        if isinstance(choices, list)
+        else []
+    )
