@@ -1,4 +1,7 @@
-"""``python -m pipeline STEP --name value``: exit code 0 done, 2 wrong input, 1 anything else."""
+"""The command ``python -m pipeline STEP --name value``.
+
+Its exit code is 0 if the step is done, 2 if the input is wrong, and 1 for anything else.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def _start(step: str, arguments: Sequence[str]) -> None:
 
 
 def _show(text: str) -> None:
-    """Print, also where nobody reads any more, as in ``--help | head``."""
+    """Print a text, even if nobody reads any more, as in ``--help | head``."""
     try:
         print(text)
         sys.stdout.flush()
@@ -142,11 +145,11 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     from pipeline.training.distributed import join_group
 
     if _is_helper():
-        # One process speaks for all; an error is told by whom it meets.
+        # The first process speaks for all. An error is told by the process that meets it.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             help_out()
         return
-    # At once: a process that waits for others to join cannot be stopped by a signal.
+    # The group is joined at once: a signal cannot stop a process that waits for others to join.
     join_group()
     module.run(own, overrides)
     dismiss_helpers()
@@ -172,7 +175,7 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
 
 
 def _is_in_group() -> bool:
-    # As pipeline.training.distributed, which takes seconds to import.
+    # The rule of pipeline.training.distributed, which takes seconds to import.
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
@@ -207,32 +210,28 @@ def _restore_killed_later() -> None:
 
 
 def _isolate_children() -> None:
-    """Have every process that this one starts import this package, whatever the current folder holds.
+    """Let every process that this one starts import this package, whatever the current folder has.
 
-    Python would look there first, and multiprocessing's processes start so.
+    Python would look in the current folder first, and so do the processes of multiprocessing.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     project = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [project, *(path for path in paths if path not in ("", project))]
-    )
+    others = [path for path in paths if path not in ("", project)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([project, *others])
 
 
 def _tell_of_bug(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print the traceback of an error that nobody expected, without passwords of addresses."""
-    print(
-        hide_passwords("".join(traceback.format_exception(kind, error, trace))),
-        end="",
-        file=sys.stderr,
-    )
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(hide_passwords(text), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":
     sys.excepthook = _tell_of_bug
-    # Imports make a million objects that stay; looking through them again and again takes a second.
+    # Imports make a million objects that stay. To look through them again and again takes a second.
     gc.set_threshold(10_000)
     limit_endings()
     code = main(sys.argv[1:])

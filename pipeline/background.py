@@ -1,4 +1,7 @@
-"""Work that is done beside the training, in order, so that the network never waits for a disk or a server."""
+"""Work that is done beside the training, in order.
+
+The network never waits for a disk or a server.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _PAUSE = 10.0
 
 
 def run_within(seconds: float, task: Task) -> bool:
-    """Do something in a thread of its own, and wait for it only so long; return whether it has ended.
+    """Do a task in a thread of its own, and return whether it has ended within some seconds.
 
     Raises:
-        BaseException: What the task raised.
+        BaseException: The error that the task raised.
     """
     raised: list[BaseException] = []
 
@@ -39,31 +42,37 @@ def run_within(seconds: float, task: Task) -> bool:
 class Background:
     """Runs tasks one after another in a thread of its own.
 
-    A task that raises stops the rest: its error is raised by the next `submit` or `flush`, since what follows may build on it.
+    A task that raises stops the rest, since what follows may build on it. The next `submit` or
+    `flush` raises its error.
 
     Args:
-        most_waiting: Tasks that may wait; `submit` blocks beyond, so that memory stays bounded where the disk is slow.
+        most_waiting: Number of tasks that may wait. If there are more, `submit` blocks, so that
+            memory stays bounded if the disk is slow.
     """
 
     def __init__(self, most_waiting: int = 64) -> None:
         self._most_waiting = most_waiting
         self._tasks: deque[tuple[Task, str]] = deque()
         self._changed = threading.Condition()
-        self._is_busy = self._is_closed = self._is_awaited = False
+        self._is_busy = False
+        self._is_closed = False
+        self._is_awaited = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def submit(self, task: Task, replaces: str = "", patience: float | None = None) -> None:
-        """Do this after what was submitted before.
+        """Do a task after the tasks that were submitted before.
 
         Args:
-            task: What to do.
-            patience: Seconds to wait where too many tasks wait already; beyond, this one is left out. None waits as long as it takes.
-            replaces: A name: the last waiting task, if it was submitted with the same one, need not be done any more. Such tasks are
-                done once in ten seconds, or when others wait behind them.
+            task: The task.
+            patience: Seconds to wait if too many tasks wait already. After them this task is left
+                out. None waits as long as it takes.
+            replaces: A name. If the last waiting task was submitted with the same name, this task
+                replaces it. Tasks with a name are done once in ten seconds, or when others wait
+                behind them.
 
         Raises:
-            BaseException: What an earlier task raised.
+            BaseException: The error that an earlier task raised.
         """
         with self._changed:
             self._raise()
@@ -74,24 +83,26 @@ class Background:
             if replaces and self._tasks and self._tasks[-1][1] == replaces:
                 self._tasks[-1] = (task, replaces)
                 return
-            if not self._changed.wait_for(
+            has_room = self._changed.wait_for(
                 lambda: len(self._tasks) < self._most_waiting, timeout=patience
-            ):
+            )
+            if not has_room:
                 return
             self._tasks.append((task, replaces))
             self._changed.notify_all()
 
     def make_room(self, replaces: str, most: int) -> None:
-        """Call this before a task is made whose data is large, so that it is not in memory beside that of too many others.
+        """Wait until few tasks are left, before a task is made whose data is large.
 
-        Drops the last waiting task if it was submitted with the name `replaces`; what replaces it must be submitted next.
+        So its data is not in memory beside that of too many others. If the last waiting task was
+        submitted with the name `replaces`, it is dropped: its replacement must be submitted next.
 
         Args:
             replaces: The name that the new task will be submitted with.
-            most: Wait until at most so many tasks are not done, the one at work included.
+            most: Number of tasks that may be left, the one at work included.
 
         Raises:
-            BaseException: What an earlier task raised.
+            BaseException: The error that an earlier task raised.
         """
         with self._changed:
             if self._tasks and self._tasks[-1][1] == replaces:
@@ -109,10 +120,10 @@ class Background:
         return len(self._tasks) + self._is_busy
 
     def flush(self) -> None:
-        """Wait until all is done.
+        """Wait until all tasks are done.
 
         Raises:
-            BaseException: What a task raised.
+            BaseException: The error that a task raised.
         """
         with self._changed:
             self._is_awaited = True
@@ -124,7 +135,11 @@ class Background:
             self._raise()
 
     def close(self) -> None:
-        """Wait until all is done, and end the thread; raises as `flush`."""
+        """Wait until all tasks are done, and end the thread.
+
+        Raises:
+            BaseException: The error that a task raised.
+        """
         try:
             self.flush()
         finally:
@@ -156,7 +171,7 @@ class Background:
                 if not self._tasks:
                     if self._is_closed:
                         return
-                    # Dropped: what replaces it is being made.
+                    # The task was dropped: its replacement is being made.
                     continue
                 task, name = self._tasks.popleft()
                 self._is_busy = True
@@ -166,7 +181,7 @@ class Background:
                 task()
             except BaseException as raised:
                 error = raised
-            # It may hold a copy of the weights.
+            # The task may hold a copy of the weights.
             del task
             if name:
                 resumes = time.monotonic() + _PAUSE
@@ -176,5 +191,6 @@ class Background:
                     self._error = error
                     self._tasks.clear()
                 self._changed.notify_all()
-            # Its traceback holds this frame: each would keep the other, and the task's data.
+            # The error's traceback holds this frame. Each would keep the other, and the task's
+            # data.
             error = None

@@ -37,6 +37,17 @@ FORBIDDEN_IN_NAMES = r"""[/\\:,%?'"`\x00-\x1f]"""
 Fit = Literal["crop", "pad", "stretch"]
 MOST_WHITE = 2**32 - 1
 DEFAULT_GAMMA = {"exponential": 0.95, "step": 0.1, "plateau": 0.1}
+FILE = "file:"
+"""Prefix of networks and weights that are files: ``file:PATH.py:FUNCTION``, ``file:PATH``."""
+NOT_EMPTY: Sequence[str] = ()
+"""In `Facts.applies`: any value but an empty one."""
+_EMPTY = ("", "None", "[]", "()", "{}")
+_SAME_IMAGES = "all trainings of a study see the same images"
+_OF_IMAGES: Raw = {"hashed": False, "shared": _SAME_IMAGES}
+"""Facts of a field that decides which images are used, and in which split.
+
+The data digest holds what it decides.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,17 @@ class Facts:
     """What the rest of the pipeline must know of a field beside its type and its limits.
 
     Attributes:
-        essential: ``--help`` shows it first, the others under "more".
-        hashed: It changes the result of a training, and so enters the hash of a configuration.
-        later: It is younger than release 0.1.0: it enters the hash only where it differs from its default, which is what that release did.
-        shared: Why all trainings of a study have the same value, so that neither list nor space may change it; empty: they may differ.
-        applies: The field has an effect only where each of these fields, by dotted name, has one of these values.
-        label: What tables call it where runs differ in it; empty: its dotted name, if it is hashed or decides which images are used.
+        essential: Whether ``--help`` shows the field first. It shows the others under "more".
+        hashed: Whether the field changes the result of a training, and so enters the hash of a
+            configuration.
+        later: Whether the field is younger than release 0.1.0. It then enters the hash only if it
+            differs from its default, which is what that release did.
+        shared: Why all trainings of a study have the same value, so that neither list nor space may
+            change it. Empty if their values may differ.
+        applies: Values of other fields, by dotted name. The field has an effect only if each of
+            these fields has one of its values.
+        label: Name of the field in tables whose runs differ in it. Empty means the dotted name, if
+            the field is hashed or decides which images are used.
     """
 
     essential: bool = False
@@ -62,26 +78,24 @@ class Facts:
 
 _FACTS = {fact.name for fact in dataclass_fields(Facts)}
 
-NOT_EMPTY: Sequence[str] = ()
-"""In `Facts.applies`: any value but an empty one."""
-
-_SAME_IMAGES = "all trainings of a study see the same images"
-_OF_IMAGES: Raw = {"hashed": False, "shared": _SAME_IMAGES}
-"""Facts of what decides which images are used, and in which split: they are in the data digest."""
-
 
 def essential(default: Any, description: str, **facts_and_rules: Any) -> Any:
-    """Declare a field that ``--help`` shows first; see `Facts`, and pydantic's rules such as ``ge``."""
+    """Declare a field that ``--help`` shows first.
+
+    Args:
+        default: Value of a field that is not given.
+        description: Help text.
+        facts_and_rules: Attributes of `Facts`, and pydantic's rules such as ``ge``.
+    """
     return more(default, description, essential=True, **facts_and_rules)
 
 
 def more(default: Any, description: str, **facts_and_rules: Any) -> Any:
-    """Declare a field that ``--help`` shows under "more"; see `Facts`, and pydantic's rules such as ``ge``."""
+    """Declare a field that ``--help`` shows under "more", with the arguments of `essential`."""
     known = Facts(**{name: value for name, value in facts_and_rules.items() if name in _FACTS})
     rules = {name: value for name, value in facts_and_rules.items() if name not in _FACTS}
-    return Field(
-        default, description=description, json_schema_extra=cast(Any, {"facts": known}), **rules
-    )
+    extra = cast(Any, {"facts": known})
+    return Field(default, description=description, json_schema_extra=extra, **rules)
 
 
 def facts_of(field: FieldInfo) -> Facts:
@@ -95,7 +109,8 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
     """Return what a YAML text holds.
 
     Raises:
-        yaml.YAMLError: It is none, is nested too deeply, or holds a number or a date that there is not.
+        yaml.YAMLError: The text is no YAML, is nested too deeply, or holds a number or a date that
+            does not exist.
     """
     try:
         return yaml.load(text, loader)
@@ -106,15 +121,18 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
 
 
 def valid_name(text: str) -> str:
-    """Return a name that serves as a folder, a registered model and part of a search; empty is allowed.
+    """Return a name that serves as a folder, a registered model and part of a search.
+
+    An empty name is allowed.
 
     Raises:
-        ValueError: It holds a character that one of them does not take.
+        ValueError: The name holds a character that one of them does not take.
     """
     wrong = re.search(FORBIDDEN_IN_NAMES, text)
     if wrong or text in (".", "..") or len(text) > 120:
         raise ValueError(
-            "a name has at most 120 characters, none of them / \\ : , % ? quotes or control characters, and is not . or .."
+            "a name has at most 120 characters, "
+            "none of them / \\ : , % ? quotes or control characters, and is not . or .."
         )
     return text
 
@@ -135,17 +153,13 @@ Fold = Annotated[int | Literal["all"], _number_or("all")]
 Workers = Annotated[int | Literal["auto"], _number_or("auto")]
 
 
-def _is_white(given: Any) -> Any:
+def _check_white(given: Any) -> Any:
     if given in ("type", "auto") or (str(given).isdecimal() and 1 <= int(given) <= MOST_WHITE):
         return given
     raise ValueError(f"must be type, auto, or a grey level from 1 to {MOST_WHITE}")
 
 
-White = Annotated[int | Literal["type", "auto"], BeforeValidator(_is_white)]
-
-
-FILE = "file:"
-"""How a network or weights of a file begin: ``file:PATH.py:FUNCTION``, ``file:PATH``."""
+White = Annotated[int | Literal["type", "auto"], BeforeValidator(_check_white)]
 
 
 class Section(BaseModel):
@@ -155,27 +169,34 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which images, how they are split and what is done to them."""
+    """Which images are used, how they are split and what is done to them."""
 
     source: str = essential(
         "digits",
-        "Where the images come from: digits (scikit-learn's, built in), folder:PATH (one folder per class), csv:PATH (columns "
-        "image and label), npz:PATH (MedMNIST's layout) or torchvision:NAME.",
+        "Where the images come from: digits (scikit-learn's, built in), "
+        "folder:PATH (one folder per class), csv:PATH (columns image and label), "
+        "npz:PATH (MedMNIST's layout) or torchvision:NAME.",
         min_length=1,
         **_OF_IMAGES,
     )
     image_size: int = essential(
-        224, "Side in pixels of the square image the network sees.", ge=8, le=2048, label="size"
+        224,
+        "Side in pixels of the square image that the network sees.",
+        ge=8,
+        le=2048,
+        label="size",
     )
     batch_size: int = essential(32, "Images per optimizer step.", ge=1, label="batch")
     augment: list[str | dict[str, Any]] = essential(
         [],
-        "Random changes to training images: torchvision v2 names, or {NAME: {argument: value}}, in order.",
+        "Random changes to training images, in this order: torchvision v2 names, "
+        "or {NAME: {argument: value}}.",
         label="augment",
     )
     store_size: int = more(
         0,
-        "Shorter side in pixels that images are decoded to; 0: 256/224 of image_size; image_size below 128, or with another fit than crop.",
+        "Shorter side in pixels that images are decoded to; 0 means 256/224 of image_size, "
+        "or image_size itself if it is below 128 or fit is not crop.",
         ge=0,
         le=4096,
     )
@@ -184,14 +205,14 @@ class Data(Section):
     )
     val_fraction: float = more(
         0.15,
-        "Part of the images that validates, where the source has no val folder.",
+        "Part of the images that validates, if the source has no val folder.",
         gt=0,
         lt=1,
         **_OF_IMAGES,
     )
     test_fraction: float = more(
         0.15,
-        "Part of the images that is kept for the test, where the source has no test folder.",
+        "Part of the images that is kept for the test, if the source has no test folder.",
         gt=0,
         lt=1,
         **_OF_IMAGES,
@@ -199,49 +220,56 @@ class Data(Section):
     seed: int = more(0, "Seed of the split.", ge=0, **_OF_IMAGES)
     limit: int = more(
         0,
-        "Use about this many images at most, a stratified sample with enough of each class to split; 0: all.",
+        "Use about this many images at most, a stratified sample with enough of each class "
+        "to split; 0 means all.",
         ge=0,
         **_OF_IMAGES,
     )
     workers: Workers = more(
         "auto",
-        "Processes that augment images; 0: the training process itself; auto: where CUDA trains up to four, or up to 16 "
-        "for more than crops and flips; else none, since the network needs the cores itself. No influence on the result.",
+        "Number of processes that augment images, without influence on the result; 0 means that "
+        "the training process does it. auto means up to four if CUDA trains, or up to 16 for more "
+        "than crops and flips; else none, since the network needs the cores itself.",
         hashed=False,
     )
     bad: Literal["error", "warn", "drop"] = essential(
         "error",
-        "What to do about unreadable images: error (stop), warn (leave them out and list them), drop (leave them out).",
+        "What to do about unreadable images: error (stop), warn (leave them out and list them), "
+        "drop (leave them out).",
         **_OF_IMAGES,
     )
     duplicates: Literal["group", "error", "warn", "drop", "ignore"] = essential(
         "group",
-        "What to do about equal and nearly equal images: group (keep them on one side of a split), error (stop), warn (list them), "
-        "drop (keep one, never dropping from the test split), ignore (do not look).",
+        "What to do about equal and nearly equal images: group (keep them on one side of a split), "
+        "error (stop), warn (list them), drop (keep one, never dropping from the test split), "
+        "ignore (do not look).",
         **_OF_IMAGES,
     )
     near_distance: int = more(
         4,
-        "Images are nearly equal up to this many differing bits of their 64-bit perceptual hashes; -1: only equal pixels count.",
+        "Images are nearly equal up to this many differing bits of their 64-bit perceptual hashes; "
+        "with -1 only equal pixels count.",
         ge=-1,
         le=16,
         **_OF_IMAGES,
     )
     folds: int = essential(
         0,
-        "Cross-validate over this many folds of what is not test; 0: one validation split.",
+        "Cross-validate over this many folds of the images that are not test; "
+        "0 means one validation split.",
         ge=0,
         **_OF_IMAGES,
     )
     fold: Fold = essential(
         0,
-        "The fold that validates, from 0; all, in a study: every configuration on every fold.",
+        "The fold that validates, from 0; in a study, all means every configuration on every fold.",
         **_OF_IMAGES,
         label="fold",
     )
     store: Literal["disk", "none"] = more(
         "disk",
-        "disk: decode once into prepared/; none: decode the files again each epoch, for sets too large for the disk. Same result.",
+        "disk decodes once into prepared/; none decodes the files again each epoch, "
+        "for sets too large for the disk. The result is the same.",
         hashed=False,
         shared="all trainings of a study read images in the same way",
     )
@@ -255,107 +283,122 @@ class Data(Section):
     )
     fit: Fit = more(
         "crop",
-        "What becomes of pictures that are not square: crop (the middle is seen), pad (all of it, beside it data.background) or stretch "
-        "(all of it, out of shape).",
+        "What becomes of pictures that are not square: crop (the middle is seen), "
+        "pad (all is seen, with data.background beside it) or stretch (all is seen, out of shape).",
         later=True,
         label="fit",
     )
     white: White = more(
         "type",
-        "Which grey level of more than 8 bits is white: type (of 16 bits 65535; of 32 bits the least of 1, 255 and 65535 that the picture "
-        "stays below), auto (the least 2^k - 1 that no training image exceeds), or a number.",
+        "Which grey level is white in pictures of more than 8 bits: type (65535 for 16 bits; "
+        "for 32 bits the least of 1, 255 and 65535 that the picture stays below), "
+        "auto (the least 2^k - 1 that no training image exceeds), or a number.",
         later=True,
         shared=_SAME_IMAGES,
     )
     root: str = more(
         "",
-        "Folder that the paths of a CSV start from (default: the CSV's), or that holds the files of torchvision:NAME.",
+        "Folder that the paths of a CSV start from (by default the folder of the CSV), "
+        "or that holds the files of torchvision:NAME.",
         **_OF_IMAGES,
     )
     labels: str = more(
-        "", "csv: a second CSV with the labels, row by row in the same order.", **_OF_IMAGES
+        "",
+        "For csv:PATH, a second CSV with the labels, row by row in the same order.",
+        **_OF_IMAGES,
     )
     image_column: str = more(
-        "image", "csv: column of the image's path, with or without extension.", **_OF_IMAGES
+        "image",
+        "For csv:PATH, the column of the image's path, with or without extension.",
+        **_OF_IMAGES,
     )
-    label_column: str = more("label", "csv: column of the class.", **_OF_IMAGES)
+    label_column: str = more("label", "For csv:PATH, the column of the class.", **_OF_IMAGES)
     split_column: str = more(
-        "split", "csv: column of the split (train, val or test), where there is one.", **_OF_IMAGES
+        "split",
+        "For csv:PATH, the column of the split (train, val or test), if there is one.",
+        **_OF_IMAGES,
     )
     group_column: str = more(
         "group",
-        "csv: column of what must stay on one side of a split (a patient), where there is one.",
+        "For csv:PATH, the column of what must stay on one side of a split (a patient), "
+        "if there is one.",
         **_OF_IMAGES,
     )
 
     @field_validator("background")
     @classmethod
-    def _is_colour(cls, name: str) -> str:
-        # Pillow's own names would cost its import here; a wrong one is met when the first image is decoded.
+    def _check_colour(cls, name: str) -> str:
+        # To know Pillow's names, Pillow would have to be imported here. A name that it does not
+        # know is refused when the first image is decoded.
         if not re.fullmatch(r"[a-zA-Z]+|#[0-9a-fA-F]{6}", name):
             raise ValueError("a colour is a name such as white, or #rrggbb")
         return name
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Data:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction + test_fraction must be below 1, got {self.val_fraction + self.test_fraction:g}"
-            )
+    def _check_sizes(self) -> Data:
+        fractions = self.val_fraction + self.test_fraction
+        if fractions >= 1:
+            raise ValueError(f"val_fraction + test_fraction must be below 1, got {fractions:g}")
         if 0 < self.store_size < self.image_size:
             raise ValueError(
                 f"store_size must be at least image_size ({self.image_size}), got {self.store_size}"
             )
         if self.fit != "crop" and self.store_size > self.image_size:
             raise ValueError(
-                f"store_size must be 0 or image_size ({self.image_size}) with fit {self.fit}, got {self.store_size}: of a larger picture "
-                "the middle is shown, and not all"
+                f"store_size must be 0 or image_size ({self.image_size}) with fit {self.fit}, "
+                f"got {self.store_size}: of a larger picture the middle is shown, and not all"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> Data:
         if self.folds == 1:
             raise ValueError("folds must be 0 (none) or at least 2, got 1")
         if self.fold != "all" and not 0 <= self.fold < max(self.folds, 1):
-            raise ValueError(
-                f"fold must be all or below folds ({self.folds}), got {self.fold}"
-                if self.folds
-                else f"fold {self.fold} needs folds"
-            )
+            if not self.folds:
+                raise ValueError(f"fold {self.fold} needs folds")
+            raise ValueError(f"fold must be all or below folds ({self.folds}), got {self.fold}")
         if self.fold == "all" and not self.folds:
             raise ValueError("fold all needs folds, such as folds 5")
         return self
 
     @property
     def stored_size(self) -> int:
-        """`store_size` with 0 resolved, in pixels. Tiny images are framed already, and what is kept whole is not cropped."""
+        """The shorter side in pixels that images are stored at: `store_size` with 0 resolved."""
         if self.store_size:
             return self.store_size
-        return (
-            self.image_size
-            if self.image_size < 128 or self.fit != "crop"
-            else round(self.image_size * 256 / 224)
-        )
+        # Tiny images are framed already, and pictures that are kept whole are not cropped.
+        if self.image_size < 128 or self.fit != "crop":
+            return self.image_size
+        return round(self.image_size * 256 / 224)
 
     @property
     def name(self) -> str:
-        """What people call the data: the name of the folder, of the file without its extension, or of the built-in set."""
+        """What people call the data: the name of its folder, its file or the built-in set.
+
+        The name of a file is given without its extension.
+        """
         kind, _, rest = self.source.partition(":")
         if not rest:
             return kind
         path = Path(rest.replace("\\", "/")).expanduser().resolve()
-        return re.sub(FORBIDDEN_IN_NAMES, "_", path.stem if kind in ("csv", "npz") else path.name)
+        name = path.stem if kind in ("csv", "npz") else path.name
+        return re.sub(FORBIDDEN_IN_NAMES, "_", name)
 
 
 class Model(Section):
-    """Which network, and what it starts from."""
+    """Which network is trained, and what it starts from."""
 
     name: str = essential(
         "resnet18",
-        "A torchvision classification network, densenet264, small_cnn, timm/NAME (with the extra timm), or file:PATH.py:FUNCTION for "
-        "one's own.",
+        "A torchvision classification network, densenet264, small_cnn, "
+        "timm/NAME (with the extra timm), or file:PATH.py:FUNCTION for one's own.",
     )
     weights: str = essential(
         "none",
-        "What it starts from: none (random), the name of published weights such as DEFAULT, file:PATH (a state dict or safetensors), or "
-        "one's own models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model. A head for another number of classes is replaced.",
+        "What the network starts from: none (random), the name of published weights such as "
+        "DEFAULT, file:PATH (a state dict or safetensors), or one's own models:/NAME@ALIAS, "
+        "models:/NAME/VERSION or runs:/ID/model. A head for another number of classes is replaced.",
         label="weights",
     )
     freeze: Literal["none", "backbone"] = essential(
@@ -370,7 +413,10 @@ class Model(Section):
 
     @property
     def weights_kind(self) -> Literal["none", "file", "store", "published"]:
-        """Where the weights come from: a file, a run or registered model of the store, a library."""
+        """The origin of the weights: none, a file, the store or a library that publishes them.
+
+        The store has them in a run or in a registered model.
+        """
         if self.weights == "none":
             return "none"
         if self.weights.startswith(FILE):
@@ -382,7 +428,7 @@ class Optimizer(Section):
     """How weights are updated."""
 
     name: Literal["sgd", "adam", "adamw"] = essential(
-        "adamw", "sgd, adam or adamw.", label="optimizer"
+        "adamw", "The optimizer: sgd, adam or adamw.", label="optimizer"
     )
     lr: float = essential(
         1e-3, "Learning rate; with a schedule, its highest value.", gt=0, label="lr"
@@ -410,7 +456,8 @@ class Schedule(Section):
     )
     gamma: float | None = more(
         None,
-        "Factor of the decay: per epoch (exponential, default 0.95), every step_epochs (step, 0.1), at each plateau (plateau, 0.1).",
+        "Factor of the decay: per epoch for exponential (0.95 by default), "
+        "every step_epochs for step (0.1), at each plateau for plateau (0.1).",
         gt=0,
         le=1,
         label="gamma",
@@ -443,14 +490,14 @@ class Schedule(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_gamma(cls, raw: Any) -> Any:
+    def _set_default_gamma(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and raw.get("gamma") is None:
             return {**raw, "gamma": DEFAULT_GAMMA.get(str(raw.get("name")))}
         return raw
 
 
 class Training(Section):
-    """How long, where, and with which random numbers."""
+    """How long the network trains, where, and with which random numbers."""
 
     epochs: int = essential(10, "Passes over the training images.", ge=1, label="epochs")
     seed: int = essential(
@@ -463,7 +510,8 @@ class Training(Section):
     )
     patience: int = essential(
         0,
-        "Stop after this many epochs without a training.best_metric at least as good as the best; 0: never.",
+        "Stop after this many epochs without a training.best_metric at least as good as the best; "
+        "0 means never.",
         ge=0,
     )
     class_weights: Literal["none", "balanced"] = essential(
@@ -473,7 +521,8 @@ class Training(Section):
     best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = (
         more(
             "val/accuracy",
-            "What chooses the best epoch, and ranks: the highest, or lowest loss; of equal ones the latest.",
+            "The metric that chooses the best epoch and ranks runs: its highest value is the best, "
+            "or the lowest loss; of equal ones the latest.",
             shared="a study is ranked by one metric",
         )
     )
@@ -482,44 +531,51 @@ class Training(Section):
     )
     feature_views: int = more(
         0,
-        "With model.freeze backbone and data.augment: fixed views of each image, whose features are computed once; 0 augments anew each "
-        "epoch. Without data.augment features are always computed once.",
+        "With model.freeze backbone and data.augment, the number of fixed views of each image, "
+        "whose features are computed once; 0 augments anew each epoch. "
+        "Without data.augment, features are always computed once.",
         ge=0,
         applies={"model.freeze": ("backbone",), "data.augment": NOT_EMPTY},
     )
     clip_norm: float = more(
-        0.0, "Gradients are scaled down to this norm over all parameters; 0: never.", ge=0
+        0.0, "Gradients are scaled down to this norm over all parameters; 0 means never.", ge=0
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = essential(
         "auto",
-        "Number format: fp32, bf16 or fp16 (mixed), or auto: the fastest here, measured on a few steps, once per study and network.",
+        "Number format: fp32, bf16 or fp16 (mixed), or auto, which is the fastest here, "
+        "measured on a few steps, once per study and network.",
     )
     memory_format: Literal["auto", "contiguous", "channels_last"] = more(
         "auto",
-        "Order of images and weights in memory; auto: the faster one, measured together with precision.",
+        "Order of images and weights in memory; auto means the faster one, "
+        "measured together with precision.",
     )
     compile: bool = more(
         False,
-        "Compile the network with torch.compile: takes a minute at first, needs a C++ compiler on a CPU; auto is measured without.",
+        "Compile the network with torch.compile, which takes a minute at first and needs a C++ "
+        "compiler on a CPU; auto of precision and memory_format is measured without it.",
     )
     deterministic: bool = more(
         False,
-        "Only CUDA kernels that give the same result twice, slower ones. On a CPU all do.",
+        "Use only CUDA kernels that give the same result twice, which are slower. On a CPU all do.",
         hashed=False,
     )
     checkpoint_seconds: float = more(
         60.0,
-        "Seconds of training between two resume checkpoints; a kill loses so much, and a validation.",
+        "Seconds of training between two resume checkpoints; "
+        "a kill loses that much training, and a validation.",
         ge=0,
         hashed=False,
     )
     sampler: Literal["shuffle", "balanced"] = more(
         "shuffle",
-        "shuffle shows every training image once an epoch; balanced draws as many, every class equally often.",
+        "shuffle shows every training image once an epoch; "
+        "balanced draws as many, every class equally often.",
     )
     processes: int = more(
         1,
-        "Processes on this machine that train one network together, each on its share of every batch and on its own GPU.",
+        "Number of processes on this machine that train one network together, "
+        "each on its share of every batch and on its own GPU.",
         ge=1,
         hashed=False,
         shared="all of a study are trained by the same processes",
@@ -532,10 +588,11 @@ class Training(Section):
     )
 
     @model_validator(mode="after")
-    def _balanced_once(self) -> Training:
+    def _check_balance(self) -> Training:
         if self.class_weights == self.sampler == "balanced":
             raise ValueError(
-                "class_weights and sampler are both balanced, which would correct twice; balance one of them"
+                "class_weights and sampler are both balanced, which would correct twice; "
+                "balance one of them"
             )
         return self
 
@@ -545,7 +602,8 @@ class Tracking(Section):
 
     log_images: bool = more(
         True,
-        "false for private images: no picture of them is written or logged, only counts and paths.",
+        "false is for private images: no picture of them is written or logged, "
+        "only counts and paths.",
         hashed=False,
         shared="it is one for all trainings of a study",
     )
@@ -555,11 +613,14 @@ class Study(Section):
     """How many configurations are tried, and how."""
 
     name: Name = more(
-        "", "Name of the study; empty: from the experiment, its configuration, space and data."
+        "",
+        "Name of the study; empty means a name made of the experiment, its configuration, "
+        "space and data.",
     )
     trials: int = essential(
         0,
-        "Trainings in all, list and search together; 0: the list's length, or 20 with a space.",
+        "Number of trainings in all, list and search together; "
+        "0 means the list's length, or 20 with a space.",
         ge=0,
     )
     repeats: int = more(
@@ -568,20 +629,22 @@ class Study(Section):
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
     pruner: Literal["hyperband", "median", "none"] = essential(
         "none",
-        "When a searched trial is given up early, which saves epochs and misses more of the best; entries of the list never are.",
+        "When a searched trial is given up early, which saves epochs and misses more of the best; "
+        "entries of the list are never given up.",
     )
     target: float = more(
         0.0,
-        "Score to reach (validation accuracy, or training.best_metric); the comparison says who did, and when; 0: none.",
+        "Score to reach (validation accuracy, or training.best_metric); "
+        "the comparison says which runs reach it, and when; 0 means none.",
         ge=0,
     )
     storage: str = more(
-        "", "Optuna's database as an SQLAlchemy URL; empty: optuna.db beside MLflow's."
+        "", "Optuna's database as an SQLAlchemy URL; empty means optuna.db beside MLflow's."
     )
 
 
 class Configuration(Section):
-    """One training, complete."""
+    """The complete configuration of one training."""
 
     data: Data = Data()
     model: Model = Model()
@@ -591,10 +654,11 @@ class Configuration(Section):
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> Configuration:
+    def _check_warmup(self) -> Configuration:
         if self.schedule.warmup_epochs > self.training.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs must be at most training.epochs ({self.training.epochs}), got {self.schedule.warmup_epochs:g}"
+                f"schedule.warmup_epochs must be at most training.epochs "
+                f"({self.training.epochs}), got {self.schedule.warmup_epochs:g}"
             )
         return self
 
@@ -629,7 +693,7 @@ def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def merge(*layers: Mapping[str, Any]) -> Raw:
-    """Merge section by section; later layers win. A field's own value is replaced whole."""
+    """Merge section by section; later layers win. The value of a field is replaced whole."""
     merged: Raw = {}
     for layer in layers:
         for section, fields in layer.items():
@@ -642,32 +706,34 @@ def merge(*layers: Mapping[str, Any]) -> Raw:
 
 def nest(dotted: Mapping[str, Any]) -> Raw:
     """Return ``{"a.b": c}`` as ``{"a": {"b": c}}``."""
-    return merge(
-        *(
-            {section: {field: value}}
-            for name, value in dotted.items()
-            for section, _, field in [name.partition(".")]
-        )
-    )
+    nested: Raw = {}
+    for name, value in dotted.items():
+        section, _, field = name.partition(".")
+        nested.setdefault(section, {})[field] = value
+    return nested
 
 
 def field_names() -> list[str]:
     """Return the dotted name of every configuration field."""
-    return [
-        f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields
-    ]
+    return [name for name, _ in declared(tuple(SECTIONS))]
 
 
 def declared(section_names: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield ``(dotted name, definition)`` of every field of a configuration, of some sections or of all but the study's."""
+    """Yield ``(dotted name, definition)`` of every field of some sections.
+
+    Args:
+        section_names: The sections. Empty means all but the study's.
+    """
     for section in section_names or [name for name in SECTIONS if name != "study"]:
-        yield from (
-            (f"{section}.{name}", field) for name, field in SECTIONS[section].model_fields.items()
-        )
+        for name, field in SECTIONS[section].model_fields.items():
+            yield f"{section}.{name}", field
 
 
 def identifies_study(dotted: str) -> bool:
-    """Whether a field decides which study a configuration belongs to: it is hashed, or decides which images are used."""
+    """Whether a field decides which study a configuration belongs to.
+
+    A field does if it is hashed, or if it decides which images are used.
+    """
     section, _, _ = dotted.partition(".")
     field = field_info(dotted)
     if field is None or section not in Configuration.model_fields:
@@ -675,35 +741,41 @@ def identifies_study(dotted: str) -> bool:
     return facts_of(field).hashed or facts_of(field).shared == _SAME_IMAGES
 
 
-_EMPTY = ("", "None", "[]", "()", "{}")
-
-
 def applies(dotted: str, values: Mapping[str, Any]) -> bool:
     """Whether a field has an effect beside the other values of a configuration.
 
     Args:
-        dotted: Name of the field.
-        values: By dotted name; typed, or as the params of a run have them.
+        dotted: Dotted name of the field.
+        values: Values of the configuration by dotted name, typed or as the params of a run have
+            them.
     """
     field = field_info(dotted)
-    conditions = facts_of(field).applies if field else {}
-    return all(
-        str(values.get(other)) in allowed if allowed else str(values.get(other)) not in _EMPTY
-        for other, allowed in conditions.items()
-    )
+    if field is None:
+        return True
+    for other, allowed in facts_of(field).applies.items():
+        value = str(values.get(other))
+        is_met = value in allowed if allowed else value not in _EMPTY
+        if not is_met:
+            return False
+    return True
 
 
 def field_info(dotted: str) -> FieldInfo | None:
-    """Return a field's definition, or None where there is no such field."""
+    """Return a field's definition, or None if there is no such field."""
     section, _, name = dotted.partition(".")
     return SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
 
 
 def parse(model: type[SomeModel], raw: Any, where: str) -> SomeModel:
-    """Validate `raw`; a UserError names each offending field below `where`.
+    """Validate `raw`.
+
+    Args:
+        model: The model that `raw` must fit.
+        raw: Values that are not validated yet.
+        where: The place that an error names, before the names of the wrong fields.
 
     Raises:
-        UserError: With one finding per wrong value, or all in one line where there is only one.
+        UserError: Values are wrong. It has one finding for each, or one line for a single one.
     """
     try:
         return model.model_validate(raw)
@@ -715,40 +787,49 @@ def parse(model: type[SomeModel], raw: Any, where: str) -> SomeModel:
 
 
 def _explain(detail: Raw, model: type[BaseModel]) -> str:
-    # Of a union pydantic names the branch too: ("augment", 0, "str").
+    # For a union pydantic names the branch too: ("augment", 0, "str").
     location = [
         part for part in detail["loc"] if part != "str" and not str(part).startswith("dict[")
     ]
-    name = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
-    ).lstrip(".")
+    name = _dotted_name(location)
     if detail["type"] == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        prefix = ".".join(map(str, location[:-1])) + "." if location[:-1] else ""
-        allowed = [prefix + field for field in owner.model_fields]
-        close = nearest(name, allowed) or nearest(str(location[-1]), field_names())
-        return f"unknown field {name!r}{close}; allowed: {', '.join(allowed)}"
-    if detail["type"] == "string_pattern_mismatch" and (field := field_info(name)) is not None:
-        return f"{name}: {detail['input']!r} given; allowed: {field.description}"
+        return _explain_unknown_field(name, location, model)
+    if detail["type"] == "string_pattern_mismatch":
+        field = field_info(name)
+        if field is not None:
+            return f"{name}: {detail['input']!r} given; allowed: {field.description}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     given = detail["input"]
     if isinstance(given, Mapping | BaseModel):
         return f"{name}: {message}" if name else message
     close = ""
-    if (
-        detail["type"] == "literal_error"
-        and (field := _model_at(model, location[:-1]).model_fields.get(str(location[-1])))
-        is not None
-    ):
-        close = nearest(str(given), map(str, get_args(field.annotation)))
+    if detail["type"] == "literal_error":
+        field = _model_at(model, location[:-1]).model_fields.get(str(location[-1]))
+        if field is not None:
+            close = nearest(str(given), map(str, get_args(field.annotation)))
     return f"{name}: {given!r} given; {message}{close}"
 
 
-def _model_at(model: type[BaseModel], location: list[Any]) -> type[BaseModel]:
+def _dotted_name(location: Sequence[Any]) -> str:
+    name = ""
     for part in location:
-        annotation = (
-            model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        )
+        name += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return name.lstrip(".")
+
+
+def _explain_unknown_field(name: str, location: Sequence[Any], model: type[BaseModel]) -> str:
+    owner = location[:-1]
+    prefix = "".join(f"{part}." for part in owner)
+    allowed = [prefix + field for field in _model_at(model, owner).model_fields]
+    close = nearest(name, allowed) or nearest(str(location[-1]), field_names())
+    return f"unknown field {name!r}{close}; allowed: {', '.join(allowed)}"
+
+
+def _model_at(model: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]:
+    """Return the model of the section that a location leads to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return model

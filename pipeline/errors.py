@@ -23,17 +23,24 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.safe_text import hide_passwords, make_visible
 
-_LONGEST, _END = 3000, 300
-"""Characters of a line that is shown, and of its end where the middle is left out: what is quoted in it may be of any length."""
+_LONGEST = 3000
+"""Most characters of a line that is shown: a text that it quotes may be of any length."""
+_END = 300
+"""Characters of the end of a longer line, whose middle is left out."""
 
 
 def _shown(text: str) -> str:
     shown = make_visible(hide_passwords(text))
-    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - _END]} … {shown[-_END:]}"
+    if len(shown) <= _LONGEST:
+        return shown
+    return f"{shown[: _LONGEST - _END]} … {shown[-_END:]}"
 
 
 class PipelineError(Exception):
-    """Base of all errors raised on purpose; as text they hold no password, and nothing that a terminal would act on."""
+    """Base of all errors that are raised on purpose.
+
+    Their text holds no password, and nothing that a terminal would act on.
+    """
 
     def __str__(self) -> str:
         return _shown(super().__str__())
@@ -43,8 +50,8 @@ class UserError(PipelineError):
     """The user's input is wrong.
 
     Args:
-        message: One line: what was given, what is allowed, the nearest valid name.
-        findings: Printed below it as an indented list, one line each.
+        message: One line with what was given, what is allowed and the nearest valid name.
+        findings: Lines that are printed below it as an indented list.
     """
 
     def __init__(self, message: str, findings: Sequence[str] = ()) -> None:
@@ -53,33 +60,39 @@ class UserError(PipelineError):
         self.findings = list(findings)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [_shown(self.message), *(f"  {_shown(finding)}" for finding in self.findings)]
-        )
+        findings = [f"  {_shown(finding)}" for finding in self.findings]
+        return "\n".join([_shown(self.message), *findings])
 
 
 class Unreachable(UserError):
-    """Something is to be downloaded, and cannot be; the message says where to put it by hand."""
+    """Something cannot be downloaded; the message says where to put it by hand."""
 
 
 class Unwritable(UserError):
-    """A folder or a file cannot be written to, or the disk is full; the message says which, and how to choose another."""
+    """A folder or a file cannot be written to, or the disk is full.
+
+    The message says which one, and how to choose another.
+    """
 
 
 class InUse(UserError):
-    """Another process works on what is asked for; the message says on what."""
+    """Another process works on what is asked for; the message names it."""
 
 
 class StoreAway(PipelineError):
-    """A server or database does not answer. It says nothing about what was to be trained: a run that it ends can go on."""
+    """A server or database does not answer.
+
+    That says nothing about the training: a run that ends by it can go on.
+    """
 
 
 class ProcessKilled(PipelineError):
     """A signal that it could not catch has killed a process of a group.
 
     Args:
-        message: Which, and by what.
-        process_id: Of the process that logs, where it was killed itself: its runs have not been ended. Else 0.
+        message: The killed process, and the signal that killed it.
+        process_id: Id of the process that logs, if it was killed itself: its runs have not been
+            ended. Else 0.
     """
 
     def __init__(self, message: str, process_id: int) -> None:
@@ -106,7 +119,7 @@ class GivenUp(TrainingFailed):
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived.
 
-    No Exception, so that no ``except Exception`` of a library swallows it.
+    It is no Exception, so that no ``except Exception`` of a library swallows it.
     """
 
 
@@ -114,7 +127,7 @@ class ManyProcesses(Exception):
     """No error: the step is to be run by several processes.
 
     Args:
-        count: How many.
+        count: Number of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -123,14 +136,15 @@ class ManyProcesses(Exception):
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a training that ended by this error may succeed another time with the same configuration.
+    """Whether a training that this error has ended may succeed another time.
 
-    Not where the configuration is the reason: its loss is not finite, or it is wrong. A full disk, a busy GPU, a server's error or a
-    missing download may be gone by then.
+    It cannot succeed if the configuration, which stays the same, is the reason: it is wrong, or its
+    loss is not finite. A full disk, a busy GPU, a server's error or a missing download may be gone
+    by then.
     """
-    return isinstance(error, Unreachable | InUse) or not isinstance(
-        error, UserError | LossNotFinite
-    )
+    if isinstance(error, Unreachable | InUse):
+        return True
+    return not isinstance(error, UserError | LossNotFinite)
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -141,7 +155,7 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -149,9 +163,7 @@ def first_line(error: BaseException) -> str:
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not among the allowed ones."""
     names = list(allowed)
-    shown = (
-        ", ".join(names)
-        if len(names) <= 20
-        else f"{', '.join(names[:12])}, … ({len(names)} in all)"
-    )
+    shown = ", ".join(names)
+    if len(names) > 20:
+        shown = f"{', '.join(names[:12])}, … ({len(names)} in all)"
     return UserError(f"unknown {kind} {given!r}{nearest(given, names)}; allowed: {shown}")

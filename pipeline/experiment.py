@@ -31,6 +31,8 @@ from pipeline.trust import name_images, name_network
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
+MOST_BYTES = 10_000_000
+"""Largest size in bytes of an experiment file, which people write."""
 
 
 class Range(BaseModel):
@@ -43,7 +45,7 @@ class Range(BaseModel):
     log: bool = Field(False, description="Sample the logarithm uniformly.")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Range:
+    def _check_order(self) -> Range:
         if self.low >= self.high:
             raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
         if self.log and self.low <= 0:
@@ -55,12 +57,8 @@ Space = dict[str, Range | list[Any]]
 Expected = TypeVar("Expected", bound=list[Any] | dict[str, Any])
 
 
-MOST_BYTES = 10_000_000
-"""Of an experiment file, which people write."""
-
-
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last."""
+    """Refuses a key that stands twice. YAML itself would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -83,15 +81,16 @@ class Experiment:
     """An experiment file with the overrides applied.
 
     Attributes:
-        path: Where it was read from.
-        name: Of folders, study and registered model; with ``-fast`` behind it where it is scaled down.
-        base: What every training starts from.
-        entries: The fixed list, repeats written out.
-        space: Dotted field to interval or choices; what an override fixes is not searched.
-        study: How many are tried, and how.
-        overrides: Nested; these win over everything else.
+        path: Path of the file.
+        name: Name of folders, study and registered model. It ends with ``-fast`` if the experiment
+            is scaled down.
+        base: The configuration that every training starts from.
+        entries: The fixed list, with repeats written out.
+        space: Interval or choices by dotted field. A field that an override fixes is not searched.
+        study: How many configurations are tried, and how.
+        overrides: Nested values that win over everything else.
         raw_base: Base as the file has it.
-        fast: Every configuration is scaled down.
+        fast: Whether every configuration is scaled down.
     """
 
     path: Path
@@ -107,23 +106,24 @@ class Experiment:
     @property
     def trials(self) -> int:
         """How many trainings the study makes in all."""
-        wanted = self.study.trials or max(20 if self.space else 0, len(self.entries))
-        return wanted if self.space else min(wanted, len(self.entries))
+        num_entries = len(self.entries)
+        if not self.space:
+            return min(self.study.trials or num_entries, num_entries)
+        return self.study.trials or max(20, num_entries)
 
     def with_white(self, white: int | str) -> Experiment:
-        """Return the same with ``data.white auto`` replaced by the level that it has become on the study's images."""
+        """Return the experiment with ``data.white auto`` replaced.
+
+        Args:
+            white: The level that it has become on the study's images.
+        """
         if self.base.data.white != "auto":
             return self
-
-        def put(configuration: Configuration) -> Configuration:
-            return configuration.change("data", white=white)
-
-        overrides = merge(self.overrides, {"data": {"white": white}})
         return replace(
             self,
-            base=put(self.base),
-            entries=[put(entry) for entry in self.entries],
-            overrides=overrides,
+            base=self.base.change("data", white=white),
+            entries=[entry.change("data", white=white) for entry in self.entries],
+            overrides=merge(self.overrides, {"data": {"white": white}}),
         )
 
     def sampled(self, values: Mapping[str, Any]) -> Configuration:
@@ -136,13 +136,14 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
     """Read an experiment file.
 
     Args:
-        path: Of the YAML file, relative to the current folder.
+        path: Path of the YAML file, relative to the current folder.
         overrides: Nested values of the command line, as strings or typed.
-        name: Of the experiment; empty: the file's, else the data's.
+        name: Name of the experiment. Empty means the name in the file, or else that of the data.
         fast: Scale every configuration down, for trying out.
 
     Raises:
-        UserError: The file is missing, is no YAML (with its line), or holds a wrong name or value.
+        UserError: The file is missing, is no YAML (its line is named), or holds a wrong name or
+            value.
     """
     file = Path(path).expanduser()
     raw = _read(file)
@@ -151,60 +152,74 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
     if unknown:
         raise UserError(f"{where}: {unknown_name('field', unknown[0], _allowed_keys())}")
     raw_base = merge(
-        _sections(where, "base", raw.get("base")),
-        _sections(where, "", {key: raw[key] for key in SECTIONS if key in raw}),
+        _parse_sections(where, "base", raw.get("base")),
+        _parse_sections(where, "", {key: raw[key] for key in SECTIONS if key in raw}),
     )
-    study = parse(
-        Study, {**raw_base.pop("study", {}), **overrides.get("study", {})}, f"{where}: study"
-    )
+    raw_study = {**raw_base.pop("study", {}), **overrides.get("study", {})}
+    study = parse(Study, raw_study, f"{where}: study")
     fixed = {key: value for key, value in overrides.items() if key != "study"}
-    base = _configuration(where, "base", raw_base, fixed)
-    entries = [
-        _configuration(
-            where,
-            f"configs[{index}]",
-            raw_base,
-            _sections(where, f"configs[{index}]", "nothing" if entry is None else entry),
-            fixed,
-        )
-        for index, entry in enumerate(_expect(where, "configs", raw.get("configs"), list))
-    ]
-    for index, entry in enumerate(entries):
-        values, shared = entry.flat(), base.flat()
-        for dotted, field in declared():
-            if (why := facts_of(field).shared) and values[dotted] != shared[dotted]:
-                raise UserError(f"{where}: configs[{index}]: {dotted} differs from base; {why}")
-    space = _space(where, _expect(where, "space", raw.get("space"), dict), raw_base, fixed)
+    base = _parse_configuration(where, "base", raw_base, fixed)
+    raw_entries = _expect(where, "configs", raw.get("configs"), list)
+    entries = _parse_entries(where, raw_entries, raw_base, fixed)
+    _need_shared_values(where, base, entries)
+    raw_space = _expect(where, "space", raw.get("space"), dict)
+    space = _parse_space(where, raw_space, raw_base, fixed)
     if fast:
-        # Scaled down, all trials have the same.
+        base = scaled_down(base)
+        entries = [scaled_down(entry) for entry in entries]
+        # Scaled down, all trials have the same values of these fields.
         space = {
             name: values for name, values in space.items() if name.rpartition(".")[2] not in FAST
         }
-        base, entries = scaled_down(base), [scaled_down(entry) for entry in entries]
-    choices = space.get("model.name", [])
-    for network in (
-        base.model.name,
-        *(entry.model.name for entry in entries),
-        *(map(str, choices) if isinstance(choices, list) else ()),
-    ):
-        if network.startswith(FILE):
-            name_network(network)
-    for one in (base, *entries):
-        name_images(one.data.source, one.data.root, one.data.labels)
-    given_name = parse(
-        _Named, {"name": name or _scalar(where, raw.get("experiment"))}, f"{where}: experiment"
-    ).name
+    _note_names([base, *entries], space)
+    raw_name = name or _name_as_text(where, raw.get("experiment"))
+    given_name = parse(_Named, {"name": raw_name}, f"{where}: experiment").name
     full_name = experiment_name(given_name or base.data.name, fast)
     return Experiment(
         file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast
     )
 
 
+def _parse_entries(where: str, raw: list[Any], raw_base: Raw, fixed: Raw) -> list[Configuration]:
+    entries = []
+    for index, entry in enumerate(raw):
+        part = f"configs[{index}]"
+        sections = _parse_sections(where, part, "nothing" if entry is None else entry)
+        entries.append(_parse_configuration(where, part, raw_base, sections, fixed))
+    return entries
+
+
+def _need_shared_values(where: str, base: Configuration, entries: list[Configuration]) -> None:
+    """Check that entries have base's values of fields that all trainings of a study share."""
+    shared = base.flat()
+    for index, entry in enumerate(entries):
+        values = entry.flat()
+        for dotted, field in declared():
+            why = facts_of(field).shared
+            if why and values[dotted] != shared[dotted]:
+                raise UserError(f"{where}: configs[{index}]: {dotted} differs from base; {why}")
+
+
+def _note_names(configurations: list[Configuration], space: Space) -> None:
+    """Note the files of networks and the places of images that the user's own file names."""
+    networks = [one.model.name for one in configurations]
+    choices = space.get("model.name", [])
+    if isinstance(choices, list):
+        networks += map(str, choices)
+    for network in networks:
+        if network.startswith(FILE):
+            name_network(network)
+    for one in configurations:
+        name_images(one.data.source, one.data.root, one.data.labels)
+
+
 def experiment_name(name: str, fast: bool) -> str:
-    """Return the name of an experiment, or of its registered model: a scaled-down run is another one in everything.
+    """Return the name of an experiment, or of its registered model.
+
+    A scaled-down run is another experiment in everything.
 
     Raises:
-        UserError: It becomes too long.
+        UserError: The name becomes too long.
     """
     return parse(_Named, {"name": f"{name}-fast"}, "experiment").name if fast else name
 
@@ -213,14 +228,14 @@ class _Named(BaseModel):
     name: Name
 
 
-def _scalar(where: str, value: Any) -> str:
+def _name_as_text(where: str, value: Any) -> str:
     if isinstance(value, list | dict):
         raise UserError(f"{where}: experiment must be a name, got {value!r}")
     return "" if value is None else str(value)
 
 
 def _expect(where: str, part: str, value: Any, kind: type[Expected]) -> Expected:
-    """Return `value` where it is of that kind, an empty one where it is missing."""
+    """Return `value` if it is of that kind, or an empty one if it is missing."""
     if value is None:
         return kind()
     if not isinstance(value, kind):
@@ -229,14 +244,15 @@ def _expect(where: str, part: str, value: Any, kind: type[Expected]) -> Expected
     return value
 
 
-def _sections(where: str, part: str, raw: Any) -> Raw:
-    """Return sections by name, each a mapping; other keys are left for the validation to name."""
-    sections = _expect(where, part, raw, dict)
+def _parse_sections(where: str, part: str, raw: Any) -> Raw:
+    """Return sections by name, each a mapping; the validation refuses other keys later."""
     prefix = f"{part}." if part else ""
-    return {
-        str(key): _expect(where, f"{prefix}{key}", value, dict) if key in SECTIONS else value
-        for key, value in sections.items()
-    }
+    sections: Raw = {}
+    for key, value in _expect(where, part, raw, dict).items():
+        if key in SECTIONS:
+            value = _expect(where, f"{prefix}{key}", value, dict)
+        sections[str(key)] = value
+    return sections
 
 
 def _allowed_keys() -> list[str]:
@@ -247,18 +263,15 @@ def _read(file: Path) -> Raw:
     try:
         text = read_regular(file, MOST_BYTES).decode()
     except FileNotFoundError:
-        siblings = (
-            sorted(str(other) for other in file.parent.glob("*.y*ml"))
-            if file.parent.is_dir()
-            else []
-        )
+        siblings: list[str] = []
+        if file.parent.is_dir():
+            siblings = sorted(map(str, file.parent.glob("*.y*ml")))
         raise UserError(
             f"experiment file {str(file)!r} does not exist{nearest(str(file), siblings)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"experiment file {str(file)!r} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
-        ) from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"experiment file {str(file)!r} cannot be read: {reason}") from None
     try:
         raw = parse_yaml(text, _UniqueKeys)
     except yaml.MarkedYAMLError as error:
@@ -277,7 +290,7 @@ def _read(file: Path) -> Raw:
     return raw
 
 
-def _configuration(where: str, part: str, *layers: Raw) -> Configuration:
+def _parse_configuration(where: str, part: str, *layers: Raw) -> Configuration:
     return parse(Configuration, merge(*layers), f"{where}: {part}")
 
 
@@ -295,37 +308,40 @@ def scaled_down(configuration: Configuration) -> Configuration:
     return smaller.change("training", epochs=epochs).change("schedule", warmup_epochs=warmup_epochs)
 
 
-def _space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
+def _parse_space(where: str, raw: Raw, raw_base: Raw, fixed: Raw) -> Space:
     searchable = [name for name, field in declared() if not facts_of(field).shared]
     space: Space = {}
     for name, value in raw.items():
         if name not in searchable:
             raise UserError(f"{where}: space: {unknown_name('field', str(name), searchable)}")
         section, _, field = name.partition(".")
-
-        def typed(given: Any, name: str = name, section: str = section, field: str = field) -> Any:
-            # YAML 1.1 reads 1e-3 as text; what is searched must have the field's own type.
-            return getattr(
-                getattr(
-                    _configuration(where, "space", raw_base, nest({name: given}), fixed), section
-                ),
-                field,
-            )
-
         if field in fixed.get(section, {}):
             continue
         if isinstance(value, list) and value:
-            space[name] = [typed(choice) for choice in value]
+            space[name] = [_convert(where, name, choice, raw_base, fixed) for choice in value]
         elif isinstance(value, dict):
             limits = parse(Range, value, f"{where}: space: {name}")
+            # Both ends must be values that the field may have.
             for end in (limits.low, limits.high):
-                typed(int(end) if is_integer(name) else end)
+                limit = int(end) if is_integer(name) else end
+                _convert(where, name, limit, raw_base, fixed)
             space[name] = limits
         else:
             raise UserError(
-                f"{where}: space: {name} must be a list of choices or {{low: …, high: …}}, got {value!r}"
+                f"{where}: space: {name} must be a list of choices or {{low: …, high: …}}, "
+                f"got {value!r}"
             )
     return space
+
+
+def _convert(where: str, name: str, given: Any, raw_base: Raw, fixed: Raw) -> Any:
+    """Return a value of a field as the field has it.
+
+    YAML 1.1 reads 1e-3 as text, but values that are searched must have the field's own type.
+    """
+    configuration = _parse_configuration(where, "space", raw_base, nest({name: given}), fixed)
+    section, _, field = name.partition(".")
+    return getattr(getattr(configuration, section), field)
 
 
 def is_integer(name: str) -> bool:

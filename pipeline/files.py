@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, and paths made of names that were read back."""
+"""Files that are written whole or not at all, locks, and paths made of recorded names."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ _SQLITE_OUT_OF_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE
 
 @contextmanager
 def new_file(file: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield the path of a new file, which takes the place of `file` when the block ends without an error.
+    """Yield the path of a new file, which replaces `file` when the block ends without an error.
 
-    A reader sees the old file or the new one, never a part; two writers at once do not disturb each other.
+    A reader sees the old file or the new one, and never a part. Two writers at once do not disturb
+    each other.
 
     Args:
-        file: To write; its folder must exist.
-        durable: Wait until it is on the disk, so that a power cut leaves one of the two as well.
+        file: The file that is written. Its folder must exist.
+        durable: Wait until the new file is on the disk, so that a power cut leaves the old file or
+            the new one as well.
 
     Raises:
-        OSError: It cannot be written; what was there before is there still.
+        OSError: The file cannot be written. The old file is still there.
     """
     partial = file.with_name(f".{file.name[:60]}-{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
@@ -69,12 +71,11 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
     """Return what a file holds, links followed.
 
     Raises:
-        OSError: It cannot be read, is none that ends (a pipe, a device), or is too large.
+        OSError: The file cannot be read, does not end (a pipe, a device), or is too large.
     """
-    # Opening a pipe waits for who writes to it, unless it is said not to.
-    descriptor = os.open(
-        file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(file, flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -84,7 +85,7 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
         with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as opened:
             content = opened.read()
             if content is None:
-                # As of the kernel's log, which waits for its next line.
+                # The kernel's log is an example: it waits for its next line.
                 raise OSError("not a file that ends")
             return content
     finally:
@@ -92,10 +93,11 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
 
 
 def unwritable(folder: Path) -> str:
-    """Return why nothing can be written into a folder, such as ``Read-only file system``; empty where it can.
+    """Return why nothing can be written into a folder, or an empty string if it can.
 
-    It is tried, with a file that has no name: permissions alone do not tell. Of a folder that is yet to be made, where it will stand
-    is looked at; nothing is made.
+    A reason is ``Read-only file system``. Writing is tried, with a file that has no name:
+    permissions alone do not tell. If the folder does not exist yet, the place where it will stand
+    is tried instead, and the folder is not made.
     """
     try:
         place = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -108,21 +110,24 @@ def unwritable(folder: Path) -> str:
 
 
 def unwritable_file(file: Path) -> str:
-    """Return why a file cannot be written to in its place; empty where it can, or can be made."""
-    if file.exists():
-        # Not opened: closing it would release the locks that SQLite holds on it in this process.
-        return (
-            ""
-            if file.is_file() and os.access(file, os.W_OK)
-            else "it is read-only"
-            if file.is_file()
-            else "it is no file"
-        )
-    return unwritable(file.parent)
+    """Return why a file cannot be written to in its place, or be made there.
+
+    The text is empty if it can.
+    """
+    if not file.exists():
+        return unwritable(file.parent)
+    if not file.is_file():
+        return "it is no file"
+    # The file is not opened: closing it would release the locks that SQLite holds on it in this
+    # process.
+    return "" if os.access(file, os.W_OK) else "it is read-only"
 
 
 def out_of_room(error: BaseException | None) -> str:
-    """Return what to tell where an error, or what has led to it, is that nothing can be written any more; empty for another error."""
+    """Return what to tell if an error means that nothing can be written any more.
+
+    The errors that have led to it are looked at too. For other errors the text is empty.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
             return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
@@ -130,15 +135,21 @@ def out_of_room(error: BaseException | None) -> str:
             _SQLITE_OUT_OF_ROOM
         ):
             return f"a local database: {error}"
-        # As libraries written in Rust tell it, safetensors among them.
+        # Libraries that are written in Rust, safetensors among them, tell it in this way.
         if any(f"(os error {number})" in str(error) for number in _OUT_OF_ROOM):
             return str(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        before = error.__cause__
+        if before is None and not error.__suppress_context__:
+            before = error.__context__
+        error = before
     return ""
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what writers in a folder have left half written because they were killed; nothing may be writing there."""
+    """Remove what killed writers have left half written in a folder.
+
+    Nothing may be writing there at this moment.
+    """
     for partial in folder.glob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
 
@@ -146,33 +157,34 @@ def remove_partial(folder: Path) -> None:
 def sha256_over(contents: Mapping[str, bytes]) -> str:
     r"""Return 64 hex digits over some files of a folder.
 
-    Of one file it is what ``sha256sum FILE`` prints. Of several it is the SHA-256 of the sorted lines that ``sha256sum`` prints of
-    them, each ended by a line feed; in a folder of nothing else:
+    For one file they are what ``sha256sum FILE`` prints. For several files they are the SHA-256 of
+    the sorted lines that ``sha256sum`` prints for them, each ended by a line feed. In a folder that
+    holds nothing else this command prints them:
     ``find . -type f -printf '%P\0' | xargs -0 sha256sum | LC_ALL=C sort | sha256sum``.
 
     Args:
-        contents: By path relative to the folder, with ``/``.
+        contents: Contents of the files by path relative to the folder, with ``/``.
     """
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
-    return hashlib.sha256(
-        "".join(sorted(f"{digest}  {name}\n" for name, digest in hashes.items())).encode()
-    ).hexdigest()
+    lines = sorted(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @contextmanager
 def lock(what: Path, refusal: str = "") -> Iterator[None]:
-    """Take the lock beside a file or folder: ``.NAME.lock``. The operating system releases it when the process ends.
+    """Take the lock beside a file or folder: ``.NAME.lock``.
 
-    A link in the lock's place is not followed. Users who share the folder share the lock. It is removed when the block ends.
+    The operating system releases the lock when the process ends. A link in the lock's place is not
+    followed. Users who share the folder share the lock. It is removed when the block ends.
 
     Args:
-        what: Is protected; it need not exist, its folder must.
-        refusal: The message where another process has the lock; empty: wait for it.
+        what: The file or folder that is protected. It need not exist; its folder must.
+        refusal: Message of the error if another process has the lock. Empty means to wait for it.
 
     Raises:
-        InUse: Another process has it.
+        InUse: Another process has the lock.
         OSError: The folder cannot be written to.
     """
     file = what.with_name(f".{what.name}.lock")
@@ -184,24 +196,23 @@ def lock(what: Path, refusal: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever waits sees that the file it waits for is gone, and takes the lock on a new one. Windows keeps what is open.
+        # A process that waits sees that the file it waits for is gone, and takes the lock on a new
+        # one. Windows does not remove a file that is open.
         with suppress(OSError):
             file.unlink()
         lock.release()
 
 
 def child_path(folder: Path, name: str) -> Path:
-    """Return the path of a direct child of a folder, made of a name that was read back: a tag, an artifact, a member of a list.
+    """Return the path of a direct child of a folder, made of a name that was read back.
+
+    The name comes from a tag, an artifact or a list.
 
     Raises:
-        UserError: The name leads elsewhere, or is none.
+        UserError: The name leads elsewhere, or is not the name of a file.
     """
-    if (
-        name in ("", ".", "..")
-        or any(character in name for character in "/\\\0")
-        or Path(name).is_absolute()
-        or Path(name).drive
-    ):
+    is_special = name in ("", ".", "..") or any(character in name for character in "/\\\0")
+    if is_special or Path(name).is_absolute() or Path(name).drive:
         raise UserError(
             f"{name!r} is no name of a file in {folder}; a name without / and \\ is needed"
         )
@@ -209,10 +220,12 @@ def child_path(folder: Path, name: str) -> Path:
 
 
 def remove_child(folder: Path, name: str) -> None:
-    """Remove a direct child of a folder with all that it holds; what is not there is no error, and a link is not followed.
+    """Remove a direct child of a folder with all that it holds.
+
+    It is no error if the child does not exist. A link is not followed.
 
     Raises:
-        UserError: As `child_path`, or the child is a link or leads out of the folder.
+        UserError: `child_path` refuses the name, or the child is a link or leads out of the folder.
     """
     path = child_path(folder, name)
     if path.is_symlink() or path.resolve().parent != folder.resolve():

@@ -19,15 +19,15 @@ DIGEST_DIGITS = 32
 
 FIRST_RELEASE = "0.1.0"
 _LATER_ORIGINS = ("head", "normalisation")
-"""What of a model's origin release 0.1.0 did not look at."""
+"""Entries of a model's origin that release 0.1.0 did not look at."""
 
 
 class TrainingIdentity(NamedTuple):
-    """What makes two trainings the same: one that is complete is reused, not repeated.
+    """What makes two trainings the same: a complete training is reused, not repeated.
 
     Attributes:
-        config_hash: See `config_hash`.
-        seed: ``training.seed``.
+        config_hash: Hash of the configuration (see `config_hash`).
+        seed: The seed ``training.seed``.
         fold: The fold that validates.
         data_digest: Digest of the images.
     """
@@ -44,18 +44,22 @@ def hashed_fields(
     """Return the fields that change the result, by dotted name.
 
     Args:
-        configuration: Of one training.
-        origin: Of the model as resolved by `pipeline.models.origin`: DEFAULT is the name it stands for, a file is its content.
-        release: ``0.1.0`` for the identity that this release gave, by which its runs are recognised; empty: as it is now.
+        configuration: Configuration of one training.
+        origin: Origin of the model as `pipeline.models.origin` resolves it: DEFAULT is the name it
+            stands for, and a file is its content.
+        release: ``0.1.0`` for the identity that this release gave, by which its runs are
+            recognised. Empty means the identity of now.
     """
     is_first = release == FIRST_RELEASE
-    network = origin.get("file", origin["name"]) if is_first else origin["name"]
+    network = origin["name"]
+    if is_first:
+        network = origin.get("file", network)
     values = configuration.flat() | {"model.name": network, "model.weights": origin["weights"]}
     values["data.store_size"] = configuration.data.stored_size
     fields = {name: values[name] for name, field in declared() if _is_hashed(name, field, values)}
-    return fields | {
-        f"model.{name}": origin[name] for name in _LATER_ORIGINS if name in origin and not is_first
-    }
+    if is_first:
+        return fields
+    return fields | {f"model.{name}": origin[name] for name in _LATER_ORIGINS if name in origin}
 
 
 def _is_hashed(name: str, field: FieldInfo, values: Mapping[str, Any]) -> bool:
@@ -78,23 +82,32 @@ def study_name(
     data_digest: str,
     release: str = "",
 ) -> str:
-    """Return ``EXPERIMENT-`` and 8 hex digits over base's hashed fields, space and data digest, and over the fold where there are folds."""
-    plain = {
-        name: value if isinstance(value, list) else value.model_dump()
-        for name, value in space.items()
-    }
-    fold = [base.data.fold] if base.data.folds else []
-    return f"{experiment}-{_digits([hashed_fields(base, origin, release), plain, data_digest, *fold], STUDY_HASH_DIGITS)}"
+    """Return the name of a study that the user has not named: ``EXPERIMENT-`` and 8 hex digits.
+
+    The digits are taken over base's hashed fields, the space and the data digest, and over the fold
+    if there are folds.
+    """
+    plain_space = {}
+    for name, value in space.items():
+        plain_space[name] = value if isinstance(value, list) else value.model_dump()
+    hashed: list[Any] = [hashed_fields(base, origin, release), plain_space, data_digest]
+    if base.data.folds:
+        hashed.append(base.data.fold)
+    return f"{experiment}-{_digits(hashed, STUDY_HASH_DIGITS)}"
 
 
 def names_beside(study: str) -> Iterator[str]:
-    """Yield the name of a study, then ``NAME~2``, ``NAME~3``, …: what it is called where the ones before cannot be used."""
+    """Yield the name of a study, then ``NAME~2``, ``NAME~3``, and so on.
+
+    Each is the study's name if the ones before cannot be used.
+    """
     yield study
-    yield from (f"{study}~{number}" for number in count(2))
+    for number in count(2):
+        yield f"{study}~{number}"
 
 
 def data_digest(images: Iterable[tuple[str, str, str]]) -> str:
-    """Return 32 hex digits over images, labels and splits, whatever the order.
+    """Return 32 hex digits over images, labels and splits, whatever the order of the images.
 
     Args:
         images: ``(content hash, label, split)`` of every image.
@@ -103,6 +116,6 @@ def data_digest(images: Iterable[tuple[str, str, str]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def _digits(value: Any, count: int) -> str:
+def _digits(value: Any, num_digits: int) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:count]
+    return hashlib.sha256(text.encode()).hexdigest()[:num_digits]

@@ -1,4 +1,4 @@
-"""(labels, logits) to numbers and intervals. No files."""
+"""Scores and intervals of labels and logits; nothing here reads or writes files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Floats = NDArray[np.floating[Any]]
 
 CALIBRATION_BINS = 15
 MOST_IN_MATRIX = 1000
-"""Classes up to which a confusion matrix is kept as a matrix: of 10,000 it has 800 MB, nearly all of it zeros."""
+"""Most classes for which a confusion matrix is kept as a matrix.
+
+For 10,000 classes it has 800 MB, nearly all of it zeros.
+"""
 
 
 def probabilities(logits: Floats) -> NDArray[np.float64]:
@@ -27,7 +30,12 @@ def probabilities(logits: Floats) -> NDArray[np.float64]:
 
 
 def cross_entropy(labels: Labels, logits: Floats) -> float:
-    """Return the mean negative log-likelihood in nats; labels (images,), logits (images, classes)."""
+    """Return the mean negative log-likelihood in nats.
+
+    Args:
+        labels: True classes, shape (images,).
+        logits: Logits of shape (images, classes).
+    """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_likelihood = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1))
     return float(-log_likelihood.mean())
@@ -38,17 +46,20 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
 
     Args:
         labels: True classes, shape (images,).
-        logits: Shape (images, classes).
+        logits: Logits of shape (images, classes).
     """
-    classes, answers = logits.shape[1], logits.argmax(axis=1)
-    # Counted per class: a matrix of all pairs of classes, after every epoch, would be the largest thing in memory.
-    right, true, predicted = (
-        np.bincount(of, minlength=classes) for of in (labels[labels == answers], labels, answers)
-    )
+    classes = logits.shape[1]
+    answers = logits.argmax(axis=1)
+    # Images are counted per class: a matrix of all pairs of classes, after every epoch, would be
+    # the largest thing in memory.
+    right = np.bincount(labels[labels == answers], minlength=classes)
+    true = np.bincount(labels, minlength=classes)
+    predicted = np.bincount(answers, minlength=classes)
     return {
         "accuracy": float(right.sum() / len(labels)),
         "loss": cross_entropy(labels, logits),
-        # Twice the true positives over themselves and all errors; 0 for a class that neither occurs nor is predicted.
+        # Twice the true positives over themselves and all errors; 0 for a class that neither occurs
+        # nor is predicted.
         "f1_macro": float((2 * right / np.maximum(true + predicted, 1)).mean()),
         # The mean recall of the classes that occur.
         "balanced_accuracy": float((right[true > 0] / true[true > 0]).mean()),
@@ -66,7 +77,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def calibration_error(labels: Labels, logits: Floats) -> float:
-    """Return the expected calibration error: mean gap between confidence and accuracy over 15 equal bins.
+    """Return the expected calibration error.
+
+    It is the mean gap between confidence and accuracy over 15 equal bins.
 
     Guo et al. (2017), "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599.
     """
@@ -74,35 +87,43 @@ def calibration_error(labels: Labels, logits: Floats) -> float:
     confidence = predicted.max(axis=1)
     correct = predicted.argmax(axis=1) == labels
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [
-        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
-        for b in np.unique(bins)
-    ]
+    gaps = []
+    for number in np.unique(bins):
+        in_bin = bins == number
+        gap = abs(correct[in_bin].mean() - confidence[in_bin].mean())
+        gaps.append(gap * in_bin.mean())
     return float(np.sum(gaps))
 
 
 def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> float:
     """Return the accuracy of always answering the class most frequent in training, as a fraction.
 
+    Among equally frequent classes the one of the lowest number is answered.
+
     Args:
-        train_labels: From which the class is chosen, the lower number among equally frequent ones; shape (training images,).
+        train_labels: Classes of the training images, shape (training images,).
         labels: True classes of the images that are scored, shape (images,).
-        num_classes: Of the data.
+        num_classes: Number of classes of the data.
     """
     answer = np.bincount(train_labels, minlength=num_classes).argmax()
     return float((labels == answer).mean())
 
 
 def count_confusions(labels: Labels, logits: Floats) -> NDArray[np.int64]:
-    """Return counts of shape (classes, classes), at most `MOST_IN_MATRIX` of them: rows are true classes, columns predicted ones."""
+    """Return counts of shape (classes, classes): rows are true classes, columns predicted ones.
+
+    It is for at most `MOST_IN_MATRIX` classes.
+    """
     classes = logits.shape[1]
-    return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(
-        classes, classes
-    )
+    cells = labels * classes + logits.argmax(axis=1)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def list_confusions(labels: Labels, logits: Floats) -> pd.DataFrame:
-    """Return what `count_confusions` counts without its zeros: numbers of classes ``true`` and ``predicted``, and ``count``, the largest first."""
+    """Return the counts of `count_confusions` that are not zero, the largest first.
+
+    The columns are the numbers of the classes ``true`` and ``predicted``, and ``count``.
+    """
     classes = logits.shape[1]
     cells, counts = np.unique(labels * classes + logits.argmax(axis=1), return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -116,16 +137,17 @@ def list_confusions(labels: Labels, logits: Floats) -> pd.DataFrame:
 
 
 def most_confused(cells: pd.DataFrame, most: int) -> Labels:
-    """Return the numbers of the classes that are taken for one another most often, the two of a pair side by side.
+    """Return the numbers of the classes that are taken for one another most often.
+
+    The two classes of a pair stand side by side.
 
     Args:
-        cells: Of `list_confusions`.
-        most: How many; where fewer are confused, those with the most images follow.
+        cells: The result of `list_confusions`.
+        most: Number of classes. If fewer are confused, those with the most images follow.
     """
     wrong = cells[cells["true"] != cells["predicted"]]
-    pairs, place = np.unique(
-        np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1), axis=0, return_inverse=True
-    )
+    unordered = np.sort(wrong[["true", "predicted"]].to_numpy(), axis=1)
+    pairs, place = np.unique(unordered, axis=0, return_inverse=True)
     frequent = pairs[np.argsort(-np.bincount(place.ravel(), wrong["count"]), kind="stable")]
     classes = np.concatenate([frequent.ravel(), cells["true"].to_numpy()])
     return np.asarray(pd.unique(classes)[:most], dtype=np.int64)
@@ -135,8 +157,8 @@ def matrix_of(cells: pd.DataFrame, classes: Labels) -> NDArray[np.int64]:
     """Return the part of the confusion matrix that lies among some classes.
 
     Args:
-        cells: Of `list_confusions`.
-        classes: Their numbers, in the order of rows and columns.
+        cells: The result of `list_confusions`.
+        classes: Numbers of the classes, in the order of rows and columns.
     """
     place = pd.Series(np.arange(len(classes)), index=classes)
     among = cells[cells["true"].isin(classes) & cells["predicted"].isin(classes)]
@@ -146,7 +168,10 @@ def matrix_of(cells: pd.DataFrame, classes: Labels) -> NDArray[np.int64]:
 
 
 def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.DataFrame:
-    """Return one row per class: class, precision, recall, f1 (fractions) and images (true count)."""
+    """Return one row per class: class, precision, recall, f1 (fractions) and images.
+
+    The column ``images`` is the number of images whose true class it is.
+    """
     values = precision_recall_fscore_support(
         labels, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
     )

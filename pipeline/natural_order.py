@@ -7,21 +7,26 @@ from collections.abc import Sequence
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return what names are sorted by, so that numbers in them count as numbers, and case only where they are equal else."""
-    parts = re.split(r"([0-9]+)", name)
-    return [
-        _number(part) if place % 2 else (1, 0, part.casefold())
-        for place, part in enumerate(parts)
-        if part
-    ], name
+    """Return the key that a name is sorted by.
+
+    Numbers in names count as numbers, and case counts only if the names are equal otherwise.
+    """
+    key = []
+    for place, part in enumerate(re.split(r"([0-9]+)", name)):
+        if not part:
+            continue
+        is_number = place % 2 == 1
+        key.append(_number_key(part) if is_number else (1, 0, part.casefold()))
+    return key, name
 
 
-def _number(digits: str) -> tuple[int, int, str]:
-    # By their count and as text, since Python makes no number of more than 4,300.
+def _number_key(digits: str) -> tuple[int, int, str]:
+    # Numbers are compared by the count of their digits and then as text, since Python makes no
+    # number of more than 4,300 digits.
     significant = digits.lstrip("0")
     return 0, len(significant), significant
 
 
 def natural_order(names: Sequence[str]) -> list[int]:
-    """Return the places of names in the order in which people look for them."""
+    """Return the positions of names, in the order in which people look for the names."""
     return sorted(range(len(names)), key=lambda place: natural_key(names[place]))

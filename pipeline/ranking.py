@@ -1,4 +1,4 @@
-"""What is better than what: scores of epochs and runs, the order of runs, and what a metric is called."""
+"""What is better than what: scores of epochs and runs, the order of runs, and names of metrics."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ def is_lower_better(metric: str) -> bool:
 
 
 def score(value: float, metric: str) -> float:
-    """Return what a metric's value is compared by: the higher the better. It is its own inverse."""
+    """Return what a metric's value is compared by: the higher the better.
+
+    The function is its own inverse.
+    """
     return -value if is_lower_better(metric) else value
 
 
 def best_name(metric: str) -> str:
-    """Return the name under which a run logs a metric of its best epoch, such as ``best/val_accuracy``."""
+    """Return the name by which a run logs a metric of its best epoch: ``best/val_accuracy``."""
     return f"best/{metric.replace('/', '_')}"
 
 
@@ -51,21 +54,26 @@ def is_share(metric: str) -> bool:
 
 
 def text(value: float, metric: str) -> str:
-    """Return a metric's value for people, such as ``98.14%``, or ``0.1042`` of a loss."""
+    """Return a metric's value for people, such as ``98.14%``, or ``0.1042`` for a loss."""
     return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4f}"
 
 
 def ranking_key(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return the sort key of one run; the smallest leads.
 
-    Higher score (validation accuracy, or what `training.best_metric` names), then lower validation loss, then fewer parameters, then
-    earlier start. NaN, infinite and missing values come last.
+    A higher score leads (validation accuracy, or what `training.best_metric` names), then a lower
+    validation loss, then fewer parameters, then an earlier start. NaN, infinite and missing values
+    come last.
 
     Args:
-        run: With ``val_accuracy``, ``val_loss``, ``parameters`` and ``start_time``; ``score`` where that is not the accuracy.
+        run: A run with the fields ``val_accuracy``, ``val_loss``, ``parameters`` and
+            ``start_time``, and with ``score`` if that is not the accuracy.
     """
+    reached = run.get("score")
+    if reached is None:
+        reached = run.get("val_accuracy")
     return (
-        -_finite(run.get("val_accuracy") if run.get("score") is None else run["score"], -np.inf),
+        -_finite(reached, -np.inf),
         _finite(run.get("val_loss")),
         _finite(run.get("parameters")),
         _finite(run.get("start_time")),
@@ -86,28 +94,33 @@ def _finite(value: Any, otherwise: float = np.inf) -> float:
 def rank(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Order runs best first: by configuration, each at the mean of its complete repeats.
 
-    Configurations are compared by the mean score of their repeats (then mean loss,
-    parameters, earliest start); within one, its best run leads. One that lacks folds which others have comes after those: the mean
-    over the folds that happened to finish is no mean over all. Runs that cannot be ranked come last.
+    Configurations are compared by the mean score of their repeats (then by mean loss, parameters
+    and earliest start). Within a configuration its best run leads. A configuration that lacks folds
+    which others have comes after those: the mean over the folds that happened to finish is no mean
+    over all. Runs that cannot be ranked come last.
 
     Args:
-        runs: With the fields of `ranking_key`, and ``config_hash``, ``state``, ``fold``.
+        runs: Runs with the fields of `ranking_key`, and with ``config_hash``, ``state`` and
+            ``fold``.
     """
-    ranked = [run for run in runs if can_be_ranked(run)]
-    ordered = sorted(
-        by_configuration(ranked), key=lambda group: (-len(_folds(group)), ranking_key(_mean(group)))
-    )
-    rest = sorted((run for run in runs if not can_be_ranked(run)), key=ranking_key)
-    return [run for group in ordered for run in sorted(group, key=ranking_key)] + rest
+    groups = by_configuration([run for run in runs if can_be_ranked(run)])
+    groups.sort(key=lambda group: (-len(_folds(group)), ranking_key(_mean(group))))
+    ordered = []
+    for group in groups:
+        ordered += sorted(group, key=ranking_key)
+    rest = [run for run in runs if not can_be_ranked(run)]
+    return ordered + sorted(rest, key=ranking_key)
 
 
 def by_configuration(runs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Return the repeats of each configuration on the same images; a run whose configuration is not known stands alone."""
+    """Return the repeats of each configuration on the same images.
+
+    A run whose configuration is not known stands alone.
+    """
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(
-            (run.get("config_hash") or run.get("run_id"), run.get("data_digest")), []
-        ).append(run)
+        key = (run.get("config_hash") or run.get("run_id"), run.get("data_digest"))
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
@@ -116,20 +129,18 @@ def _folds(group: Sequence[Mapping[str, Any]]) -> set[Any]:
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    scores, losses, parameters, starts = zip(*(ranking_key(run) for run in group), strict=True)
-    # Fractions, since the mean of equal floating-point numbers may differ from them in the last digit.
-    score, loss = (_exact_mean(values) for values in (scores, losses))
+    keys = [ranking_key(run) for run in group]
+    negative_scores, losses, parameters, starts = zip(*keys, strict=True)
     return {
-        "score": -score,
-        "val_loss": loss,
+        "score": -_exact_mean(negative_scores),
+        "val_loss": _exact_mean(losses),
         "parameters": min(parameters),
         "start_time": min(starts),
     }
 
 
 def _exact_mean(values: Sequence[float]) -> float:
-    return (
-        float(sum(map(Fraction, values)) / len(values))
-        if np.isfinite(values).all()
-        else float(np.mean(values))
-    )
+    if not np.isfinite(values).all():
+        return float(np.mean(values))
+    # The floating-point mean of equal numbers may differ from them in the last digit.
+    return float(sum(map(Fraction, values)) / len(values))

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM as an exception, put off while what must not be torn apart is written; and an end in any case."""
+"""SIGINT and SIGTERM as an exception.
+
+The exception is put off while something is written that must not be torn apart. The process ends in
+any case.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,15 @@ from pipeline.errors import Interrupted
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _SAME = 2.0
-"""Seconds within which a second signal is the same Ctrl-C: `mlflow run` and the terminal both deliver it."""
+"""Seconds within which a second signal is the same Ctrl-C.
+
+`mlflow run` and the terminal both deliver it.
+"""
 LONGEST_END = 6.0
-"""Seconds after a signal in which runs are ended; what a store does not take until then is left to `reconcile`."""
+"""Seconds after a signal in which runs are ended.
+
+What a store does not take in that time is left to `reconcile`.
+"""
 _ONE_MORE = 1.5
 """Seconds after that at which the process ends, whatever it waits for."""
 
@@ -58,20 +68,30 @@ def _end_now(how: str) -> None:
 
 
 def raise_on_signals() -> None:
-    """Raise `Interrupted` in the main thread at the first SIGINT or SIGTERM; what a second one does, see `limit_endings`."""
-    _State.held = _State.pending = 0
+    """Raise `Interrupted` in the main thread at the first SIGINT or SIGTERM.
+
+    `limit_endings` says what a second signal does.
+    """
+    _State.held = 0
+    _State.pending = 0
     _State.arrived = 0.0
     for number in _STOPPING:
         signal.signal(number, _stop)
 
 
 def limit_endings() -> None:
-    """End this process within ten seconds of a signal, whatever it waits for, and at once at a second one more than two seconds later."""
+    """End this process within ten seconds of a signal, whatever it waits for.
+
+    A second signal, more than two seconds later, ends it at once.
+    """
     _State.is_limited = True
 
 
 def at_first_signal(task: Callable[[], None]) -> None:
-    """Have something done when the first signal arrives, before it is raised: short, and without waiting."""
+    """Do a task when the first signal arrives, before `Interrupted` is raised.
+
+    The task must be short, and must not wait.
+    """
     if task not in _State.at_first:
         _State.at_first.append(task)
 
@@ -82,7 +102,10 @@ def has_arrived() -> bool:
 
 
 def seconds_left() -> float:
-    """Return how long ending may take from now on: `LONGEST_END` where no signal has arrived, less after one, at least a moment."""
+    """Return the seconds that ending may take from now on.
+
+    They are `LONGEST_END` if no signal has arrived, fewer after a signal, and at least a moment.
+    """
     passed = time.monotonic() - _State.arrived if _State.arrived else 0.0
     return max(LONGEST_END - passed, 0.1)
 
@@ -102,5 +125,6 @@ def delay_signals() -> Iterator[None]:
     finally:
         _State.held -= 1
         if _State.pending and not _State.held:
-            number, _State.pending = _State.pending, 0
+            number = _State.pending
+            _State.pending = 0
             raise Interrupted(f"stopped by {signal.Signals(number).name}")

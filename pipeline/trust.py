@@ -1,8 +1,12 @@
-"""Which Python code of runs may be executed: that which this user's own configuration has named on this machine, or `--trust` names.
+"""Which Python code of runs may be executed.
 
-A run on a server may have been made, or changed, by anybody who can write there. What it keeps of a network of one's own is Python source,
-which evaluating or registering would execute. Kept is a file of the user, outside all folders of results, which may be shared:
-``~/.local/state/image-classifier-pipeline/trusted``, one SHA-256 a line.
+It is the code that this user's own configuration has named on this machine, or that `--trust`
+names. A run on a server may have been made, or changed, by anybody who can write there. If it keeps
+a network of one's own, it keeps Python source, which evaluating or registering would execute.
+
+The trusted code is recorded in a file of the user, one SHA-256 a line:
+``~/.local/state/image-classifier-pipeline/trusted``. It stands outside all folders of results,
+which may be shared.
 """
 
 from __future__ import annotations
@@ -24,9 +28,16 @@ _named: set[str] = set()
 _images: set[tuple[str, str, str]] = set()
 
 
-def _file() -> Path:
+def _trusted_file() -> Path:
     folder = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     return Path(folder) / "image-classifier-pipeline" / "trusted"
+
+
+def _read_lines() -> list[str]:
+    """Return the lines of the file of trusted code; none if it cannot be read."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _trusted_file().read_text(encoding="utf-8").splitlines()
+    return []
 
 
 def remember(digest: str, what: str) -> None:
@@ -34,33 +45,33 @@ def remember(digest: str, what: str) -> None:
 
     Args:
         digest: SHA-256 of the source, 64 hex digits.
-        what: The file's path: it is this user's own from now on, whatever it holds.
+        what: Path of the file. The file is this user's own from now on, whatever it holds.
     """
     _of_this_process.add(digest)
     whose = " ".join(what.split())
-    with suppress(OSError, UnicodeDecodeError):
-        if any(
-            line.split(maxsplit=2)[::2] == [digest, whose]
-            for line in _file().read_text(encoding="utf-8").splitlines()
-        ):
-            return
+    if any(line.split(maxsplit=2)[::2] == [digest, whose] for line in _read_lines()):
+        return
     line = f"{digest}  {datetime.now(UTC):%Y-%m-%d}  {whose}\n"
     # A user without a home, as in many containers, trusts it in this process only.
     with suppress(OSError):
-        _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _file().open("a", encoding="utf-8") as opened:
+        _trusted_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _trusted_file().open("a", encoding="utf-8") as opened:
             opened.write(line)
 
 
 def trust_here(digest: str) -> None:
-    """Trust code in this process, as ``--trust`` asks; an empty text is no wish.
+    """Trust code in this process, as ``--trust`` asks.
+
+    Args:
+        digest: SHA-256 of the code. Nothing is trusted if it is empty.
 
     Raises:
-        UserError: It is no SHA-256.
+        UserError: The text is no SHA-256.
     """
     if digest and not _DIGEST.fullmatch(digest.lower()):
         raise UserError(
-            f"trust: {digest!r} given; the SHA-256 of the code is needed, 64 hex digits, as the refusal names it"
+            f"trust: {digest!r} given; the SHA-256 of the code is needed, 64 hex digits, "
+            "as the refusal names it"
         )
     if digest:
         _given.add(digest.lower())
@@ -70,16 +81,15 @@ def is_trusted(digest: str) -> bool:
     """Whether code of that SHA-256 may be executed."""
     if digest in _of_this_process | _given:
         return True
-    with suppress(OSError, UnicodeDecodeError):
-        return any(
-            line.split(maxsplit=1)[:1] == [digest]
-            for line in _file().read_text(encoding="utf-8").splitlines()
-        )
-    return False
+    return any(line.split(maxsplit=1)[:1] == [digest] for line in _read_lines())
 
 
 def name_network(name: str) -> None:
-    """Note that a configuration of this step's user names a network's file: ``file:PATH.py:FUNCTION``."""
+    """Note that a configuration of this step's user names the file of a network.
+
+    Args:
+        name: Name of the network: ``file:PATH.py:FUNCTION``.
+    """
     _named.add(name)
 
 
@@ -94,25 +104,18 @@ def are_images_named(source: str, root: str, labels: str) -> bool:
 
 
 def named_networks() -> frozenset[str]:
-    """Return the networks of their own that configurations of this step's user name."""
+    """Return the names of networks in files that configurations of this step's user name."""
     return frozenset(_named)
 
 
 def is_users_own(file: Path) -> bool:
-    """Whether a configuration of this user's has named that file, in this step or before."""
+    """Whether a configuration of this user has named that file, in this step or before."""
+    for name in _named:
+        path, _, _ = name.removeprefix("file:").rpartition(":")
+        if Path(path).expanduser().absolute() == file.absolute():
+            return True
     own = " ".join(str(file.absolute()).split())
-    if any(
-        Path(name.removeprefix("file:").rpartition(":")[0]).expanduser().absolute()
-        == file.absolute()
-        for name in _named
-    ):
-        return True
-    with suppress(OSError, UnicodeDecodeError):
-        return any(
-            line.split(maxsplit=2)[2:] == [own]
-            for line in _file().read_text(encoding="utf-8").splitlines()
-        )
-    return False
+    return any(line.split(maxsplit=2)[2:] == [own] for line in _read_lines())
 
 
 def need_trust(
@@ -121,16 +124,21 @@ def need_trust(
     own: Iterable[Mapping[str, bytes]] = (),
     is_here: bool = False,
 ) -> None:
-    """Check that code of a run may be executed: it is trusted, or is that of a network which this step's configuration names.
+    """Check that code of a run may be executed.
+
+    It may be if it is trusted, or if it is the code of a network that this step's configuration
+    names.
 
     Args:
-        source: Contents by path relative to the network's folder.
+        source: Contents of the files by path relative to the network's folder.
         where: What the code is, for people.
-        own: Networks that this step's configuration names, likewise; looked at only where the code is not trusted already.
-        is_here: It stands on this machine, in a place that the user has not named: only ``--trust`` allows it.
+        own: Networks that this step's configuration names, each as `source`. They are looked at
+            only if the code is not trusted already.
+        is_here: Whether the code stands on this machine, in a place that the user has not named.
+            Only ``--trust`` allows it then.
 
     Raises:
-        UserError: With the way to allow it.
+        UserError: The code may not be executed. The message tells how to allow it.
     """
     digest = sha256_over(source)
     if digest in _given or (not is_here and is_trusted(digest)):
@@ -139,6 +147,7 @@ def need_trust(
         remember(digest, "the same as a network of one's own")
         return
     raise UserError(
-        f"{where} is Python code, SHA-256 {digest}, which no configuration of yours on this machine has named; "
+        f"{where} is Python code, SHA-256 {digest}, "
+        "which no configuration of yours on this machine has named; "
         f"read it, and if you trust it, add --trust {digest}"
     )

@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pipeline import trust
 from pipeline.__main__ import main
 from pipeline.errors import Interrupted
 from pipeline.report.console import TrainingProgress
@@ -39,13 +40,22 @@ def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Tests run side by side, each with one thread: threads that wait for one another on busy cores are many times slower.
+# Tests run side by side, each with one thread: threads that wait for one another on busy cores are
+# many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
 # What a test names is trusted in this run of the tests only.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="pipeline-tests-")
+
+
+def forget_trust(monkeypatch: pytest.MonkeyPatch, state: Path | None = None) -> None:
+    """Forget what this process has trusted; with a new folder of state, what its user has, too."""
+    if state is not None:
+        monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    for name in ("_of_this_process", "_given", "_named", "_images"):
+        monkeypatch.setattr(trust, name, set())
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,10 @@ Cli = Callable[..., Finished]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the finished study together, at the beginning: each process that runs one of them trains the study anew."""
+    """Put the tests of the finished study together, at the beginning.
+
+    Each process that runs one of them trains the study anew.
+    """
     items.sort(key=lambda item: "smoke" not in getattr(item, "fixturenames", ()))
 
 
@@ -82,13 +95,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send what would be downloaded to a port at which nobody listens, as if there were no network."""
+    """Send downloads to a port at which nobody listens, as if there were no network."""
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    # It keeps the proxies of its first request, in this test and, without this, in every one after it.
+    # It keeps the proxies of its first request, in this test and, without this, in every one after
+    # it.
     monkeypatch.setattr(urllib.request, "_opener", None)
 
 
@@ -113,12 +127,18 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 def let_a_checkpoint_be_written() -> None:
-    """Wait, so that the next step has another one to go on from: none is taken while one is written, and steps of tests are short."""
+    """Wait, so that the next step has another one to go on from.
+
+    None is taken while one is written, and steps of tests are short.
+    """
     time.sleep(0.3)
 
 
 def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> None:
-    """Run a step in this process, and stop it after an epoch of a training, or of the first one, as a signal would."""
+    """Run a step in this process, and stop it after an epoch as a signal would.
+
+    The epoch is one of the named training, or of the first one.
+    """
     shown = TrainingProgress.on_epoch
 
     def on_epoch(
@@ -158,7 +178,10 @@ def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Pop
 def run_unprivileged(
     arguments: list[str], cwd: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a process that permissions hold for, also where the tests run as root, and wait for its end."""
+    """Run a process that permissions hold for, and wait for its end.
+
+    They hold for it even if the tests run as root.
+    """
     prefix: list[str] = []
     if os.name != "posix":
         pytest.skip("permissions of this system are others")
@@ -222,7 +245,10 @@ base:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's with nothing in it, made once a test process: its migrations take two seconds."""
+    """A database of MLflow's with nothing in it.
+
+    It is made once a test process: its migrations take two seconds.
+    """
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -249,7 +275,10 @@ def store(folder: Path, empty_store: Path) -> Path:
 
 @pytest.fixture
 def quick(folder: Path, store: Path) -> Path:
-    """An experiment file that trains in a second: a baseline network on 90 digits of three classes."""
+    """An experiment file that trains in a second.
+
+    It is of a baseline network on 90 digits of three classes.
+    """
     source = write_digits(folder / "digits", 30)
     file = folder / "quick.yaml"
     file.write_text(QUICK.replace("SOURCE", str(source)))
@@ -264,7 +293,10 @@ def workspace(store: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which main of experiments/smoke.yaml has run, once a test process; tests only add to it."""
+    """The folder in which main of experiments/smoke.yaml has run, once a test process.
+
+    Tests only add to it.
+    """
     path = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_folder(path, monkeypatch)

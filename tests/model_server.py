@@ -48,7 +48,7 @@ GOOD = encoded("PNG", Image.new("L", (16, 16), 200))
 
 
 def small_and_large(width: int = 8000, height: int = 8000) -> bytes:
-    """Return a GIF of some dozens of bytes with so many pixels, as its first frame claims: 64 million."""
+    """Return a GIF of some dozens of bytes whose first frame claims 64 million pixels."""
     content = bytearray(encoded("GIF", Image.new("L", (8, 8))))
     place = content.index(b"\x2c" + bytes(4) + b"\x08\0\x08\0")
     content[6:10] = width.to_bytes(2, "little") + height.to_bytes(2, "little")

@@ -42,7 +42,10 @@ class MLflowServer:
 
 @contextmanager
 def mlflow_server(database: Path) -> Iterator[MLflowServer]:
-    """Start a real MLflow server on a database, its artifacts beside it, and wait until it answers."""
+    """Start a real MLflow server on a database, and wait until it answers.
+
+    Its artifacts are beside the database.
+    """
     port, artifacts = free_port(), database.with_name("artifacts")
     store = [
         "--backend-store-uri",
@@ -88,7 +91,8 @@ def mlflow_server(database: Path) -> Iterator[MLflowServer]:
             )
         yield server
     finally:
-        # A gentle end waits for connections that clients keep open; one that is stopped hears of none.
+        # A gentle end waits for connections that clients keep open; one that is stopped hears of
+        # none.
         server.send_signal(signal.SIGKILL)
         process.wait()
 

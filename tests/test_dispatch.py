@@ -1,4 +1,7 @@
-"""A name that is allowed, but that nothing was written for, is an error and never another one's work."""
+"""A name that is allowed, but that nothing was written for, is an error.
+
+It is never another one's work.
+"""
 
 from __future__ import annotations
 

@@ -316,7 +316,10 @@ def test_a_wrong_space_is_refused(file: Path, text: str, expected: str) -> None:
 
 
 def test_a_space_is_intervals_and_choices(file: Path) -> None:
-    text = "space: {optimizer.lr: {low: 1e-5, high: 1.0e-2, log: true}, model.name: [resnet18, resnet34], training.epochs: {low: 2, high: 5}}"
+    text = (
+        "space: {optimizer.lr: {low: 1e-5, high: 1.0e-2, log: true}, "
+        "model.name: [resnet18, resnet34], training.epochs: {low: 2, high: 5}}"
+    )
     assert load_text(file, text).space == {
         "optimizer.lr": Range(low=1e-5, high=1e-2, log=True),
         "model.name": ["resnet18", "resnet34"],
@@ -357,7 +360,10 @@ def test_sampled_puts_values_into_base(file: Path) -> None:
 def test_gamma_follows_the_schedule_that_an_entry_names(file: Path) -> None:
     experiment = load_text(
         file,
-        "base: {schedule: {name: exponential}}\nconfigs: [{schedule: {name: step}}, {schedule: {gamma: 0.5}}]",
+        (
+            "base: {schedule: {name: exponential}}\n"
+            "configs: [{schedule: {name: step}}, {schedule: {gamma: 0.5}}]"
+        ),
     )
     assert [entry.schedule.gamma for entry in [experiment.base, *experiment.entries]] == [
         0.95,
@@ -399,7 +405,10 @@ def test_repeats_write_the_list_out_again(file: Path) -> None:
 
 
 def test_fast_scales_base_and_entries_down(file: Path) -> None:
-    text = "base: {data: {image_size: 224, store_size: 300}, training: {epochs: 50}}\nconfigs: [{training: {epochs: 90}}, {}]"
+    text = (
+        "base: {data: {image_size: 224, store_size: 300}, training: {epochs: 50}}\n"
+        "configs: [{training: {epochs: 90}}, {}]"
+    )
     experiment = load_text(file, text, fast=True)
     for configuration in [experiment.base, *experiment.entries, experiment.sampled({})]:
         assert (
@@ -418,7 +427,10 @@ def test_fast_never_scales_base_up(file: Path) -> None:
 
 
 def test_fast_never_scales_an_entry_up(file: Path) -> None:
-    text = "base: {data: {image_size: 224}, training: {epochs: 10}}\nconfigs: [{data: {image_size: 32}, training: {epochs: 1}}]"
+    text = (
+        "base: {data: {image_size: 224}, training: {epochs: 10}}\n"
+        "configs: [{data: {image_size: 32}, training: {epochs: 1}}]"
+    )
     (entry,) = load_text(file, text, fast=True).entries
     assert (entry.data.image_size, entry.training.epochs) == (32, 1)
 

@@ -30,7 +30,10 @@ FOLDER = {"scratch_depth": 7, "resnet_scratch": 3, "transfer_modes": 5}
 
 
 def write_csv(folder: Path) -> tuple[str, ...]:
-    """Write images as the retinopathy study has them: names in one CSV, grades in another, grade 0 dominating."""
+    """Write images as the retinopathy study has them.
+
+    Names are in one CSV, grades in another, and grade 0 dominates.
+    """
     root = write_digits(folder / "eyes", 12, size=40, classes=(0, 1, 2, 3, 4))
     rows = [
         (file.relative_to(root).with_suffix(""), int(file.parent.name[-1]))

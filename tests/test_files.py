@@ -1,4 +1,4 @@
-"""Whole files, locks that stand beside what they protect, and paths from names that were read back."""
+"""Whole files, locks beside what they protect, and paths from names that were read back."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def test_a_killed_writer_leaves_what_was_there_and_its_part_can_be_removed(tmp_p
     file = tmp_path / "file"
     file.write_text("before")
     script = (
-        "import sys, time; from pathlib import Path; from pipeline.files import whole\n"
-        "with whole(Path('file')) as partial:\n    partial.write_text('half'); print('written'); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from pipeline.files import new_file\n"
+        "with new_file(Path('file')) as partial:\n"
+        "    partial.write_text('half'); print('written'); time.sleep(60)"
     )
     process = start([sys.executable, "-c", script], tmp_path)
     wait_for(process, "written")
@@ -84,8 +85,8 @@ def test_a_killed_writer_leaves_what_was_there_and_its_part_can_be_removed(tmp_p
 
 def test_a_lock_is_one_process_at_a_time_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
-        "import time; from pathlib import Path; from pipeline.files import locked\n"
-        "with locked(Path('data'), 'in use'):\n    print('held'); time.sleep(60)"
+        "import time; from pathlib import Path; from pipeline.files import lock\n"
+        "with lock(Path('data'), 'in use'):\n    print('held'); time.sleep(60)"
     )
     process = start([sys.executable, "-c", script], tmp_path)
     wait_for(process, "held")
@@ -185,7 +186,10 @@ def test_a_folder_and_a_file_that_may_not_be_written_to_are_found_out(tmp_path: 
     (tmp_path / "folder").chmod(0o555)
     (tmp_path / "file").chmod(0o444)
     asked = "from pathlib import Path; from pipeline.files import unwritable, unwritable_file\n"
-    asked += "print([unwritable(Path(name)) for name in ('folder', 'folder/new', '.')], unwritable_file(Path('file')))"
+    asked += (
+        "print([unwritable(Path(name)) for name in ('folder', 'folder/new', '.')], "
+        "unwritable_file(Path('file')))"
+    )
     done = run_unprivileged([sys.executable, "-c", asked], tmp_path)
     assert done.stdout.strip() == "['Permission denied', 'Permission denied', ''] it is read-only"
 

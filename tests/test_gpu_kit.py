@@ -46,6 +46,6 @@ def test_which_wheels_are_missing_is_said_in_one_line_with_the_command_that_fetc
     assert f"missing here and in {tmp_path / 'nothing'}: pydantic pydantic-core" in done.stderr
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert (
-        f"pip download --only-binary=:all: --python-version {version} --platform manylinux_2_28_x86_64"
-        in done.stderr
-    )
+        f"pip download --only-binary=:all: --python-version {version} --platform "
+        "manylinux_2_28_x86_64"
+    ) in done.stderr

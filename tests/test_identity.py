@@ -18,13 +18,15 @@ from pipeline.identity import config_hash, data_digest, hashed_fields, study_nam
 from tests.test_config import ANOTHER, NEEDS, TRAINING_FIELDS
 
 NOT_HASHED = {
-    "data.source", "data.seed", "data.val_fraction", "data.test_fraction", "data.limit", "data.workers", "training.seed",
+    "data.source", "data.seed", "data.val_fraction", "data.test_fraction", "data.limit",
+    "data.workers", "training.seed",
     "training.checkpoint_seconds",
     "training.deterministic",
     "training.device",
     "training.processes",
-    "data.bad", "data.duplicates", "data.near_distance", "data.folds", "data.fold", "data.store", "data.max_pixels", "data.root",
-    "data.labels", "data.image_column", "data.label_column", "data.split_column", "data.group_column", "tracking.log_images",
+    "data.bad", "data.duplicates", "data.near_distance", "data.folds", "data.fold", "data.store",
+    "data.max_pixels", "data.root", "data.labels", "data.image_column", "data.label_column",
+    "data.split_column", "data.group_column", "tracking.log_images",
 }  # fmt: skip
 APPLIES_UNDER = {
     "optimizer.momentum": {"optimizer.name": "sgd"},

@@ -36,7 +36,10 @@ def test_the_overview_names_every_step(cli: Cli) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(step: str) -> None:
-    code = f"import sys; from pipeline.__main__ import main; main(['{step}', '--help']); print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
+    code = (
+        f"import sys; from pipeline.__main__ import main; main(['{step}', '--help']); "
+        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout

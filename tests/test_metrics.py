@@ -100,7 +100,8 @@ def test_the_interval_holds_the_fraction_and_stays_in_bounds(
 
 
 def test_calibration_error_worked_out_by_hand() -> None:
-    # Four images at 80% confidence of which two are right, one right one at 60%: 4/5 * 0.3 + 1/5 * 0.4.
+    # Four images at 80% confidence of which two are right, one right one at 60%:
+    # 4/5 * 0.3 + 1/5 * 0.4.
     logits = np.log(np.array([[0.8, 0.2]] * 4 + [[0.6, 0.4]]))
     assert metrics.calibration_error(np.array([0, 0, 1, 1, 0]), logits) == pytest.approx(0.32)
 

@@ -1,4 +1,7 @@
-"""What was trained on pixels as release 0.1.0 decoded them is gone on with, evaluated and served on those."""
+"""Networks that were trained on pixels as release 0.1.0 decoded them.
+
+They are gone on with, evaluated and served on those.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What release 0.1.0 has promised and later ones must keep: identities, and the names that others rely on."""
+"""What release 0.1.0 has promised and later ones must keep.
+
+It is identities, and the names that others rely on.
+"""
 
 from __future__ import annotations
 
@@ -175,18 +178,22 @@ def test_real_images_keep_their_digests(
 
 
 FIELDS = """
-data.source data.root data.image_size data.batch_size data.augment data.seed data.folds data.fold data.bad data.duplicates
+data.source data.root data.image_size data.batch_size data.augment data.seed
+data.folds data.fold data.bad data.duplicates
 model.name model.weights model.freeze model.dropout
 optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum optimizer.betas
 schedule.name schedule.gamma schedule.min_lr schedule.warmup_epochs
-training.epochs training.seed training.device training.processes training.precision training.memory_format training.compile
-training.patience training.class_weights training.sampler training.best_metric training.label_smoothing training.clip_norm
+training.epochs training.seed training.device training.processes
+training.precision training.memory_format training.compile
+training.patience training.class_weights training.sampler
+training.best_metric training.label_smoothing training.clip_norm
 training.feature_views training.deterministic training.checkpoint_seconds
 tracking.log_images
 study.name study.trials study.repeats study.sampler study.pruner study.storage study.target
 """
 FIRST_COLUMNS = """
-run_id run_name state model weights freeze optimizer lr schedule weight_decay seed epochs best_epoch val_accuracy val_loss
+run_id run_name state model weights freeze optimizer lr schedule weight_decay seed epochs best_epoch
+val_accuracy val_loss
 test_accuracy test_accuracy_low test_accuracy_high parameters seconds config_hash data_digest
 """
 

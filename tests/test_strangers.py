@@ -1,4 +1,7 @@
-"""A store, a run, a registered model and a data set are strangers: what they say chooses no path and runs no code."""
+"""A store, a run, a registered model and a data set are strangers.
+
+What they say chooses no path and runs no code.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ import pytest
 import yaml
 from mlflow.entities import Param
 
-from pipeline import models, trust
+from pipeline import models
 from pipeline.config import Model
 from pipeline.errors import UserError
 from pipeline.jobs.summary import summarise
@@ -29,7 +32,7 @@ from pipeline.jobs.train import TENSORBOARD
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.exported_model import Classifier, save_exported
-from tests.conftest import Cli, Finished, interrupt, write_digits
+from tests.conftest import Cli, Finished, forget_trust, interrupt, write_digits
 
 
 def trainings(workspace: Workspace) -> list[Any]:
@@ -181,20 +184,12 @@ def named(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a network of one's own; its user has trusted nothing yet."""
     file = quick.with_name("net.py")
     file.write_text(BUILD)
-    monkeypatch.setenv("XDG_STATE_HOME", str(quick.with_name("state")))
-    forget(monkeypatch)
+    forget_trust(monkeypatch, quick.with_name("state"))
     return file
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what this process has trusted, as another one would not know it."""
-    for name in ("_of_this_process", "_given", "_named", "_images"):
-        monkeypatch.setattr(trust, name, set())
-
-
 def another_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state of another user"))
-    forget(monkeypatch)
+    forget_trust(monkeypatch, folder / "state of another user")
 
 
 def changed(workspace: Workspace, run_id: str, precious: Path) -> str:
@@ -234,7 +229,7 @@ def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
     # The better one has its network exported already, which runs no code.
     run_id, unexported = (run.info.run_id for run in trainings(workspace))
     digest = sha256(BUILD.encode()).hexdigest()
-    forget(monkeypatch)
+    forget_trust(monkeypatch)
     done = cli("evaluate", "--run_id", run_id)
     assert done.code == 0, done.err
     # Somebody else, who has the store only, or the user on another machine.
@@ -251,7 +246,7 @@ def test_code_of_a_run_is_executed_only_if_this_user_has_named_it(
         assert "artifact source" in refused.err and digest in refused.err
     assert cli("evaluate", "--run_id", run_id, "--trust", digest).code == 0
     # What the step's own experiment file names is the user's own code.
-    forget(monkeypatch)
+    forget_trust(monkeypatch)
     assert cli("evaluate", "--config", study).code == 0
     other = changed(workspace, run_id, precious)
     changed(workspace, unexported, precious)
@@ -302,7 +297,8 @@ def test_a_run_goes_on_only_with_code_that_this_user_has_named(
     (run,) = trainings(workspace)
     run_id = run.info.run_id
     another_user(monkeypatch, quick.parent)
-    # The run's configuration, too, may be changed by whoever can write to the store: it names a file of this machine.
+    # The run's configuration, too, may be changed by whoever can write to the store: it names a
+    # file of this machine.
     trap = quick.with_name("trap.py")
     trap.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
     recorded = with_other_place(workspace, run_id, str(named), str(trap))
@@ -348,7 +344,7 @@ def test_a_copy_of_ones_own_network_beside_other_neighbours_is_not_executed(
     (evil / "net.py").write_bytes(named.read_bytes())
     (evil / "blocks.py").write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\nwidth = 8\n")
     recorded = with_other_place(workspace, run.info.run_id, str(named), str(evil / "net.py"))
-    forget(monkeypatch)
+    forget_trust(monkeypatch)
     for _ in range(2):
         refused = cli("train", "--run_id", run.info.run_id)
         assert refused.code == 2 and "--trust" in refused.err, refused.err
@@ -381,7 +377,7 @@ def test_another_file_beside_ones_own_network_is_no_network_of_ones_own(
     other.write_text(f"import shutil\nshutil.rmtree({str(precious)!r})\n{BUILD}")
     with_other_place(workspace, run.info.run_id, str(named), str(other))
     workspace.client.log_text(run.info.run_id, other.read_text(), f"{names.SOURCE}/cleanup.py")
-    forget(monkeypatch)
+    forget_trust(monkeypatch)
     refused = cli("evaluate", "--config", study, "--run_id", run.info.run_id)
     assert refused.code == 2 and "--trust" in refused.err, refused.err
     assert (precious / "file").read_text() == "kept"
@@ -452,7 +448,7 @@ def test_a_run_names_no_folder_that_is_read(
     (run,) = trainings(workspace)
     private = write_digits(quick.with_name("private"), 20)
     with_other_place(workspace, run.info.run_id, str(quick.parent / "digits"), str(private))
-    forget(monkeypatch)
+    forget_trust(monkeypatch)
     refused = cli("evaluate", "--run_id", run.info.run_id)
     assert (refused.code, refused.err.count("\n")) == (
         2,

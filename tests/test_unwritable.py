@@ -1,4 +1,7 @@
-"""Folders that cannot be written to, and disks that are full: one line, at once, and nothing half written."""
+"""Folders that cannot be written to, and disks that are full.
+
+A person gets one line, at once, and nothing is half written.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ for step in json.loads(sys.argv[1]):
 
 
 def run_all(cwd: Path, *steps: list[str]) -> list[tuple[Finished, float]]:
-    """Run steps in one process that permissions hold for; return what each left behind, and its seconds."""
+    """Run steps in one process that permissions hold for.
+
+    Return what each left behind, and its seconds.
+    """
     given = [{"cwd": str(cwd), "arguments": [str(argument) for argument in step]} for step in steps]
     done = run_unprivileged([sys.executable, "-c", SEVERAL, json.dumps(given)], cwd)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
@@ -52,7 +58,10 @@ def is_one_line(done: Finished, *texts: str) -> bool:
 
 @pytest.fixture
 def read_only(quick: Path, cli: Cli) -> Iterator[Path]:
-    """A folder with a study, its champion, and what they were made of, which nobody may write to."""
+    """A folder that nobody may write to.
+
+    It has a study, its champion, and what they were made of.
+    """
     study = write_study(quick)
     assert cli("main", "--config", study, "--training.epochs", "1").code == 0
     folder = study.parent
@@ -131,7 +140,8 @@ def test_a_part_that_cannot_be_written_to_is_found_out_before_anything_is_done(
     quick: Path, cli: Cli, store: Path, part: str
 ) -> None:
     study = write_study(quick)
-    # A file in the place of a folder, and the other way round: nobody, not even root, can write there.
+    # A file in the place of a folder, and the other way round: nobody, not even root, can write
+    # there.
     if part == "optuna.db":
         (store / part).mkdir()
         (store / part / "file").touch()

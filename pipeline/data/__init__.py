@@ -1,1 +1,1 @@
-"""From image files to tensors: sources, splits, decoded store, transforms."""
+"""The way from image files to tensors: sources, splits, the store of decoded images, transforms."""

@@ -1,7 +1,8 @@
-"""One way from a picture's file to the pixels that are stored and shown to a network, shared by prepare, predict and the served model.
+"""The way from a picture's file to the pixels that are stored and shown to a network.
 
-Nothing of the rest of this package is imported here but this folder's modules on colours, grey levels, shapes and metadata, and
-`pipeline.errors`: the served model carries them along.
+Prepare, predict and the served model share it. The served model carries along what this module
+imports. So it imports nothing else of this package than `pipeline.errors` and this folder's modules
+on colours, grey levels, limits, metadata and shapes.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
     from pipeline.config import Data, Fit
 
 VERSION = 2
-"""Raised with each change of what a file's pixels become; pixels of another version are not taken for those of this one.
+"""Version of the decoding. It is raised with each change of what a file's pixels become.
 
-1: colour profiles are passed over, and damaged metadata makes a picture unreadable (release 0.1.0). 2: colours are converted to sRGB,
-damaged metadata is passed over. Each stays callable, so that a network is shown the pixels that it was trained on.
+Pixels of another version are not taken for pixels of this one.
+
+1: Colour profiles are passed over, and damaged metadata makes a picture unreadable (release 0.1.0).
+2: Colours are converted to sRGB, and damaged metadata is passed over.
+
+Each version stays callable, so that a network is shown the pixels that it was trained on.
 """
 
 EXTENSIONS = frozenset(
@@ -56,24 +61,31 @@ EXTENSIONS = frozenset(
 )
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
-"""What is opened, whatever a file's name says: for EPS, Pillow runs Ghostscript, a program that need not end. The common ones
-first, since TIFF and those after it make Pillow import all of its readers. (MPO, several JPEGs in a file, is opened as JPEG.)"""
+"""Formats that are opened, whatever a file's name says.
+
+EPS is not among them: for it, Pillow runs Ghostscript, a program that need not end. The common
+formats come first, since TIFF and the formats after it make Pillow import all of its readers. MPO
+(several JPEGs in a file) is opened as JPEG.
+"""
 
 UNREADABLE = (OSError, ValueError)
-"""What reading and decoding raise for a file that is missing, no picture, truncated, or too large."""
+"""What is raised for a file that is missing, no picture, truncated or too large."""
 
 MAX_PIXELS = 64_000_000
-"""More than any camera's picture; a small file of more may be made to exhaust memory."""
+"""More pixels than any camera's picture has.
 
-# `decode` refuses where Pillow warns of too many pixels; what it warns of else, such as damaged EXIF data, names no file, and the
-# picture is good.
+A small file of more pixels may have been made to exhaust memory.
+"""
+
+# `decode` refuses a picture for which Pillow warns of too many pixels. Pillow's other warnings, for
+# example of damaged EXIF data, name no file, and the picture is good.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Without a handler, what Pillow logs of a damaged TIFF would be printed.
+# Without a handler, what Pillow logs about a damaged TIFF would be printed.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# libtiff writes what it stumbles over to the standard error output, past Python; Pillow raises it too. Where Pillow carries libtiff
-# within itself, as on Windows, it cannot be asked not to.
+# libtiff writes its errors to the standard error output, past Python; Pillow raises them too. Where
+# Pillow carries libtiff within itself, as on Windows, libtiff cannot be asked not to write.
 with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
@@ -87,7 +99,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By the EXIF orientation, what brings a picture upright."""
+"""What brings a picture upright, by its EXIF orientation."""
 
 DAMAGED_EXIF = "damaged EXIF data: not turned"
 DAMAGED_METADATA = "damaged metadata: neither turned nor its colours converted"
@@ -98,17 +110,18 @@ class TooLarge(OSError):
 
 
 class TooCostly(TooLarge):
-    """A picture takes far more time or memory than one of its pixels does."""
+    """A picture takes far more time or memory than others with as many pixels."""
 
 
 class Decoded(NamedTuple):
     """A picture as a person would see it.
 
     Attributes:
-        image: RGB.
-        levels: Its grey levels before, where they had more than 8 bits and the file does not say which is white.
-        is_changed: Whether version 1 makes other pixels of it.
-        note: What was passed over; empty: nothing.
+        image: The picture as RGB.
+        levels: The picture's grey levels before, if they had more than 8 bits and the file does not
+            say which level is white.
+        is_changed: Whether version 1 makes other pixels of the picture.
+        note: What was passed over; empty if nothing was.
     """
 
     image: Image.Image
@@ -122,14 +135,16 @@ class Decoding:
     """All that the pixels depend on beside the file.
 
     Attributes:
-        size: In pixels: of the shorter side with `fit` crop, of both sides else.
-        interpolation: Of the resizing.
-        background: Colour below transparent pixels and beside a padded picture, a name or #rrggbb.
-        white: Of grey levels of more than 8 bits, which is white: ``type``, as the number format says; a number; or ``auto``, of each
-            picture's own brightest, for a first look at it.
-        fit: ``crop``: a picture that is not square keeps its shape, to be cropped later; ``pad`` and ``stretch`` keep all of it.
-        max_pixels: Larger images are refused.
-        version: Of the rules; see `VERSION`.
+        size: Length in pixels of the shorter side if `fit` is crop, else of both sides.
+        interpolation: Interpolation of the resizing.
+        background: Colour below transparent pixels and beside a padded picture: a name or #rrggbb.
+        white: The level that is white in grey levels of more than 8 bits: a number; ``type`` for
+            what the number format says; or ``auto`` for what the brightest level of each picture
+            says, for a first look at it.
+        fit: ``crop`` lets a picture that is not square keep its shape, so that it can be cropped
+            later; ``pad`` and ``stretch`` make a square of the whole picture.
+        max_pixels: Images of more pixels are refused.
+        version: Version of the rules; see `VERSION`.
     """
 
     size: int = 0
@@ -142,7 +157,7 @@ class Decoding:
 
     @classmethod
     def of(cls, data: Data, version: int = VERSION) -> Decoding:
-        """Return what a configuration says."""
+        """Return the decoding of a configuration."""
         return cls(
             data.stored_size,
             data.interpolation,
@@ -155,34 +170,41 @@ class Decoding:
 
     @property
     def key(self) -> str:
-        """Of all that changes pixels, for the names of what is kept of them; two of equal keys make equal pixels of images of 8 bits."""
+        """All that changes pixels, as a part of the names of what is kept of them.
+
+        Two decodings with equal keys make equal pixels of images of 8 bits.
+        """
         fit = "" if self.fit == "crop" else f"-{self.fit}"
         return f"{self.size}-{self.interpolation}{fit}-{self.colours_key}"
 
     @property
     def colours_key(self) -> str:
-        """The same before images are resized."""
-        return f"{self.background.lstrip('#')}-{self.version}-pillow{PIL.__version__.partition('.')[0]}"
+        """All that changes pixels before images are resized."""
+        pillow = PIL.__version__.partition(".")[0]
+        return f"{self.background.lstrip('#')}-{self.version}-pillow{pillow}"
 
     @property
     def grey_key(self) -> str:
-        """What `key` lacks for images of more than 8 bits."""
+        """What is added to `key` for images of more than 8 bits."""
         return "" if self.white == "type" else f"-white{self.white}"
 
     def decode(self, file: Path | str | BinaryIO | bytes) -> Decoded:
         """Decode the first frame of a picture to RGB, as a person would see it.
 
-        EXIF orientation is applied, transparency composed on a background, colours converted to sRGB where there is a profile, grey
-        levels of 16 and 32 bits scaled to 8. Damaged metadata changes nothing.
+        EXIF orientation is applied. Transparency is composed on the background. Colours are
+        converted to sRGB if there is a profile. Grey levels of 16 and 32 bits are scaled to 8.
+        Damaged metadata changes nothing.
 
         Args:
-            file: Encoded image.
+            file: The encoded image.
 
         Raises:
-            OSError: The file is no picture, a damaged one, one of too many pixels, or its grey levels have no known white.
+            OSError: The file is no picture, or a damaged picture, or one of too many pixels, or one
+                whose grey levels have no known white.
         """
-        content = _content(file)
-        if problem := why_refused(content):
+        content = _read(file)
+        problem = why_refused(content)
+        if problem:
             raise TooCostly(problem)
         try:
             return self._decode(io.BytesIO(content))
@@ -198,29 +220,34 @@ class Decoding:
                 raise error from None
 
     def _decode(self, file: BinaryIO) -> Decoded:
-        # Pillow makes room for a GIF's pixels when it is opened, unless they are more than twice as many. Never less than the default,
-        # since the setting holds for every picture that this process opens.
+        # Pillow makes room for a GIF's pixels when it opens the file, unless there are more than
+        # twice as many as this setting. It is never less than the default, since it holds for every
+        # picture that this process opens.
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, MAX_PIXELS)
         try:
             with Image.open(file, formats=FORMATS) as opened:
-                if problem := why_too_large(*opened.size, self.max_pixels):
+                problem = why_too_large(*opened.size, self.max_pixels)
+                if problem:
                     raise TooLarge(problem)
-                if problem := why_tiles_refused(opened, self.max_pixels):
+                problem = why_tiles_refused(opened, self.max_pixels)
+                if problem:
                     raise TooCostly(problem)
                 opened.load()
-                image, note = self._upright(opened)
-                return self._rgb(image)._replace(note=note)
+                image, note = self._turn_upright(opened)
+                return self._convert_to_rgb(image)._replace(note=note)
         except (OSError, MemoryError, TooSlow):
             raise
         except Image.DecompressionBombError as error:
             raise TooLarge(f"more pixels than data.max_pixels ({self.max_pixels})") from error
         except Exception as error:
-            # Pillow's readers raise whatever a damaged file makes them stumble over: SyntaxError, struct.error, KeyError and more.
+            # On a damaged file Pillow's readers raise anything: SyntaxError, struct.error, KeyError
+            # and more.
             raise OSError(first_line(error)) from error
 
-    def _upright(self, image: Image.Image) -> tuple[Image.Image, str]:
+    def _turn_upright(self, image: Image.Image) -> tuple[Image.Image, str]:
+        """Return a picture turned as its EXIF data says, and what was passed over."""
         if self.version == 1:
-            # In place, since the other form copies what it need not turn.
+            # In place, since otherwise Pillow copies a picture that need not be turned.
             ImageOps.exif_transpose(image, in_place=True)
             return image, ""
         try:
@@ -230,16 +257,18 @@ class Decoding:
             orientation = image.getexif().get(_ORIENTATION, 1)
             turn = _TURNS.get(orientation)
         except Exception:
-            # As Pillow's readers, it raises whatever it stumbles over.
+            # On damaged EXIF data Pillow raises anything, as its readers do.
             return image, DAMAGED_EXIF
         if turn is None:
-            return image, "" if orientation in (0, 1) else DAMAGED_EXIF
+            note = "" if orientation in (0, 1) else DAMAGED_EXIF
+            return image, note
         turned = image.transpose(turn)
-        # What it was opened from says more than the pixels do.
-        turned.info, turned.format = image.info, image.format
+        # The next steps need what the file says: its colour profile, its transparency, its format.
+        turned.info = image.info
+        turned.format = image.format
         return turned, ""
 
-    def _rgb(self, image: Image.Image) -> Decoded:
+    def _convert_to_rgb(self, image: Image.Image) -> Decoded:
         profile = image.info.get("icc_profile") if self.version > 1 else None
         levels = None
         if image.mode[0] in "IF":
@@ -247,31 +276,28 @@ class Decoding:
         is_grey = image.mode in ("1", "L", "LA", "La")
         alpha = None
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            # Where there is nothing to convert, it would copy.
-            image = image if image.mode == "RGBA" else image.convert("RGBA")
+            # Pillow would copy a picture that is RGBA already.
+            if image.mode != "RGBA":
+                image = image.convert("RGBA")
             alpha = image.getchannel("A") if profile else None
-        plain = self._composed(image)
+        plain = self._compose_on_background(image)
         if not isinstance(profile, bytes):
             return Decoded(plain, levels)
-        converted = convert_to_srgb(
-            image if image.mode == "CMYK" else image.convert("L" if is_grey else "RGB"), profile
-        )
+        if image.mode != "CMYK":
+            image = image.convert("L" if is_grey else "RGB")
+        converted = convert_to_srgb(image, profile)
         if converted is None:
             return Decoded(plain, levels)
         if alpha is not None:
             converted.putalpha(alpha)
-        converted = self._composed(converted)
-        return Decoded(
-            converted,
-            levels,
-            is_changed=ImageChops.difference(converted, plain).getbbox() is not None,
-        )
+        converted = self._compose_on_background(converted)
+        is_changed = ImageChops.difference(converted, plain).getbbox() is not None
+        return Decoded(converted, levels, is_changed)
 
-    def _composed(self, image: Image.Image) -> Image.Image:
+    def _compose_on_background(self, image: Image.Image) -> Image.Image:
         if image.mode == "RGBA":
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, ImageColor.getrgb(self.background)), image
-            )
+            background = Image.new("RGBA", image.size, ImageColor.getrgb(self.background))
+            image = Image.alpha_composite(background, image)
         return image.convert("RGB")
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -288,23 +314,24 @@ class Decoding:
 
 
 def claimed_pixels(content: bytes, max_pixels: int = MAX_PIXELS) -> int:
-    """Return how many pixels a picture has by its header, before any is decoded; 0 where that cannot be told."""
+    """Return how many pixels a picture has by its header, before any is decoded.
+
+    The result is 0 if the header cannot be read.
+    """
     Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return opened.width * opened.height
     except Exception:
-        # As when it is decoded, which tells what is wrong.
+        # Pillow raises anything, as when the picture is decoded. That will tell what is wrong.
         return 0
 
 
 def why_too_large(width: int, height: int, max_pixels: int) -> str:
-    """Return why an image of that size is refused; empty where it is not."""
-    return (
-        f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})"
-        if width * height > max_pixels
-        else ""
-    )
+    """Return why an image of that size is refused; empty if it is not."""
+    if width * height > max_pixels:
+        return f"{width} × {height} pixels, more than data.max_pixels ({max_pixels})"
+    return ""
 
 
 def explain_unreadable(error: BaseException) -> str:
@@ -315,7 +342,7 @@ def explain_unreadable(error: BaseException) -> str:
     return "not an image" if "cannot identify image file" in text else text
 
 
-def _content(file: Path | str | BinaryIO | bytes) -> bytes:
+def _read(file: Path | str | BinaryIO | bytes) -> bytes:
     if isinstance(file, bytes):
         return file
     if isinstance(file, Path | str):

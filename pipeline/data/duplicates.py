@@ -1,4 +1,4 @@
-"""Equal and nearly equal images, as sets."""
+"""Sets of equal and nearly equal images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ HASH_BITS = 64
 
 
 class Sets:
-    """Disjoint sets of the numbers below `count` (union-find; smallest number as root)."""
+    """Disjoint sets of the numbers below `count`.
+
+    The sets are a union-find structure; the root of a set is its smallest number.
+    """
 
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count)
@@ -25,25 +28,29 @@ class Sets:
         return number
 
     def unite(self, first: int, second: int) -> None:
-        """Make one set of two."""
-        a, b = self.root(first), self.root(second)
-        self._parent[max(a, b)] = min(a, b)
+        """Make one set of the two sets that two numbers belong to."""
+        first_root = self.root(first)
+        second_root = self.root(second)
+        self._parent[max(first_root, second_root)] = min(first_root, second_root)
 
     def unite_equal(self, keys: NDArray[np.int64], numbers: NDArray[np.int64]) -> None:
-        """Put those of `numbers` that have equal `keys` into one set."""
+        """Put the `numbers` that have equal `keys` into one set."""
         order = np.argsort(keys, kind="stable")
-        keys, numbers = keys[order], numbers[order]
+        keys = keys[order]
+        numbers = numbers[order]
         for place in np.flatnonzero(keys[1:] == keys[:-1]).tolist():
             self.unite(int(numbers[place]), int(numbers[place + 1]))
 
     def roots(self) -> NDArray[np.int64]:
         """Return each number's root, shape (count,)."""
-        while not np.array_equal(above := self._parent[self._parent], self._parent):
+        above = self._parent[self._parent]
+        while not np.array_equal(above, self._parent):
             self._parent = above
+            above = self._parent[self._parent]
         return self._parent
 
     def larger_than_one(self) -> list[list[int]]:
-        """Return the sets of two or more, each in order."""
+        """Return the sets of two or more numbers, each in order."""
         roots = self.roots()
         order = np.argsort(roots, kind="stable")
         starts = np.flatnonzero(np.diff(roots[order], prepend=-1))
@@ -51,39 +58,51 @@ class Sets:
 
 
 def unite_near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
-    """Return for each of n distinct hashes the smallest number of the set it belongs to, chains of near ones being one set.
+    """Return for each hash the smallest number of the set that it belongs to, shape (n,).
 
-    Two hashes that differ in at most d of their bits agree wholly in one of d + 1 bands, so only those that share a
-    band are compared (Manku, G. S. et al. (2007), "Detecting near-duplicates for web crawling").
+    Hashes that are near to each other are in one set. A chain of near hashes is one set too.
+
+    Two hashes that differ in at most d of their bits are equal in at least one of d + 1 bands of
+    bits. So only hashes that share a band are compared (Manku, G. S. et al. (2007), "Detecting
+    near-duplicates for web crawling").
 
     Args:
-        hashes: Distinct, shape (n,).
-        distance: Differing bits up to which two are near.
+        hashes: Distinct hashes, shape (n,).
+        distance: Number of differing bits up to which two hashes are near.
     """
     sets = Sets(len(hashes))
     if distance <= 0:
         return sets.roots()
     edges = np.linspace(0, HASH_BITS, distance + 2).astype(int)
     for low, high in pairwise(edges):
-        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
-        order = np.argsort(band, kind="stable")
-        band, shuffled = band[order], hashes[order]
-        # Element i against element i + lag of the sorted band, as long as any two so far apart share it.
-        places = np.arange(len(hashes))
-        for lag in range(1, len(hashes)):
-            places = places[places + lag < len(hashes)]
-            places = places[band[places] == band[places + lag]]
-            if not len(places):
-                break
-            near = places[np.bitwise_count(shuffled[places] ^ shuffled[places + lag]) <= distance]
-            if len(near):
-                roots = sets.roots()
-                near = near[roots[order[near]] != roots[order[near + lag]]]
-                for first, second in zip(
-                    order[near].tolist(), order[near + lag].tolist(), strict=True
-                ):
-                    sets.unite(first, second)
+        mask = np.uint64((1 << int(high - low)) - 1)
+        band = (hashes >> np.uint64(low)) & mask
+        _unite_near_in_band(sets, hashes, band, distance)
     return sets.roots()
+
+
+def _unite_near_in_band(
+    sets: Sets, hashes: NDArray[np.uint64], band: NDArray[np.uint64], distance: int
+) -> None:
+    order = np.argsort(band, kind="stable")
+    band = band[order]
+    hashes = hashes[order]
+    # Element i is compared with element i + lag of the sorted band, as long as there are two
+    # elements so far apart that share the band.
+    places = np.arange(len(hashes))
+    for lag in range(1, len(hashes)):
+        places = places[places + lag < len(hashes)]
+        places = places[band[places] == band[places + lag]]
+        if not len(places):
+            return
+        num_differing = np.bitwise_count(hashes[places] ^ hashes[places + lag])
+        near = places[num_differing <= distance]
+        if len(near):
+            roots = sets.roots()
+            near = near[roots[order[near]] != roots[order[near + lag]]]
+            pairs = zip(order[near].tolist(), order[near + lag].tolist(), strict=True)
+            for first, second in pairs:
+                sets.unite(first, second)
 
 
 def find_duplicate_sets(
@@ -92,16 +111,18 @@ def find_duplicate_sets(
     has_phash: NDArray[np.bool_],
     near_distance: int,
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
-    """Find the same picture twice, and nearly twice.
+    """Find images that are equal or nearly equal.
 
     Args:
-        pixels: Hash of the decoded pixels, shape (images, 16).
-        phash: Perceptual hash, shape (images,).
-        has_phash: Whether there is one, shape (images,).
-        near_distance: Differing bits up to which two perceptual hashes are near; below 0 only equal pixels count.
+        pixels: Hash of the decoded pixels of each image, shape (images, 16).
+        phash: Perceptual hash of each image, shape (images,).
+        has_phash: Whether an image has a perceptual hash, shape (images,).
+        near_distance: Number of differing bits up to which two perceptual hashes are near. If it
+            is below 0, only equal pixels count.
 
     Returns:
-        The sets of two or more, chains of near images being one; and a number per image, equal for equal pixels.
+        The sets of two or more images, and a number per image that is equal for equal pixels. A
+        chain of near images is one set.
     """
     sets = Sets(len(pixels))
     _, equal = np.unique(np.ascontiguousarray(pixels).view("V16").ravel(), return_inverse=True)

@@ -1,4 +1,7 @@
-"""Read, hash and decode every image of a source once, in parallel; what is known already is not read again."""
+"""Read, hash and decode every image of a source once, in parallel.
+
+What the catalogue knows is not read again.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing.context import BaseContext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,37 +28,50 @@ from pipeline.data.sources.source import Item, Source
 from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.files import lock
 
+_Result = tuple[int, Found | Unreadable]
+"""Number of an item, and what was found in the image."""
+
 Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many of how many."""
+"""Called with what is being done, the number of finished images, and the number of all images."""
 
 _ALONE_SECONDS = 0.3
-"""Work of less is not worth starting worker processes, which takes about a second."""
+"""Seconds for which this process works alone.
+
+Starting worker processes takes about a second. Less work than this is not worth it.
+"""
+
 _MANY = 2000
-"""Images that take longer than that, however small they are."""
+"""Number of images that take longer than `_ALONE_SECONDS`, however small they are."""
+
 _CHUNK = 32
-"""Images handed to a worker process at a time."""
+"""Images that are handed to a worker process at a time."""
+
 _ASKED = 500
 """Images that the catalogue is asked for at a time."""
+
 _COMMIT_SECONDS = 2.0
-"""At most about so much work is lost when the process is killed."""
+"""Seconds between two commits: about as much work is lost at most when the process is killed."""
 
 
 @dataclass
 class Examined:
-    """What was found, by number of the item; plain arrays, since there may be millions.
+    """What was found in images, by number of the item.
+
+    It is kept in plain arrays, since there may be millions of images.
 
     Attributes:
         content: SHA-256 of the encoded image, shape (images, 32).
         pixels: Hash of the decoded pixels, shape (images, 16).
         phash: Perceptual hash, shape (images,).
-        has_phash: Whether there is one.
-        index: Place in the store: rows (number of the shard, offset, height, width), shape (images, 4).
+        has_phash: Whether an image has a perceptual hash, shape (images,).
+        index: Places in the store, rows (number of the shard, offset, height, width), shape
+            (images, 4).
         sizes: Height and width of the decoded images in pixels, shape (images, 2).
-        bits: Of the grey levels, 8 where white is known; shape (images,).
-        brightest: The highest of them where they have more than 8 bits, shape (images,).
+        bits: Bits of the grey levels, 8 if the white level is known; shape (images,).
+        brightest: The highest grey level if the levels have more than 8 bits, shape (images,).
         is_changed: Whether release 0.1.0 made other pixels of an image, shape (images,).
-        shards: Names by number.
-        unreadable: Reasons by number of the item.
+        shards: Names of the shards by number.
+        unreadable: Reasons why an image cannot be used, by number of the item.
         notes: What was passed over in an image that can be used, by number of the item.
     """
 
@@ -74,7 +90,7 @@ class Examined:
 
     @classmethod
     def empty(cls, count: int) -> Examined:
-        """Return room for so many images."""
+        """Return arrays with room for so many images."""
         return cls(
             np.zeros((count, 32), np.uint8),
             np.zeros((count, 16), np.uint8),
@@ -94,11 +110,9 @@ class Examined:
         self.has_phash[number] = found.phash is not None
         self.phash[number] = found.phash or 0
         self.sizes[number] = (found.height, found.width)
-        self.bits[number], self.brightest[number], self.is_changed[number] = (
-            found.bits,
-            found.brightest,
-            found.is_changed,
-        )
+        self.bits[number] = found.bits
+        self.brightest[number] = found.brightest
+        self.is_changed[number] = found.is_changed
         if found.note:
             self.notes[number] = found.note
         if found.shard and found.shard not in shard_numbers:
@@ -118,13 +132,13 @@ def examine(
     """Examine images, and store their pixels.
 
     Args:
-        source: Of the items.
-        items: What to examine.
+        source: Source of the items.
+        items: Images to examine.
         recipe: How the pixels are stored, and where.
-        progress: Told how many images are done.
+        progress: Called with the number of finished images.
 
     Raises:
-        OSError: The store or the catalogue cannot be used; what was there before is intact.
+        OSError: The store or the catalogue cannot be used. What was there before is intact.
         UserError: Decoding an image takes more memory or time than there is.
         PipelineError: Worker processes cannot be started.
     """
@@ -144,13 +158,11 @@ class _Examination:
         catalogue: Catalogue,
         progress: Progress,
     ) -> None:
-        self._source, self._items, self._recipe, self._catalogue, self._progress = (
-            source,
-            items,
-            recipe,
-            catalogue,
-            progress,
-        )
+        self._source = source
+        self._items = items
+        self._recipe = recipe
+        self._catalogue = catalogue
+        self._progress = progress
         self._examined = Examined.empty(len(items))
         self._shard_numbers: dict[str, int] = {}
         self._fingerprints: dict[int, str] = {}
@@ -158,39 +170,47 @@ class _Examination:
         self._committed = time.monotonic()
 
     def run(self) -> Examined:
-        missing = self._known(range(len(self._items)))
+        all_numbers = range(len(self._items))
+        missing = self._take_known(all_numbers)
         if self._recipe.stores and self._examined.shards:
             lost = find_lost_shards(
                 self._recipe.folder, self._examined.shards, self._examined.index
             )
             if lost:
                 self._catalogue.forget_shards(self._recipe.names, lost)
-                self._examined, self._shard_numbers = Examined.empty(len(self._items)), {}
-                missing = self._known(range(len(self._items)))
+                self._examined = Examined.empty(len(self._items))
+                self._shard_numbers = {}
+                missing = self._take_known(all_numbers)
         if missing:
-            with self._alone() as waited:
+            with self._hold_lock() as waited:
                 if self._recipe.stores:
                     remove_unnamed(self._recipe.folder, self._catalogue.shards(self._recipe.names))
-                self._work(self._known(missing) if waited else missing)
+                if waited:
+                    # The other process may have examined some of them.
+                    missing = self._take_known(missing)
+                self._examine_and_commit(missing)
         return self._examined
 
     def _put(self, number: int, found: Found) -> None:
-        # Here, as an image may have been stored under a higher limit, or come from an array that has no header to look at.
-        if problem := why_too_large(found.width, found.height, self._recipe.decoding.max_pixels):
+        # The size is checked here too: an image may have been stored under a higher limit, or come
+        # from an array, which has no header to look at.
+        problem = why_too_large(found.width, found.height, self._recipe.decoding.max_pixels)
+        if problem:
             self._examined.unreadable[number] = problem
         else:
             self._examined.put(number, found, self._shard_numbers)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Keep two processes from decoding the same images; the operating system frees the lock of a process that dies.
+    def _hold_lock(self) -> Iterator[bool]:
+        """Keep other processes from decoding the same images, by a lock.
+
+        The operating system releases the lock when the process ends.
 
         Yields:
-            Whether another process had it first.
+            Whether another process had the lock first.
         """
-        key = hashlib.sha256(
-            f"{self._source.description}\0{self._recipe.name}".encode()
-        ).hexdigest()[:16]
+        subject = f"{self._source.description}\0{self._recipe.name}"
+        key = hashlib.sha256(subject.encode()).hexdigest()[:16]
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(
@@ -203,37 +223,41 @@ class _Examination:
                 waited = True
             yield waited
 
-    def _known(self, numbers: Sequence[int]) -> list[int]:
-        """Take over what the catalogue knows; return the numbers of the rest."""
-        names, missing = self._recipe.names, []
+    def _take_known(self, numbers: Sequence[int]) -> list[int]:
+        """Take over what the catalogue knows; return the numbers of the other images."""
+        names = self._recipe.names
         is_first = self._catalogue.is_new(names)
+        missing = []
         for start in range(0, len(numbers), _ASKED):
-            fingerprints = {}
-            for number in numbers[start : start + _ASKED]:
-                try:
-                    fingerprints[number] = self._source.reader.fingerprint(self._items[number].path)
-                except OSError as error:
-                    self._examined.unreadable[number] = explain_unreadable(error)
-            by_path = {
-                self._items[number].path: fingerprint
-                for number, fingerprint in fingerprints.items()
-            }
-            known = (
-                {}
-                if is_first
-                else self._catalogue.of_files(self._source.description, by_path, names)
-            )
+            fingerprints = self._read_fingerprints(numbers[start : start + _ASKED])
+            known: dict[str, Found] = {}
+            if not is_first:
+                by_path = {
+                    self._items[number].path: fingerprint
+                    for number, fingerprint in fingerprints.items()
+                }
+                known = self._catalogue.of_files(self._source.description, by_path, names)
             for number, fingerprint in fingerprints.items():
-                if (found := known.get(self._items[number].path)) is None:
+                found = known.get(self._items[number].path)
+                if found is None:
                     self._fingerprints[number] = fingerprint
                     missing.append(number)
                 else:
                     self._put(number, found)
         return missing
 
-    def _work(self, numbers: list[int]) -> None:
+    def _read_fingerprints(self, numbers: Sequence[int]) -> dict[int, str]:
+        fingerprints = {}
+        for number in numbers:
+            try:
+                fingerprints[number] = self._source.reader.fingerprint(self._items[number].path)
+            except OSError as error:
+                self._examined.unreadable[number] = explain_unreadable(error)
+        return fingerprints
+
+    def _examine_and_commit(self, numbers: list[int]) -> None:
         done = len(self._items) - len(numbers)
-        for number, result in self._results(numbers):
+        for number, result in self._examine(numbers):
             done += 1
             if isinstance(result, Unreadable):
                 self._examined.unreadable[number] = result.reason
@@ -247,85 +271,86 @@ class _Examination:
     def _commit(self) -> None:
         for shard in {found.shard for _, found in self._pending if found.shard}:
             sync(self._recipe.folder, shard)
-        rows = [
-            (self._items[number].path, self._fingerprints.pop(number), found)
-            for number, found in self._pending
-        ]
+        rows = []
+        for number, found in self._pending:
+            rows.append((self._items[number].path, self._fingerprints.pop(number), found))
         self._catalogue.add(self._source.description, self._recipe.names, rows)
         for number, found in self._pending:
             self._put(number, found)
         self._pending.clear()
         self._committed = time.monotonic()
 
-    def _results(self, numbers: list[int]) -> Iterator[tuple[int, Found | Unreadable]]:
-        chunks = (numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK))
+    def _examine(self, numbers: list[int]) -> Iterator[_Result]:
+        starts = range(0, len(numbers), _CHUNK)
+        chunks = deque(numbers[start : start + _CHUNK] for start in starts)
         alone = Worker(self._source.reader, self._recipe, self._catalogue)
-        until = time.monotonic() + (_ALONE_SECONDS if len(numbers) < _MANY else 0)
-        while time.monotonic() < until and (chunk := next(chunks, None)) is not None:
-            yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
-        if (first := next(chunks, None)) is not None:
-            yield from self._in_processes(chain([first], chunks), alone)
+        end = time.monotonic()
+        if len(numbers) < _MANY:
+            end += _ALONE_SECONDS
+        while chunks and time.monotonic() < end:
+            yield from self._examine_here(chunks.popleft(), alone)
+        if chunks:
+            yield from self._examine_in_processes(chunks, alone)
+
+    def _examine_here(self, chunk: list[int], worker: Worker) -> Iterator[_Result]:
+        return zip(chunk, worker.examine(self._paths(chunk)), strict=True)
 
     def _paths(self, chunk: list[int]) -> list[str]:
         return [self._items[number].path for number in chunk]
 
-    def _in_processes(
-        self, chunks: Iterator[list[int]], alone: Worker
-    ) -> Iterator[tuple[int, Found | Unreadable]]:
-        # Forked from a process of its own: this one has threads, whose locks a fork would copy as they stand.
-        method = (
-            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        )
-        count = os.cpu_count() or 1
-        context = multiprocessing.get_context(method)
-        # Imported once, by the process that the workers are forked from.
-        context.set_forkserver_preload([Worker.__module__])
+    def _examine_in_processes(self, chunks: deque[list[int]], alone: Worker) -> Iterator[_Result]:
+        """Examine images in worker processes.
+
+        Args:
+            chunks: Numbers of the images. Chunks are taken from it as they are begun.
+            alone: Examines images in this process while the others start.
+        """
+        num_processes = os.cpu_count() or 1
         # Chunks whose results are not here yet.
         begun: list[list[int]] = []
-        with self._pool(count, context) as pool:
+        with self._open_pool(num_processes) as pool:
             pending: dict[Future[list[Found | Unreadable]], list[int]] = {}
-            working = False
+            is_started = False
             try:
                 while True:
-                    while len(pending) < 3 * count and (chunk := next(chunks, None)) is not None:
+                    while chunks and len(pending) < 3 * num_processes:
+                        chunk = chunks.popleft()
                         begun.append(chunk)
                         pending[pool.submit(examine_chunk, self._paths(chunk))] = chunk
-                    # While the processes start.
+                    # The processes are starting.
                     while (
-                        not any(future.done() for future in pending)
-                        and not working
-                        and (chunk := next(chunks, None)) is not None
+                        chunks and not is_started and not any(future.done() for future in pending)
                     ):
-                        yield from zip(chunk, alone.examine(self._paths(chunk)), strict=True)
-                    working = True
+                        yield from self._examine_here(chunks.popleft(), alone)
+                    is_started = True
                     if not pending:
                         return
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                        results, chunk = future.result(), pending.pop(future)
+                        results = future.result()
+                        chunk = pending.pop(future)
                         begun.remove(chunk)
                         yield from zip(chunk, results, strict=True)
             except BrokenProcessPool:
                 pass
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        yield from self._one_by_one([number for chunk in begun for number in chunk], context)
-        yield from self._in_processes(chunks, alone)
+        yield from self._examine_one_by_one(chain.from_iterable(begun))
+        yield from self._examine_in_processes(chunks, alone)
 
-    def _one_by_one(
-        self, numbers: list[int], context: BaseContext
-    ) -> Iterator[tuple[int, Found | Unreadable]]:
-        """Examine images that a process was killed over, one at a time, so that it is known at which.
+    def _examine_one_by_one(self, numbers: Iterable[int]) -> Iterator[_Result]:
+        """Examine images that a process was killed over, one at a time, to find out over which.
 
         Raises:
             UserError: A process was killed again.
             PipelineError: No process begins at all.
         """
-        with self._pool(1, context) as pool:
+        with self._open_pool(1) as pool:
             try:
                 pool.submit(examine_chunk, []).result()
             except BrokenProcessPool:
                 raise PipelineError(
-                    "processes that decode images end as soon as they begin; what they print tells why"
+                    "processes that decode images end as soon as they begin; "
+                    "what they print tells why"
                 ) from None
             for number in numbers:
                 path = self._items[number].path
@@ -333,12 +358,19 @@ class _Examination:
                     (result,) = pool.submit(examine_chunk, [path]).result()
                 except BrokenProcessPool:
                     raise UserError(
-                        f"{path}: the process that decodes it is killed; perhaps memory does not suffice, or it takes too long; remove it, "
-                        "or convert it; a lower data.max_pixels refuses it"
+                        f"{path}: the process that decodes it is killed; "
+                        "perhaps memory does not suffice, or it takes too long; "
+                        "remove it, or convert it; a lower data.max_pixels refuses it"
                     ) from None
                 yield number, result
 
-    def _pool(self, count: int, context: BaseContext) -> ProcessPoolExecutor:
+    def _open_pool(self, num_processes: int) -> ProcessPoolExecutor:
+        # Worker processes are forked from a process of their own. A fork of this process would copy
+        # the locks of its threads as they stand.
+        has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
+        # That process imports the module once, for all worker processes.
+        context.set_forkserver_preload([Worker.__module__])
         return ProcessPoolExecutor(
-            count, context, start_worker, (self._source.reader, self._recipe)
+            num_processes, context, start_worker, (self._source.reader, self._recipe)
         )

@@ -1,4 +1,7 @@
-"""One image after another: read, hashed, decoded, resized, stored; in this process or in those of a pool."""
+"""Read, hash, decode, resize and store one image after another.
+
+A `Worker` does it in this process; `start_worker` and `examine_chunk` do it in those of a pool.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,30 @@ from scipy import fft
 
 from pipeline.config import Data
 from pipeline.data.catalogue import Catalogue, Found, Names
-from pipeline.data.decode import UNREADABLE, VERSION, Decoding, explain_unreadable
+from pipeline.data.decode import UNREADABLE, VERSION, Decoded, Decoding, explain_unreadable
 from pipeline.data.decoding_limits import TooSlow, stopwatch
-from pipeline.data.grey_levels import Levels, next_white
+from pipeline.data.grey_levels import next_white
 from pipeline.data.image_store import ShardWriter, shard_size
 from pipeline.data.sources.source import Reader
 from pipeline.errors import UserError
 
 SMALLEST_HASHED = 64
 """Shorter side in pixels below which unlike pictures have like perceptual hashes."""
+
 FLAT = 4
-"""Grey levels of 256 below which what is left of a picture for its perceptual hash is noise: pages of one colour all hash alike."""
+"""Range of grey levels, of 256, below which a picture has no perceptual hash.
+
+What is left of the picture for the hash is noise: pages of one colour all hash alike.
+"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the stored pixels depend on beside the content.
+    """What the stored pixels depend on beside the content of the files.
 
     Attributes:
         root: The ``prepared`` folder.
-        decoding: What is made of a file.
+        decoding: How a file becomes pixels.
         stores: Whether pixels are stored.
     """
 
@@ -54,26 +61,32 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of the folder of the shards, and in the catalogue of images of 8 bits; another with each version of the decoding."""
+        """Name in the folder of the shards, and name in the catalogue for images of 8 bits.
+
+        Each version of the decoding has another.
+        """
         return self.decoding.key if self.stores else f"none-{self.decoding.colours_key}"
 
     @property
     def names(self) -> Names:
-        """In the catalogue."""
+        """Names in the catalogue."""
         return Names(self.name, self.name + self.decoding.grey_key)
 
     @property
     def folder(self) -> Path:
-        """Of the shards."""
+        """Folder of the shards."""
         return self.root / f"images-{self.name}"
 
     def stores_of(self, bits: int) -> bool:
-        """Whether pixels of an image of so many bits are stored: of more than 8 only when it is known which level is white."""
+        """Whether pixels of an image of so many bits are stored.
+
+        Those of more than 8 bits are stored only if it is known which level is white.
+        """
         return self.stores and (bits == 8 or self.decoding.white != "auto")
 
 
 class Unreadable(NamedTuple):
-    """An image that cannot be used, and why."""
+    """The reason why an image cannot be used."""
 
     reason: str
 
@@ -82,9 +95,11 @@ class Worker:
     """Examines images one by one, and appends their pixels to a shard of its own."""
 
     def __init__(self, reader: Reader, recipe: Recipe, catalogue: Catalogue) -> None:
-        self._reader, self._recipe, self._catalogue = reader, recipe, catalogue
+        self._reader = reader
+        self._recipe = recipe
+        self._catalogue = catalogue
         self._shard = ShardWriter(recipe.folder)
-        # Then there is nothing to look up, which for each image takes a moment.
+        # If so, images need not be looked up, which would take a moment for each.
         self._is_first = catalogue.is_new(recipe.names)
         self._sizes: dict[str, int] = {}
 
@@ -92,7 +107,8 @@ class Worker:
         """Examine images, and hand their pixels over to the operating system.
 
         Raises:
-            OSError: The store or the catalogue cannot be used; the disk is full, or the like.
+            OSError: The store or the catalogue cannot be used, for example since the disk is full.
+            UserError: Decoding an image takes more memory or time than there is.
         """
         results = [self._examine(path) for path in paths]
         self._shard.flush()
@@ -104,34 +120,31 @@ class Worker:
         except UNREADABLE as error:
             return Unreadable(explain_unreadable(error))
         digest = hashlib.sha256(content).digest()
-        known = None if self._is_first else self._catalogue.of_content(digest, self._recipe.names)
-        if known is not None and self._is_stored(known):
-            return known
+        if not self._is_first:
+            known = self._catalogue.of_content(digest, self._recipe.names)
+            if known is not None and self._is_stored(known):
+                return known
         if not content:
             return Unreadable("empty file")
         try:
             with stopwatch():
-                image, levels, is_changed, note = self._reader.image(content, self._recipe.decoding)
-                compared, scale = self._compared(content, image, levels)
+                decoded = self._reader.image(content, self._recipe.decoding)
+                compared, scale = self._make_comparable(content, decoded)
         except UNREADABLE as error:
             return Unreadable(explain_unreadable(error))
         except TooSlow as error:
-            # Not passed over: on a faster machine it would be one of the images.
+            # The image is not passed over: on a faster machine it would be used.
             raise UserError(f"{path}: {error}; remove it, or convert it") from None
         except MemoryError:
             raise UserError(
                 f"{path}: memory does not suffice to decode it; a lower data.max_pixels refuses it"
             ) from None
-        bits, brightest = levels or (8, 0.0)
-        shard, offset, height, width = "", 0, 0, 0
-        if self._recipe.stores_of(bits):
-            pixels = self._recipe.decoding.resize(image)
-            shard, offset = self._shard.name, self._shard.append(pixels)
-            height, width = pixels.shape[1:]
+        bits, brightest = decoded.levels or (8, 0.0)
+        shard, offset, height, width = self._store(decoded.image, bits)
         return Found(
             digest,
-            image.height,
-            image.width,
+            decoded.image.height,
+            decoded.image.width,
             hash_of_pixels(compared, scale),
             perceptual_hash(compared),
             shard,
@@ -140,53 +153,61 @@ class Worker:
             width,
             bits,
             brightest,
-            is_changed,
-            note,
+            decoded.is_changed,
+            decoded.note,
         )
 
-    def _compared(
-        self, content: bytes, image: Image.Image, levels: Levels | None
-    ) -> tuple[Image.Image, int]:
-        """Return the picture that tells copies, and the white that it is scaled by, 0 for one of 8 bits.
+    def _store(self, image: Image.Image, bits: int) -> tuple[str, int, int, int]:
+        """Store the resized picture, if the recipe does; return shard, offset, height and width."""
+        if not self._recipe.stores_of(bits):
+            return "", 0, 0, 0
+        pixels = self._recipe.decoding.resize(image)
+        offset = self._shard.append(pixels)
+        _, height, width = pixels.shape
+        return self._shard.name, offset, height, width
 
-        Of more bits it is scaled by its own brightest level, whichever level is white for all: else ``auto`` and the number that it stands
-        for would find other copies, and so make other splits.
+    def _make_comparable(self, content: bytes, decoded: Decoded) -> tuple[Image.Image, int]:
+        """Return the picture by which copies are found, and the white that it is scaled by.
+
+        The white is 0 for a picture of 8 bits. A picture of more bits is scaled by its own
+        brightest level, whichever level is white for all pictures: else ``auto`` and the number
+        that it stands for would find other copies, and so make other splits.
         """
+        image = decoded.image
         decoding = self._recipe.decoding
-        if levels is None or decoding.white == "type":
+        if decoded.levels is None or decoding.white == "type":
             return image, 0
-        scaled = (
-            image
-            if decoding.white == "auto"
-            else self._reader.image(content, replace(decoding, white="auto")).image
-        )
-        return scaled, next_white(levels.brightest)
+        if decoding.white != "auto":
+            image = self._reader.image(content, replace(decoding, white="auto")).image
+        return image, next_white(decoded.levels.brightest)
 
     def _is_stored(self, found: Found) -> bool:
         if not self._recipe.stores_of(found.bits):
             return True
         end = found.offset + 3 * found.stored_height * found.stored_width
         if self._sizes.get(found.shard, 0) < end:
-            # Looked at again, since a shard that is written to grows.
+            # The size is read again, since a shard that is written to grows.
             self._sizes[found.shard] = shard_size(self._recipe.folder, found.shard)
         return self._sizes[found.shard] >= end
 
 
 def hash_of_pixels(image: Image.Image, scale: int = 0) -> bytes:
     """Return 16 bytes that are equal for equal pictures of one scale."""
-    # Of a photograph's 36 MB, SHA-256 would take a quarter of the time of decoding it.
+    # SHA-256 of a photograph's 36 MB would take a quarter of the time of decoding it.
     return xxhash.xxh3_128_digest(image.tobytes(), seed=image.width + (scale % 2**32 << 32))
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """Return 64 bits of which like pictures differ in few; None for an image too small for it, or of one colour.
+    """Return 64 bits, of which like pictures differ in few.
 
-    pHash: the signs of the 8 by 8 lowest frequencies of the picture's cosine transform, about their median (Zauner, C. (2010),
-    "Implementation and benchmarking of perceptual image hash functions").
+    The result is None for an image that is too small, or of one colour. Else it is the picture's
+    pHash: for each of the 8 by 8 lowest frequencies of its cosine transform, whether it is above
+    their median (Zauner, C. (2010), "Implementation and benchmarking of perceptual image hash
+    functions").
     """
     if min(image.size) < SMALLEST_HASHED:
         return None
-    # Averaged down first: a filter over the whole picture would take ten times as long.
+    # `reduce` takes averages first: a filter over the whole picture would take ten times as long.
     small = (
         image.reduce((image.width // 32, image.height // 32))
         .convert("L")
@@ -201,18 +222,19 @@ def perceptual_hash(image: Image.Image) -> int | None:
 
 
 _worker: Worker | OSError
+"""The worker of this process of a pool, or the reason why there is none."""
 
 
 def start_worker(reader: Reader, recipe: Recipe) -> None:
     """Make this process of a pool ready for `examine_chunk`."""
     global _worker  # noqa: PLW0603 - a pool's processes have no other place for what they keep
-    # Ctrl-C reaches all processes of a terminal; the parent ends these.
+    # Ctrl-C reaches all processes of a terminal; the parent ends its worker processes itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _worker = Worker(reader, recipe, Catalogue(recipe.root))
     except OSError as error:
-        # Raised here, it would break the pool and leave nobody the reason.
+        # Raised here, the error would break the pool, and nobody would learn the reason.
         _worker = error
 
 

@@ -1,4 +1,4 @@
-"""What the quality gate has found: as a report, as warnings, and as the error where a policy refuses it."""
+"""What the quality gate has found: a report, warnings, and the error if a policy refuses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import Data
 from pipeline.data.examine import Examined
-from pipeline.data.leaks import find_leaks, warn_of_divided_groups
+from pipeline.data.leaks import SplitOf, find_leaks, warn_of_divided_groups
 from pipeline.data.quality_gate import FEW, Inspection
 from pipeline.data.sources.source import SPLITS
 from pipeline.data.splits import fold_name
@@ -17,6 +17,8 @@ from pipeline.natural_order import natural_key
 
 MOST_LISTED = 1000
 """Sets of duplicates, or leaking pairs, that the report lists; it counts all."""
+_NOT_SPLIT = "not split yet"
+"""Column of the images without a split, in the report on images that are refused."""
 
 Report = dict[str, Any]
 
@@ -34,17 +36,25 @@ class Refused(UserError):
 
 
 def class_warnings(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Return what is thin in the classes' counts per split."""
+    """Return warnings about classes that have few images, or none in a split.
+
+    Args:
+        counts: Number of images by class and split.
+    """
     warnings = []
     for label, count in sorted(counts.items(), key=lambda item: natural_key(item[0])):
         missing = [split for split, number in count.items() if not number]
         if missing:
             warnings.append(f"class {label!r} has no images in {' and '.join(missing)}")
         folds = [number for split, number in count.items() if split not in ("train", "val", "test")]
-        # Of folds all but one train; where the fullest validates, fewest are left.
-        train = sum(folds) - max(folds) if folds else count["train"]
+        if folds:
+            # All folds but one train. When the fullest fold validates, the fewest images are left.
+            train = sum(folds) - max(folds)
+        else:
+            train = count["train"]
         if 0 < train < FEW:
-            warnings.append(f"class {label!r} has {train} training image{'s' * (train != 1)}")
+            noun = "image" if train == 1 else "images"
+            warnings.append(f"class {label!r} has {train} training {noun}")
     return warnings
 
 
@@ -58,16 +68,21 @@ def build_refusal(
 ) -> Refused:
     """Return the error for images that are refused; its report has counts, but no splits yet."""
     items = inspection.kept_items
-    given = [split for split in SPLITS if any(item.split == split for item in items)]
-    names = given if all(item.split for item in items) else [*given, "not split yet"]
-    found = Counter((item.label, item.split or "not split yet") for item in items)
+    given = {item.split for item in items}
+    names = [split for split in SPLITS if split in given]
+    if "" in given:
+        names.append(_NOT_SPLIT)
+    found = Counter((item.label, item.split or _NOT_SPLIT) for item in items)
     classes = sorted({item.label for item in inspection.items})
+    counts = {}
+    for label in classes:
+        counts[label] = {name: found[label, name] for name in names}
     report = build_report(inspection, data, source, ignored, None) | {
         "refused": message,
         "digest": "",
         "classes": classes,
         "splits": names,
-        "counts": {label: {name: found[label, name] for name in names} for label in classes},
+        "counts": counts,
         "samples": {},
     }
     return Refused(message, findings, report)
@@ -87,42 +102,13 @@ def build_report(
         data: The policies.
         source: Description of the source.
         ignored: Files passed over, counted by extension.
-        splits: Of the images kept, or None where they are not assigned yet.
+        splits: Splits of the images that are kept; None if they are not assigned yet.
     """
-    items = inspection.items
-    of = dict(zip(inspection.kept, splits, strict=True)) if splits is not None else {}
-
-    def split_of(number: int) -> str:
-        return of.get(number, items[number].split)
-
-    folds = [fold_name(fold) for fold in range(data.folds)] if splits is not None else []
-    pairs = find_leaks(inspection, split_of, [*folds, *SPLITS])
-
-    def entry(number: int) -> dict[str, Any]:
-        item = items[number]
-        return {
-            "path": item.path,
-            "label": item.label,
-            "split": split_of(number),
-            "kept": number not in inspection.quarantined,
-        }
-
-    def is_equal(members: list[int]) -> bool:
-        return len({int(inspection.equal[number]) for number in members}) == 1
-
-    def conflict(members: list[int]) -> bool:
-        return len({items[number].label for number in members}) > 1
-
-    def across(members: list[int]) -> bool:
-        return (
-            len({split_of(number) for number in members if number not in inspection.quarantined})
-            > 1
-        )
-
-    ordered = sorted(
-        inspection.duplicates,
-        key=lambda members: (not conflict(members), not across(members), -len(members), members),
-    )
+    split_of = _split_each(inspection, splits).__getitem__
+    order = list(SPLITS)
+    if splits is not None:
+        order = [*map(fold_name, range(data.folds)), *SPLITS]
+    leaks = find_leaks(inspection, split_of, order)
     return {
         "name": data.name,
         "source": source,
@@ -132,37 +118,89 @@ def build_report(
             "duplicates": data.duplicates,
             "near_distance": data.near_distance,
         },
-        "quarantined": [
-            {"path": items[number].path, "label": items[number].label, "reason": why}
-            for number, why in sorted(inspection.quarantined.items())
-        ],
-        "duplicates": {
-            "num_groups": len(ordered),
-            "num_images": sum(map(len, ordered)),
-            "under_two_labels": sum(map(conflict, ordered)),
-            "across_splits": sum(map(across, ordered)),
-            "groups": [
-                {
-                    "kind": "equal" if is_equal(members) else "near",
-                    "images": [entry(number) for number in members],
-                }
-                for members in ordered[:MOST_LISTED]
-            ],
-        },
-        "num_leaks": len(pairs),
-        "leaks": pairs[:MOST_LISTED],
+        "quarantined": _report_quarantined(inspection),
+        "duplicates": _report_duplicates(inspection, split_of),
+        "num_leaks": len(leaks),
+        "leaks": leaks[:MOST_LISTED],
         "warnings": [*inspection.warnings, *warn_of_divided_groups(inspection, split_of)],
         "ignored": ignored,
     }
 
 
+def _split_each(inspection: Inspection, splits: Sequence[str] | None) -> list[str]:
+    """Return the split of every image; an image that is left out has its source's, or none."""
+    result = [item.split for item in inspection.items]
+    if splits is not None:
+        for number, split in zip(inspection.kept, splits, strict=True):
+            result[number] = split
+    return result
+
+
+def _report_quarantined(inspection: Inspection) -> list[Report]:
+    quarantined = []
+    for number, why in sorted(inspection.quarantined.items()):
+        item = inspection.items[number]
+        quarantined.append({"path": item.path, "label": item.label, "reason": why})
+    return quarantined
+
+
+def _report_duplicates(inspection: Inspection, split_of: SplitOf) -> Report:
+    """Return the number of sets of duplicates, how many of them are doubtful, and a list of them.
+
+    Sets under several labels stand first, then sets in several splits, then large sets.
+    """
+
+    def has_two_labels(members: list[int]) -> bool:
+        return len(_labels_of(members, inspection)) > 1
+
+    def is_across_splits(members: list[int]) -> bool:
+        found = {split_of(number) for number in members if number not in inspection.quarantined}
+        return len(found) > 1
+
+    def sort_key(members: list[int]) -> tuple[bool, bool, int, list[int]]:
+        return not has_two_labels(members), not is_across_splits(members), -len(members), members
+
+    ordered = sorted(inspection.duplicates, key=sort_key)
+    return {
+        "num_groups": len(ordered),
+        "num_images": sum(map(len, ordered)),
+        "under_two_labels": sum(map(has_two_labels, ordered)),
+        "across_splits": sum(map(is_across_splits, ordered)),
+        "groups": [_report_set(members, inspection, split_of) for members in ordered[:MOST_LISTED]],
+    }
+
+
+def _report_set(members: list[int], inspection: Inspection, split_of: SplitOf) -> Report:
+    images = []
+    for number in members:
+        item = inspection.items[number]
+        images.append(
+            {
+                "path": item.path,
+                "label": item.label,
+                "split": split_of(number),
+                "kept": number not in inspection.quarantined,
+            }
+        )
+    return {"kind": "equal" if _is_equal(members, inspection) else "near", "images": images}
+
+
+def _is_equal(members: Sequence[int], inspection: Inspection) -> bool:
+    """Whether all images of a set have equal pixels."""
+    return len({int(inspection.equal[number]) for number in members}) == 1
+
+
+def _labels_of(members: Sequence[int], inspection: Inspection) -> list[str]:
+    return sorted({inspection.items[number].label for number in members})
+
+
 def refuse(
     inspection: Inspection, examined: Examined, data: Data, source: str, ignored: dict[str, int]
 ) -> None:
-    """Stop where a policy is ``error``.
+    """Raise an error if a policy is ``error`` and has something to refuse.
 
     Raises:
-        Refused: With every finding of the kind that is refused.
+        Refused: The error lists every finding of the kind that is refused.
     """
     bad = [
         f"{inspection.items[number].path}: {why}"
@@ -170,39 +208,49 @@ def refuse(
     ]
     if bad and data.bad == "error":
         count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-        message = f"{count} in {source} cannot be read; repair or remove, or leave them out with data.bad warn"
+        message = (
+            f"{count} in {source} cannot be read; "
+            "repair or remove, or leave them out with data.bad warn"
+        )
         raise build_refusal(message, sorted(bad), inspection, data, source, ignored)
     if inspection.duplicates and data.duplicates == "error":
         images = sum(map(len, inspection.duplicates))
         lines = [describe_duplicates(members, inspection) for members in inspection.duplicates]
-        message = f"{images} images in {source} are copies or nearly so, in {len(lines)} sets; data.duplicates is error (or group, warn, drop)"
+        message = (
+            f"{images} images in {source} are copies or nearly so, in {len(lines)} sets; "
+            "data.duplicates is error (or group, warn, drop)"
+        )
         raise build_refusal(message, lines, inspection, data, source, ignored)
-    if len({inspection.items[number].label for number in inspection.kept}) < 2:
+    if len(_labels_of(inspection.kept, inspection)) < 2:
         message = f"{source} has fewer than two classes with images that can be used"
         raise build_refusal(message, sorted(bad), inspection, data, source, ignored)
 
 
 def describe_duplicates(members: Sequence[int], inspection: Inspection) -> str:
     """Return a set of duplicates as one line."""
-    items = [inspection.items[number] for number in members]
-    kind = (
-        "equal"
-        if len({int(inspection.equal[number]) for number in members}) == 1
-        else "nearly equal"
-    )
-    labels = sorted({item.label for item in items})
-    under = f", under {len(labels)} labels: {', '.join(labels)}" if len(labels) > 1 else ""
-    paths = ", ".join(item.path for item in items[:4])
-    return f"{kind}{under}: {paths}{f' and {len(items) - 4} more' if len(items) > 4 else ''}"
+    line = "equal" if _is_equal(members, inspection) else "nearly equal"
+    labels = _labels_of(members, inspection)
+    if len(labels) > 1:
+        line += f", under {len(labels)} labels: {', '.join(labels)}"
+    line += f": {', '.join(inspection.items[number].path for number in members[:4])}"
+    if len(members) > 4:
+        line += f" and {len(members) - 4} more"
+    return line
 
 
 def find_majority(counts: dict[str, dict[str, int]]) -> tuple[str, float]:
-    """Return the class with most training images, and its share of the validation images: what always answering it would score."""
-    train = {
-        label: sum(number for split, number in count.items() if split not in ("val", "test"))
-        for label, count in counts.items()
-    }
+    """Return the class with most training images, and its share of the validation images.
+
+    The share is the score of a network that always answers with this class.
+
+    Args:
+        counts: Number of images by class and split.
+    """
+    train = {}
+    for label, count in counts.items():
+        own = [number for split, number in count.items() if split not in ("val", "test")]
+        train[label] = sum(own)
     largest = max(sorted(train), key=train.__getitem__)
-    chosen = {label: count.get("val", train[label]) for label, count in counts.items()}
-    total = sum(chosen.values())
-    return largest, chosen[largest] / total if total else 0.0
+    validated = {label: count.get("val", train[label]) for label, count in counts.items()}
+    total = sum(validated.values())
+    return largest, validated[largest] / total if total else 0.0

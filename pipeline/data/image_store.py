@@ -1,11 +1,14 @@
 """Images decoded once into memory-mapped files, so that no epoch decodes again.
 
-A shard, ``prepared/images-RECIPE/NAME.bin``, holds the pixels of images one after another, uint8, each of shape
-(3, height, width). It is only ever appended to, by the one process that made it. What the catalogue says about a place in a shard was
-written after the pixels had reached the disk; what follows the last such place is of a process that was killed, and never read.
+A shard, ``prepared/images-RECIPE/NAME.bin``, holds the pixels of images one after another, uint8,
+each of shape (3, height, width). Only the process that made it writes to it, and it only appends.
+The catalogue names a place in a shard only after the pixels there have reached the disk. What
+follows the last place that the catalogue names was written by a process that was killed, and is
+never read.
 
-Whatever stands below ``prepared`` may be deleted by hand while nothing prepares or trains, folder by folder or all: the next
-prepare decodes anew what it misses. Folders ``images-…`` of other sizes or of an older version are used by nobody else.
+All that stands below ``prepared`` may be deleted by hand while nothing prepares or trains, whole or
+folder by folder: the next prepare decodes anew what is missing. Folders ``images-…`` of other sizes
+or of an older version are used by nobody else.
 """
 
 from __future__ import annotations
@@ -31,13 +34,15 @@ class Store:
     """Random access to decoded images; safe to share with forked or spawned worker processes.
 
     Args:
-        folder: Of the shards.
-        shards: Their names.
+        folder: Folder of the shards.
+        shards: Names of the shards.
         index: One row (number of the shard, offset, height, width) per image, shape (images, 4).
     """
 
     def __init__(self, folder: Path, shards: list[str], index: NDArray[np.int64]) -> None:
-        self._folder, self._shards, self._index = folder, shards, index
+        self._folder = folder
+        self._shards = shards
+        self._index = index
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
@@ -48,28 +53,30 @@ class Store:
         return {**self.__dict__, "_maps": {}}
 
     def __getitem__(self, position: int) -> NDArray[np.uint8]:
-        """Return one image, of shape (3, height, width); read-only."""
+        """Return one image, of shape (3, height, width). It is read-only."""
         shard, offset, height, width = self._index[position].tolist()
         pixels = self._maps.get(shard)
         if pixels is None:
-            # As a plain array over the map: slices of a memmap object cost several times as much.
-            pixels = self._maps[shard] = np.asarray(
-                np.memmap(self._folder / self._shards[shard], dtype=np.uint8, mode="r")
-            )
+            # A plain array over the map: slices of a memmap object cost several times as much.
+            file = self._folder / self._shards[shard]
+            pixels = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+            self._maps[shard] = pixels
         return pixels[offset : offset + 3 * height * width].reshape(3, height, width)
 
 
 class Undecoded:
-    """The same images as a `Store` of them, each decoded when it is asked for.
+    """The same images as in a `Store`, each decoded when it is asked for.
 
     Args:
-        reader: Of the source.
-        paths: One per image.
-        decoding: What is made of a file.
+        reader: Reader of the source.
+        paths: One path per image.
+        decoding: How a file becomes pixels.
     """
 
     def __init__(self, reader: Reader, paths: list[str], decoding: Decoding) -> None:
-        self._reader, self._paths, self._decoding = reader, paths, decoding
+        self._reader = reader
+        self._paths = paths
+        self._decoding = decoding
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -81,10 +88,11 @@ class Undecoded:
 
 
 class ShardWriter:
-    """Appends to a shard of its own; the file is made with the first image."""
+    """Appends to a shard of its own. The file is made with the first image."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self.name = folder, f"{uuid.uuid4().hex}.bin"
+        self._folder = folder
+        self.name = f"{uuid.uuid4().hex}.bin"
         self._file: BinaryIO | None = None
 
     def append(self, pixels: NDArray[np.uint8]) -> int:
@@ -116,7 +124,7 @@ def sync(folder: Path, shard: str) -> None:
 
 
 def shard_size(folder: Path, shard: str) -> int:
-    """Return a shard's bytes; 0 where it is missing."""
+    """Return the number of bytes of a shard; 0 if it is missing."""
     try:
         return (folder / shard).stat().st_size
     except FileNotFoundError:
@@ -135,9 +143,10 @@ def find_lost_shards(folder: Path, shards: list[str], index: NDArray[np.int64]) 
 
 
 def remove_unnamed(folder: Path, named: Container[str]) -> None:
-    """Remove the shards of a folder that the catalogue does not name, since nobody can read from them.
+    """Remove the shards of a folder that the catalogue does not name.
 
-    Those of the last day stay: another process may be about to name them.
+    Nobody can read from them. Shards of the last day stay: another process may be about to name
+    them.
     """
     for file in folder.glob("*.bin"):
         with suppress(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from pipeline.data.resize import center_crop
 from pipeline.data.transforms import augment
 
 Key = tuple[int, int] | tuple[int, int, int]
-"""(epoch, number of the image within its split), and the place of the draw where an image may be drawn twice an epoch"""
+"""(epoch, number of the image within its split, place of the draw).
+
+The place of the draw is there only if an image may be drawn twice an epoch.
+"""
 
 
 class DecodedImages(Protocol):
@@ -32,8 +35,8 @@ class Labelled(Protocol):
     """What a `Loader` makes batches of.
 
     Attributes:
-        labels: In the split's own order, shape (images,).
-        num_classes: Of all images, those of other splits included.
+        labels: Labels of the split's images in their own order, shape (images,).
+        num_classes: Number of classes of all images, with the images of other splits.
     """
 
     labels: Tensor
@@ -52,21 +55,23 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     """The images of one split.
 
     Augmentation is a function of (seed, epoch, image), so that the number of worker processes, a
-    resumed training or another order of batches does not change what the network sees. Where an image
-    may be drawn twice an epoch, the place of the draw is the fourth argument, or both would look the same.
+    resumed training or another order of batches does not change what the network sees. If an image
+    may be drawn twice an epoch, the place of the draw is the fourth argument: else both would look
+    the same.
 
     Args:
         store: All decoded images.
         positions: Places of the split's images in `store`.
-        labels: Of all images in `store`, as indices of classes.
+        labels: Labels of all images in `store`, as indices of classes.
         size: Side of the square that the network sees, in pixels.
-        augmentation: Of `pipeline.data.transforms.build_augmentation`; None cuts out the middle.
-        seed: Of the augmentation.
+        augmentation: The result of `pipeline.data.transforms.build_augmentation`; None cuts out the
+            middle.
+        seed: Seed of the augmentation.
 
     Attributes:
-        positions: As given.
-        labels: Of the split's images, shape (images,).
-        num_classes: Of all images, those of other splits included.
+        positions: Places of the split's images in the store.
+        labels: Labels of the split's images, shape (images,).
+        num_classes: Number of classes of all images, with the images of other splits.
     """
 
     def __init__(
@@ -78,10 +83,13 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         augmentation: v2.Transform | None = None,
         seed: int = 0,
     ) -> None:
-        self._store, self.positions, self._size = store, positions, size
+        self._store = store
+        self.positions = positions
+        self._size = size
         self.labels = torch.from_numpy(labels[positions])
         self.num_classes = int(labels.max()) + 1
-        self._augmentation, self._seed = augmentation, seed
+        self._augmentation = augmentation
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -91,20 +99,18 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         numbers = [key[1] for key in keys]
         pixels = [self._store[position] for position in self.positions[numbers].tolist()]
         if self._augmentation is None:
-            images = torch.from_numpy(
-                np.stack([center_crop(image, self._size) for image in pixels])
-            )
+            middles = [center_crop(image, self._size) for image in pixels]
+            images = torch.from_numpy(np.stack(middles))
         else:
-            images = torch.stack(
-                [
-                    self._augmented(key, image, self._augmentation)
-                    for key, image in zip(keys, pixels, strict=True)
-                ]
-            )
+            augmented = [
+                self._augment(key, image, self._augmentation)
+                for key, image in zip(keys, pixels, strict=True)
+            ]
+            images = torch.stack(augmented)
         return images, self.labels[numbers]
 
-    def _augmented(self, key: Key, pixels: NDArray[np.uint8], augmentation: v2.Transform) -> Tensor:
-        # The CPU's generator alone: torch.manual_seed would reseed the dropout of a GPU too.
+    def _augment(self, key: Key, pixels: NDArray[np.uint8], augmentation: v2.Transform) -> Tensor:
+        # Only the CPU's generator is seeded: torch.manual_seed would reseed a GPU's dropout too.
         generator = torch.default_generator
         state = generator.get_state()
         try:
@@ -114,25 +120,45 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             generator.set_state(state)
 
 
-class Batches(Sampler[list[Key]]):
-    """Batches of keys; shuffled anew each epoch where a seed is given, a function of (seed, epoch) alone.
-
-    Args:
-        num_images: Of the split; as many are drawn each epoch.
-        batch_size: Keys per batch.
-        shuffle_seed: None keeps the order.
-        probabilities: Shape (images,), sum 1: images are drawn by them, with replacement, instead of shuffled. Needs a seed.
-        share: (rank, size) of this process among those that train together: it has every size-th key of each batch.
-        smallest: A smaller batch is left out where batches are shuffled.
+class Share(NamedTuple):
+    """The part of each batch that one of the processes that train together gets.
 
     Attributes:
-        batch_size: As given.
-        shuffle_seed: As given.
-        probabilities: As given.
-        share: As given.
-        smallest: As given.
-        epoch: To be set before each epoch.
-        skip: Batches at the epoch's beginning that are left out, since a resumed training has done them.
+        rank: Rank of the process; it has every `size`-th key of a batch, from this one on.
+        size: Number of processes.
+        smallest: Size of the smallest batch; a smaller one is left out if batches are shuffled.
+    """
+
+    rank: int = 0
+    size: int = 1
+    smallest: int = 2
+
+
+WHOLE = Share()
+"""All of each batch: there is one process."""
+
+
+class Batches(Sampler[list[Key]]):
+    """Batches of keys.
+
+    If a seed is given, they are shuffled anew each epoch, as a function of (seed, epoch) alone.
+
+    Args:
+        num_images: Number of the split's images; as many are drawn each epoch.
+        batch_size: Keys per batch.
+        shuffle_seed: Seed of the order; None keeps the order of the split.
+        probabilities: Probability of each image, shape (images,), sum 1. Images are drawn by these
+            probabilities, with replacement, instead of shuffled. They need a seed.
+        share: The part of each batch that this process gets.
+
+    Attributes:
+        batch_size: Keys per batch.
+        shuffle_seed: Seed of the order, or None.
+        probabilities: Probability of each image, or None.
+        share: The part of each batch that this process gets.
+        epoch: Number of the epoch. The caller sets it before each epoch.
+        skip: Number of batches at the epoch's beginning that are left out, since a resumed training
+            has done them.
     """
 
     def __init__(
@@ -141,27 +167,32 @@ class Batches(Sampler[list[Key]]):
         batch_size: int,
         shuffle_seed: int | None = None,
         probabilities: NDArray[np.float64] | None = None,
-        share: tuple[int, int] = (0, 1),
-        smallest: int = 2,
+        share: Share = WHOLE,
     ) -> None:
-        self._num_images, self.batch_size, self.shuffle_seed = num_images, batch_size, shuffle_seed
-        self.probabilities, self.share, self.smallest = probabilities, share, smallest
-        self.epoch = self.skip = 0
+        self._num_images = num_images
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.probabilities = probabilities
+        self.share = share
+        self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self._num_images, self.batch_size)
-        return full + (1 if rest and not self._is_dropped(rest) else 0)
+        if rest and not self._is_dropped(rest):
+            return full + 1
+        return full
 
     def __iter__(self) -> Iterator[list[Key]]:
-        keys = self._keys()
+        keys = self._draw_keys()
         for start in range(self.skip * self.batch_size, self._num_images, self.batch_size):
             batch = keys[start : start + self.batch_size]
             if not self._is_dropped(len(batch)):
-                rank, size = self.share
-                # Every process must have something to compute; where a batch is too small for that, an image that does not count.
-                yield batch[rank::size] or batch[:1]
+                # Every process must have something to compute. If a batch is too small for that,
+                # the process gets an image that does not count.
+                yield batch[self.share.rank :: self.share.size] or batch[:1]
 
-    def _keys(self) -> list[Key]:
+    def _draw_keys(self) -> list[Key]:
         if self.shuffle_seed is None:
             return [(self.epoch, number) for number in range(self._num_images)]
         rng = np.random.default_rng((self.shuffle_seed, self.epoch))
@@ -171,9 +202,10 @@ class Batches(Sampler[list[Key]]):
         return [(self.epoch, number, place) for place, number in enumerate(drawn.tolist())]
 
     def _is_dropped(self, length: int) -> bool:
-        # BatchNorm cannot train on a batch of one; another epoch's order brings that image in.
+        # BatchNorm cannot train on a batch of one image. In another epoch's order the image is in
+        # another batch.
         return self.shuffle_seed is not None and length < min(
-            self.smallest, self.batch_size, self._num_images
+            self.share.smallest, self.batch_size, self._num_images
         )
 
 
@@ -181,20 +213,20 @@ class Loader:
     """Iterates over batches ``(images, labels)`` of one split.
 
     Args:
-        images: Of the split.
+        images: Images of the split.
         batch_size: Images per batch; the last batch may be smaller.
-        shuffle_seed: Shuffle each epoch by it; None keeps the order.
-        workers: Processes that read and augment; 0 does it in this one.
-        probabilities: Of each image to be drawn, as in `Batches`; None shows each once an epoch.
-        share: Of this process, as in `Batches`.
-        smallest: Batch, as in `Batches`.
+        shuffle_seed: Seed by which each epoch is shuffled; None keeps the order.
+        workers: Number of processes that read and augment; with 0 this process does it.
+        probabilities: Probability of each image, as in `Batches`; None shows each image once an
+            epoch.
+        share: The part of each batch that this process gets.
 
     Attributes:
-        images: Of the split.
-        num_images: Of the split, and of an epoch.
-        labels: Of the split's images in their own order, shape (images,).
-        num_classes: Of the data.
-        workers: As given.
+        images: Images of the split.
+        num_images: Number of images of the split, and of an epoch.
+        labels: Labels of the split's images in their own order, shape (images,).
+        num_classes: Number of classes of the data.
+        workers: Number of processes that read and augment.
     """
 
     def __init__(
@@ -204,24 +236,20 @@ class Loader:
         shuffle_seed: int | None = None,
         workers: int = 0,
         probabilities: NDArray[np.float64] | None = None,
-        share: tuple[int, int] = (0, 1),
-        smallest: int = 2,
+        share: Share = WHOLE,
     ) -> None:
-        self.images, self.workers = images, workers
-        self.num_images, self.labels, self.num_classes = (
-            len(images),
-            images.labels,
-            images.num_classes,
-        )
-        self._batches = Batches(
-            len(images), batch_size, shuffle_seed, probabilities, share, smallest
-        )
+        self.images = images
+        self.num_images = len(images)
+        self.labels = images.labels
+        self.num_classes = images.num_classes
+        self.workers = workers
+        self._batches = Batches(len(images), batch_size, shuffle_seed, probabilities, share)
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             cast("Dataset[tuple[Tensor, Tensor]]", images),
             batch_sampler=self._batches,
             num_workers=workers,
             collate_fn=_as_is,
-            # Its own, or each epoch would draw from the generator of weights and dropout.
+            # A generator of its own: else each epoch would draw from that of weights and dropout.
             generator=torch.Generator(),
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -231,11 +259,21 @@ class Loader:
         return len(self._batches)
 
     def length_of(self, number: int) -> int:
-        """Return how many images the batch of that number has, from 0, the shares of other processes included."""
+        """Return how many images a batch has, with the shares of other processes.
+
+        Args:
+            number: Number of the batch, from 0.
+        """
         return min(self._batches.batch_size, self.num_images - number * self._batches.batch_size)
 
     def over(self, others: Labelled) -> Loader:
-        """Return a loader of the same batches of what stands for the images, which needs no workers."""
+        """Return a loader of the same batches, made of what stands for the images.
+
+        It needs no worker processes.
+
+        Args:
+            others: What stands for the images.
+        """
         batches = self._batches
         return Loader(
             others,
@@ -244,29 +282,37 @@ class Loader:
             0,
             batches.probabilities,
             batches.share,
-            batches.smallest,
         )
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (batch, 3, size, size) and labels (batch,) in the order of that epoch, without its first `skip` batches."""
-        self._batches.epoch, self._batches.skip = number, skip
+        """Yield images (batch, 3, size, size) and labels (batch,) in the order of an epoch.
+
+        Args:
+            number: Number of the epoch.
+            skip: Number of batches at its beginning that are left out.
+        """
+        self._batches.epoch = number
+        self._batches.skip = skip
         yield from self._loader
 
     def close(self) -> None:
-        """End the processes, wherever they are in an epoch; a further epoch would start new ones."""
-        iterator, self._loader._iterator = self._loader._iterator, None
+        """End the processes, wherever they are in an epoch. Another epoch would start new ones."""
+        iterator = self._loader._iterator
+        self._loader._iterator = None
         _end_processes(iterator)
 
 
 def batches_of(
     images: Images, keys: Sequence[list[Key]], workers: int = 0
 ) -> Generator[Tensor, None, None]:
-    """Yield the images (batch, 3, size, size) of each list of keys in turn; closed before its end, it ends its processes too.
+    """Yield the images (batch, 3, size, size) of each list of keys in turn.
+
+    The processes end with the generator, also if it is closed before its end.
 
     Args:
-        images: Of one split.
-        keys: One list per batch.
-        workers: Processes that read and augment; 0 does it in this one.
+        images: Images of one split.
+        keys: One list of keys per batch.
+        workers: Number of processes that read and augment; with 0 this process does it.
     """
     loader: DataLoader[Any] = DataLoader(
         images,
@@ -286,7 +332,8 @@ def batches_of(
 def _end_processes(iterator: Any) -> None:
     """End the processes that fill a DataLoader's iterator.
 
-    Nothing public does it, and they live as long as the iterator does: an error's traceback may hold on to it.
+    Nothing public of torch does it. The processes live as long as the iterator does, and an error's
+    traceback may hold on to the iterator.
     """
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         iterator._shutdown_workers()
@@ -296,16 +343,18 @@ def preview_views(images: Images, numbers: Sequence[int], num_views: int) -> NDA
     """Return images as training sees them in epochs 1 to `num_views`, before normalisation.
 
     Args:
-        images: Of the training split, with its augmentation and seed.
-        numbers: Of the images within the split.
-        num_views: Epochs.
+        images: Images of the training split, with their augmentation and seed.
+        numbers: Numbers of the images within the split.
+        num_views: Number of epochs.
 
     Returns:
-        Shape (len(numbers), num_views, 3, size, size). Pixels that an augmentation leaves as floats from 0 to 1 are scaled.
+        Pixels of shape (len(numbers), num_views, 3, size, size). Those that an augmentation leaves
+        as floats from 0 to 1 are scaled.
     """
-    views, _ = images.__getitems__(
-        [(epoch, number) for number in numbers for epoch in range(1, num_views + 1)]
-    )
+    keys: list[Key] = []
+    for number in numbers:
+        keys += [(epoch, number) for epoch in range(1, num_views + 1)]
+    views, _ = images.__getitems__(keys)
     if views.is_floating_point():
         views = views.clamp(0, 1).mul(255).round().to(torch.uint8)
     return np.asarray(views.numpy()).reshape(len(numbers), num_views, *views.shape[1:])

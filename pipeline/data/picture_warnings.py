@@ -1,4 +1,7 @@
-"""What a person should know of the pictures before training: what was passed over, what the crop cuts, which greys are lost."""
+"""Warnings about pictures, to be read before training.
+
+They say what was passed over, what the crop cuts off, and which grey levels are lost.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import Data
 from pipeline.data.examine import Examined
@@ -13,13 +17,19 @@ from pipeline.data.sources.source import Item
 from pipeline.natural_order import natural_key
 
 LONG = 2.0
-"""Longer over shorter side beyond which a crop to a square sees less than half of a picture."""
+"""Longer over shorter side beyond which a crop to a square shows less than half of a picture."""
 MANY = 0.1
-"""Part of a class's pictures that are long, beyond which it is warned of."""
+"""Part of a class's pictures that are long, beyond which there is a warning about the class."""
 DIM = 32.0
-"""White over a picture's own brightest level from which the picture is warned of: 8 of 256 greys are left."""
+"""White over a picture's own brightest level, from which there is a warning about the picture.
+
+8 of 256 greys are left.
+"""
 DARK = 4.0
-"""White over the brightest level of all pictures from which it is warned of: three quarters of the greys are not used."""
+"""White over the brightest level of all pictures, from which there is a warning about them.
+
+Three quarters of the greys are not used.
+"""
 
 
 def picture_warnings(
@@ -29,26 +39,32 @@ def picture_warnings(
 
     Args:
         items: All images.
-        kept: Numbers of those that are used.
-        examined: What was found in them.
-        data: `white` is no longer ``auto``.
+        kept: Numbers of the images that are used.
+        examined: What was found in the images.
+        data: The configuration; its `white` is no longer ``auto``.
     """
     return [
-        *_passed_over(items, kept, examined),
-        *_cut(items, kept, examined, data),
-        *_greys(items, kept, examined, data),
+        *_warn_of_passed_over(items, kept, examined),
+        *_warn_of_crop(items, kept, examined, data),
+        *_warn_of_greys(items, kept, examined, data),
     ]
 
 
-def _passed_over(items: Sequence[Item], kept: Sequence[int], examined: Examined) -> list[str]:
-    notes: defaultdict[str, list[str]] = defaultdict(list)
+def _warn_of_passed_over(
+    items: Sequence[Item], kept: Sequence[int], examined: Examined
+) -> list[str]:
+    numbers_of: defaultdict[str, list[int]] = defaultdict(list)
     for number in kept:
         if number in examined.notes:
-            notes[examined.notes[number]].append(items[number].path)
-    return [f"{_images(paths)}: {note}" for note, paths in sorted(notes.items())]
+            numbers_of[examined.notes[number]].append(number)
+    return [
+        f"{_name_images(items, numbers)}: {note}" for note, numbers in sorted(numbers_of.items())
+    ]
 
 
-def _cut(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data) -> list[str]:
+def _warn_of_crop(
+    items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data
+) -> list[str]:
     if data.fit != "crop":
         return []
     sizes = examined.sizes[kept]
@@ -59,54 +75,66 @@ def _cut(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: D
     )
     shares = [
         f"{label!r} {count / all_of[label]:.0%}"
-        for label, count in _in_order(long_of)
+        for label, count in sorted(long_of.items(), key=lambda item: natural_key(item[0]))
         if count > MANY * all_of[label]
     ]
     if not shares:
         return []
-    listed = ", ".join(shares[:10]) + f" and {len(shares) - 10} more classes" * (len(shares) > 10)
+    listed = ", ".join(shares[:10])
+    if len(shares) > 10:
+        listed += f" and {len(shares) - 10} more classes"
     return [
-        f"pictures more than twice as long as wide, of which the crop shows the middle: {listed}; data.fit pad shows all of them"
+        "pictures more than twice as long as wide, of which the crop shows the middle: "
+        f"{listed}; data.fit pad shows all of them"
     ]
 
 
-def _greys(items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data) -> list[str]:
+def _warn_of_greys(
+    items: Sequence[Item], kept: Sequence[int], examined: Examined, data: Data
+) -> list[str]:
     numbers = np.array(kept, dtype=np.int64)
+    bits = examined.bits[numbers]
+    if data.white != "type":
+        return _warn_of_levels(items, numbers[bits > 8], examined, int(data.white))
     warnings = []
-    guessed = numbers[examined.bits[numbers] == 32] if data.white == "type" else numbers[:0]
+    guessed = numbers[bits == 32]
     if len(guessed):
         warnings.append(
-            f"{_images([items[number].path for number in guessed])}: grey levels of 32 bits do not say which is white: 1, 255 or 65535 is "
-            "taken, picture by picture; data.white auto, or the level, makes it the same for all"
+            f"{_name_images(items, guessed)}: grey levels of 32 bits do not say which is white: "
+            "1, 255 or 65535 is taken, picture by picture; data.white auto, or the level, makes it "
+            "the same for all"
         )
-    known = (
-        numbers[examined.bits[numbers] == 16]
-        if data.white == "type"
-        else numbers[examined.bits[numbers] > 8]
-    )
-    white = 65535 if data.white == "type" else int(data.white)
-    brightest = float(examined.brightest[known].max()) if len(known) else float(white)
+    return warnings + _warn_of_levels(items, numbers[bits == 16], examined, 65535)
+
+
+def _warn_of_levels(
+    items: Sequence[Item], numbers: NDArray[np.int64], examined: Examined, white: int
+) -> list[str]:
+    """Return what is unusual about the grey levels of images, of which `white` is the brightest."""
+    warnings = []
+    levels = examined.brightest[numbers]
+    brightest = float(levels.max()) if len(levels) else float(white)
+    dim = numbers[levels * DIM <= white]
     if brightest * DARK <= white:
         warnings.append(
-            f"the brightest of {len(known)} images of more than 8 bits has the grey level {brightest:g}, and {white} is white: they are "
-            "dark, and few of their greys are told apart; data.white auto uses all"
+            f"the brightest of {len(numbers)} images of more than 8 bits has the grey level "
+            f"{brightest:g}, and {white} is white: they are dark, and few of their greys are told "
+            "apart; data.white auto uses all"
         )
-    elif len(dim := known[examined.brightest[known] * DIM <= white]):
-        paths = [items[number].path for number in dim]
+    elif len(dim):
         warnings.append(
-            f"{_images(paths)}: no grey level above a {DIM:.0f}th of {white}, which is white: nearly black"
+            f"{_name_images(items, dim)}: no grey level above a {DIM:.0f}th of {white}, which is "
+            "white: nearly black"
         )
-    if len(over := known[examined.brightest[known] > white]):
-        paths = [items[number].path for number in over]
+    over = numbers[levels > white]
+    if len(over):
         warnings.append(
-            f"{_images(paths)}: grey levels above {white}, which is white: all of these look the same"
+            f"{_name_images(items, over)}: grey levels above {white}, which is white: all of these "
+            "look the same"
         )
     return warnings
 
 
-def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: natural_key(item[0]))
-
-
-def _images(paths: Sequence[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{len(paths)} images ({paths[0]} and others)"
+def _name_images(items: Sequence[Item], numbers: Sequence[int] | NDArray[np.int64]) -> str:
+    first = items[numbers[0]].path
+    return first if len(numbers) == 1 else f"{len(numbers)} images ({first} and others)"

@@ -19,7 +19,7 @@ from pipeline.data.examine_worker import Recipe
 from pipeline.data.image_store import Store, Undecoded
 from pipeline.data.picture_warnings import picture_warnings
 from pipeline.data.prepared import Prepared, write_if_changed
-from pipeline.data.sources import Item, Source, open_source
+from pipeline.data.sources import Source, open_source
 from pipeline.data.splits import assign_splits, sample_images
 from pipeline.data.white_level import examine_or_explain, resolve_white, store_grey
 from pipeline.errors import UserError, unknown_name
@@ -38,129 +38,46 @@ def prepare(
     Args:
         data: Which images, their split, size and policies.
         root: Folder that holds all prepared data.
-        progress: Told how many images are done.
-        on_report: Given the report on the images, also where they are refused.
-        version: Of the decoding.
+        progress: Called with the number of finished images.
+        on_report: Called with the report on the images, also if they are refused.
+        version: Version of the decoding.
 
     Raises:
-        UserError: Unknown source, wrong lists, too few images, or what a policy refuses (all are listed).
+        UserError: The source is unknown, lists are wrong, images are too few, or a policy refuses
+            something. All findings are listed.
     """
     if data.background[0] != "#" and data.background.lower() not in ImageColor.colormap:
         raise unknown_name("data.background", data.background, ImageColor.colormap)
     source = open_source(data)
-    items = sample_images(source.items, data)
-    source.items = items
+    source.items = sample_images(source.items, data)
     recipe = Recipe.of(data, root, version)
-    examined = examine_or_explain(source, items, recipe, progress)
-    inspection = quality_gate.inspect(items, examined, data)
+    examined = examine_or_explain(source, source.items, recipe, progress)
+    inspection = quality_gate.inspect(source.items, examined, data)
     inspection.warnings += source.warnings
-    thumbnails = report_content.make_thumbnails(
-        _images(source, items, examined, recipe), items, examined.unreadable
-    )
     try:
         findings.refuse(inspection, examined, data, source.description, source.ignored)
-        splits = _assigned(inspection, data, source)
+        splits = _assign_splits(inspection, data, source)
     except findings.Refused as refused:
         if on_report:
-            on_report(refused.report, thumbnails)
+            on_report(refused.report, _make_thumbnails(source, examined, recipe))
         raise
     if data.white == "auto":
         data = resolve_white(data, inspection, examined, splits)
         recipe = Recipe.of(data, root, version)
         store_grey(source, inspection, examined, recipe, progress)
-        thumbnails = report_content.make_thumbnails(
-            _images(source, items, examined, recipe), items, examined.unreadable
-        )
-    inspection.warnings += picture_warnings(items, inspection.kept, examined, data)
-    numbers, manifest = _manifest(inspection, examined, splits)
-    digest = data_digest(
-        zip(
-            _contents(manifest, examined.is_changed[numbers]),
-            manifest["label"],
-            manifest["split"],
-            strict=True,
-        )
-    )
-    prepared = Prepared(
-        root / f"{data.name}-{digest[:8]}",
-        source.description,
-        digest,
-        sorted(set(manifest["label"])),
-        manifest,
-        _images(source, [items[number] for number in numbers], examined, recipe, numbers),
-        data,
-        version,
-        0 if data.fold == "all" else data.fold,
-    )
-    try:
-        _write_lists(prepared, inspection, numbers)
-    except OSError as error:
-        raise UserError(
-            f"images cannot be stored in {prepared.folder}: {error.strerror or error}"
-        ) from error
+    inspection.warnings += picture_warnings(source.items, inspection.kept, examined, data)
+    numbers, manifest = _make_manifest(inspection, examined, splits)
+    images = _open_images(source, examined, recipe, numbers)
+    digest = _compute_digest(manifest, examined.is_changed[numbers])
+    prepared = _assemble(data, recipe, source.description, manifest, images, digest)
+    _write_lists(prepared, inspection, numbers)
     if on_report:
-        on_report(report_content.complete_report(prepared, inspection, source, splits), thumbnails)
+        report = report_content.complete_report(prepared, inspection, source, splits)
+        on_report(report, _make_thumbnails(source, examined, recipe))
     return prepared
 
 
-def _write_lists(
-    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
-) -> None:
-    groups = [inspection.items[number].group for number in numbers]
-    used = prepared.manifest.assign(group=groups, reason="")
-    left_out = [
-        {
-            "path": item.path,
-            "label": item.label,
-            "split": "quarantined",
-            "group": item.group,
-            "sha256": "",
-            "reason": why,
-        }
-        for item, why in (
-            (inspection.items[number], why)
-            for number, why in sorted(inspection.quarantined.items())
-        )
-    ]
-    columns = ["path", "label", "split", "group", "sha256", "reason"]
-    text = used[columns].to_csv(index=False) + pd.DataFrame(left_out, columns=columns).to_csv(
-        index=False, header=False
-    )
-    description = {
-        "source": prepared.source,
-        "digest": prepared.digest,
-        "seed": prepared.data.seed,
-        "images": prepared.counts(),
-    }
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    # The manifest last: where it is, the rest is.
-    write_if_changed(
-        prepared.folder / "classes.json", json.dumps(prepared.classes, ensure_ascii=False, indent=1)
-    )
-    write_if_changed(
-        prepared.folder / "data.json", json.dumps(description, ensure_ascii=False, indent=1)
-    )
-    write_if_changed(prepared.folder / "manifest.csv", text)
-
-
-def _images(
-    source: Source,
-    items: Sequence[Item],
-    examined: Examined,
-    recipe: Recipe,
-    numbers: NDArray[np.int64] | None = None,
-) -> Store | Undecoded:
-    # Before it is known which level is white, images of more than 8 bits are not stored.
-    if recipe.stores and recipe.decoding.white != "auto":
-        return Store(
-            recipe.folder,
-            examined.shards,
-            examined.index if numbers is None else examined.index[numbers],
-        )
-    return Undecoded(source.reader, [item.path for item in items], recipe.decoding)
-
-
-def _assigned(inspection: quality_gate.Inspection, data: Data, source: Source) -> list[str]:
+def _assign_splits(inspection: quality_gate.Inspection, data: Data, source: Source) -> list[str]:
     try:
         return assign_splits(inspection.kept_items, data, inspection.groups[inspection.kept])
     except UserError as error:
@@ -169,38 +86,125 @@ def _assigned(inspection: quality_gate.Inspection, data: Data, source: Source) -
         ) from None
 
 
-def _manifest(
+def _make_thumbnails(
+    source: Source, examined: Examined, recipe: Recipe
+) -> report_content.Thumbnails:
+    images = _open_images(source, examined, recipe, np.arange(len(source.items)))
+    return report_content.make_thumbnails(images, source.items, examined.unreadable)
+
+
+def _open_images(
+    source: Source, examined: Examined, recipe: Recipe, numbers: NDArray[np.int64]
+) -> Store | Undecoded:
+    # Images of more than 8 bits are not stored before it is known which level is white.
+    if recipe.stores and recipe.decoding.white != "auto":
+        return Store(recipe.folder, examined.shards, examined.index[numbers])
+    paths = [source.items[number].path for number in numbers]
+    return Undecoded(source.reader, paths, recipe.decoding)
+
+
+def _make_manifest(
     inspection: quality_gate.Inspection, examined: Examined, splits: Sequence[str]
 ) -> tuple[NDArray[np.int64], pd.DataFrame]:
     """Return the numbers of the images that are used, in the manifest's order, and the manifest."""
-    items, kept = inspection.items, inspection.kept
+    items = inspection.items
+    kept = inspection.kept
     contents = [examined.content[number].tobytes() for number in kept]
-    # In an order that the digest determines: a renamed file keeps its place, and so its part in training.
-    order = sorted(
-        range(len(kept)),
-        key=lambda place: (
-            splits[place],
-            items[kept[place]].label,
-            contents[place],
-            items[kept[place]].path,
-        ),
-    )
+
+    def sort_key(place: int) -> tuple[str, str, bytes, str]:
+        item = items[kept[place]]
+        return splits[place], item.label, contents[place], item.path
+
+    # The digest determines the order: a renamed file keeps its place, and so its part in training.
+    order = sorted(range(len(kept)), key=sort_key)
     numbers = np.array([kept[place] for place in order], dtype=np.int64)
+    paths = [items[number].path for number in numbers]
+    labels = [items[number].label for number in numbers]
+    hashes = [contents[place].hex() for place in order]
     manifest = pd.DataFrame(
         {
-            "path": pd.array([items[number].path for number in numbers], dtype="str"),
-            "label": pd.Categorical([items[number].label for number in numbers]),
+            "path": pd.array(paths, dtype="str"),
+            "label": pd.Categorical(labels),
             "split": pd.Categorical([splits[place] for place in order]),
-            "sha256": pd.array([contents[place].hex() for place in order], dtype="str"),
+            "sha256": pd.array(hashes, dtype="str"),
         }
     )
     return numbers, manifest
 
 
-def _contents(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> list[str]:
-    """Return what stands for each image in the digest: of other pixels than release 0.1.0 made of it, something else than there."""
-    # Of the version that makes them; it stays when versions follow that leave these images as they are.
-    return [
-        f"{content}-2" if changed else content
-        for content, changed in zip(manifest["sha256"], is_changed, strict=True)
-    ]
+def _compute_digest(manifest: pd.DataFrame, is_changed: NDArray[np.bool_]) -> str:
+    """Return the digest over images, labels and splits.
+
+    Images of which release 0.1.0 made other pixels have another digest than there.
+    """
+    contents = manifest["sha256"].to_list()
+    # 2 is the version that makes these pixels. It stays 2 if later versions do not change them.
+    for place in np.flatnonzero(is_changed).tolist():
+        contents[place] += "-2"
+    return data_digest(zip(contents, manifest["label"], manifest["split"], strict=True))
+
+
+def _assemble(
+    data: Data,
+    recipe: Recipe,
+    source: str,
+    manifest: pd.DataFrame,
+    images: Store | Undecoded,
+    digest: str,
+) -> Prepared:
+    return Prepared(
+        folder=recipe.root / f"{data.name}-{digest[:8]}",
+        source=source,
+        digest=digest,
+        classes=sorted(set(manifest["label"])),
+        manifest=manifest,
+        images=images,
+        data=data,
+        version=recipe.decoding.version,
+        fold=0 if data.fold == "all" else data.fold,
+    )
+
+
+def _write_lists(
+    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
+) -> None:
+    """Write the manifest and what describes it; files that would be equal stay as they are.
+
+    Raises:
+        UserError: The files cannot be written.
+    """
+    description = {
+        "source": prepared.source,
+        "digest": prepared.digest,
+        "seed": prepared.data.seed,
+        "images": prepared.counts(),
+    }
+    contents = {
+        "classes.json": json.dumps(prepared.classes, ensure_ascii=False, indent=1),
+        "data.json": json.dumps(description, ensure_ascii=False, indent=1),
+        # The manifest is written last: if it is there, the rest is.
+        "manifest.csv": _format_manifest(prepared, inspection, numbers),
+    }
+    try:
+        prepared.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_if_changed(prepared.folder / name, content)
+    except OSError as error:
+        raise UserError(
+            f"images cannot be stored in {prepared.folder}: {error.strerror or error}"
+        ) from error
+
+
+def _format_manifest(
+    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
+) -> str:
+    """Return manifest.csv: the images that are used, then those that are left out, with reasons."""
+    columns = ["path", "label", "split", "group", "sha256", "reason"]
+    groups = [inspection.items[number].group for number in numbers]
+    used = prepared.manifest.assign(group=groups, reason="")
+    left_out = []
+    for number, why in sorted(inspection.quarantined.items()):
+        item = inspection.items[number]
+        left_out.append((item.path, item.label, "quarantined", item.group, "", why))
+    below = pd.DataFrame(left_out, columns=columns)
+    return used[columns].to_csv(index=False) + below.to_csv(index=False, header=False)

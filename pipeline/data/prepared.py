@@ -1,8 +1,9 @@
 """Prepared data: checked, split and decoded images.
 
-Under ``prepared/NAME-DIGEST/``: ``manifest.csv`` (path, label, split, group, sha256, and the reason for each image that is left
-out), ``classes.json``, ``data.json``, and the normalisation of each size. The decoded pixels stand
-beside it, shared by all data sets (see `pipeline.data.image_store`).
+The folder ``prepared/NAME-DIGEST/`` holds ``manifest.csv`` (path, label, split, group, sha256, and
+the reason for each image that is left out), ``classes.json``, ``data.json``, and the normalisation
+of each size. The decoded pixels stand beside the folder; all data sets share them (see
+`pipeline.data.image_store`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.files import write_whole
 from pipeline.identity import data_digest
 
 NORMALISATION_SAMPLE = 2000
-"""Training images over which mean and standard deviation are taken, at most."""
+"""Largest number of training images from which mean and standard deviation are computed."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ class Prepared:
     """Labelled images, split and decoded.
 
     Attributes:
-        folder: Where the files are.
-        source: Where the images came from.
+        folder: Folder of the files.
+        source: Description of the source that the images came from.
         digest: 32 hex digits over images, labels and splits or folds.
         classes: Class names; an image's label is an index into them.
-        manifest: One row per image that is used: path, label, split, sha256. With folds a split is ``fold 0`` … or ``test``.
+        manifest: One row per image that is used: path, label, split, sha256. With folds a split is
+            ``fold 0`` … or ``test``.
         images: The decoded pixels, in the manifest's order.
-        data: What they were prepared from; `white` is no longer ``auto``.
-        version: Of the decoding.
-        fold: The one that validates; without meaning where there are no folds.
+        data: The configuration that they were prepared from; its `white` is no longer ``auto``.
+        version: Version of the decoding.
+        fold: Number of the fold that validates; it means nothing if there are no folds.
     """
 
     folder: Path
@@ -57,62 +59,67 @@ class Prepared:
 
     @property
     def decoding(self) -> Decoding:
-        """What was made of a file."""
+        """How a file was decoded into pixels."""
         return Decoding.of(self.data, self.version)
 
     def first_digest(self) -> str:
-        """Return the digest that these images have as release 0.1.0 decoded them, if it could use all of them."""
+        """Return the digest that these images have as release 0.1.0 decoded them.
+
+        That release may not have been able to use all of them.
+        """
+        manifest = self.manifest
         return data_digest(
-            zip(
-                self.manifest["sha256"], self.manifest["label"], self.manifest["split"], strict=True
-            )
+            zip(manifest["sha256"], manifest["label"], manifest["split"], strict=True)
         )
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split's images, which are their places in `images`."""
         given = self.manifest["split"]
-        if self.data.folds and split != "test":
-            validates = given == fold_name(self.fold)
-            return np.flatnonzero(validates if split == "val" else ~validates & (given != "test"))
-        return np.flatnonzero(given == split)
+        if not self.data.folds or split == "test":
+            return np.flatnonzero(given == split)
+        validates = given == fold_name(self.fold)
+        if split == "val":
+            return np.flatnonzero(validates)
+        return np.flatnonzero(~validates & (given != "test"))
 
     def labels(self) -> NDArray[np.int64]:
         """Return every image's label as an index into `classes`, shape (images,)."""
-        return np.asarray(
-            pd.Categorical(self.manifest["label"], categories=self.classes).codes, dtype=np.int64
-        )
+        labels = pd.Categorical(self.manifest["label"], categories=self.classes)
+        return np.asarray(labels.codes, dtype=np.int64)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""
         found = self.manifest.groupby(["label", "split"], observed=True).size().to_dict()
-        return {
-            label: {split: int(found.get((label, split), 0)) for split in self.splits}
-            for label in self.classes
-        }
+        counts = {}
+        for label in self.classes:
+            counts[label] = {split: int(found.get((label, split), 0)) for split in self.splits}
+        return counts
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in order."""
-        return (
-            [*map(fold_name, range(self.data.folds)), "test"] if self.data.folds else list(SPLITS)
-        )
+        if not self.data.folds:
+            return list(SPLITS)
+        return [*map(fold_name, range(self.data.folds)), "test"]
 
     def with_fold(self, fold: int) -> Prepared:
         """Return the same images with another fold validating."""
         return replace(self, fold=fold)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation per channel of the training images, 0 to 1; computed when first asked for."""
-        data = self.data
-        fold = f"-fold-{self.fold}" if data.folds else ""
-        decoding = self.decoding
-        file = (
-            self.folder
-            / f"normalisation-{data.image_size}-{decoding.key}{decoding.grey_key}{fold}.json"
-        )
+        """Return mean and standard deviation per channel of the training images, 0 to 1.
+
+        They are computed when they are asked for the first time.
+        """
+        size = self.data.image_size
+        key = f"{size}-{self.decoding.key}{self.decoding.grey_key}"
+        if self.data.folds:
+            key += f"-fold-{self.fold}"
+        file = self.folder / f"normalisation-{key}.json"
         if not file.is_file():
-            mean, std = _normalisation(self.images, self.positions("train"), data.image_size)
-            # Kept only so that it is not computed again; where the folder cannot be written to, it is.
+            mean, std = _measure_normalisation(self.images, self.positions("train"), size)
+            # The file only saves time: if the folder cannot be written to, the next call computes
+            # them again.
             with suppress(OSError):
                 write_if_changed(file, json.dumps({"mean": mean, "std": std}))
             return mean, std
@@ -121,19 +128,19 @@ class Prepared:
 
 
 def write_if_changed(file: Path, text: str) -> None:
-    """Write a file whole or not at all; an equal one stays as it is."""
+    """Write a file whole or not at all; a file that has this text already stays as it is."""
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return
     write_whole(file, text)
 
 
-def _normalisation(
+def _measure_normalisation(
     images: Store | Undecoded, positions: NDArray[np.int64], size: int
 ) -> tuple[list[float], list[float]]:
-    chosen = positions[
-        np.linspace(0, len(positions) - 1, min(len(positions), NORMALISATION_SAMPLE)).astype(int)
-    ]
-    total, squares = np.zeros(3), np.zeros(3)
+    num_chosen = min(len(positions), NORMALISATION_SAMPLE)
+    chosen = positions[np.linspace(0, len(positions) - 1, num_chosen).astype(int)]
+    total = np.zeros(3)
+    squares = np.zeros(3)
     for position in chosen.tolist():
         crop = center_crop(images[position], size).reshape(3, -1).astype(np.float64) / 255
         total += crop.mean(axis=1)

@@ -1,4 +1,8 @@
-"""Which image trains, validates or tests: stratified by class, groups on one side, seeded, disjoint and complete."""
+"""Decide which image trains, validates or tests.
+
+The splits are stratified by class, follow from the seed, have no image in common, and together hold
+all images. The images of a group stay in one split.
+"""
 
 from __future__ import annotations
 
@@ -14,60 +18,60 @@ from pipeline.data.sources.source import SPLITS, Item
 from pipeline.errors import UserError
 
 Classes = Mapping[str, int]
-"""How many images of each class."""
+"""Number of images of each class."""
 
 
 def assign_splits(
     items: Sequence[Item], data: Data, groups: NDArray[np.int64] | None = None
 ) -> list[str]:
-    """Return a split for every image, keeping those a source has given.
+    """Return a split for every image; a split that the source has given stays.
 
-    Parts that the source lacks are taken from its training images, in each class the rounded fraction, at least one image,
-    at least one left to train. Groups are taken whole, and an image without a split follows the others of its
-    group. With ``data.folds`` what is not test is divided into ``fold 0``, ``fold 1``, … of about equal size instead.
+    Splits that the source lacks are taken from its training images: of each class the rounded
+    fraction, but at least one image, and at least one is left to train. Groups are taken whole, and
+    an image without a split follows the others of its group. With ``data.folds`` all images but the
+    test split's are divided into ``fold 0``, ``fold 1``, … of about equal size instead.
 
     Args:
-        items: Images.
+        items: The images.
         data: Fractions, seed and folds.
-        groups: A number per image; images of equal number are not separated. None: each on its own.
+        groups: A number per image; images of equal number are not separated. None: each image is a
+            group of its own.
 
     Raises:
-        UserError: Classes too small to split, or without a training image; all are listed.
+        UserError: Classes are too small to split, or have no training image; all are listed.
     """
-    groups = np.arange(len(items)) if groups is None else groups
-    # Folds take the place of a given validation split.
-    splits = ["" if data.folds and item.split == "val" else item.split for item in items]
-    given = {item.split for item in items if item.split}
-    wanted = (
-        (("test", data.test_fraction),)
-        if data.folds
-        else (("val", data.val_fraction), ("test", data.test_fraction))
-    )
-    fractions = {split: fraction for split, fraction in wanted if split not in given}
-    units = _units(items, splits, groups)
+    if groups is None:
+        groups = np.arange(len(items))
+    splits = [item.split for item in items]
+    wanted = {"val": data.val_fraction, "test": data.test_fraction}
+    if data.folds:
+        # Folds take the place of a given validation split.
+        del wanted["val"]
+        for index, split in enumerate(splits):
+            if split == "val":
+                splits[index] = ""
+    given = {item.split for item in items}
+    fractions = {split: fraction for split, fraction in wanted.items() if split not in given}
+    units = _find_units(splits, groups)
     _check_sizes(items, splits, units, ["train", *fractions])
-    one = {item.label: Counter({item.label: 1}) for item in items}
-    classes = [
-        one[items[unit[0]].label]
-        if len(unit) == 1
-        else Counter(items[index].label for index in unit)
-        for unit in units
-    ]
+    classes = _count_classes(items, units)
     available = Counter(
         item.label for item, split in zip(items, splits, strict=True) if split in ("", "train")
     )
-    for unit, split in zip(units, _divided(classes, available, fractions, data.seed), strict=True):
+    divided = _divide(classes, available, fractions, data.seed)
+    for unit, split in zip(units, divided, strict=True):
         for index in unit:
             splits[index] = split
     splits = [split or "train" for split in splits]
-    return _into_folds(items, splits, groups, data) if data.folds else splits
+    return _divide_into_folds(items, splits, groups, data) if data.folds else splits
 
 
-def _units(items: Sequence[Item], splits: list[str], groups: NDArray[np.int64]) -> list[list[int]]:
-    """Return the sets of training images that may be moved, each together.
+def _find_units(splits: list[str], groups: NDArray[np.int64]) -> list[list[int]]:
+    """Return the sets of training images that may be moved; each set is moved whole.
 
-    An image without a split whose group validates or tests already is given that one in `splits`. A set one of whose group validates or
-    tests already stays where it is: moved, it would be a second leak.
+    If the group of an image without a split validates or tests already, the image is given the
+    same split in `splits`. If a part of a training image's group validates or tests already, the
+    image stays where it is: moved, it would be a second leak.
     """
     free: defaultdict[int, list[int]] = defaultdict(list)
     bound: dict[int, str] = {}
@@ -85,10 +89,13 @@ def _units(items: Sequence[Item], splits: list[str], groups: NDArray[np.int64]) 
 def _check_sizes(
     items: Sequence[Item], splits: Sequence[str], units: list[list[int]], parts: list[str]
 ) -> None:
-    movable = {index for unit in units for index in unit}
-    of_class = Counter(label for unit in units for label in {items[index].label for index in unit})
-    # What trains and may not be moved needs no unit for the training split.
-    of_class.update(
+    movable: set[int] = set()
+    num_units: Counter[str] = Counter()
+    for unit in units:
+        movable.update(unit)
+        num_units.update({items[index].label for index in unit})
+    # A class with an image that trains and may not be moved needs no unit for the training split.
+    num_units.update(
         {
             items[index].label
             for index, split in enumerate(splits)
@@ -98,37 +105,56 @@ def _check_sizes(
     labels = sorted({item.label for item in items})
     short = []
     for label in labels:
-        if of_class[label] < len(parts):
+        if num_units[label] < len(parts):
             images = sum(item.label == label for item in items if item.split in ("", "train"))
-            short.append(_images_in_groups(label, images, of_class[label]))
+            short.append(_images_in_groups(label, images, num_units[label]))
     if not short:
         return
-    classes = f"{len(short)} of {len(labels)} classes {'has' if len(short) == 1 else 'have'}"
+    classes = _classes_have(len(short), len(labels))
     if len(parts) == 1:
         raise UserError(f"{classes} no training images", short)
     raise UserError(
-        f"{classes} too few images for the {len(parts)} splits ({', '.join(parts)}); at least {len(parts)} are needed",
+        f"{classes} too few images for the {len(parts)} splits ({', '.join(parts)}); "
+        f"at least {len(parts)} are needed",
         short,
     )
 
 
-def _divided(
+def _count_classes(items: Sequence[Item], units: list[list[int]]) -> list[Classes]:
+    # All units of one image of a class share a counter: there may be millions of them.
+    one = {item.label: Counter({item.label: 1}) for item in items}
+    classes: list[Classes] = []
+    for unit in units:
+        if len(unit) == 1:
+            classes.append(one[items[unit[0]].label])
+        else:
+            classes.append(Counter(items[index].label for index in unit))
+    return classes
+
+
+def _divide(
     units: Sequence[Classes], available: Classes, fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Return a split for each unit: groups first, then as many single images of each class as are still wanted."""
+    """Return a split for each unit.
+
+    Groups are placed first, then as many single images of each class as are still wanted.
+    """
     result = ["train"] * len(units)
     if not fractions:
         return result
+    grouped = []
     singles: defaultdict[str, list[int]] = defaultdict(list)
-    grouped = [number for number, unit in enumerate(units) if sum(unit.values()) > 1]
     for number, unit in enumerate(units):
-        for label in unit:
-            singles[label] += [number] if sum(unit.values()) == 1 else []
+        if sum(unit.values()) > 1:
+            grouped.append(number)
+        else:
+            singles[next(iter(unit))].append(number)
     have = _place_groups(units, grouped, available, fractions, seed, result)
     rng = np.random.default_rng(seed)
     for label in sorted(available):
-        order = [singles[label][number] for number in rng.permutation(len(singles[label]))]
-        for split, count in _counts(available[label], fractions).items():
+        own = singles[label]
+        order = [own[place] for place in rng.permutation(len(own))]
+        for split, count in _wanted_counts(available[label], fractions).items():
             missing = max(0, count - have[split][label])
             for number in order[:missing]:
                 result[number] = split
@@ -145,10 +171,19 @@ def _place_groups(
     seed: int,
     result: list[str],
 ) -> dict[str, Counter[str]]:
-    """Put each group into the split whose classes it fits best; return how many images of each class each split has then.
+    """Put each group into the split that it fits best, and return each split's images by class.
 
-    Greedy, large groups first, by the growth of the sum over classes and splits of (part - fraction)² / fraction, where part is how much of
-    the class the split has: Pearson's chi-squared, so that a small split does not take a group that fills it.
+    The choice is greedy, large groups first. A group goes where the sum over classes and splits of
+    (part - fraction)² / fraction grows least; part is how much of the class the split has. This is
+    Pearson's chi-squared, so that a small split does not take a group that fills it.
+
+    Args:
+        units: Number of images by class, for each unit.
+        grouped: Numbers of the units that are groups.
+        available: Number of images by class, in all units and in images that may not be moved.
+        fractions: Fraction of the images by split; the rest trains.
+        seed: Seed of the order among groups of about equal size.
+        result: Split of each unit; those of groups are set here.
     """
     wanted = {"train": 1 - sum(fractions.values()), **fractions}
     have: dict[str, Counter[str]] = {split: Counter() for split in wanted}
@@ -159,12 +194,14 @@ def _place_groups(
     def growth(unit: Classes, split: str) -> float:
         total = 0.0
         for label, count in unit.items():
-            part, added = have[split][label] / available[label], count / available[label]
+            part = have[split][label] / available[label]
+            added = count / available[label]
             total += added * (2 * (part - wanted[split]) + added) / wanted[split]
         return total
 
-    order = [grouped[number] for number in np.random.default_rng(seed).permutation(len(grouped))]
-    # By size to a factor of two only, or another seed would be the same split.
+    rng = np.random.default_rng(seed)
+    order = [grouped[place] for place in rng.permutation(len(grouped))]
+    # Sizes are compared to a factor of two only, or another seed would give the same split.
     for number in sorted(order, key=lambda number: -int(math.log2(sum(units[number].values())))):
         result[number] = min(wanted, key=lambda split: growth(units[number], split))
         have[result[number]].update(units[number])
@@ -174,30 +211,35 @@ def _place_groups(
 def _fill_empty(
     units: Sequence[Classes], available: Classes, result: list[str], splits: list[str]
 ) -> None:
-    """Move a unit into each split that lacks a class, the smallest that takes no class from where it was."""
-    of_class = {
-        split: Counter(
-            label for unit, own in zip(units, result, strict=True) if own == split for label in unit
-        )
-        for split in splits
-    }
+    """Move a unit into each split that lacks a class.
+
+    It is the smallest unit with an image of the class whose split does not lose a class by it.
+    """
+    num_units: dict[str, Counter[str]] = {split: Counter() for split in splits}
+    for unit, split in zip(units, result, strict=True):
+        num_units[split].update(unit.keys())
     for label in sorted(available):
         for split in splits:
-            if of_class[split][label]:
+            if num_units[split][label]:
                 continue
             movable = [
                 number
                 for number, unit in enumerate(units)
-                if label in unit and all(of_class[result[number]][own] > 1 for own in unit)
+                if label in unit and _can_spare(num_units[result[number]], unit)
             ]
             if movable:
                 chosen = min(movable, key=lambda number: sum(units[number].values()))
-                of_class[result[chosen]].subtract(dict.fromkeys(units[chosen], 1))
-                of_class[split].update(dict.fromkeys(units[chosen], 1))
+                num_units[result[chosen]].subtract(units[chosen].keys())
+                num_units[split].update(units[chosen].keys())
                 result[chosen] = split
 
 
-def _counts(available: int, fractions: Mapping[str, float]) -> dict[str, int]:
+def _can_spare(num_units: Counter[str], unit: Classes) -> bool:
+    """Whether a split that has so many units of each class has another one for each in `unit`."""
+    return all(num_units[label] > 1 for label in unit)
+
+
+def _wanted_counts(available: int, fractions: Mapping[str, float]) -> dict[str, int]:
     counts = {split: max(1, round(available * fraction)) for split, fraction in fractions.items()}
     while sum(counts.values()) >= available and max(counts.values()) > 0:
         largest = max(counts, key=lambda split: counts[split])
@@ -205,44 +247,24 @@ def _counts(available: int, fractions: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _into_folds(
+def _divide_into_folds(
     items: Sequence[Item], splits: list[str], groups: NDArray[np.int64], data: Data
 ) -> list[str]:
-    """Divide what is not test into folds, stratified and with groups whole."""
+    """Divide all images but the test split's into folds, stratified and with groups whole."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     numbers = np.array([index for index, split in enumerate(splits) if split != "test"])
     labels = np.array([items[index].label for index in numbers])
     own = np.unique(groups[numbers], return_inverse=True)[1]
-    of_class = {
-        label: (int((labels == label).sum()), len(set(own[labels == label].tolist())))
-        for label in sorted(set(labels.tolist()))
-    }
-    # Of two groups one trains always. A class of fewer groups than folds is missing from some, of which a warning tells.
-    short = {
-        label: (images, parts)
-        for label, (images, parts) in of_class.items()
-        if images < data.folds or parts < 2
-    }
-    if short:
-        raise UserError(
-            f"{len(short)} of {len(of_class)} classes {'has' if len(short) == 1 else 'have'} too few images for data.folds {data.folds}; "
-            "a class needs one image for each fold, in two groups at least",
-            [
-                f"{_images_in_groups(label, images, parts)} beside the test split"
-                for label, (images, parts) in short.items()
-            ],
-        )
-    if (groups_left := len(set(own.tolist()))) < data.folds:
-        raise UserError(
-            f"data.folds {data.folds} needs as many groups of images; there are {groups_left} beside the test split"
-        )
-    grouped = len(set(own.tolist())) < len(own)
-    # Where every image is its own group, the plain form gives the more even folds, and takes seconds less.
-    kind = StratifiedGroupKFold if grouped else StratifiedKFold
-    folds = kind(data.folds, shuffle=True, random_state=data.seed).split(
-        numbers, labels, own if grouped else None
-    )
+    _check_fold_sizes(labels, own, data.folds)
+    if len(np.unique(own)) < len(own):
+        kind = StratifiedGroupKFold(data.folds, shuffle=True, random_state=data.seed)
+        folds = kind.split(numbers, labels, own)
+    else:
+        # If every image is its own group, the plain form gives more even folds, and takes seconds
+        # less.
+        kind = StratifiedKFold(data.folds, shuffle=True, random_state=data.seed)
+        folds = kind.split(numbers, labels)
     result = list(splits)
     for fold, (_, chosen) in enumerate(folds):
         for index in numbers[chosen].tolist():
@@ -250,45 +272,96 @@ def _into_folds(
     return result
 
 
+def _check_fold_sizes(labels: NDArray[np.str_], groups: NDArray[np.int64], num_folds: int) -> None:
+    """Check that there are enough images and groups for so many folds.
+
+    A class needs two groups, so that one of them always trains. A class that has fewer groups than
+    there are folds is missing from some folds; a warning says so.
+    """
+    classes = sorted(set(labels.tolist()))
+    short = []
+    for label in classes:
+        own = groups[labels == label]
+        num_groups = len(np.unique(own))
+        if len(own) < num_folds or num_groups < 2:
+            short.append(f"{_images_in_groups(label, len(own), num_groups)} beside the test split")
+    if short:
+        raise UserError(
+            f"{_classes_have(len(short), len(classes))} too few images for data.folds {num_folds}; "
+            "a class needs one image for each fold, in two groups at least",
+            short,
+        )
+    num_groups = len(np.unique(groups))
+    if num_groups < num_folds:
+        raise UserError(
+            f"data.folds {num_folds} needs as many groups of images; "
+            f"there are {num_groups} beside the test split"
+        )
+
+
 def fold_name(fold: int) -> str:
-    """Return how a fold is called among the splits."""
+    """Return the name of a fold among the splits."""
     return f"fold {fold}"
 
 
 def sample_images(items: Sequence[Item], data: Data) -> list[Item]:
-    """Keep at most `data.limit` images in the proportions of classes and given splits, at least enough of each to split.
+    """Keep at most `data.limit` images, in the proportions of classes and given splits.
 
-    A limit below that minimum keeps the minimum; 0 keeps all. Images of different groups are preferred, since groups are split.
+    At least as many images of each class and given split are kept as are needed to split them; a
+    limit below that minimum keeps the minimum. A limit of 0 keeps all images. Images of different
+    groups are preferred, since groups are split.
     """
     if not data.limit:
         return list(items)
     members: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         members[item.label, item.split].append(index)
+    least = len(SPLITS)
+    if data.folds:
+        least = max(least, math.ceil((data.folds + 1) / (1 - data.test_fraction)))
+    counts = _limit_counts({key: len(members[key]) for key in sorted(members)}, data.limit, least)
     rng = np.random.default_rng(data.seed)
-    sizes = {key: len(members[key]) for key in sorted(members)}
-    share = min(1.0, data.limit / len(items))
-    least = max(
-        len(SPLITS), math.ceil((data.folds + 1) / (1 - data.test_fraction)) if data.folds else 0
-    )
-    counts = {key: min(size, max(least, round(size * share))) for key, size in sizes.items()}
-    while sum(counts.values()) > data.limit and max(counts.values()) > least:
-        counts[max(counts, key=lambda key: counts[key])] -= 1
     kept = []
     for key, count in counts.items():
         order = rng.permutation(members[key]).tolist()
-        seen: Counter[str] = Counter()
-        repeated = {}
-        for index in order:
-            repeated[index] = seen[items[index].group] if items[index].group else 0
-            seen[items[index].group] += 1
-        kept += sorted(order, key=repeated.__getitem__)[:count]
+        kept += _take_from_groups(items, order, count)
     return [items[index] for index in sorted(kept)]
 
 
+def _limit_counts(
+    sizes: Mapping[tuple[str, str], int], limit: int, least: int
+) -> dict[tuple[str, str], int]:
+    """Return how many of each kind of images are kept: `limit` in all, `least` of each kind."""
+    share = min(1.0, limit / sum(sizes.values()))
+    counts = {key: min(size, max(least, round(size * share))) for key, size in sizes.items()}
+    while sum(counts.values()) > limit and max(counts.values()) > least:
+        largest = max(counts, key=lambda key: counts[key])
+        counts[largest] -= 1
+    return counts
+
+
+def _take_from_groups(items: Sequence[Item], order: list[int], count: int) -> list[int]:
+    """Return so many images, the first of each group before the second ones."""
+    seen: Counter[str] = Counter()
+    repeated = {}
+    for index in order:
+        group = items[index].group
+        repeated[index] = seen[group] if group else 0
+        seen[group] += 1
+    return sorted(order, key=repeated.__getitem__)[:count]
+
+
 def _images_in_groups(label: str, images: int, groups: int) -> str:
-    return f"{label}: {_counted(images, 'image')}{'' if images == groups else ', in ' + _counted(groups, 'group')}"
+    text = f"{label}: {_counted(images, 'image')}"
+    if images != groups:
+        text += f", in {_counted(groups, 'group')}"
+    return text
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _classes_have(count: int, total: int) -> str:
+    verb = "has" if count == 1 else "have"
+    return f"{count} of {total} classes {verb}"

@@ -37,20 +37,28 @@ _NOT_FOR_ONE_IMAGE = {
 }
 _CONTAINERS = {"RandomApply", "RandomChoice", "RandomOrder"}
 
+_NEEDED = {"image_size", "stored_size", "interpolation", "mean", "std"}
+"""Names that every preprocessing has. The others have defaults."""
+
+_NAMES_IN_DATA = {"stored_size": "store_size"}
+"""Names of a configuration's `data` by those of a preprocessing, if they differ."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input; kept with every run and model.
+    """How an image becomes the network's input. It is kept with every run and model.
 
     Attributes:
         image_size: Side of the square input, in pixels.
-        stored_size: Shorter side the image is resized to before the middle is cut out, in pixels; both sides unless `fit` is crop.
-        interpolation: Of that resizing.
-        mean: Per channel, of pixels from 0 to 1.
-        std: Per channel.
+        stored_size: Length in pixels to which the image is resized before its middle is cut out: of
+            the shorter side if `fit` is crop, else of both sides.
+        interpolation: Interpolation of that resizing.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel.
         background: Colour below transparent pixels.
-        max_pixels: Larger images are refused.
-        white: Of grey levels of more than 8 bits; see `pipeline.data.decode.Decoding`.
+        max_pixels: Images of more pixels are refused.
+        white: The level that is white in grey levels of more than 8 bits; see
+            `pipeline.data.decode.Decoding`.
         fit: What becomes of pictures that are not square.
         decoding: Version of the rules by which files were decoded.
     """
@@ -73,14 +81,20 @@ class Preprocessing:
         normalisation: tuple[Sequence[float], Sequence[float]],
         decoding: int = VERSION,
     ) -> Preprocessing:
-        """Combine what `data` says of images, and the version of their decoding, with a mean and a standard deviation per channel."""
-        mean, std = (tuple(float(value) for value in values) for values in normalisation)
+        """Combine what a configuration says about images with a normalisation.
+
+        Args:
+            data: The part of a configuration about images.
+            normalisation: Mean and standard deviation of each channel.
+            decoding: Version of the decoding.
+        """
+        mean, std = normalisation
         return cls(
             data.image_size,
             data.stored_size,
             data.interpolation,
-            mean,  # type: ignore[arg-type]
-            std,  # type: ignore[arg-type]
+            tuple(map(float, mean)),  # type: ignore[arg-type]
+            tuple(map(float, std)),  # type: ignore[arg-type]
             data.background,
             data.max_pixels,
             data.white,
@@ -90,48 +104,34 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `to_dict`, of a run or a model that may be a stranger's.
+        """Rebuild a preprocessing from the result of `to_dict`.
+
+        Args:
+            raw: What a run or a model has kept. It may be a stranger's.
 
         Raises:
-            UserError: It is no such thing, or not within what a configuration may say.
+            UserError: `raw` is no preprocessing, or holds what a configuration may not say.
         """
         names = {field.name for field in fields(cls)}
-        if (
-            not isinstance(raw, dict)
-            or not {"image_size", "stored_size", "interpolation", "mean", "std"}
-            <= set(raw)
-            <= names
-        ):
+        if not isinstance(raw, dict) or not _NEEDED <= set(raw) <= names:
             raise UserError(
                 f"preprocessing: {str(raw)[:200]} given; {', '.join(sorted(names))} are needed"
             )
-        # Release 0.1.0 did not say: it had one version.
+        # Release 0.1.0 did not record the version: it had only one.
         version = raw.get("decoding", 1)
         if type(version) is not int or not 1 <= version <= VERSION:
             raise UserError(
-                f"preprocessing: decoding {str(version)[:200]} given; 1 to {VERSION} are known to this release"
+                f"preprocessing: decoding {str(version)[:200]} given; "
+                f"1 to {VERSION} are known to this release"
             )
-        others = {
-            name: value for name, value in raw.items() if name not in ("mean", "std", "decoding")
+        data_fields = {
+            _NAMES_IN_DATA.get(name, name): value
+            for name, value in raw.items()
+            if name not in ("mean", "std", "decoding")
         }
-        data = parse(
-            Data,
-            {
-                "store_size" if name == "stored_size" else name: value
-                for name, value in others.items()
-            },
-            "preprocessing",
-        )
+        data = parse(Data, data_fields, "preprocessing")
         for name in ("mean", "std"):
-            values = raw[name]
-            are_numbers = isinstance(values, list | tuple) and all(
-                isinstance(value, int | float) and isfinite(value) for value in values
-            )
-            if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
-                needed = "three numbers above 0" if name == "std" else "three numbers"
-                raise UserError(
-                    f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed"
-                )
+            _need_three_numbers(name, raw[name])
         return cls.of(data, (raw["mean"], raw["std"]), version)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Preprocessing:
 
     @property
     def specification(self) -> Decoding:
-        """What is made of a file, as of the training images."""
+        """How a file becomes pixels, the same as for the training images."""
         return Decoding(
             self.stored_size,
             self.interpolation,
@@ -152,23 +152,42 @@ class Preprocessing:
         )
 
     def pixels(self, file: Path | str | BinaryIO | bytes) -> NDArray[np.uint8]:
-        """Return what a picture's file shows the network before it is normalised, of shape (3, image_size, image_size).
+        """Return the pixels of a picture's file as the network sees them, before normalisation.
+
+        Returns:
+            Pixels of shape (3, image_size, image_size).
 
         Raises:
-            Any of `pipeline.data.decode.UNREADABLE`: It is no picture, a damaged one, or too large.
+            Any of `pipeline.data.decode.UNREADABLE`: The file is no picture, or a damaged one, or
+                too large.
         """
         return self.reduced(self.specification.decode(file).image)
 
     def reduced(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the same of a decoded picture."""
+        """Return the same pixels as `pixels`, of a picture that is decoded already."""
         return center_crop(self.specification.resize(image), self.image_size)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn images (batch, 3, size, size), uint8 or float from 0 to 1, into the network's input."""
-        scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+        """Turn images into the network's input.
+
+        Args:
+            images: Pixels of shape (batch, 3, size, size), uint8 or float from 0 to 1.
+        """
+        scaled = images.float()
+        if images.dtype == torch.uint8:
+            scaled.div_(255)
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
         return (scaled - mean) / std
+
+
+def _need_three_numbers(name: str, values: Any) -> None:
+    are_numbers = isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and isfinite(value) for value in values
+    )
+    if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+        needed = "three numbers above 0" if name == "std" else "three numbers"
+        raise UserError(f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed")
 
 
 def augmentations() -> dict[str, type[v2.Transform]]:
@@ -183,29 +202,28 @@ def augmentations() -> dict[str, type[v2.Transform]]:
 
 
 def build_augmentation(data: Data) -> v2.Transform | None:
-    """Build the random part of the training input from `data.augment`; None where there is none.
+    """Build the random part of the training input from `data.augment`; None if there is none.
 
     Raises:
-        UserError: Unknown transform or argument, or one that does not fit the stored images.
+        UserError: A transform or an argument is unknown, or does not fit the stored images.
     """
     if not data.augment:
         return None
-    steps = [_build_one(*_name_and_arguments(entry), data.image_size) for entry in data.augment]
-    augmentation = v2.Compose(steps)
+    augmentation = v2.Compose([_build_one(entry, data.image_size) for entry in data.augment])
+    size = data.image_size
+    black = np.zeros((3, data.stored_size, data.stored_size), np.uint8)
     with torch.random.fork_rng(devices=[]):
         try:
-            probe = augment(
-                augmentation,
-                np.zeros((3, data.stored_size, data.stored_size), np.uint8),
-                data.image_size,
-            )
+            probe = augment(augmentation, black, size)
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(
-                f"data.augment does not fit images of {data.stored_size} pixels: {first_line(error)}"
+                f"data.augment does not fit images of {data.stored_size} pixels: "
+                f"{first_line(error)}"
             ) from None
-    if probe.shape != (3, data.image_size, data.image_size):
+    if probe.shape != (3, size, size):
         raise UserError(
-            f"data.augment yields images of shape {tuple(probe.shape)}; (3, {data.image_size}, {data.image_size}) is needed"
+            f"data.augment yields images of shape {tuple(probe.shape)}; "
+            f"(3, {size}, {size}) is needed"
         )
     return augmentation
 
@@ -231,7 +249,9 @@ def _name_and_arguments(entry: str | dict[str, Any]) -> tuple[str, Any]:
     return next(iter(entry.items()))
 
 
-def _build_one(name: str, arguments: Any, image_size: int) -> v2.Transform:
+def _build_one(entry: str | dict[str, Any], image_size: int) -> v2.Transform:
+    """Build the transform that an entry of `data.augment` names."""
+    name, arguments = _name_and_arguments(entry)
     allowed = augmentations()
     if name not in allowed:
         raise unknown_name("augmentation", name, allowed)

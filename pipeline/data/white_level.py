@@ -1,4 +1,7 @@
-"""Which grey level is white, where the training images tell it: known only when they have been looked at and split."""
+"""Find out which grey level is white, if the training images tell it.
+
+It is known only when the images have been examined and split.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def examine_or_explain(
     """Examine images, and store their pixels.
 
     Raises:
-        UserError: They cannot be stored.
+        UserError: The images cannot be stored.
     """
     try:
         return examine(source, items, recipe, progress)
@@ -32,25 +35,32 @@ def examine_or_explain(
 def resolve_white(
     data: Data, inspection: Inspection, examined: Examined, splits: Sequence[str]
 ) -> Data:
-    """Replace ``white auto`` by what it stands for: the least 2^k - 1 that no training image exceeds.
+    """Replace ``white auto`` by what it stands for.
 
-    With folds that of all images but the test split's: pixels are stored once for all folds. Where only images to validate or test on
-    have more than 8 bits, theirs.
+    It stands for the least 2^k - 1 that no level of a training image exceeds. With folds all images
+    count but those of the test split: pixels are stored once for all folds. If only images to
+    validate or test on have more than 8 bits, these count.
+
+    Args:
+        data: The part of a configuration about images.
+        inspection: The images that are kept.
+        examined: What was found in all images.
+        splits: Split of each image that is kept.
 
     Raises:
-        UserError: It is more than `MOST_WHITE`.
+        UserError: The level is more than `MOST_WHITE`.
     """
-    deep = [
-        (number, split)
-        for number, split in zip(inspection.kept, splits, strict=True)
-        if examined.bits[number] > 8
-    ]
-    trained = [number for number, split in deep if split not in ("val", "test")]
-    levels = [
-        float(examined.brightest[number]) for number in trained or [number for number, _ in deep]
-    ]
+    levels = []
+    trained_levels = []
+    for number, split in zip(inspection.kept, splits, strict=True):
+        if examined.bits[number] > 8:
+            level = float(examined.brightest[number])
+            levels.append(level)
+            if split not in ("val", "test"):
+                trained_levels.append(level)
+    levels = trained_levels or levels
     if not levels:
-        # Where there are only images of 8 bits it makes no difference, and then it must not make one in the hash.
+        # All images have 8 bits: the level makes no difference, so the hash must not differ either.
         return data.model_copy(update={"white": "type"})
     white = next_white(max(levels))
     if white > MOST_WHITE:
@@ -64,15 +74,19 @@ def resolve_white(
 def store_grey(
     source: Source, inspection: Inspection, examined: Examined, recipe: Recipe, progress: Progress
 ) -> None:
-    """Store the images of more than 8 bits, now that it is known which level is white; all others are stored already."""
+    """Store the images of more than 8 bits, now that it is known which level is white.
+
+    All others are stored already.
+
+    Raises:
+        UserError: Images cannot be stored, or have changed.
+    """
     numbers = [number for number in inspection.kept if examined.bits[number] > 8]
-    stored = examine_or_explain(
-        source, [inspection.items[number] for number in numbers], recipe, progress
-    )
+    items = [inspection.items[number] for number in numbers]
+    stored = examine_or_explain(source, items, recipe, progress)
     if stored.unreadable:
         changed = [
-            f"{inspection.items[numbers[place]].path}: {why}"
-            for place, why in sorted(stored.unreadable.items())
+            f"{items[place].path}: {why}" for place, why in sorted(stored.unreadable.items())
         ]
         raise UserError(
             f"{len(changed)} images in {source.description} have changed while they were read",

@@ -27,16 +27,17 @@ def check(
     """Find every mistake that can be found before training.
 
     Args:
-        configuration: Of a training.
+        configuration: The configuration of a training.
         prepared: Its images.
-        where: It stands, for messages.
-        is_recorded: A run has recorded it; else it is the user's own, whose code is trusted from now on.
+        where: The place of the configuration, such as a file, which messages begin with; or empty.
+        is_recorded: A run has recorded the configuration. Otherwise it is the user's own, and the
+            code that it names is trusted from now on.
 
     Returns:
         The model's origin, which enters the configuration's hash.
 
     Raises:
-        UserError: Its message starts with `where`.
+        UserError: The configuration has a mistake; the message starts with `where`.
     """
     try:
         device = resolve_device(configuration.training.device)
@@ -44,29 +45,37 @@ def check(
             need_compiler(device)
         build_augmentation(configuration.data)
         model = stored_weights.resolve_weights(configuration.model)
-        num_classes, image_size = len(prepared.classes), configuration.data.image_size
+        num_classes = len(prepared.classes)
+        image_size = configuration.data.image_size
         origin = models.origin(model, num_classes, image_size)
         if model.is_own and not is_recorded:
-            # Runs of release 0.1.0 keep the network's own file alone.
-            for known in (0, num_classes):
-                remember(
-                    sha256_over(find_sources(model.name, known, image_size)),
-                    str(find_own_file(model.name)[0].absolute()),
-                )
+            _trust_own_code(model.name, num_classes, image_size)
         # On GPUs BatchNorm takes its statistics over all processes.
-        share = configuration.data.batch_size // (1 if device.type == "cuda" else join_group().size)
+        num_shares = 1 if device.type == "cuda" else join_group().size
+        share = configuration.data.batch_size // num_shares
         notes = models.check(model, num_classes, image_size, trains_on_one=share < 2)
     except UserError as error:
-        raise UserError(
-            f"{where}: {error.message}" if where else error.message, error.findings
-        ) from None
+        message = f"{where}: {error.message}" if where else error.message
+        raise UserError(message, error.findings) from None
     for note in notes:
         say_once(f"model.weights {configuration.model.weights}: {note}")
     return origin
 
 
+def _trust_own_code(name: str, num_classes: int, image_size: int) -> None:
+    # For 0 classes this is the network's own file alone, which is all that runs of release 0.1.0
+    # keep.
+    for known in (0, num_classes):
+        digest = sha256_over(find_sources(name, known, image_size))
+        file, _ = find_own_file(name)
+        remember(digest, str(file.absolute()))
+
+
 def replace_unreachable_weights(configuration: Configuration) -> Configuration:
-    """Return a configuration with random weights where named ones cannot be downloaded, and say so: enough to try a study out."""
+    """Return a configuration with random weights if the named ones cannot be downloaded.
+
+    The replacement is said. Random weights are enough to try a study out.
+    """
     try:
         models.fetch(configuration.model)
     except Unreachable as error:
@@ -76,22 +85,22 @@ def replace_unreachable_weights(configuration: Configuration) -> Configuration:
 
 
 def need_known_images(workspace: Workspace, data: Data, run_id: str) -> None:
-    """Check that a run does not choose which folder of this machine is read: only one that was named or prepared here before.
+    """Check that a run does not choose which folder of this machine is read.
+
+    Only a folder that was named or prepared on this machine before is read.
 
     Raises:
-        UserError: It was not; with the way to do so.
+        UserError: The images are in no such folder; the message says how to allow it.
     """
     kind, _, path = data.source.partition(":")
-    if (
-        data.source == "digits"
-        or (kind == "torchvision" and not data.root)
-        or are_images_named(data.source, data.root, data.labels)
-    ):
+    if data.source == "digits" or (kind == "torchvision" and not data.root):
         return
-    before = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
+    if are_images_named(data.source, data.root, data.labels):
+        return
+    recorded = {f"torchvision {path} in {data.root}", str(Path(path).expanduser().resolve())}
     for description in workspace.prepared.glob("*/data.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(description.read_text(encoding="utf-8"))["source"] in before:
+            if json.loads(description.read_text(encoding="utf-8"))["source"] in recorded:
                 return
     raise UserError(
         f"run_id: run {run_id} names the images {data.source!r}, which nobody has prepared here; "

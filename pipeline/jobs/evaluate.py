@@ -29,7 +29,10 @@ from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits
 
 MOST_AS_CSV = 100
-"""Classes up to which the predictions are kept as CSV too: with a column for each it becomes large."""
+"""Number of classes up to which the predictions are kept as CSV too.
+
+The table has a column for each class, so that of more classes it becomes large.
+"""
 _WHERE = (
     "source",
     "root",
@@ -39,7 +42,10 @@ _WHERE = (
     "split_column",
     "group_column",
 )
-"""Fields of data that say where images are, and where in their list; a user may know better than the run."""
+"""Fields of data that say where images are, and which columns their list has.
+
+A user may know this better than the run.
+"""
 
 
 def evaluate(
@@ -52,62 +58,38 @@ def evaluate(
 
     Args:
         workspace: The open store.
-        run_id: Of a training.
-        device: As ``training.device``.
-        data_options: Options on data that the user has given, of which those on where the images are are taken instead of the run's.
+        run_id: Id of a complete training.
+        device: The device to compute on; its values are those of ``training.device``.
+        data_options: Options on data that the user has given. Those that say where the images are
+            take the place of the run's.
 
     Returns:
         The metrics logged (``test/accuracy`` …), and precision and recall per class.
 
     Raises:
-        UserError: The run is not complete, the images have changed since, or the run does not say which they were and the user neither.
+        UserError: The run is not complete, or the images have changed since, or neither the run nor
+            the user says which images they were.
     """
     workspace.need_writable(*workspace.artifacts)
     restored = restore_network(workspace, run_id)
-    data = _located(
-        workspace,
-        restored,
-        run_id,
-        {name: value for name, value in (data_options or {}).items() if name in _WHERE},
-    )
+    given = {name: value for name, value in (data_options or {}).items() if name in _WHERE}
+    data = _choose_images(workspace, restored, run_id, given)
     prepared = prepare_as_recorded(
         workspace, data, restored.data_digest, restored.preprocessing.decoding
     )
     if restored.data_digest and prepared.digest != restored.data_digest:
         raise UserError(
-            f"run {run_id} was trained on data {restored.data_digest[:8]}, but {prepared.source} is now {prepared.digest[:8]}: "
+            f"run {run_id} was trained on data {restored.data_digest[:8]}, "
+            f"but {prepared.source} is now {prepared.digest[:8]}: "
             "images, labels or splits have changed"
         )
-    labels, logits = _logits(restored, data, prepared, resolve_device(device))
-    scores = metrics.score(labels, logits)
-    correct = int((logits.argmax(axis=1) == labels).sum())
-    low, high = metrics.wilson_interval(correct, len(labels))
-    values = {f"test/{name}": value for name, value in scores.items()}
-    values |= {
-        "test/accuracy_low": low,
-        "test/accuracy_high": high,
-        "test/ece": metrics.calibration_error(labels, logits),
-    }
-    train_labels = prepared.labels()[prepared.positions("train")]
-    values["test/majority_rate"] = metrics.majority_rate(
-        train_labels, labels, len(restored.classes)
-    )
-    table = metrics.per_class(labels, logits, restored.classes).iloc[
-        natural_order(restored.classes)
-    ]
+    labels, logits = _compute_logits(restored, data, prepared, resolve_device(device))
+    classes = restored.classes
+    values = _score(prepared, labels, logits, len(classes))
+    table = metrics.per_class(labels, logits, classes).iloc[natural_order(classes)]
     run = RunLog(workspace, run_id)
-    with tempfile.TemporaryDirectory() as temporary:
-        title = f"test: {scores['accuracy']:.2%} of {len(labels)} images (95% interval {low:.1%} to {high:.1%})"
-        title += f"; always the largest class: {values['test/majority_rate']:.1%}"
-        log_confusion(run, "test", labels, logits, restored.classes, title)
-        test = Path(temporary) / "test"
-        test.mkdir()
-        table.to_csv(test / "per_class.csv", index=False)
-        predictions = _predictions(prepared, restored.classes, labels, logits)
-        predictions.to_parquet(test / "predictions.parquet", index=False)
-        if len(restored.classes) <= MOST_AS_CSV:
-            predictions.to_csv(test / "predictions.csv", index=False)
-        run.files(test, "test")
+    log_confusion(run, "test", labels, logits, classes, _describe(values, len(labels)))
+    _log_tables(run, table, _tabulate_predictions(prepared, classes, labels, logits), len(classes))
     # Last, so that a run with test metrics has the files too.
     run.metrics(values)
     return values, table
@@ -116,10 +98,12 @@ def evaluate(
 def evaluate_all(
     workspace: Workspace, compared: Summary, device: str, data_options: Mapping[str, Any]
 ) -> int:
-    """Evaluate the complete runs that are not evaluated yet; return how many.
+    """Evaluate the complete runs that are not evaluated yet; return how many were evaluated.
+
+    If only some of them cannot be evaluated, these are named and left out.
 
     Raises:
-        UserError: None of them can be: what the first one says. Those that cannot be beside others that can are said and left out.
+        UserError: None of them can be evaluated; the message is that of the first one.
     """
     missing = [row for row in compared.ranked() if row["test_accuracy"] is None]
     refused: list[UserError] = []
@@ -135,7 +119,7 @@ def evaluate_all(
     return len(missing) - len(refused)
 
 
-def _located(
+def _choose_images(
     workspace: Workspace, restored: Restored, run_id: str, given: Mapping[str, Any]
 ) -> Data:
     """Return which images to evaluate on.
@@ -145,32 +129,69 @@ def _located(
     data = restored.configuration.data
     if not restored.data_digest and "source" not in given:
         raise UserError(
-            f"run_id: run {run_id} has no digest of the images it was trained on (it names {data.source!r}); give them with --data.source"
+            f"run_id: run {run_id} has no digest of the images it was trained on "
+            f"(it names {data.source!r}); give them with --data.source"
         )
     if "source" not in given:
         need_known_images(workspace, data, run_id)
     return parse(Data, {**data.model_dump(mode="json"), **given}, "data") if given else data
 
 
-def _logits(
+def _compute_logits(
     restored: Restored, data: Data, prepared: Prepared, device: torch.device
 ) -> tuple[metrics.Labels, metrics.Floats]:
+    """Return labels (images,) and logits (images, classes) of the test images."""
     images = Images(prepared.images, prepared.positions("test"), prepared.labels(), data.image_size)
-    return predict_logits(
-        restored.network.to(device), Loader(images, data.batch_size), restored.preprocessing, device
+    loader = Loader(images, data.batch_size)
+    return predict_logits(restored.network.to(device), loader, restored.preprocessing, device)
+
+
+def _score(
+    prepared: Prepared, labels: metrics.Labels, logits: metrics.Floats, num_classes: int
+) -> dict[str, float]:
+    values = {f"test/{name}": value for name, value in metrics.score(labels, logits).items()}
+    correct = int((logits.argmax(axis=1) == labels).sum())
+    low, high = metrics.wilson_interval(correct, len(labels))
+    values["test/accuracy_low"] = low
+    values["test/accuracy_high"] = high
+    values["test/ece"] = metrics.calibration_error(labels, logits)
+    train_labels = prepared.labels()[prepared.positions("train")]
+    values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, num_classes)
+    return values
+
+
+def _describe(values: Mapping[str, float], num_images: int) -> str:
+    return (
+        f"test: {values['test/accuracy']:.2%} of {num_images} images (95% interval "
+        f"{values['test/accuracy_low']:.1%} to {values['test/accuracy_high']:.1%}); "
+        f"always the largest class: {values['test/majority_rate']:.1%}"
     )
 
 
-def _predictions(
+def _tabulate_predictions(
     prepared: Prepared, classes: list[str], labels: metrics.Labels, logits: metrics.Floats
 ) -> pd.DataFrame:
+    """Return a row per test image: path, true and predicted class, probability of each class."""
     shares = metrics.probabilities(logits)
-    paths = prepared.manifest["path"].to_numpy()[prepared.positions("test")]
+    names = np.array(classes)
     columns = {
-        "path": paths,
-        "true": np.array(classes)[labels],
-        "predicted": np.array(classes)[shares.argmax(axis=1)],
+        "path": prepared.manifest["path"].to_numpy()[prepared.positions("test")],
+        "true": names[labels],
+        "predicted": names[shares.argmax(axis=1)],
     }
-    return pd.DataFrame(
-        {**columns, **{f"p_{name}": shares[:, number] for number, name in enumerate(classes)}}
-    )
+    for number, name in enumerate(classes):
+        columns[f"p_{name}"] = shares[:, number]
+    return pd.DataFrame(columns)
+
+
+def _log_tables(
+    run: RunLog, per_class: pd.DataFrame, predictions: pd.DataFrame, num_classes: int
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        test = Path(temporary) / "test"
+        test.mkdir()
+        per_class.to_csv(test / "per_class.csv", index=False)
+        predictions.to_parquet(test / "predictions.parquet", index=False)
+        if num_classes <= MOST_AS_CSV:
+            predictions.to_csv(test / "predictions.csv", index=False)
+        run.files(test, "test")

@@ -1,4 +1,7 @@
-"""Train a head on the features of its frozen backbone, where that gives what training on images would."""
+"""Train a head on the features of its frozen backbone.
+
+This is done only if it gives the same as training on images would.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ from pipeline.training.feature_cache import (
 def use_cached_features(
     job: Job, context: TrainingContext, run: TrackedRun | None = None
 ) -> TrainingContext:
-    """Return a context that trains the head on features; the same context where images are needed.
+    """Return a context that trains the head on features; the same context if images are needed.
 
-    They are needed where the backbone is trained, where images are augmented and
-    ``training.feature_views`` is 0, and where something follows the head.
+    They are needed if the backbone is trained, if images are augmented and
+    ``training.feature_views`` is 0, and if something follows the head.
 
     Args:
         job: What is trained.
         context: A context that trains on images, its number format chosen.
-        run: Tagged with what was done; None where another process logs.
+        run: The run that is tagged with what was done; None if another process logs.
 
     Raises:
-        OutOfMemory: The backbone does not take even one image.
-        GivenUp: That happened in another process of the group.
+        OutOfMemory: The memory does not suffice for the backbone and even one image.
+        GivenUp: This happened in another process of the group.
     """
     data = job.configuration.data
     is_frozen = job.configuration.model.freeze == "backbone"
@@ -50,7 +53,8 @@ def use_cached_features(
         return context
     started = time.perf_counter()
     failed: OutOfMemory | None = None
-    featured, num_computed = context, 0
+    featured = context
+    num_computed = 0
     try:
         featured, num_computed = _replace_images(job, context)
     except OutOfMemory as error:
@@ -67,33 +71,34 @@ def use_cached_features(
 
 
 def _num_views(job: Job) -> int:
-    """Return how many features there are per image: one for each way in which training shows it."""
+    """Return how many features an image has: one for each way in which training shows it."""
     configuration = job.configuration
     return configuration.training.feature_views if configuration.data.augment else 1
 
 
 def _replace_images(job: Job, context: TrainingContext) -> tuple[TrainingContext, int]:
-    """Return a context with features in the place of images, and how many images were computed now."""
+    """Return a context with features in the place of images, and the number of images computed."""
     backbone = Backbone(context.network, context.preprocessing, context.numerics, context.device)
-    decides = _what_decides(job, context)
-    shown = decides
+    dependencies = _describe_dependencies(job, context)
+    shown = dependencies
     if job.configuration.data.augment:
         shown = {
-            **decides,
+            **dependencies,
             "augment": job.configuration.data.augment,
             "seed": job.configuration.training.seed,
             "views": _num_views(job),
         }
     with Counter() as counter:
         train, num_train = _load(job, context.train, backbone, shown, _num_views(job), counter)
-        val, num_val = _load(job, context.val, backbone, decides, 1, counter)
+        val, num_val = _load(job, context.val, backbone, dependencies, 1, counter)
     featured = replace(context, part=context.network.head, train=train, val=val)
     return featured, num_train + num_val
 
 
-def _what_decides(job: Job, context: TrainingContext) -> dict[str, Any]:
-    """Return all that the features of an image depend on beside its content and its augmentation."""
-    configuration, network = job.configuration, context.network
+def _describe_dependencies(job: Job, context: TrainingContext) -> dict[str, Any]:
+    """Return all that the features of an image depend on beside its content and augmentation."""
+    configuration = job.configuration
+    network = context.network
     image_size = configuration.data.image_size
     return {
         "name": job.origin["name"],
@@ -109,22 +114,22 @@ def _load(
     job: Job,
     loader: Loader,
     backbone: Backbone,
-    decides: dict[str, Any],
+    dependencies: dict[str, Any],
     num_views: int,
     counter: Counter,
 ) -> tuple[Loader, int]:
-    """Return a loader of features in the place of a loader of images, and how many were computed."""
+    """Return a loader of features in the place of one of images, and the number computed."""
     images = loader.images
     assert isinstance(images, Images)
     contents = job.prepared.manifest["sha256"].iloc[images.positions].tolist()
-    ids = hash_contents(contents, numbered="augment" in decides)
-    folder = _folder(job.prepared.folder.parent, decides)
+    ids = hash_contents(contents, numbered="augment" in dependencies)
+    folder = _folder(job.prepared.folder.parent, dependencies)
     batch_size = job.configuration.data.batch_size
     cache = FeatureCache(folder, backbone, batch_size, loader.workers, counter)
     features, num_computed = cache.load_or_compute(images, ids, num_views)
     return loader.over(features), num_computed
 
 
-def _folder(root: Path, decides: dict[str, Any]) -> Path:
-    key = xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
+def _folder(root: Path, dependencies: dict[str, Any]) -> Path:
+    key = xxhash.xxh3_128_hexdigest(json.dumps(dependencies, sort_keys=True).encode())
     return root / f"features-{key}"

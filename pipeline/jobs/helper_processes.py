@@ -35,18 +35,18 @@ def train_in_group(
 ) -> FitResult:
     """Train in all processes of the group, which may be this one alone.
 
-    The first process and its helpers call this one function after `call_helpers`, so that they
-    exchange what they exchange in the same order.
+    The first process and its helpers all call this function after `call_helpers`, so that their
+    messages to one another come in the same order.
 
     Args:
         job: What is trained.
         context: This process's context, its number format chosen.
         run: The first process's run; None in a helper.
-        callbacks: Called at every step and epoch; those of the first process only.
+        callbacks: The callbacks for every step and epoch; only the first process has any.
 
     Raises:
-        OutOfMemory: The backbone does not take even one image.
-        Exception: As `pipeline.training.fit.fit`.
+        OutOfMemory: The memory does not suffice for the backbone and even one image.
+        Exception: Whatever `pipeline.training.fit.fit` raises.
     """
     return fit(job.configuration, use_cached_features(job, context, run), callbacks)
 
@@ -66,14 +66,14 @@ def call_helpers(job: Job, numerics: Numerics) -> None:
 
 
 def dismiss_helpers() -> None:
-    """Tell the other processes of the group that there is no more to do, and leave it."""
+    """Tell the other processes of the group that there is no more to do, and leave the group."""
     group = join_group()
     group.share(b"")
     group.close()
 
 
 def help_out() -> None:
-    """Take part in the trainings of the group's first process until it has no more, or has ended."""
+    """Take part in the trainings of the group's first process until it has no more or has ended."""
     group = join_group()
     known: dict[str, Prepared] = {}
     try:
@@ -93,9 +93,9 @@ def _help_with(message: dict[str, Any], known: dict[str, Prepared], group: Group
     """Take part in one training.
 
     Args:
-        message: What `call_helpers` has sent.
-        known: Images of earlier trainings; those of this one are added.
-        group: The group.
+        message: The message that `call_helpers` has sent.
+        known: Images of earlier trainings; the images of this one are added.
+        group: Processes that train together.
     """
     job = _read_job(message, known)
     try:
@@ -106,7 +106,7 @@ def _help_with(message: dict[str, Any], known: dict[str, Prepared], group: Group
             numerics = Numerics(**message["numerics"])
             train_in_group(job, replace(opened, numerics=numerics, resume=None))
     except TrainingFailed as error:
-        # What ends it ends it in every process; the first one tells why.
+        # The error ends the training in every process; the first one tells why.
         clear_frames(error)
 
 

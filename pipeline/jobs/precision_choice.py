@@ -37,13 +37,14 @@ def choose_precision(
     Args:
         configuration: What is trained.
         context: Its network and images; afterwards they are as before.
-        file: Earlier choices, JSON by what they depend on; made when it is missing.
+        file: JSON file of earlier choices by what they depend on. It is made if it is missing.
         study: Name of the training's study, or empty.
     """
     forms = list_candidates(configuration.training, context.device)
     if len(forms) == 1:
         return Choice(forms[0], {}, {})
-    key = " | ".join([study, *_what_decides(configuration, context.device, context.group.size)])
+    dependencies = _list_dependencies(configuration, context.device, context.group.size)
+    key = " | ".join([study, *dependencies])
     name = configuration.model.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with lock(file):
@@ -61,7 +62,7 @@ def choose_precision(
 def _read(file: Path) -> dict[str, Any]:
     """Return earlier choices by what they depend on.
 
-    Where the file is missing or damaged there are none: they are measured again.
+    If the file is missing or damaged there are none, and they are measured again.
     """
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -70,12 +71,16 @@ def _read(file: Path) -> dict[str, Any]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _what_decides(configuration: Configuration, device: torch.device, processes: int) -> list[str]:
+def _list_dependencies(
+    configuration: Configuration, device: torch.device, processes: int
+) -> list[str]:
     """Return all that a choice depends on beside the study."""
     where = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
-    data, model, training = configuration.data, configuration.model, configuration.training
+    data = configuration.data
+    model = configuration.model
+    training = configuration.training
     return [
         f"{model.name}, freeze {model.freeze}, {configuration.optimizer.name}",
         f"batches of {data.batch_size} of {data.image_size} pixels, processes: {processes}",
@@ -91,17 +96,17 @@ def _measure(
     return find_fastest(
         forms,
         context.network.module.to(context.device),
-        partial(_one_step, configuration, context),
+        partial(_make_step, configuration, context),
         take_batches(context.train.epoch(1)),
         context.device,
     )
 
 
-def _one_step(
+def _make_step(
     configuration: Configuration, context: TrainingContext, module: nn.Module, form: Numerics
 ) -> OneStep:
     """Return a function that does one step with a copy of the network."""
-    # Compiling each form would take longer than what is to be found out is worth.
+    # Compiling each form would take longer than the fastest form can save.
     configuration = configuration.change("training", compile=False)
     stepper = Stepper(configuration, module, form, context.device, None)
 

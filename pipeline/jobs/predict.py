@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
@@ -30,11 +30,11 @@ MOST_LISTED = 20
 
 
 class Images(NamedTuple):
-    """What is to be classified.
+    """Images that are classified.
 
     Attributes:
-        folder: That the paths start from.
-        paths: Relative to it, where they lie below it.
+        folder: The folder that the paths start from.
+        paths: Paths of the images, relative to the folder if they lie below it.
     """
 
     folder: Path
@@ -42,7 +42,12 @@ class Images(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What was written: how many rows, and of how many of them the image could not be read."""
+    """Counts of what was written.
+
+    Attributes:
+        rows: Number of rows, one for each image.
+        bad: Number of rows whose image could not be read.
+    """
 
     rows: int
     bad: int
@@ -57,103 +62,110 @@ def predict(
     bad: Literal["row", "error"],
     progress: Callable[[str, int, int], None],
 ) -> Predicted:
-    """Write ``id,label`` (and ``p_CLASS``) for a folder or a list of images, and ``OUT.json`` beside it.
+    """Write ``id,label`` (and ``p_CLASS``) for a folder or a list of images, and ``OUT.json``.
 
-    Rows of images that cannot be read have no label, and the reason in a last column ``error``, which is there only then.
+    Rows of images that cannot be read have no label, and the reason in a last column ``error``,
+    which is there only then. ``OUT.json`` stands beside the CSV and records what made it.
 
     Args:
-        model_uri: ``models:/NAME@champion`` or ``runs:/ID/model``.
+        model_uri: URI of the model, ``models:/NAME@champion`` or ``runs:/ID/model``.
         images: A folder, or a text file with one path per line, relative to that file.
-        out: CSV to write, whole or not at all.
-        identifier: What becomes ``id``; None: ``name``, or the path relative to folder or list where names repeat.
-        probabilities: Add one column per class.
-        bad: ``error``: an image that cannot be read is wrong input, and nothing is written.
-        progress: Told how many images are done.
+        out: The CSV file, which is written whole or not at all.
+        identifier: What becomes ``id``. None: the name, or the path relative to folder or list if
+            names repeat.
+        probabilities: Whether there is a column for each class.
+        bad: What is done about images that cannot be read. ``row``: they have a row without a
+            label. ``error``: they are wrong input, and nothing is written.
+        progress: Called with what is being done, the number of finished images, and that of all.
 
     Raises:
-        UserError: No such model or images; images that cannot be read, all of them listed; or names that repeat and were asked for.
+        UserError: There is no such model, or there are no such images; or images cannot be read,
+            which are all listed; or names repeat that were asked for.
     """
     found = list_images(images)
-    ids = _ids(found, identifier)
+    ids = _choose_ids(found, identifier)
     _need_writable(out)
     model, came_from = load_model(model_uri)
-    digest = hashlib.sha256()
+    reader = _Reader(found, model.preprocessing)
     try:
         with new_file(out) as partial:
-            unreadable = _write_rows(partial, found, ids, model, probabilities, digest, progress)
-            if unreadable and bad == "error":
-                count = f"{len(unreadable)} of {len(ids)} cannot be read"
-                raise UserError(
-                    f"images: {count}; nothing is written",
-                    [f"{found.paths[row]}: {why}" for row, why in unreadable.items()],
-                )
-            if unreadable:
-                _add_errors(partial, unreadable)
-        record = {
-            **came_from,
-            "images": str(Path(images).resolve()),
-            "num_images": len(ids),
-            "num_unreadable": len(unreadable),
-            "images_digest": digest.hexdigest()[:32],
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "id": identifier or ("relative path" if ids is found.paths else "name"),
-            "classes": model.classes,
-            "preprocessing": model.preprocessing.to_dict(),
-        }
-        write_whole(
-            out.with_name(out.name + ".json"),
-            json.dumps(record, ensure_ascii=False, indent=1) + "\n",
-        )
+            _write_rows(partial, ids, model, probabilities, reader, progress)
+            if reader.unreadable and bad == "error":
+                raise _build_refusal(reader)
+            if reader.unreadable:
+                _add_errors(partial, reader.unreadable)
+        chosen = identifier or ("relative path" if ids is found.paths else "name")
+        _write_record(out, came_from, images, chosen, model, reader)
     except OSError as error:
         raise Unwritable(
             f"out: {str(out)!r} cannot be written: {error.strerror or error}"
         ) from None
-    for row, why in list(unreadable.items())[:MOST_LISTED]:
-        say(f"cannot be read: {found.paths[row]}: {why}")
-    if len(unreadable) > MOST_LISTED:
-        say(f"and {len(unreadable) - MOST_LISTED} more; all stand in {out}, column error")
-    return Predicted(len(ids), len(unreadable))
+    _say_unreadable(reader, out)
+    return Predicted(len(ids), len(reader.unreadable))
 
 
 def _need_writable(out: Path) -> None:
     if out.is_dir():
         raise UserError(
-            f"out: {str(out)!r} is a folder; a file such as {str(out / 'predictions.csv')!r} is needed"
+            f"out: {str(out)!r} is a folder; "
+            f"a file such as {str(out / 'predictions.csv')!r} is needed"
         )
     if not out.parent.is_dir():
         raise UserError(f"out: folder {str(out.parent)!r} does not exist")
-    if problem := unwritable(out.parent):
+    problem = unwritable(out.parent)
+    if problem:
         raise Unwritable(f"out: {str(out)!r} cannot be written: {problem}")
 
 
+def _build_refusal(reader: _Reader) -> UserError:
+    paths = reader.images.paths
+    count = f"{len(reader.unreadable)} of {len(paths)} cannot be read"
+    findings = [f"{paths[number]}: {why}" for number, why in reader.unreadable.items()]
+    return UserError(f"images: {count}; nothing is written", findings)
+
+
+def _write_record(
+    out: Path,
+    came_from: Mapping[str, Any],
+    images: str,
+    identifier: str,
+    model: Classifier,
+    reader: _Reader,
+) -> None:
+    record = {
+        **came_from,
+        "images": str(Path(images).resolve()),
+        "num_images": len(reader.images.paths),
+        "num_unreadable": len(reader.unreadable),
+        "images_digest": reader.digest.hexdigest()[:32],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "id": identifier,
+        "classes": model.classes,
+        "preprocessing": model.preprocessing.to_dict(),
+    }
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    write_whole(out.with_name(out.name + ".json"), text)
+
+
+def _say_unreadable(reader: _Reader, out: Path) -> None:
+    for number, why in list(reader.unreadable.items())[:MOST_LISTED]:
+        say(f"cannot be read: {reader.images.paths[number]}: {why}")
+    if len(reader.unreadable) > MOST_LISTED:
+        say(f"and {len(reader.unreadable) - MOST_LISTED} more; all stand in {out}, column error")
+
+
 def list_images(images: str) -> Images:
-    """Return the images of a folder (and its subfolders) in order, as prepare finds them, or of a list.
+    """Return the images of a folder (and its subfolders), or of a list, in order.
+
+    The images of a folder are found as `prepare` finds them.
 
     Raises:
-        UserError: Neither a folder nor a text file, nothing in it, or a listed file is missing.
+        UserError: It is neither a folder nor a text file, has nothing in it, or a listed file is
+            missing.
     """
     place = Path(images).expanduser()
     if place.is_dir():
-        listing = Listing(place)
-        try:
-            files = listing.below("")
-        except OSError as error:
-            raise UserError(
-                f"images: {images!r} cannot be listed: {error.filename}: {error.strerror or error}"
-            ) from None
-        if unnameable := [repr(file) for file in files if not is_utf8(file)]:
-            raise UserError(
-                f"images: {len(unnameable)} file names are not UTF-8; rename them", unnameable
-            )
-        unread = unread_warnings(("", file) for file in files)
-        found = listing.only_images(files)
-        if not found:
-            raise UserError(
-                f"images: folder {images!r} has no images ({', '.join(sorted(EXTENSIONS))})", unread
-            )
-        for line in [*unread, *listing.warnings]:
-            say(f"warning: {line}")
-        return Images(place, found)
+        return _list_folder(place, images)
     if not place.exists():
         siblings = [str(other) for other in place.parent.glob("*")] if place.parent.is_dir() else []
         raise UserError(
@@ -161,42 +173,65 @@ def list_images(images: str) -> Images:
         )
     if place.suffix.lower() in EXTENSIONS:
         return Images(place.parent, [place.name])
+    return _read_list(place, images)
+
+
+def _list_folder(folder: Path, given: str) -> Images:
+    listing = Listing(folder)
     try:
-        lines = read_regular(place, MOST_BYTES).decode("utf-8-sig").splitlines()
+        files = listing.below("")
     except OSError as error:
-        raise UserError(f"images: {images!r} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"images: {images!r} is no text file of paths") from None
-    listed = [
-        (number, str(Path(line.strip()).expanduser()))
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    listed = [(number, _named(place.parent, path)) for number, path in listed]
-    missing = [
-        f"line {number}: {path}" for number, path in listed if not (place.parent / path).is_file()
-    ]
-    if missing or not listed:
         raise UserError(
-            f"images: {len(missing)} files listed in {images!r} do not exist"
-            if listed
-            else f"images: {images!r} lists no images",
-            missing,
+            f"images: {given!r} cannot be listed: {error.filename}: {error.strerror or error}"
+        ) from None
+    unnameable = [repr(file) for file in files if not is_utf8(file)]
+    if unnameable:
+        raise UserError(
+            f"images: {len(unnameable)} file names are not UTF-8; rename them", unnameable
         )
-    return Images(place.parent, [path for _, path in listed])
+    unread = unread_warnings(("", file) for file in files)
+    found = listing.only_images(files)
+    if not found:
+        raise UserError(
+            f"images: folder {given!r} has no images ({', '.join(sorted(EXTENSIONS))})", unread
+        )
+    for line in [*unread, *listing.warnings]:
+        say(f"warning: {line}")
+    return Images(folder, found)
 
 
-def _named(folder: Path, path: str) -> str:
-    """Return a path as it is, or where there is no such file, with slashes for Windows' backslashes."""
+def _read_list(file: Path, given: str) -> Images:
+    try:
+        lines = read_regular(file, MOST_BYTES).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"images: {given!r} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"images: {given!r} is no text file of paths") from None
+    folder = file.parent
+    paths: list[str] = []
+    missing: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            path = _turn_slashes(folder, str(Path(line.strip()).expanduser()))
+            paths.append(path)
+            if not (folder / path).is_file():
+                missing.append(f"line {number}: {path}")
+    if not paths:
+        raise UserError(f"images: {given!r} lists no images")
+    if missing:
+        raise UserError(f"images: {len(missing)} files listed in {given!r} do not exist", missing)
+    return Images(folder, paths)
+
+
+def _turn_slashes(folder: Path, path: str) -> str:
+    """Return a path with slashes for Windows' backslashes, if only that names a file."""
     turned = path.replace("\\", "/")
-    return (
-        turned
-        if turned != path and not (folder / path).exists() and (folder / turned).exists()
-        else path
-    )
+    if turned != path and not (folder / path).exists() and (folder / turned).exists():
+        return turned
+    return path
 
 
-def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
+def _choose_ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
     """Return what stands in column ``id``.
 
     Raises:
@@ -210,18 +245,9 @@ def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
             ids = [Path(path).stem for path in paths]
         case "name" | None:
             ids = [Path(path).name for path in paths]
-    first: dict[str, str] = {}
-    repeated: dict[str, str] = {}
-    for name, path in zip(ids, paths, strict=True):
-        if first.setdefault(name, path) != path:
-            repeated.setdefault(name, path)
-    if not repeated:
+    told = _describe_repeated(ids, paths)
+    if not told:
         return ids
-    name, other = next(iter(repeated.items()))
-    told = (
-        f"{name!r} stands for {first[name]} and {other}"
-        + f", and {len(repeated) - 1} more for several images" * (len(repeated) > 1)
-    )
     if identifier:
         raise UserError(
             f"predict.id: {identifier} given, and {told}; predict.id path tells them apart"
@@ -230,57 +256,86 @@ def _ids(images: Images, identifier: Identifier | None) -> Sequence[str]:
     return paths
 
 
+def _describe_repeated(ids: Sequence[str], paths: Sequence[str]) -> str:
+    """Say which ids stand for several images; the text is empty if none does."""
+    first: dict[str, str] = {}
+    repeated: dict[str, str] = {}
+    for name, path in zip(ids, paths, strict=True):
+        if first.setdefault(name, path) != path:
+            repeated.setdefault(name, path)
+    if not repeated:
+        return ""
+    name, other = next(iter(repeated.items()))
+    told = f"{name!r} stands for {first[name]} and {other}"
+    if len(repeated) > 1:
+        told += f", and {len(repeated) - 1} more for several images"
+    return told
+
+
+class _Reader:
+    """Reads images for a network, by their numbers.
+
+    Args:
+        images: The images.
+        preprocessing: The preprocessing of the network.
+
+    Attributes:
+        images: The images.
+        digest: SHA-256 over the SHA-256 of each file, in the order of reading. A file that cannot
+            be opened is left out.
+        unreadable: Why an image cannot be read, by its number.
+    """
+
+    def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
+        self.images = images
+        self.digest = hashlib.sha256()
+        self.unreadable: dict[int, str] = {}
+        self._preprocessing = preprocessing
+
+    def read(self, numbers: range) -> dict[int, NDArray[np.uint8]]:
+        """Return what the network sees of those images that can be read."""
+        pixels = {}
+        for number in numbers:
+            try:
+                file = self.images.folder / self.images.paths[number]
+                content = read_regular(file, MOST_BYTES)
+                self.digest.update(hashlib.sha256(content).digest())
+                pixels[number] = self._preprocessing.pixels(content)
+            except UNREADABLE as error:
+                self.unreadable[number] = explain_unreadable(error)
+        return pixels
+
+
 def _write_rows(
     file: Path,
-    images: Images,
     ids: Sequence[str],
     model: Classifier,
     probabilities: bool,
-    digest: hashlib._Hash,
+    reader: _Reader,
     progress: Callable[[str, int, int], None],
-) -> dict[int, str]:
-    """Write the table, part after part so that memory does not grow; return the reasons of the rows whose image cannot be read."""
-    unreadable: dict[int, str] = {}
+) -> None:
+    """Write the table, part after part so that memory does not grow."""
+    header = ["id", "label"]
+    if probabilities:
+        header += [f"p_{name}" for name in model.classes]
+    empty = [""] * (len(header) - 1)
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = _writer(opened)
-        writer.writerow(
-            ["id", "label", *([f"p_{name}" for name in model.classes] if probabilities else [])]
-        )
+        writer.writerow(header)
         for start in range(0, len(ids), CHUNK):
             numbers = range(start, min(start + CHUNK, len(ids)))
-            pixels = dict(_pixels(images, numbers, model.preprocessing, digest, unreadable))
+            pixels = reader.read(numbers)
             shares = dict(zip(pixels, model.classify(list(pixels.values())), strict=True))
-            empty: list[Any] = [""] * (1 + probabilities * len(model.classes))
             for number in numbers:
-                row = shares.get(number)
-                found = (
-                    empty
-                    if row is None
-                    else [
-                        model.classes[int(row.argmax())],
-                        *(row.tolist() if probabilities else []),
-                    ]
-                )
-                writer.writerow([ids[number], *found])
+                row: list[Any] = [ids[number]]
+                if number not in shares:
+                    row += empty
+                else:
+                    row.append(model.classes[int(shares[number].argmax())])
+                    if probabilities:
+                        row += shares[number].tolist()
+                writer.writerow(row)
             progress("classifying", numbers.stop, len(ids))
-    return unreadable
-
-
-def _pixels(
-    images: Images,
-    numbers: range,
-    preprocessing: Preprocessing,
-    digest: hashlib._Hash,
-    unreadable: dict[int, str],
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield what the network sees of some images, with their numbers; the reasons of those that cannot be read are put down."""
-    for number in numbers:
-        try:
-            content = read_regular(images.folder / images.paths[number], MOST_BYTES)
-            digest.update(hashlib.sha256(content).digest())
-            yield number, preprocessing.pixels(content)
-        except UNREADABLE as error:
-            unreadable[number] = explain_unreadable(error)
 
 
 def _add_errors(file: Path, unreadable: dict[int, str]) -> None:
@@ -292,6 +347,7 @@ def _add_errors(file: Path, unreadable: dict[int, str]) -> None:
     ):
         writer = _writer(after)
         for number, row in enumerate(csv.reader(before), -1):
+            # The header is row -1.
             writer.writerow([*row, "error" if number < 0 else unreadable.get(number, "")])
 
 

@@ -26,12 +26,17 @@ from pipeline.tracking.workspace import Workspace
 
 REPORT = "prepare"
 """Folder of the report on the images, below the outputs and among a run's artifacts."""
-
-
+_DONE_ABOUT_DUPLICATES = {
+    "group": "kept on one side of a split",
+    "drop": "copies left out",
+    "warn": "nothing done",
+    "error": "refused",
+}
+"""What is said of each policy on duplicates."""
 _NOT_PREPARED = {"batch_size", "augment", "workers", "fold"}
 """Fields of `Data` that do not change what is prepared."""
 _prepared: WeakKeyDictionary[Workspace, dict[str, Prepared]] = WeakKeyDictionary()
-"""What was prepared before, by recipe, as long as the step lasts that has opened the store."""
+"""Images prepared before, by recipe; they are kept as long as the step that opened the store."""
 
 
 def prepare_images(
@@ -39,14 +44,14 @@ def prepare_images(
 ) -> Prepared:
     """Read, check, split and decode the images with progress; what is there already is used again.
 
-    What this step has prepared before is not looked at again, unless a report is asked for or nothing is stored: a study of 1,000
-    trainings looks at a million files once.
+    Images that this step has prepared before are not looked at again, unless a report is asked for
+    or nothing is stored. So a study of 1,000 trainings looks at a million files once.
 
     Args:
-        workspace: Where prepared data and outputs are.
-        data: Which images.
-        log_images: Write the report on the images, with pictures or without; None: no report.
-        version: Of the decoding.
+        workspace: The open store; it knows the folders of prepared data and outputs.
+        data: Which images, and how they are split and decoded.
+        log_images: Whether the report on the images has pictures; None: no report is written.
+        version: Version of the rules of decoding.
 
     Returns:
         The images; `resolve_white` tells what ``data.white auto`` has become.
@@ -55,16 +60,16 @@ def prepare_images(
     recipe = f"{version} {data.model_dump_json(exclude=_NOT_PREPARED)}"
     if log_images is None and recipe in before:
         there = before[recipe]
-        return replace(
-            there, data=resolve_white(data, there), fold=0 if data.fold == "all" else data.fold
-        )
+        fold = 0 if data.fold == "all" else data.fold
+        return replace(there, data=resolve_white(data, there), fold=fold)
+    folder = workspace.outputs / REPORT
 
     def on_report(report: dict[str, Any], thumbnails: Thumbnails) -> None:
-        write_report(workspace.outputs / REPORT, report, thumbnails if log_images else lambda _: {})
-        _say_findings(report, workspace.outputs / REPORT / "report.html")
+        write_report(folder, report, thumbnails if log_images else lambda _: {})
+        _say_findings(report, folder / "report.html")
 
     if log_images is not None:
-        workspace.need_writable(workspace.outputs / REPORT)
+        workspace.need_writable(folder)
     if not (workspace.prepared / CATALOGUE).exists():
         # Otherwise all may be there already, and only read.
         workspace.need_writable(workspace.prepared)
@@ -75,47 +80,62 @@ def prepare_images(
         )
     if data.store == "disk":
         before[recipe] = prepared
-    counts = prepared.counts()
-    sizes = ", ".join(
-        f"{sum(count[split] for count in counts.values())} {split}" for split in prepared.splits
-    )
-    say_once(
-        f"{len(prepared.manifest)} images of {len(prepared.classes)} classes from {prepared.source}: {sizes}; "
-        f"data {prepared.digest[:8]} in {prepared.folder}"
-        + f"; data.white auto is {prepared.data.white}"
-        * (data.white == "auto")
-    )
+    say_once(_describe_images(data, prepared))
     return prepared
 
 
+def _describe_images(data: Data, prepared: Prepared) -> str:
+    counts = prepared.counts()
+    sizes = []
+    for split in prepared.splits:
+        size = sum(count[split] for count in counts.values())
+        sizes.append(f"{size} {split}")
+    white = f"; data.white auto is {prepared.data.white}" if data.white == "auto" else ""
+    return (
+        f"{len(prepared.manifest)} images of {len(prepared.classes)} classes "
+        f"from {prepared.source}: {', '.join(sizes)}; "
+        f"data {prepared.digest[:8]} in {prepared.folder}{white}"
+    )
+
+
 def resolve_white(data: Data, prepared: Prepared) -> Data:
-    """Return the same with ``white auto`` replaced by the level that it has become."""
-    return data.model_copy(update={"white": prepared.data.white}) if data.white == "auto" else data
+    """Return the same data with ``white auto`` replaced by the level that it has become."""
+    if data.white != "auto":
+        return data
+    return data.model_copy(update={"white": prepared.data.white})
 
 
 def with_white(configuration: Configuration, prepared: Prepared) -> Configuration:
-    """Return a configuration with ``data.white auto`` replaced by the level that it has become: that is hashed and recorded."""
+    """Return a configuration with ``data.white auto`` replaced by the level that it has become.
+
+    This level is hashed and recorded.
+    """
     return configuration.model_copy(update={"data": resolve_white(configuration.data, prepared)})
 
 
 def _say_if_decoded_anew(root: Path, data: Data, version: int) -> None:
     """Say once that images which an earlier release has decoded are decoded again."""
-    folder, before = (Recipe.of(data, root, one).folder for one in (version, 1))
+    folder = Recipe.of(data, root, version).folder
+    before = Recipe.of(data, root, 1).folder
     if version > 1 and data.store == "disk" and not folder.exists() and before.exists():
         say(
-            f"this release decodes images otherwise (colour profiles are followed): they are decoded anew; {before} is only needed to "
+            "this release decodes images otherwise (colour profiles are followed): "
+            f"they are decoded anew; {before} is only needed to "
             "evaluate or go on with runs of release 0.1.0, and may be deleted"
         )
 
 
 def prepare_as_recorded(workspace: Workspace, data: Data, digest: str, version: int) -> Prepared:
-    """Prepare the images of a run that has recorded their digest, by the rules that it has decoded them by.
+    """Prepare the images of a run that has recorded their digest, by the run's rules of decoding.
+
+    The present rules are tried first. If they make the same of all images, nothing needs to be
+    decoded again.
 
     Args:
-        workspace: Where prepared data is.
-        data: Which images.
-        digest: Of the run; empty: unknown.
-        version: Of its decoding. By the rules of now nothing need be decoded again where they make the same of all images.
+        workspace: The open store; it knows the folder of prepared data.
+        data: Which images, and how they are split and decoded.
+        digest: Digest of the images that the run has recorded; empty: unknown.
+        version: Version of the rules by which the run has decoded them.
     """
     prepared = prepare_images(workspace, data)
     if version == VERSION or prepared.digest == digest:
@@ -124,58 +144,65 @@ def prepare_as_recorded(workspace: Workspace, data: Data, digest: str, version: 
 
 
 def write_report(folder: Path, report: dict[str, Any], thumbnails: Thumbnails) -> None:
-    """Write ``report.html`` and ``report.json``, pictures included as far as `thumbnails` has them."""
+    """Write ``report.json``, and ``report.html`` with the pictures that `thumbnails` has."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("report.json", json.dumps(report, ensure_ascii=False, indent=1)),
-        ("report.html", data_report.to_html(report, thumbnails(data_report.paths_shown(report)))),
-    ):
-        write_whole(folder / name, text)
+    text = json.dumps(report, ensure_ascii=False, indent=1)
+    page = data_report.to_html(report, thumbnails(data_report.paths_shown(report)))
+    write_whole(folder / "report.json", text)
+    write_whole(folder / "report.html", page)
 
 
 def _say_findings(report: dict[str, Any], page: Path) -> None:
     """Print what a person should know before training."""
-    policies, duplicates = report["policies"], report["duplicates"]
-    bad = [entry for entry in report["quarantined"] if not entry["reason"].startswith("copy of ")]
-    if bad and policies["bad"] != "error":
-        say(
-            f"{len(bad)} image{'s' * (len(bad) != 1)} cannot be used and {'is' if len(bad) == 1 else 'are'} left out"
-            + ":" * (policies["bad"] == "warn")
-        )
-        for entry in bad if policies["bad"] == "warn" else []:
-            say(f"  {entry['path']}: {entry['reason']}")
-    if duplicates["num_groups"]:
-        under = (
-            f", {duplicates['under_two_labels']} of them under several labels"
-            if duplicates["under_two_labels"]
-            else ""
-        )
-        done = {
-            "group": "kept on one side of a split",
-            "drop": "copies left out",
-            "warn": "nothing done",
-            "error": "refused",
-        }[policies["duplicates"]]
-        say(
-            f"{duplicates['num_images']} images are equal or nearly so, in {duplicates['num_groups']} sets{under}: {done}"
-        )
-    if report["num_leaks"]:
-        have = "images have" if report["num_leaks"] > 1 else "image has"
-        done = "; the copies are left out" if policies["duplicates"] == "drop" else ""
-        say(
-            f"{report['num_leaks']} {have} a copy in another split, such as {_pair(report['leaks'][0])}{done}"
-        )
+    _say_unusable(report)
+    _say_duplicates(report)
+    _say_leaks(report)
     for warning in report["warnings"][:20]:
         say(f"warning: {warning}")
     if len(report["warnings"]) > 20:
         say(f"and {len(report['warnings']) - 20} more warnings")
     if "majority" in report:
-        largest, share = (
-            report["majority"]["class"],
-            format_percent(report["majority"]["share"]),
-        )
+        largest = report["majority"]["class"]
+        share = format_percent(report["majority"]["share"])
         say(f"always answering {largest!r} would be right in {share} of the validation images")
     say(f"report on the images: {page}")
+
+
+def _say_unusable(report: dict[str, Any]) -> None:
+    policy = report["policies"]["bad"]
+    bad = [entry for entry in report["quarantined"] if not entry["reason"].startswith("copy of ")]
+    if not bad or policy == "error":
+        return
+    what = "image cannot be used and is" if len(bad) == 1 else "images cannot be used and are"
+    if policy != "warn":
+        say(f"{len(bad)} {what} left out")
+        return
+    say(f"{len(bad)} {what} left out:")
+    for entry in bad:
+        say(f"  {entry['path']}: {entry['reason']}")
+
+
+def _say_duplicates(report: dict[str, Any]) -> None:
+    duplicates = report["duplicates"]
+    if not duplicates["num_groups"]:
+        return
+    under = ""
+    if duplicates["under_two_labels"]:
+        under = f", {duplicates['under_two_labels']} of them under several labels"
+    done = _DONE_ABOUT_DUPLICATES[report["policies"]["duplicates"]]
+    say(
+        f"{duplicates['num_images']} images are equal or nearly so, "
+        f"in {duplicates['num_groups']} sets{under}: {done}"
+    )
+
+
+def _say_leaks(report: dict[str, Any]) -> None:
+    if not report["num_leaks"]:
+        return
+    have = "images have" if report["num_leaks"] > 1 else "image has"
+    pair = _pair(report["leaks"][0])
+    done = "; the copies are left out" if report["policies"]["duplicates"] == "drop" else ""
+    say(f"{report['num_leaks']} {have} a copy in another split, such as {pair}{done}")
 
 
 def _pair(leak: dict[str, str]) -> str:
@@ -183,11 +210,12 @@ def _pair(leak: dict[str, str]) -> str:
 
 
 def prepare_variant(workspace: Workspace, data: Data, prepared: Prepared) -> Prepared:
-    """Return the images as `data` wants them; those of another size, shape or interpolation are decoded first."""
-    if (
-        data.image_size == prepared.data.image_size
-        and Decoding.of(data, prepared.version) == prepared.decoding
-    ):
+    """Return the images as `data` wants them.
+
+    For another size, shape or interpolation they are decoded first.
+    """
+    is_same_size = data.image_size == prepared.data.image_size
+    if is_same_size and Decoding.of(data, prepared.version) == prepared.decoding:
         return prepared
     return prepare_images(workspace, data, version=prepared.version).with_fold(prepared.fold)
 
@@ -223,7 +251,10 @@ def _log_pages(run: RunLog) -> None:
 
 
 def majority_rate(prepared: Prepared) -> float:
-    """Return the share of the validation images that always answering the largest class would get right; with folds that of all."""
+    """Return how often always answering the largest class would be right, from 0 to 1.
+
+    This is the share of the validation images; with folds it is the share of all images.
+    """
     return find_majority(prepared.counts())[1]
 
 

@@ -21,11 +21,12 @@ class Champion:
     """What was registered.
 
     Attributes:
-        name: Of the registered model.
-        version: Of it.
-        run_id: That trained it.
-        run_name: Of that run.
-        replaced: What is to be said of the champion of another study whose place it takes; or empty.
+        name: Name of the registered model.
+        version: Version of the registered model.
+        run_id: Id of the run that trained it.
+        run_name: Name of that run.
+        replaced: Description of the champion whose place it takes, if that one is of another study;
+            else empty.
     """
 
     name: str
@@ -41,15 +42,19 @@ class Champion:
 
     @property
     def described(self) -> str:
-        """What is said of it."""
+        """Sentence that names model, version and run, and the champion that is replaced."""
+        replaces = f"; it replaces {self.replaced}" if self.replaced else ""
         return (
-            f"champion: {self.uri}, version {self.version}: run {self.run_id} ({self.run_name})"
-            + (f"; it replaces {self.replaced}" if self.replaced else "")
+            f"champion: {self.uri}, version {self.version}: "
+            f"run {self.run_id} ({self.run_name}){replaces}"
         )
 
 
 def export_model(workspace: Workspace, run_id: str) -> str:
-    """Log the network of a complete run as LoggedModel, where it is not yet; return the model's id."""
+    """Log the network of a complete run as LoggedModel; return the model's id.
+
+    If that has been done before, nothing is logged.
+    """
     existing = export.find_logged_model(workspace, run_id)
     if existing:
         return existing
@@ -63,15 +68,17 @@ def find_best_evaluated(compared: Summary) -> tuple[str, int]:
     """Return the best run that is evaluated, and how many rank higher but are not.
 
     Raises:
-        UserError: None is evaluated yet.
+        UserError: No run is evaluated yet.
     """
     evaluated = compared.ranked(evaluated=True)
     if not evaluated:
         raise UserError(
-            f"no complete run of {compared.study or 'the experiment'} is evaluated yet; run the step evaluate first"
+            f"no complete run of {compared.study or 'the experiment'} is evaluated yet; "
+            "run the step evaluate first"
         )
     run_id = str(evaluated[0]["run_id"])
-    return run_id, [row["run_id"] for row in compared.ranked()].index(run_id)
+    ranked = [row["run_id"] for row in compared.ranked()]
+    return run_id, ranked.index(run_id)
 
 
 def register(workspace: Workspace, name: str, run_id: str) -> Champion:
@@ -83,27 +90,28 @@ def register(workspace: Workspace, name: str, run_id: str) -> Champion:
     run = get_complete_run(workspace, run_id)
     export_model(workspace, run_id)
     row = find_runs.to_row(run)
-    replaced = _replaced(workspace, name, run_id, row)
+    replaced = _describe_replaced(workspace, name, run_id, row)
     described = {
         names.EXPERIMENT: run.data.tags.get(names.EXPERIMENT, ""),
         names.STUDY: row["study"],
         names.DATA_DIGEST: row["data_digest"],
         names.CONFIG_HASH: row["config_hash"],
         "run_id": run_id,
-        "classes": _classes(workspace, run_id),
-        "preprocessing": json.dumps(_json_artifact(workspace, run_id, names.PREPROCESSING)),
-        **{
-            key.replace("/", "."): f"{value:.6g}"
-            for key, value in run.data.metrics.items()
-            if key.startswith(("best/", "test/"))
-        },
+        "classes": _describe_classes(workspace, run_id),
+        "preprocessing": json.dumps(_load_json(workspace, run_id, names.PREPROCESSING)),
     }
+    for key, value in run.data.metrics.items():
+        if key.startswith(("best/", "test/")):
+            described[key.replace("/", ".")] = f"{value:.6g}"
     version = registry.register(workspace, run_id, name, described)
     return Champion(name, version, run_id, str(run.info.run_name), replaced)
 
 
-def _replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) -> str:
-    """Return what is to be said of a champion whose place the run takes; empty where that is of the same study or there is none."""
+def _describe_replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) -> str:
+    """Describe the champion whose place a run takes.
+
+    The text is empty if there is no champion yet, or if it is the same run or of the same study.
+    """
     before = registry.champion(workspace, name)
     if before is None or before.run_id == run_id:
         return ""
@@ -118,19 +126,19 @@ def _replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) 
     return f"version {before.version} of {study or 'no study'} ({scores})"
 
 
-def _classes(workspace: Workspace, run_id: str) -> str:
-    """Return the names of the classes as JSON; of more than a tag can hold, how many there are and which artifact lists them."""
-    classes = _json_artifact(workspace, run_id, names.CLASSES)
+def _describe_classes(workspace: Workspace, run_id: str) -> str:
+    """Return the names of the classes as JSON.
+
+    If a tag cannot hold them, return their number and the artifact that lists them instead.
+    """
+    classes = _load_json(workspace, run_id, names.CLASSES)
     whole = json.dumps(classes, ensure_ascii=False)
     if len(whole) <= registry.LONGEST_TAG:
         return whole
     return json.dumps({"count": len(classes), "artifact": f"runs:/{run_id}/{names.CLASSES}"})
 
 
-def _json_artifact(workspace: Workspace, run_id: str, name: str) -> Any:
+def _load_json(workspace: Workspace, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        return json.loads(
-            artifacts.download_artifact(workspace, run_id, name, Path(folder)).read_text(
-                encoding="utf-8"
-            )
-        )
+        file = artifacts.download_artifact(workspace, run_id, name, Path(folder))
+        return json.loads(file.read_text(encoding="utf-8"))

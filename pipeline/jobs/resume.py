@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config import FILE, Configuration
+from pipeline.config import FILE, Configuration, Data
+from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, UserError, unknown_name
 from pipeline.files import child_path, lock
 from pipeline.identity import FIRST_RELEASE, config_hash
@@ -29,38 +30,46 @@ from pipeline.trust import is_users_own, need_trust
 
 @contextmanager
 def lock_run(workspace: Workspace, run_id: str) -> Iterator[None]:
-    """Hold a run that is to be taken up: from the look at its state until its training has ended.
+    """Lock a run that goes on, from the look at its state until its training has ended.
 
     Raises:
-        InUse: Another process has taken it up, or still trains it.
+        InUse: Another process has locked the run, or still trains it.
         UserError: Another run has the same uid, and with it the same checkpoints.
     """
     uid = uid_of(run_id, find_runs.get_run(workspace, run_id).data.tags)
-    if others := [one for one in find_runs.find_by_uid(workspace, uid) if one != run_id]:
+    others = [one for one in find_runs.find_by_uid(workspace, uid) if one != run_id]
+    if others:
         raise UserError(
-            f"run_id: run {run_id} has the {names.UID} of run {others[0]}, and would take its checkpoints: one of them lies"
+            f"run_id: run {run_id} has the {names.UID} of run {others[0]}, "
+            "and would take its checkpoints: one of them lies"
         )
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
-    refusal = f"run_id: run {run_id} is being trained by another process on this machine; stop that one, or wait"
+    refusal = (
+        f"run_id: run {run_id} is being trained by another process on this machine; "
+        "stop that one, or wait"
+    )
     with lock(child_path(workspace.checkpoints, uid), refusal):
         tags = find_runs.get_run(workspace, run_id).data.tags
         if is_alive(tags):
             beat = Beat.of(tags)
             assert beat is not None
             raise InUse(
-                f"run_id: run {run_id} is being trained by process {beat.process_id} on {beat.host}; stop that one, or wait"
+                f"run_id: run {run_id} is being trained by process {beat.process_id} "
+                f"on {beat.host}; stop that one, or wait"
             )
         yield
 
 
 def load_interrupted_job(workspace: Workspace, run_id: str) -> Job:
-    """Return what a run that is held exclusively was training, as it recorded it.
+    """Return what a run that `lock_run` has locked was training, as it recorded it.
 
     Raises:
-        UserError: There is no such run, it is no training, is complete or pruned; images, network or weights have changed.
+        UserError: There is no such run; or it is no training, is complete or pruned; or images,
+            network or weights have changed.
     """
     run = find_runs.get_run(workspace, run_id)
-    tags, state = run.data.tags, find_runs.to_row(run)["state"]
+    tags = run.data.tags
+    state = find_runs.to_row(run)["state"]
     if tags.get(names.STEP) != "train" or names.JOINS in tags:
         raise UserError(
             f"run_id: run {run_id} ({run.info.run_name}) is no training of this pipeline"
@@ -72,96 +81,137 @@ def load_interrupted_job(workspace: Workspace, run_id: str) -> Job:
         version = load_decoding_version(workspace, run_id, Path(folder))
     if configuration.model.is_own:
         _need_trust(run_id, configuration.model.name)
-    before = tags.get(names.DATA_DIGEST, "")
-    if not before:
-        raise UserError(
-            f"run_id: run {run_id} does not say which images it was trained on ({names.DATA_DIGEST}); train anew"
-        )
-    need_known_images(workspace, configuration.data, run_id)
-    prepared = prepare_as_recorded(workspace, configuration.data, before, version)
-    if prepared.digest != before:
-        raise UserError(
-            f"run_id: run {run_id} was trained on data {before[:8]}, but {prepared.source} is {prepared.digest[:8]} now; "
-            "train anew, or put the images back"
-        )
-    job = Job(
-        configuration,
-        check(configuration, prepared, "", is_recorded=True),
-        prepared,
-    )
-    before = tags.get(names.CONFIG_HASH, job.config_hash)
-    if job.config_hash != before and before == config_hash(
-        configuration, job.origin, FIRST_RELEASE
-    ):
-        _need_checkpoint(workspace, run_id, tags, configuration)
-    elif job.config_hash != before:
-        model = configuration.model
-        own = [name for name in (model.name, model.weights) if name.startswith(FILE)]
-        whose = "what a release of this pipeline makes of its configuration"
-        changed = f"{' or '.join(own)}, or a file that belongs to it," if own else whose
-        raise UserError(
-            f"run_id: run {run_id} was trained by configuration {before}, which is {job.config_hash} now: {changed} has changed; "
-            "train anew, or put it back"
-        )
+    digest = tags.get(names.DATA_DIGEST, "")
+    prepared = _prepare_same_images(workspace, run_id, configuration.data, digest, version)
+    origin = check(configuration, prepared, "", is_recorded=True)
+    job = Job(configuration, origin, prepared)
+    _need_same_configuration(workspace, run_id, tags, job)
     return job
 
 
+def _prepare_same_images(
+    workspace: Workspace, run_id: str, data: Data, digest: str, version: int
+) -> Prepared:
+    """Prepare the images of a run.
+
+    Args:
+        workspace: The open store.
+        run_id: Id of the run.
+        data: The options on images that the run has recorded.
+        digest: Digest of the images that the run has recorded, or empty.
+        version: Version of the rules by which the run has decoded them.
+
+    Raises:
+        UserError: The run has recorded no digest, or the images have changed.
+    """
+    if not digest:
+        raise UserError(
+            f"run_id: run {run_id} does not say which images it was trained on "
+            f"({names.DATA_DIGEST}); train anew"
+        )
+    need_known_images(workspace, data, run_id)
+    prepared = prepare_as_recorded(workspace, data, digest, version)
+    if prepared.digest != digest:
+        raise UserError(
+            f"run_id: run {run_id} was trained on data {digest[:8]}, "
+            f"but {prepared.source} is {prepared.digest[:8]} now; "
+            "train anew, or put the images back"
+        )
+    return prepared
+
+
+def _need_same_configuration(
+    workspace: Workspace, run_id: str, tags: Mapping[str, str], job: Job
+) -> None:
+    """Check that a run's configuration has the hash that the run has recorded.
+
+    Raises:
+        UserError: It has another one: network, weights or the pipeline have changed.
+    """
+    recorded = tags.get(names.CONFIG_HASH, job.config_hash)
+    if recorded == job.config_hash:
+        return
+    if recorded == config_hash(job.configuration, job.origin, FIRST_RELEASE):
+        _need_checkpoint(workspace, run_id, tags, job.configuration)
+        return
+    model = job.configuration.model
+    own = [name for name in (model.name, model.weights) if name.startswith(FILE)]
+    changed = "what a release of this pipeline makes of its configuration"
+    if own:
+        changed = f"{' or '.join(own)}, or a file that belongs to it,"
+    raise UserError(
+        f"run_id: run {run_id} was trained by configuration {recorded}, "
+        f"which is {job.config_hash} now: {changed} has changed; "
+        "train anew, or put it back"
+    )
+
+
 def _need_trust(run_id: str, name: str) -> None:
-    """Check that one's own network, which a run has recorded by a path of this machine, may be executed.
+    """Check that one's own network may be executed, which a run has recorded by a local path.
 
     Raises:
         UserError: It is not trusted (see `pipeline.trust`), or a file is gone.
     """
     file, _ = find_own_file(name)
-    if not is_users_own(file):
-        # What it imports, only executing it would tell; so all that it could.
-        there = {
-            one.relative_to(file.parent).as_posix(): one.read_bytes()
-            for one in _importable(file.parent)
-        }
-        need_trust(
-            {**there, file.name: file.read_bytes()},
-            f"run {run_id}: its network {file}, with the Python files beside it,",
-            is_here=True,
-        )
+    if is_users_own(file):
+        return
+    # Only executing the file would tell what it imports; so this is all that it could import.
+    there = {
+        one.relative_to(file.parent).as_posix(): one.read_bytes()
+        for one in _find_importable(file.parent)
+    }
+    there[file.name] = file.read_bytes()
+    where = f"run {run_id}: its network {file}, with the Python files beside it,"
+    need_trust(there, where, is_here=True)
 
 
-def _importable(folder: Path) -> Iterator[Path]:
+def _find_importable(folder: Path) -> Iterator[Path]:
     """Yield the Python files of a folder that an import may name."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name.isidentifier()]
-        yield from (Path(place, name) for name in files if name.endswith(".py"))
+        for name in files:
+            if name.endswith(".py"):
+                yield Path(place, name)
 
 
 def refuse_ended(run_id: str, name: str, state: str, options: str = "") -> None:
-    """Refuse a run that has ended as it was to; `options` are what else was given, as on the command line.
+    """Refuse a run that is complete or pruned.
+
+    Args:
+        run_id: Id of the run.
+        name: Name of the run.
+        state: State of the run.
+        options: The further options that were given, as text for a command line.
 
     Raises:
-        UserError: With the way to train its weights further.
+        UserError: The run is complete or pruned; the message says how to train its weights further.
     """
     if state in (names.COMPLETE, names.PRUNED):
-        way = f"train --model.weights runs:/{run_id}/{names.MODEL}{options} trains its weights further, in a new run"
         raise UserError(
-            f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; {way}"
+            f"run_id: run {run_id} ({name}) is {state}; there is nothing to go on with; "
+            f"train --model.weights runs:/{run_id}/{names.MODEL}{options} "
+            "trains its weights further, in a new run"
         )
 
 
 def _need_checkpoint(
     workspace: Workspace, run_id: str, tags: Mapping[str, str], configuration: Configuration
 ) -> None:
-    """Check that a run of release 0.1.0 with trained weights need not begin anew, which would end otherwise: its head started differently.
+    """Check that a run of release 0.1.0 with trained weights need not begin anew.
+
+    Its head started differently in that release, so that it would end otherwise.
 
     Raises:
-        UserError: It would begin anew.
+        UserError: The run has no checkpoint, and would begin anew.
     """
     uid = uid_of(run_id, tags)
-    if (
-        configuration.model.weights != "none"
-        and Checkpoints(child_path(workspace.checkpoints, uid)).load() is None
-    ):
+    if configuration.model.weights == "none":
+        return
+    if Checkpoints(child_path(workspace.checkpoints, uid)).load() is None:
         raise UserError(
-            f"run_id: run {run_id} was begun by release {FIRST_RELEASE}, and there is no checkpoint to go on from in "
-            f"{workspace.checkpoints / uid}; begun anew, its head would start otherwise than it did; train anew, as another run"
+            f"run_id: run {run_id} was begun by release {FIRST_RELEASE}, "
+            f"and there is no checkpoint to go on from in {workspace.checkpoints / uid}; "
+            "begun anew, its head would start otherwise than it did; train anew, as another run"
         )
 
 
@@ -169,22 +219,25 @@ def need_experiment(workspace: Workspace, experiment: str) -> None:
     """Check that there are runs of an experiment.
 
     Raises:
-        UserError: There are none; with the nearest name.
+        UserError: There are no such runs; the message has the nearest name.
     """
-    if experiment not in (known := find_runs.list_experiments(workspace)):
+    known = find_runs.list_experiments(workspace)
+    if experiment not in known:
         raise unknown_name("experiment", experiment, known)
 
 
 def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -> int:
-    """End the runs whose process died without ending them, as interrupted: trainings among them can go on.
+    """End as interrupted the runs whose process died without ending them.
+
+    Trainings among them can go on.
 
     Args:
         workspace: The open store.
-        experiment: Only runs of that name; empty: all.
-        process_id: Only runs of that process of this machine; 0: all.
+        experiment: Name of the experiment whose runs are looked at; empty: all runs.
+        process_id: Id of the process of this machine whose runs are looked at; 0: all runs.
 
     Returns:
-        How many.
+        The number of runs that were ended.
     """
     ended = 0
     for run in find_runs.find_running(workspace, experiment):
@@ -195,9 +248,8 @@ def reconcile(workspace: Workspace, experiment: str = "", process_id: int = 0) -
             continue
         if end_abandoned(workspace, run.info.run_id):
             ended += 1
-            is_training = (
-                run.data.tags.get(names.STEP) == "train" and names.TRIAL not in run.data.tags
-            )
+            tags = run.data.tags
+            is_training = tags.get(names.STEP) == "train" and names.TRIAL not in tags
             how = f"; go on with: train --run_id {run.info.run_id}" if is_training else ""
             say(f"{run.info.run_name} ({run.info.run_id}): {names.INTERRUPTED}{how}")
     return ended

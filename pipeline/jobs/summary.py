@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
 from pipeline.files import new_file
@@ -20,18 +22,21 @@ from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 
+_APART = ("", "other metric", "other data")
+"""Why a run stands below the others, in the order in which they stand."""
+
 
 @dataclass(frozen=True)
 class Summary:
     """The runs of a study, best first.
 
     Attributes:
-        study: Its name; empty: all trainings of the experiment.
+        study: Name of the study; empty: all trainings of the experiment.
         parent: Run id of the study, or empty.
-        metric: What the runs are ranked by.
-        rows: Ranked by `pipeline.ranking.rank`; what cannot be ranked comes last.
+        metric: The metric that the runs are ranked by.
+        rows: The runs as ranked by `pipeline.ranking.rank`; those that cannot be ranked come last.
         notes: What a reader of the table should know.
-        data_digest: Of the images of those that are ranked.
+        data_digest: Digest of the images of the runs that are ranked.
     """
 
     study: str
@@ -53,16 +58,18 @@ class Summary:
 
     def read_again(self, workspace: Workspace) -> Summary:
         """Return the comparison of the same runs as they are now."""
-        return summarise(
-            workspace,
-            self.study,
-            self.metric,
-            lambda row: bool(row["data_digest"] == self.data_digest),
-        )
+
+        def is_on_same_images(row: find_runs.Row) -> bool:
+            return bool(row["data_digest"] == self.data_digest)
+
+        return summarise(workspace, self.study, self.metric, is_on_same_images)
 
     @property
     def majority_rate(self) -> float | None:
-        """Accuracy of always answering the largest class of the ranked rows' images; None where no run has logged it."""
+        """Accuracy of always answering the largest class of the ranked rows' images.
+
+        It is None if no run has logged it.
+        """
         return logged_majority_rate(self.rows)
 
     @property
@@ -81,64 +88,80 @@ def summarise(
 
     Args:
         workspace: The open store.
-        study: Its name, or empty.
-        metric: What ranks where there is no study: runs of another metric, as those on other data, stand below; empty: the latest run's.
-        images: Without a study, which runs are of the images that are asked for; where none is, the latest run tells them.
+        study: Name of the study, or empty.
+        metric: The metric that ranks if there is no study: runs of another metric stand below, as
+            those on other data do. Empty: the metric of the latest run.
+        images: Function that tells whether a run is on the images that are asked for. It is used
+            only if there is no study; if no run is on them, the latest run tells the images.
 
     Raises:
-        UserError: No such study, or nothing has been trained.
+        UserError: There is no such study, or nothing has been trained.
     """
-    chosen = (
-        study_runs.get_study(workspace, study)
-        if study
-        else next(iter(study_runs.find_studies(workspace)), None)
-    )
-    name, parent = (chosen.name, chosen.parent) if chosen else ("", "")
+    chosen = _choose_study(workspace, study)
+    name = chosen.name if chosen else ""
+    parent = chosen.parent if chosen else ""
     rows = find_runs.find_trainings(workspace, name)
     if not rows:
-        known = [
-            one for one in find_runs.list_experiments(workspace) if one != workspace.experiment
-        ]
-        there = f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
-        raise UserError(
-            f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}{there}"
-        )
-    given = metric if not name else ""
-    asked = rows if name else [row for row in rows if images(row)] or rows
-    latest = max((row for row in asked if row["metric"] == given), key=_start, default=None) or max(
-        asked, key=_start
-    )
-    metric, digest = given or latest["metric"], latest["data_digest"]
-    marked: list[find_runs.Row] = [{**row, "apart": _apart(row, digest, metric)} for row in rows]
-    marked = [{**row, "comparable": not row["apart"]} for row in marked]
-    ranked = [
-        dict(row)
-        for kind in _APART
-        for row in rank([row for row in marked if row["apart"] == kind])
-    ]
-    notes = describe_ranking(ranked, digest, metric) + describe_target(
-        workspace, parent, [row for row in ranked if not row["apart"]]
-    )
+        raise _no_trainings(workspace)
+    asked = rows
+    if not name:
+        asked = [row for row in rows if images(row)] or rows
+    given = "" if name else metric
+    of_metric = [row for row in asked if row["metric"] == given]
+    latest = max(of_metric or asked, key=_start)
+    metric = given or latest["metric"]
+    digest = latest["data_digest"]
+    ranked = _rank(rows, digest, metric)
+    comparable = [row for row in ranked if not row["apart"]]
+    notes = describe_ranking(ranked, digest, metric)
+    notes += describe_target(workspace, parent, comparable)
     return Summary(name, parent, metric, ranked, notes, digest)
 
 
-_APART = ("", "other metric", "other data")
-"""Why a run stands below the others, in the order in which they stand."""
+def _choose_study(workspace: Workspace, name: str) -> study_runs.Study | None:
+    """Return the study of a name; without a name the latest study, if there is one."""
+    if name:
+        return study_runs.get_study(workspace, name)
+    studies = study_runs.find_studies(workspace)
+    return studies[0] if studies else None
+
+
+def _no_trainings(workspace: Workspace) -> UserError:
+    known = [one for one in find_runs.list_experiments(workspace) if one != workspace.experiment]
+    return UserError(
+        f"experiment {workspace.experiment!r} has no trainings in {workspace.uri}"
+        f"{nearest(workspace.experiment, known)}; others: {', '.join(known) or 'none'}"
+    )
 
 
 def _start(row: find_runs.Row) -> int:
     return int(row["start_time"])
 
 
-def _apart(row: find_runs.Row, digest: str, metric: str) -> str:
-    """Return why a run cannot be compared with the others; empty where it can."""
+def _rank(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[find_runs.Row]:
+    """Rank the runs that can be compared; below them the others, each kind by itself."""
+    marked: list[find_runs.Row] = []
+    for row in rows:
+        apart = _why_apart(row, digest, metric)
+        marked.append({**row, "apart": apart, "comparable": not apart})
+    ranked: list[find_runs.Row] = []
+    for kind in _APART:
+        of_kind = [row for row in marked if row["apart"] == kind]
+        ranked += map(dict, rank(of_kind))
+    return ranked
+
+
+def _why_apart(row: find_runs.Row, digest: str, metric: str) -> str:
+    """Return why a run cannot be compared with the others; empty if it can."""
     if row["data_digest"] != digest:
         return "other data"
     return "other metric" if row["metric"] != metric else ""
 
 
 def leading_runs(compared: Summary) -> list[str]:
-    """Return the run ids of the configuration that leads the ranking: of all its repeats, the best first.
+    """Return the run ids of the configuration that leads the ranking.
+
+    They are the ids of all its repeats, the best first.
 
     Raises:
         UserError: No training is complete.
@@ -146,7 +169,8 @@ def leading_runs(compared: Summary) -> list[str]:
     ranked = compared.ranked()
     if not ranked:
         raise UserError(
-            f"none of the {len(compared.rows)} trainings of {compared.study or 'the experiment'} is complete"
+            f"none of the {len(compared.rows)} trainings "
+            f"of {compared.study or 'the experiment'} is complete"
         )
     return [str(row["run_id"]) for row in by_configuration(ranked)[0]]
 
@@ -154,19 +178,43 @@ def leading_runs(compared: Summary) -> list[str]:
 def summarise_experiment(
     workspace: Workspace, experiment: Experiment, reads_images: bool = False
 ) -> Summary:
-    """Compare the runs of the study that an experiment file and options identify (see `find_study`), and say which it is.
+    """Compare the runs of the study that file and options identify, and say which study it is.
 
-    Without a study they are the experiment's trainings; those on the images that file and options name are ranked.
+    See `find_study`. Without a study they are the experiment's trainings; the trainings on the
+    images that file and options name are ranked.
+
+    Args:
+        workspace: The open store.
+        experiment: The experiment file with the options applied.
+        reads_images: Whether the step reads images.
 
     Raises:
-        UserError: As `find_study` and `summarise`; or none of the trainings is on the images that an option names.
+        UserError: `find_study` or `summarise` raises it; or none of the trainings is on the images
+            that an option names.
     """
     chosen = find_study(workspace, experiment, reads_images)
     if chosen.name:
         compared = summarise(workspace, chosen.name, experiment.base.training.best_metric)
-        say(f"{chosen.described}: {_runs(len(compared.rows))}")
+        say(f"{chosen.described}: {_count_runs(compared.rows)}")
         return compared
-    source, metric = experiment.base.data.source, experiment.base.training.best_metric
+    compared = _summarise_trainings(workspace, experiment, reads_images)
+    digest = compared.data_digest
+    sources = [
+        row["params"].get("data.source") for row in compared.rows if row["data_digest"] == digest
+    ]
+    say(
+        f"trainings on data {digest[:8] or 'unknown'} from {sources[0]}: "
+        f"{_count_runs(compared.ranked())}"
+    )
+    return compared
+
+
+def _summarise_trainings(
+    workspace: Workspace, experiment: Experiment, reads_images: bool
+) -> Summary:
+    """Compare the trainings of an experiment without a study."""
+    source = experiment.base.data.source
+    metric = experiment.base.training.best_metric
     digests: tuple[str, ...] = ()
 
     def is_asked(row: find_runs.Row) -> bool:
@@ -174,35 +222,27 @@ def summarise_experiment(
 
     compared = summarise(workspace, "", metric, is_asked)
     several = len({row["data_digest"] for row in compared.rows}) > 1
-    if is_source_given(experiment) and several and not any(map(is_asked, compared.rows)):
-        digests = compute_digests(workspace, experiment) if reads_images else ()
-        if not any(map(is_asked, compared.rows)):
-            there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
-            raise UserError(
-                f"data.source: no training of experiment {workspace.experiment!r} is on {source!r}; they are on:",
-                there,
-            )
-        compared = summarise(workspace, "", metric, is_asked)
-    where = next(
-        (
-            row["params"].get("data.source")
-            for row in compared.rows
-            if row["data_digest"] == compared.data_digest
-        ),
-        source,
-    )
-    say(
-        f"trainings on data {compared.data_digest[:8] or 'unknown'} from {where}: {_runs(len(compared.ranked()))}"
-    )
-    return compared
+    if not is_source_given(experiment) or not several or any(map(is_asked, compared.rows)):
+        return compared
+    if reads_images:
+        # The images may be the same under another name.
+        digests = compute_digests(workspace, experiment)
+    if not any(map(is_asked, compared.rows)):
+        there = sorted({str(row["params"].get("data.source")) for row in compared.rows})
+        raise UserError(
+            f"data.source: no training of experiment {workspace.experiment!r} "
+            f"is on {source!r}; they are on:",
+            there,
+        )
+    return summarise(workspace, "", metric, is_asked)
 
 
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
+def _count_runs(rows: Sequence[find_runs.Row]) -> str:
+    return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
 
 
 def summarise_and_write(workspace: Workspace, study: str = "", metric: str = "") -> Summary:
-    """Write the comparison (see `summarise`) into ``outputs/EXPERIMENT/`` and to the study's run."""
+    """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
     compared = summarise(workspace, study, metric)
     write_summary(workspace, compared)
     return compared
@@ -213,48 +253,49 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
     workspace.need_writable(workspace.outputs, *workspace.artifacts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        people = tables.table_for_people(compared.rows, compared.metric)
-        tables.comparison_table(compared.rows).to_csv(folder / "comparison.csv", index=False)
-        tables.configurations_table(compared.rows).to_csv(
-            folder / "configurations.csv", index=False
-        )
-        labels = [
-            _label(*texts)
-            for texts in zip(people["#"], people["run"], people["settings"], strict=True)
-        ]
-        drawn = [
-            (row, label)
-            for row, label in zip(compared.rows, labels, strict=True)
-            if row["value"] is not None and not row["apart"]
-        ]
-        rows = [row for row, _ in drawn]
-        comparison_figure.draw_comparison(
-            folder / "comparison.png",
-            rows,
-            [label for _, label in drawn],
-            compared.majority_rate,
-            compared.metric,
-        )
-        (folder / "comparison.md").write_text(
-            tables.to_markdown(people, compared.title, compared.notes), encoding="utf-8"
-        )
-        (folder / "comparison.html").write_text(
-            tables.to_html(people, compared.title, compared.notes, "comparison.png"),
-            encoding="utf-8",
-        )
+        _write_files(folder, compared)
         workspace.outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
             # All or none: a table of today beside a figure of yesterday would mislead.
             for file in folder.iterdir():
-                written.enter_context(new_file(workspace.outputs / file.name)).write_bytes(
-                    file.read_bytes()
-                )
+                partial = written.enter_context(new_file(workspace.outputs / file.name))
+                partial.write_bytes(file.read_bytes())
         if compared.parent:
             RunLog(workspace, compared.parent).files(folder, "summary")
 
 
-def _label(rank: str, run: str, settings: str) -> str:
-    text = f"{rank}  {run}  {settings}"
+def _write_files(folder: Path, compared: Summary) -> None:
+    people = tables.table_for_people(compared.rows, compared.metric)
+    whole = tables.comparison_table(compared.rows)
+    whole.to_csv(folder / "comparison.csv", index=False)
+    configurations = tables.configurations_table(compared.rows)
+    configurations.to_csv(folder / "configurations.csv", index=False)
+    _draw_comparison(folder / "comparison.png", compared, people)
+    markdown = tables.to_markdown(people, compared.title, compared.notes)
+    (folder / "comparison.md").write_text(markdown, encoding="utf-8")
+    page = tables.to_html(people, compared.title, compared.notes, "comparison.png")
+    (folder / "comparison.html").write_text(page, encoding="utf-8")
+
+
+def _draw_comparison(file: Path, compared: Summary, people: pd.DataFrame) -> None:
+    """Draw the runs that can be compared and have a value.
+
+    Args:
+        file: The figure.
+        compared: The comparison.
+        people: The table for people, with a row for each run.
+    """
+    rows = []
+    labels = []
+    texts = zip(people["#"], people["run"], people["settings"], strict=True)
+    for row, (place, run, settings) in zip(compared.rows, texts, strict=True):
+        if row["value"] is not None and not row["apart"]:
+            rows.append(row)
+            labels.append(_shorten(f"{place}  {run}  {settings}"))
+    comparison_figure.draw_comparison(file, rows, labels, compared.majority_rate, compared.metric)
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 70 else text[:69] + "…"
 
 

@@ -12,95 +12,126 @@ from pipeline.tracking.workspace import Workspace
 
 
 def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
+    """Describe how some runs are ranked, and which of them are not, a line each.
+
+    Args:
+        rows: The runs in the order of the ranking.
+        digest: Digest of the images of the runs that are ranked.
+        metric: The metric that they are ranked by.
+    """
     complete = sum(can_be_ranked(row) for row in rows)
-    repeated = Counter(
-        row["config_hash"]
-        for row in rows
-        if can_be_ranked(row) and not row["apart"] and row["config_hash"]
-    )
-    mean = ", the mean of its repeats for each configuration" * (
-        max(repeated.values(), default=1) > 1
-    )
+    compared = [row for row in rows if can_be_ranked(row) and not row["apart"]]
+    repeated = Counter(row["config_hash"] for row in compared if row["config_hash"])
+    mean = ""
+    if max(repeated.values(), default=1) > 1:
+        mean = ", the mean of its repeats for each configuration"
     notes = [
-        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; only settings that differ are shown."
+        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; "
+        "only settings that differ are shown."
     ]
-    if (majority_rate := logged_majority_rate(rows)) is not None:
+    majority_rate = logged_majority_rate(rows)
+    if majority_rate is not None:
         notes.append(
-            f"Always answering the largest class would be right in {majority_rate:.1%} of the validation images."
+            f"Always answering the largest class would be right in {majority_rate:.1%} "
+            "of the validation images."
         )
-    folds: dict[str, set[str]] = {}
-    for row in rows:
-        if can_be_ranked(row) and not row["apart"]:
-            folds.setdefault(row["config_hash"], set()).add(row["fold"])
-    lacking = sum(len(found) < max(map(len, folds.values())) for found in folds.values())
+    lacking = _count_lacking_folds(compared)
     if lacking:
         notes.append(
             f"{lacking} configurations lack folds that others have, and stand after those."
         )
-    if others := sum(row["apart"] == "other data" for row in rows):
+    return notes + _describe_apart(rows, digest, metric) + _describe_unranked(rows)
+
+
+def _count_lacking_folds(compared: Sequence[find_runs.Row]) -> int:
+    """Return the number of configurations that lack folds which others have."""
+    folds: dict[str, set[str]] = {}
+    for row in compared:
+        folds.setdefault(row["config_hash"], set()).add(row["fold"])
+    most = max(map(len, folds.values()), default=0)
+    return sum(len(found) < most for found in folds.values())
+
+
+def _describe_apart(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
+    notes = []
+    on_other_data = sum(row["apart"] == "other data" for row in rows)
+    if on_other_data:
         notes.append(
-            f"{others} of them were trained on other data than {digest[:8]}; they stand last and are not comparable."
+            f"{on_other_data} of them were trained on other data than {digest[:8]}; "
+            "they stand last and are not comparable."
         )
-    if others := sum(row["apart"] == "other metric" for row in rows):
+    by_other_metric = sum(row["apart"] == "other metric" for row in rows)
+    if by_other_metric:
         notes.append(
-            f"{others} of them chose their best epoch by another metric than {title(metric)}; they stand last and are not comparable."
+            f"{by_other_metric} of them chose their best epoch by another metric "
+            f"than {title(metric)}; they stand last and are not comparable."
         )
-    unranked = [
-        state
-        for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING)
-        for row in rows
-        if row["state"] == state
-    ]
-    if unranked:
-        counts = ", ".join(f"{unranked.count(state)} {state}" for state in dict.fromkeys(unranked))
-        notes.append(f"Not ranked: {counts}.")
     return notes
 
 
+def _describe_unranked(rows: Sequence[find_runs.Row]) -> list[str]:
+    states = Counter(row["state"] for row in rows)
+    counts = [
+        f"{states[state]} {state}"
+        for state in (names.PRUNED, names.FAILED, names.INTERRUPTED, names.RUNNING)
+        if states[state]
+    ]
+    return [f"Not ranked: {', '.join(counts)}."] if counts else []
+
+
 def logged_majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    # The leading one's: runs of an earlier version have not logged it, and folds differ in it by an image or so.
-    return next(
-        (
-            row["majority_rate"]
-            for row in rows
-            if not row["apart"] and row["majority_rate"] is not None
-        ),
-        None,
-    )
+    """Return how often always answering the largest class would be right, from 0 to 1.
+
+    This is the rate of the leading run that has logged it, or None. Runs of an earlier version have
+    not logged it, and folds differ in it by an image or so.
+    """
+    for row in rows:
+        if not row["apart"] and row["majority_rate"] is not None:
+            return float(row["majority_rate"])
+    return None
 
 
 def describe_target(
     workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Say which trainings reached the study's target, and at which epoch first."""
-    try:
-        target = (
-            float(find_runs.get_run(workspace, parent).data.tags.get(names.TARGET, 0))
-            if parent
-            else 0.0
-        )
-    except ValueError:
-        # A tag that anybody may write.
-        target = 0.0
+    """Say which trainings reached the study's target, and at which epoch first.
+
+    Args:
+        workspace: The open store.
+        parent: Run id of the study, or empty.
+        rows: The runs that can be compared.
+
+    Returns:
+        One line; none if the study has no target.
+    """
+    target = _load_target(workspace, parent) if parent else 0.0
     if not target:
         return []
     met = []
     for row in rows:
-        # The best value is known; of which epoch it was reached first, only the history tells.
-        if row["value"] is not None and score(row["value"], row["metric"]) < score(
-            target, row["metric"]
-        ):
-            continue
-        history = find_runs.metric_history(workspace, row["run_id"], row["metric"])
-        epochs = [
-            epoch
-            for epoch, value in history.items()
-            if score(value, row["metric"]) >= score(target, row["metric"])
-        ]
-        met += [f"{row['run_name']} at epoch {min(epochs)}"] if epochs else []
-    reached = (
-        f"reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}"
-        if met
-        else f"reached by none of {len(rows)} trainings"
-    )
-    return [f"Target {target:g}: {reached}."]
+        epoch = _find_first_epoch(workspace, row, target)
+        if epoch is not None:
+            met.append(f"{row['run_name']} at epoch {epoch}")
+    if not met:
+        return [f"Target {target:g}: reached by none of {len(rows)} trainings."]
+    return [f"Target {target:g}: reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}."]
+
+
+def _load_target(workspace: Workspace, parent: str) -> float:
+    try:
+        return float(find_runs.get_run(workspace, parent).data.tags.get(names.TARGET, 0))
+    except ValueError:
+        # A tag that anybody may write.
+        return 0.0
+
+
+def _find_first_epoch(workspace: Workspace, row: Mapping[str, Any], target: float) -> int | None:
+    """Return the first epoch in which a run reached a target; None if it did not."""
+    metric = row["metric"]
+    wanted = score(target, metric)
+    # The best value is known; in which epoch it was reached first, only the history tells.
+    if row["value"] is not None and score(row["value"], metric) < wanted:
+        return None
+    history = find_runs.metric_history(workspace, row["run_id"], metric)
+    reached = [epoch for epoch, value in history.items() if score(value, metric) >= wanted]
+    return min(reached, default=None)

@@ -44,10 +44,10 @@ class Placement:
         parent: Run id of its study's parent, or empty.
         study: Name of its study, or empty.
         place: Number of the trial in its study, from 0; None outside of studies.
-        export: Log the trained network as LoggedModel ``model``, which takes seconds.
+        export: Whether the trained network is logged as LoggedModel ``model``, which takes seconds.
         run_id: An interrupted run to go on with, or empty.
-        single: The training is no part of a study. It takes the run that ``mlflow run`` has made,
-            if there is one, and has the report on the images itself.
+        single: Whether the training is no part of a study. It then takes the run that ``mlflow
+            run`` has made, if there is one, and has the report on the images itself.
         on_run: Called with the run id before training starts.
     """
 
@@ -63,6 +63,8 @@ class Placement:
     def tags(self, data_digest: str) -> dict[str, str]:
         """Return the tags of a run at this place, for the digest of its images."""
         tags = {names.DATA_DIGEST: data_digest}
+        if self.parent:
+            tags[names.PARENT] = self.parent
         if self.study:
             tags[names.STUDY] = self.study
         if self.place is not None:
@@ -132,8 +134,8 @@ class TrackedTraining:
         workspace = self._workspace
         workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
         try:
-            # `after_run` removes the checkpoints when the run has ended: a kill before that must find
-            # them.
+            # `after_run` removes the checkpoints when the run has ended: after a kill before that
+            # the training needs them.
             with (
                 contextlib.ExitStack() as after_run,
                 self._open_run() as run,
@@ -174,7 +176,6 @@ class TrackedTraining:
             self._workspace,
             "train",
             placement.name,
-            parent=placement.parent,
             run_id=placement.run_id,
             tags=tags,
             single=placement.single and not placement.run_id,
@@ -190,7 +191,7 @@ class TrackedTraining:
         placement.on_run(run.id)
         folder = self._make_folder(run)
         if placement.run_id:
-            self._job = _as_begun(self._workspace, self._job, placement.run_id)
+            self._job = _keep_preprocessing(self._workspace, self._job, placement.run_id)
         context = opened.enter_context(open_job_context(self._job, folder, join_group()))
         numerics = self._choose_numerics(run, context)
         self._context = replace(context, numerics=numerics)
@@ -200,7 +201,10 @@ class TrackedTraining:
         self._log = TrainingLog(run, self._job, self._context, folder / TENSORBOARD)
 
     def _make_folder(self, run: TrackedRun) -> Path:
-        """Return the folder of what a training needs to go on, with event files of an earlier life."""
+        """Return the folder of what a training needs to go on.
+
+        If the run goes on, it has the event files of the run's earlier life.
+        """
         folder = child_path(self._workspace.checkpoints, run.uid)
         if folder.is_symlink():
             raise UserError(
@@ -208,7 +212,7 @@ class TrackedTraining:
             )
         folder.mkdir(parents=True, exist_ok=True)
         if self._placement.run_id and not (folder / TENSORBOARD).exists():
-            # A training that begins anew, its checkpoints gone, writes over them.
+            # If the checkpoints are gone, the training begins anew and writes over these files.
             with contextlib.suppress(UserError):
                 artifacts.download_artifact(self._workspace, run.id, TENSORBOARD, folder)
         return folder
@@ -231,7 +235,7 @@ class TrackedTraining:
         log_dataset(run, job.prepared, job.configuration.data)
         if self._placement.single:
             log_report(run, job.prepared)
-        # Last: it tells that the others are there.
+        # Last: the configuration tells that the others are there.
         run.configuration(job.resolved(self._context.group.size))
         # Before the first step: without these a killed run could not be taken up.
         run.flush()
@@ -243,9 +247,10 @@ class TrackedTraining:
         self._log.conclude(result)
         self._log_best(run)
         if self._placement.export:
-            module, checkpoint = self._context.network.module, self._context.checkpoint
-            load_state(module, checkpoint, self._job.configuration.model.name)
-            classes, preprocessing = self._job.prepared.classes, self._context.preprocessing
+            module = self._context.network.module
+            load_state(module, self._context.checkpoint, self._job.configuration.model.name)
+            classes = self._job.prepared.classes
+            preprocessing = self._context.preprocessing
             export.log_model(self._workspace, run.id, module, classes, preprocessing)
         run.flush()
         after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
@@ -260,13 +265,13 @@ class TrackedTraining:
         if result is not None:
             self._log.conclude(result, error)
         if not isinstance(error, Pruned | TrainingFailed):
-            # Other processes would still be in this training.
+            # Other processes are still in this training.
             self._context.group.is_broken = self._context.group.size > 1
             return
         self._log_best(run)
         run.flush()
         if isinstance(error, Pruned | LossNotFinite):
-            # Another failure may have passed when the training goes on.
+            # The cause of another failure may be gone when the training goes on.
             after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
 
     def _log_best(self, run: TrackedRun) -> None:
@@ -274,8 +279,8 @@ class TrackedTraining:
             run.file(self._context.checkpoint, str(Path(names.CHECKPOINT).parent))
 
 
-def _as_begun(workspace: Workspace, job: Job, run_id: str) -> Job:
-    """Have a run that goes on normalise its images as it began.
+def _keep_preprocessing(workspace: Workspace, job: Job, run_id: str) -> Job:
+    """Return the job of a run that goes on, with the preprocessing with which the run began.
 
     Whatever stands beside its weights by now does not count.
     """
@@ -295,12 +300,13 @@ def _load_choice(run: TrackedRun) -> Choice | None:
 
 
 def _log_source(run: TrackedRun, job: Job) -> None:
-    """Keep the files of one's own network with the run, unless it has all of them.
+    """Log the files of one's own network, unless the run has all of them.
 
     A run that release 0.1.0 has begun has the network's own file alone, without its neighbours.
     """
-    num_classes, data = len(job.prepared.classes), job.configuration.data
-    files = models.source_files(job.configuration.model, job.origin, num_classes, data.image_size)
+    num_classes = len(job.prepared.classes)
+    image_size = job.configuration.data.image_size
+    files = models.source_files(job.configuration.model, job.origin, num_classes, image_size)
     if not files:
         return
     there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))

@@ -27,8 +27,8 @@ class Job:
         configuration: The training's configuration.
         origin: Identity of its model, by `pipeline.models.origin`.
         prepared: Its images.
-        preprocessing: What a training that goes on has begun with, whatever stands beside its weights
-            by now. None: what the weights want.
+        preprocessing: The preprocessing that an interrupted training has begun with, whatever
+            stands beside its weights by now. None: the preprocessing that the weights want.
     """
 
     configuration: Configuration
@@ -53,7 +53,7 @@ class Job:
         return TrainingIdentity(self.config_hash, self.seed, prepared.fold, prepared.digest)
 
     def per_fold(self) -> list[Job]:
-        """Return the trainings to do: this one, or one for each fold where ``data.fold`` is all."""
+        """Return the trainings to do: this one, or one for each fold if ``data.fold`` is all."""
         data = self.configuration.data
         if data.fold != "all":
             return [self]

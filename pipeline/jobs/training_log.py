@@ -1,4 +1,7 @@
-"""What a training logs to its run: metrics and flags while it runs, figures and weights at its end."""
+"""What a training logs to its run.
+
+Metrics and flags are logged while it runs; figures, also of the weights, at its end.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class TrainingLog:
         events: Folder of TensorBoard's event files.
 
     Attributes:
-        callbacks: To be called by the training.
+        callbacks: The callbacks that the training calls.
     """
 
     def __init__(self, run: TrackedRun, job: Job, context: TrainingContext, events: Path) -> None:
@@ -66,12 +69,12 @@ class TrainingLog:
         """Log what the training has come to.
 
         Args:
-            result: Its epochs; it must not change any more.
-            ended_by: The error that has ended it early.
+            result: The result with its epochs; it must not change any more.
+            ended_by: The error that has ended the training early, or None.
         """
         if isinstance(ended_by, LossNotFinite):
             self._flags.failed(str(ended_by))
-        # Its thread and file would stay where a training fails before the first epoch ends.
+        # Else its thread and file would stay if a training fails before the first epoch ends.
         self._watch.close()
         if ended_by is None or isinstance(ended_by, Pruned | TrainingFailed):
             self._epochs.conclude()
@@ -84,7 +87,7 @@ class TrainingLog:
             self._run.figure("curves/weights.png", draw)
 
     def leave(self) -> None:
-        """Log what takes no time, since a signal ends the run within seconds, perhaps without a store."""
+        """Log what takes no time: a signal ends the run within seconds, perhaps without a store."""
         with suppress(Exception):
             self._watch.close()
             self._log_events()
@@ -96,7 +99,8 @@ class TrainingLog:
     def _log_figures(self, result: FitResult) -> None:
         """Log curves, and the confusion matrix of the best epoch."""
         # Bound here, so that a figure which waits to be drawn does not hold the network.
-        majority, steps_per_epoch = self._majority_rate, self._steps_per_epoch
+        majority = self._majority_rate
+        steps_per_epoch = self._steps_per_epoch
         self._run.metrics({"seconds": result.seconds})
         self._run.figure(
             "curves/learning.png",
@@ -116,12 +120,12 @@ class TrainingLog:
 
 
 def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
-    """Return what logs the epochs of a training to its run, which may have some already.
+    """Return the callback that logs the epochs of a training to its run.
 
     Args:
-        run: The run.
+        run: The run, which may have epochs already.
         once: Metrics that are logged with the first epoch.
-        best_metric: What chooses the best epoch.
+        best_metric: The metric that chooses the best epoch.
     """
     latest = run.client.get_run(run.id).data.metrics
     known: dict[int, dict[str, float]] = {}
@@ -134,10 +138,11 @@ def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) ->
 
 
 class FlagsLog(Callback):
-    """Says and tags what is wrong with a training, and takes it back when it is no more."""
+    """Prints and tags what is wrong with a training; removes the tag when it is right again."""
 
     def __init__(self, run: TrackedRun, diagnostics: Diagnostics) -> None:
-        self._run, self._diagnostics = run, diagnostics
+        self._run = run
+        self._diagnostics = diagnostics
         self._epochs = 0
         self._raised: dict[str, str] = {}
         self._predicted: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -147,7 +152,7 @@ class FlagsLog(Callback):
 
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         self._diagnostics.resume(history)
-        # Those that the run carries from before: they may hold no more.
+        # The run has these flags from before; they may no longer hold.
         tags = self._run.client.get_run(self._run.id).data.tags
         self._raised = {
             name.removeprefix(names.FLAG): text
@@ -171,8 +176,11 @@ class FlagsLog(Callback):
         now = {flag.name: flag.text for flag in flags}
         for name in self._raised.keys() - now.keys():
             self._run.delete_tag(names.FLAG + name)
-        if changed := {name: text for name, text in now.items() if self._raised.get(name) != text}:
-            self._run.tag({names.FLAG + name: text for name, text in changed.items()})
+        changed = {
+            names.FLAG + name: text for name, text in now.items() if self._raised.get(name) != text
+        }
+        if changed:
+            self._run.tag(changed)
         for name in now.keys() - self._raised.keys():
             say(f"    {name}: {now[name]}")
         self._raised = now
@@ -188,9 +196,18 @@ def log_confusion(
 ) -> None:
     """Log which classes are taken for which as ``confusion_matrix/SPLIT.png`` and ``.csv``.
 
-    The CSV has a row per true and a column per predicted class; of more than `metrics.MOST_IN_MATRIX` classes, which would be mostly
-    zeros, a row ``true,predicted,count`` for each pair that occurs, the most frequent first. The figure then shows the classes that
-    are confused most.
+    The CSV has a row per true and a column per predicted class. For more than
+    `metrics.MOST_IN_MATRIX` classes this would be mostly zeros: then the CSV has a row
+    ``true,predicted,count`` for each pair that occurs, the most frequent first, and the figure
+    shows the classes that are confused most.
+
+    Args:
+        run: The run that is logged to.
+        split: Name of the split: ``val`` or ``test``.
+        labels: True classes of its images, shape (images,).
+        logits: Outputs of the network, shape (images, classes).
+        classes: Names of the classes.
+        title: Title of the figure.
     """
     draw: Callable[[Path], None]
     if len(classes) <= metrics.MOST_IN_MATRIX:
@@ -198,26 +215,24 @@ def log_confusion(
         draw = partial(
             confusion_figures.draw_confusion_matrix, counts=counts, classes=classes, title=title
         )
+        whole = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
         order = natural_order(classes)
-        table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes).iloc[
-            order, order
-        ]
+        table = whole.iloc[order, order]
     else:
         cells = metrics.list_confusions(labels, logits)
         draw = partial(
             confusion_figures.draw_most_confused, cells=cells, classes=classes, title=title
         )
         named = np.array(classes, dtype=object)
-        table = cells.assign(
-            true=named[cells["true"]], predicted=named[cells["predicted"]]
-        ).set_index("true")
+        table = cells.assign(true=named[cells["true"]], predicted=named[cells["predicted"]])
+        table = table.set_index("true")
     run.figure(f"confusion_matrix/{split}.png", draw)
     run.text(f"confusion_matrix/{split}.csv", table.to_csv(lineterminator="\n"))
 
 
 def validation_majority_rate(prepared: Prepared, num_classes: int) -> float:
-    """Return the validation accuracy of always answering the largest class of the training images."""
+    """Return the validation accuracy of always answering the largest class in training."""
     labels = prepared.labels()
-    return metrics.majority_rate(
-        labels[prepared.positions("train")], labels[prepared.positions("val")], num_classes
-    )
+    train_labels = labels[prepared.positions("train")]
+    val_labels = labels[prepared.positions("val")]
+    return metrics.majority_rate(train_labels, val_labels, num_classes)

@@ -1,6 +1,6 @@
-"""Networks by name: torchvision's, timm's, two of this package, one's own.
+"""Networks by name: those of torchvision and timm, two of this package, and the user's own.
 
-`network` is the way in; each family of networks is a file, behind the class in `family`.
+`network` is the way in. Each family of networks is a file, behind the class in `family`.
 """
 
 from pipeline.models.builtin_models import SmallCNN

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 
 def trains_batch_norm(module: nn.Module) -> bool:
-    """Return whether a network has a BatchNorm whose statistics follow the batches."""
+    """Whether a network has a BatchNorm whose statistics follow the batches."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     return any(_is_trained(norm) for norm in norms)
 
@@ -25,8 +25,8 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Return a network whose BatchNorm takes its statistics over all processes of a group, on GPUs.
 
     Raises:
-        UserError: It has a BatchNorm of another kind than torch's and timm's, of which torch would
-            make a plain one.
+        UserError: The network has a BatchNorm of another kind than torch's and timm's. torch would
+            make a plain BatchNorm of it.
     """
     known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
     convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm

@@ -16,7 +16,7 @@ from pipeline.models.heads import find_head
 class SmallCNN(nn.Sequential):
     """Three convolutions and one linear layer, without normalisation layers: the baseline.
 
-    Input of any size.
+    It takes images of any size.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -42,11 +42,11 @@ BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "densenet264": _build_densenet264,
     "small_cnn": SmallCNN,
 }
-"""From the number of classes to a network, by name. A further network is an entry here."""
+"""What builds each network, from the number of classes. A further network is an entry here."""
 
 
 class BuiltinModels(Family):
-    """See `BUILDERS`; no published weights."""
+    """The networks in `BUILDERS`. They have no published weights."""
 
     def has(self, name: str) -> bool:
         return name in BUILDERS

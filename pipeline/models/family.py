@@ -1,4 +1,7 @@
-"""What every family of networks offers, so that the rest of the pipeline need not know which one a name belongs to."""
+"""What every family of networks offers.
+
+The rest of the pipeline need not know which family a name belongs to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pipeline.models.weights import BY_PLACE, Normalisation
 
 
 class Family:
-    """The networks that come from one place; a subclass overrides what its networks have.
+    """The networks that come from one place. A subclass overrides what its networks have.
 
     Attributes:
         check_device: Device on which `pipeline.models.check` feeds a network with zeros. On "meta",
@@ -38,13 +41,20 @@ class Family:
     def build(
         self, model: Model, num_classes: int, image_size: int, load: bool
     ) -> tuple[nn.Module, str]:
-        """Build a network for the classes; load its published weights, if it has any and `load` is set.
+        """Build a network for the classes, and load its published weights.
+
+        Args:
+            model: The network and its weights.
+            num_classes: Outputs of the network.
+            image_size: Side of the images in pixels.
+            load: Load the published weights, if `model` asks for some.
 
         Returns:
-            The network, and the name of its head; an empty name where it has several or none.
+            The network, and the name of its head; an empty name if it has several heads or none.
 
         Raises:
-            UserError: It cannot be built for that image size, or its weights cannot be had.
+            UserError: The network cannot be built for that image size, or its weights cannot be
+                had.
         """
         raise NotImplementedError
 
@@ -57,7 +67,7 @@ class Family:
         return {"name": model.name}
 
     def weights_name(self, model: Model) -> str:
-        """Return the name of published weights: what ``DEFAULT`` stands for.
+        """Return the name of published weights: for ``DEFAULT`` the name that it stands for.
 
         Raises:
             UserError: The network has no weights of that name.
@@ -69,14 +79,14 @@ class Family:
 
         Raises:
             UserError: The network has no weights of that name.
-            Unreachable: They cannot be downloaded; the message says where to put the file.
+            Unreachable: The weights cannot be downloaded. The message says where to put the file.
         """
         self._refuse_weights(model)
 
     def normalisation(self, model: Model) -> tuple[Normalisation, str] | None:
         """Return the normalisation that the weights were trained with, and whose it is.
 
-        None means that the name alone does not tell it, as of a file of weights.
+        None means that the name alone does not tell it, for example for a file of weights.
         """
         return None
 
@@ -85,11 +95,14 @@ class Family:
         return True
 
     def source_files(self, name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
-        """Return the files of the user that the network is made of, contents by relative path."""
+        """Return the user's files that the network is made of: contents by relative path."""
         return {}
 
     def libraries(self) -> list[str]:
-        """Return names and versions of the libraries, beside torch's, whose code computes the network."""
+        """Return names and versions of the libraries whose code computes the network.
+
+        torch and torchvision are not among them.
+        """
         return []
 
     def why_no_head(self, model: Model) -> str:

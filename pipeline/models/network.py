@@ -32,10 +32,11 @@ class Network(NamedTuple):
     """A network with what surrounds it.
 
     Attributes:
-        module: Images (batch, 3, size, size), normalised, to logits (batch, classes).
+        module: The network, from normalised images (batch, 3, size, size) to logits (batch,
+            classes).
         head: Name of the submodule that was made for the number of classes.
-        normalisation: Mean and standard deviation that the weights were trained with; None: take
-            those of the data.
+        normalisation: Mean and standard deviation that the weights were trained with. None means
+            that those of the training images are taken.
         notes: What a person should know about the weights: whether the file's head was left out,
             how images are normalised, and why.
     """
@@ -48,7 +49,7 @@ class Network(NamedTuple):
 
 @lru_cache
 def names() -> list[str]:
-    """Return the name of every network but timm's and the user's own."""
+    """Return the names of all networks except timm's and the user's own."""
     return sorted([*torchvision_names(), *BUILDERS])
 
 
@@ -60,22 +61,24 @@ def _family_of(name: str) -> Family:
 
 
 def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str, str]:
-    """Return what of a model enters a configuration's identity beside its fields.
+    """Return the part of a configuration's identity that a model adds beside its fields.
 
     Args:
         model: Name and weights. Weights of a run or a registered model must be a file by now.
-        num_classes: Outputs of the network. One's own network is built and run once, to find the
-            files that it imports; with 0 its code is not run.
-        image_size: Side of the images in pixels, for that run.
+        num_classes: Outputs of the network. The user's own network is built and run once, to find
+            the files that it imports. With 0 its code is not run.
+        image_size: Side, in pixels, of the images that it is run with.
 
     Returns:
-        ``name``, and ``weights``: ``DEFAULT`` is the name it stands for, a file is the hash of its
-        content, one's own network the hash of all its files. With weights also ``head``: how a new
-        one starts. ``normalisation``: the one that comes with a file. ``file``: one's own network
-        by its own file alone, which is what release 0.1.0 looked at.
+        Texts by these keys. ``name``: the network; the user's own network is named by the hash of
+        all its files. ``weights``: the weights; ``DEFAULT`` is replaced by the name that it stands
+        for, and a file by the hash of its content. ``head``, if there are weights: how a new head
+        starts. ``normalisation``, if a file of weights comes with one. ``file``, if it differs from
+        ``name``: the user's own network by the hash of its own file alone, which is what release
+        0.1.0 looked at.
 
     Raises:
-        UserError: Unknown network or weights, missing file.
+        UserError: The network or the weights are unknown, or a file is missing.
     """
     family = _family_of(model.name)
     found = family.identity(model, num_classes, image_size)
@@ -85,7 +88,7 @@ def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str,
             return found
         case "file":
             found["weights"] = f"{FILE}{content_hash(find_weights_file(model))}"
-            normalisation, _ = _normalisation(model)
+            normalisation, _ = _find_normalisation(model)
             if normalisation is not None:
                 found["normalisation"] = json.dumps(normalisation)
         case "store":
@@ -101,18 +104,18 @@ def origin(model: Model, num_classes: int = 0, image_size: int = 0) -> dict[str,
 def source_files(
     model: Model, origin: Mapping[str, str], num_classes: int, image_size: int
 ) -> Mapping[str, bytes]:
-    """Return the files of one's own network, contents by path relative to its folder.
+    """Return the files of the user's own network: contents by path relative to its folder.
 
-    A named network has none.
+    Any other network has none.
 
     Args:
         model: The network.
-        origin: The result of an earlier check.
+        origin: The result of `origin` at an earlier check.
         num_classes: Outputs of the network.
         image_size: Side of the images in pixels.
 
     Raises:
-        UserError: They have changed since that check.
+        UserError: The files have changed since that check.
     """
     if not model.is_own:
         return {}
@@ -127,7 +130,7 @@ def source_files(
 
 
 def code_version(model: Model, num_classes: int, image_size: int) -> list[str]:
-    """Return the code by which a network computes: versions of libraries, hashes of one's own files."""
+    """Return which code computes a network: versions of libraries, hashes of the user's files."""
     family = _family_of(model.name)
     versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
     versions += family.libraries()
@@ -142,18 +145,20 @@ def build(
 ) -> Network:
     """Build a network with its head made for the classes, weights loaded and backbone frozen.
 
-    A new head on weights starts as `pipeline.models.heads.start_head` says. Published weights always
-    get a new one; the head of a file is taken where it is for the same number of classes.
+    A new head on weights starts as `pipeline.models.heads.start_head` says. Published weights
+    always get a new head. The head of a file is taken if it is for the same number of classes.
 
     Args:
         model: Name, weights, freeze and dropout.
         num_classes: Outputs of the head.
-        image_size: Side of the input in pixels; some transformers are built for one size only.
-        device: "meta" builds the shapes without memory; a weights file is compared, not loaded.
-        load: False leaves random weights, for a network whose trained ones are put in afterwards.
+        image_size: Side of the input in pixels. Some transformers are built for one size only.
+        device: Device of the network. On "meta" the shapes are built without memory, and a weights
+            file is compared, not loaded.
+        load: Load the weights. False leaves random ones, for a network whose trained weights are
+            put in afterwards.
 
     Raises:
-        UserError: Unknown name, weights that cannot be had, or that belong to another network.
+        UserError: The name is unknown, or the weights cannot be had or belong to another network.
     """
     family = _family_of(model.name)
     if load:
@@ -164,14 +169,10 @@ def build(
     notes: list[str] = []
     normalisation = None
     if load:
-        normalisation, notes = _normalisation(model)
-    if load and model.weights_kind == "file":
-        weights = find_weights_file(model)
-        loaded = load_state(module, weights, model.name, head, only_finite=True)
-        notes = [*loaded.notes, *notes]
-        if loaded.keeps_head:
-            start_head(module.get_submodule(head))
-    if not load and model.is_own:
+        normalisation, notes = _find_normalisation(model)
+        if model.weights_kind == "file":
+            notes = [*_load_file(model, module, head), *notes]
+    elif model.is_own:
         # Its files may be gone when it computes for the first time.
         error = run_once(module.eval(), image_size)
         if isinstance(error, ImportError):
@@ -182,8 +183,21 @@ def build(
     return Network(module.to(device), head, normalisation, tuple(notes))
 
 
+def _load_file(model: Model, module: nn.Module, head: str) -> list[str]:
+    """Load a file of weights into a network; return what a person should know about it."""
+    weights = find_weights_file(model)
+    loaded = load_state(module, weights, model.name, head, only_finite=True)
+    if loaded.keeps_head:
+        start_head(module.get_submodule(head))
+    return loaded.notes
+
+
 def _add_dropout(family: Family, model: Model, module: nn.Module, head: str) -> None:
-    """Put dropout before the head, if it is asked for; without a head refuse it, and freezing."""
+    """Put dropout before the head, if the configuration asks for it.
+
+    Raises:
+        UserError: The network has no head, and dropout or freezing needs one.
+    """
     if not model.dropout and model.freeze != "backbone":
         return
     if not head:
@@ -194,25 +208,30 @@ def _add_dropout(family: Family, model: Model, module: nn.Module, head: str) -> 
         module.set_submodule(head, nn.Sequential(dropout, module.get_submodule(head)))
 
 
-def _normalisation(model: Model) -> tuple[Normalisation | None, list[str]]:
-    """Return the normalisation that the weights were trained with, and what is said about it.
+def _find_normalisation(model: Model) -> tuple[Normalisation | None, list[str]]:
+    """Return the normalisation that the weights were trained with, and what a person is told.
 
-    It is None where nothing tells it. Random weights have none, and nothing is said.
+    The normalisation is None if nothing tells it. Random weights have none, and nothing is told.
     """
     if model.weights_kind == "none":
         return None, []
-    found, why = _find_normalisation(model)
+    found, why = _look_for_normalisation(model)
     if found is None:
         return None, [
-            "images are normalised by mean and standard deviation of the training images: " + why
+            f"images are normalised by mean and standard deviation of the training images: {why}"
         ]
-    mean, std = [", ".join(f"{value:.4g}" for value in values) for values in found]
+    mean, std = map(_format_numbers, found)
     return found, [
         f"images are normalised by mean {mean} and standard deviation {std}, those {why}"
     ]
 
 
-def _find_normalisation(model: Model) -> tuple[Normalisation | None, str]:
+def _format_numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _look_for_normalisation(model: Model) -> tuple[Normalisation | None, str]:
+    """Return a normalisation and whose it is, or None and what was looked for."""
     why = ""
     if model.weights_kind == "file":
         found, why = find_normalisation(find_weights_file(model))
@@ -222,7 +241,9 @@ def _find_normalisation(model: Model) -> tuple[Normalisation | None, str]:
     if of_family is None:
         return None, why
     found, whose = of_family
-    return found, f"{whose}: {why}" if why else whose
+    if why:
+        return found, f"{whose}: {why}"
+    return found, whose
 
 
 def fetch(model: Model) -> None:
@@ -230,7 +251,7 @@ def fetch(model: Model) -> None:
 
     Raises:
         UserError: There is no such network, or no such weights.
-        Unreachable: They cannot be downloaded; the message says where to put the file.
+        Unreachable: The weights cannot be downloaded. The message says where to put the file.
     """
     if model.weights_kind == "published":
         _family_of(model.name).fetch_weights(model)
@@ -239,20 +260,20 @@ def fetch(model: Model) -> None:
 def check(
     model: Model, num_classes: int, image_size: int, trains_on_one: bool = False
 ) -> tuple[str, ...]:
-    """Find out, without training, whether a network can be built, loaded and fed with images.
+    """Check, without training, that a network can be built, loaded and fed with images.
 
     Args:
         model: Name, weights, freeze and dropout.
         num_classes: Outputs of the head.
         image_size: Side of the input in pixels.
-        trains_on_one: A process may get one image at a time: too few for BatchNorm where images
-            have become single numbers.
+        trains_on_one: A process may get one image at a time. That is too few for a BatchNorm at
+            which images have become single numbers.
 
     Returns:
-        What a person should know about the weights, a line each.
+        Lines that say what a person should know about the weights.
 
     Raises:
-        UserError: As `build`, or the images are too small, or too few at a time, for the network.
+        UserError: `build` refuses the network, or the images are too small, or too few at a time.
     """
     family = _family_of(model.name)
     family.identity(model, 0, 0)
@@ -299,5 +320,5 @@ def _need_one_image(family: Family, model: Model, image_size: int, module: nn.Mo
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Return how many numbers the network learns or keeps frozen."""
+    """Return the number of parameters of a network, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())

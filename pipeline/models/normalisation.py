@@ -17,7 +17,7 @@ _FILE = "preprocessing.json"
 def find_normalisation(file: Path) -> tuple[Normalisation | None, str]:
     """Return the normalisation that comes with a file of weights, and why it is taken.
 
-    It is None where nothing tells it; the text then says what was looked for.
+    It is None if nothing tells it. The text then says what was looked for.
 
     Raises:
         UserError: There is a ``preprocessing.json``, and it is wrong.
@@ -57,11 +57,12 @@ def read_normalisation(beside: Path, file: Path) -> Normalisation:
         file: The weights that it belongs to, for messages.
 
     Raises:
-        UserError: It holds no mean and standard deviation of three channels.
+        UserError: The file holds no mean and standard deviation of three channels.
     """
     try:
         raw = json.loads(beside.read_text(encoding="utf-8"))
-        mean, std = _three_numbers(raw["mean"]), _three_numbers(raw["std"])
+        mean = _three_numbers(raw["mean"])
+        std = _three_numbers(raw["std"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         mean = std = []
     if not mean or not std or min(std) <= 0:
@@ -73,7 +74,7 @@ def read_normalisation(beside: Path, file: Path) -> Normalisation:
 
 
 def _three_numbers(values: Any) -> list[float]:
-    """Return three finite numbers as floats; an empty list where `values` is something else."""
+    """Return three finite numbers as floats, or an empty list if `values` is something else."""
     if not isinstance(values, list) or len(values) != 3:
         return []
     if any(type(value) not in (int, float) for value in values):

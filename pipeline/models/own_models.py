@@ -1,4 +1,7 @@
-"""One's own network: ``file:PATH.py:FUNCTION``, from the number of classes to a module, with the files beside it that it imports."""
+"""The user's own network: ``file:PATH.py:FUNCTION``, with the files beside it that it imports.
+
+The function takes the number of classes and returns a module.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,15 @@ from pipeline.models.own_package import OwnPackage
 from pipeline.models.weights import content_hash, find_file
 
 _built: list[tuple[weakref.ref[nn.Module], OwnPackage]] = []
+"""The networks that are in use, each with the files that it was built from."""
 _traced: dict[tuple[Path, str, int, int], OwnPackage] = {}
+"""What `find_sources` has found, by absolute path, function, number of classes and image size."""
 
 
 class OwnModels(Family):
     """Networks of the user's own files."""
 
-    # Shapes alone do not do: such a network may compute with numbers, and fail in any way.
+    # Shapes alone do not suffice: the network may compute with the numbers, and fail in any way.
     check_device = "cpu"
     failures = (Exception,)
 
@@ -56,7 +61,7 @@ def find_own_file(name: str) -> tuple[Path, str]:
     """Return file and function of ``file:PATH.py:FUNCTION``.
 
     Raises:
-        UserError: It is written otherwise, or there is no such file.
+        UserError: The name is written otherwise, or there is no such file.
     """
     path, _, function = name.removeprefix(FILE).rpartition(":")
     if not path.endswith(".py") or not function:
@@ -67,10 +72,11 @@ def find_own_file(name: str) -> tuple[Path, str]:
 def build_own(name: str, num_classes: int) -> nn.Module:
     """Run the user's file and build the network.
 
-    Every build runs it anew, with the neighbours that it imports.
+    Every build runs the file anew, with the neighbours that it imports.
 
     Raises:
-        UserError: The file or the function fails (with its line), or returns something else.
+        UserError: The file or the function fails (the message names the line), or the function
+            returns something else than a module.
     """
     _forget_collected()
     path, function = find_own_file(name)
@@ -81,9 +87,10 @@ def build_own(name: str, num_classes: int) -> nn.Module:
 
 
 def _forget_collected() -> None:
-    """Remove the modules of networks that are gone from sys.modules.
+    """Remove from sys.modules the modules of networks that no longer exist.
 
-    Not at the moment when a network is collected, since somebody may be going through sys.modules.
+    This does not happen at the moment when a network is collected, since other code may be
+    iterating over sys.modules then.
     """
     for built in list(_built):
         network, package = built
@@ -100,7 +107,8 @@ def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> n
             if not callable(build_function):
                 functions = [key for key, value in vars(source).items() if callable(value)]
                 raise UserError(
-                    f"model.name: {package.file} has no function {function!r}{nearest(function, functions)}"
+                    f"model.name: {package.file} has no function {function!r}"
+                    f"{nearest(function, functions)}"
                 )
             module = build_function(num_classes)
     except UserError:
@@ -108,8 +116,9 @@ def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> n
         raise
     except (Exception, SystemExit) as error:
         package.forget()
+        place = _describe_place(package, error)
         raise UserError(
-            f"model.name: {name!r} fails{_place(package, error)}: {_told(package, error)}"
+            f"model.name: {name!r} fails{place}: {_describe_error(package, error)}"
         ) from error
     if not isinstance(module, nn.Module):
         package.forget()
@@ -119,34 +128,47 @@ def _build(package: OwnPackage, name: str, function: str, num_classes: int) -> n
     return module
 
 
-def _place(package: OwnPackage, error: BaseException) -> str:
-    """Return ``, line 3`` or ``, line 3 of blocks.py``: where the user's code was last."""
+def _describe_place(package: OwnPackage, error: BaseException) -> str:
+    """Return ``, line 3`` or ``, line 3 of blocks.py``: the last place in the user's code."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if (file := package.place_of(frame.filename)) is not None:
-            return f", line {frame.lineno}" + (f" of {file}" if file != package.file.name else "")
+        file = package.place_of(frame.filename)
+        if file == package.file.name:
+            return f", line {frame.lineno}"
+        if file is not None:
+            return f", line {frame.lineno} of {file}"
     return ""
 
 
-def _told(package: OwnPackage, error: BaseException) -> str:
+def _describe_error(package: OwnPackage, error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}".replace(f"{package.name}.", "")
 
 
 def describe_failure(module: nn.Module, error: BaseException) -> str:
-    """Return place and message of what one's own network has raised while it computed."""
-    package = next((package for network, package in _built if network() is module), None)
-    return f"{_told(package, error)}{_place(package, error)}" if package else first_line(error)
+    """Return the message of an error that a network has raised while it computed.
+
+    For the user's own network the place in its code is added.
+    """
+    for network, package in _built:
+        if network() is module:
+            return f"{_describe_error(package, error)}{_describe_place(package, error)}"
+    return first_line(error)
 
 
 def find_sources(name: str, num_classes: int, image_size: int) -> Mapping[str, bytes]:
-    """Return the files that a network is made of: its own, and those of its folder that building and one forward pass import.
+    """Return the files that a network is made of.
+
+    They are its own file, and the files of its folder that are imported when it is built and when
+    it computes once in each mode.
 
     Args:
         name: ``file:PATH.py:FUNCTION``.
-        num_classes: It is built for; 0: its code is not run, and only its own file returned.
-        image_size: It is called with, in pixels.
+        num_classes: Number of classes that the network is built for. With 0 its code is not run,
+            and only its own file is returned.
+        image_size: Side, in pixels, of the images that the network is called with.
 
     Returns:
-        Contents by path relative to the folder, with ``/``. What fails ends the search; it is told where the network is built in earnest.
+        Contents by path relative to the folder, with ``/``. An error ends the search and is not
+        reported: it is reported when the network is built for use.
 
     Raises:
         UserError: There is no such file.
@@ -157,7 +179,8 @@ def find_sources(name: str, num_classes: int, image_size: int) -> Mapping[str, b
     key = (path.absolute(), function, num_classes, image_size)
     package = _traced.get(key)
     if package is None or not package.is_as_read():
-        package = _traced[key] = _trace(path, name, function, num_classes, image_size)
+        package = _trace(path, name, function, num_classes, image_size)
+        _traced[key] = package
     return package.files
 
 
@@ -172,7 +195,11 @@ def _trace(path: Path, name: str, function: str, num_classes: int, image_size: i
 
 
 def run_once(module: nn.Module, image_size: int) -> Exception | None:
-    """Let a network compute, so that whatever it imports only then is imported; return what it raises."""
+    """Let a network compute once, so that it imports what it imports only then.
+
+    Returns:
+        The error that it raises, or None.
+    """
     try:
         with torch.no_grad():
             module(torch.zeros(2, 3, image_size, image_size))

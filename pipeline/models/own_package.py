@@ -1,9 +1,11 @@
-"""The file of one's own network and those beside it, imported under names of their own.
+"""The file of the user's own network and the files beside it, imported under names of their own.
 
-To a script its folder is where ``import blocks`` looks first. Here each build of a network makes a package of that folder, such as
-``own_network_3``, and an ``import blocks`` in one of its files is compiled as an import of ``own_network_3.blocks``: two folders, and two
-builds of one network, share no module, wherever and whenever the import stands. (A module's own ``__import__`` would do for all but
-torch.compile, which imports by itself.) What is loaded is the content that was read, never a ``.pyc`` of a moment before.
+When a script is run, ``import blocks`` looks in the script's folder first. Here each build of a
+network makes a package of that folder, such as ``own_network_3``, and an ``import blocks`` in one
+of its files is compiled as an import of ``own_network_3.blocks``. So two folders, and two builds of
+one network, share no module, wherever and whenever the import stands. (A module's own
+``__import__`` would do for everything except torch.compile, which imports by itself.) What is
+loaded is the content that was read, never a ``.pyc`` of a moment before.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ _PREFIX = "own_network_"
 _NEVER = {*sys.stdlib_module_names, "pipeline"}
 """Top-level names that are no neighbours, whatever stands in the folder."""
 _MOST_ABOVE = 4
+"""Parts of a folder's path that may stand in the names by which a project imports the folder."""
 _numbers = count(1)
 
 
@@ -31,14 +34,16 @@ class OwnPackage:
     """The modules of one build of a network.
 
     Args:
-        file: Of the network.
+        file: The file of the network.
 
     Attributes:
-        files: Content of what was imported from the folder, by relative path with ``/``; the network's own file first.
+        files: Contents of the files that were imported from the folder, by relative path with
+            ``/``. The network's own file comes first.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.folder = file.absolute(), file.resolve().parent
+        self.file = file.absolute()
+        self.folder = file.resolve().parent
         self.name = f"{_PREFIX}{next(_numbers)}"
         self.files: dict[str, bytes] = {}
         self._found: dict[str, Path | None] = {}
@@ -46,8 +51,8 @@ class OwnPackage:
         _packages[self.name] = self
 
     def run(self) -> ModuleType:
-        """Run the network's file and return it as a module; raises whatever it raises."""
-        # Only a name that an import can write down is one that a neighbour may import it by.
+        """Run the network's file and return it as a module; raise whatever it raises."""
+        # A neighbour may import the file by its name, if an import statement can write that name.
         stem = self.file.stem if self.file.stem.isidentifier() else "network"
         spec = self._spec_of_file(f"{self.name}.{stem}", self.file)
         assert spec.loader is not None
@@ -59,40 +64,45 @@ class OwnPackage:
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Let ``importlib.import_module("blocks")`` find neighbours too; afterwards they are unknown again under that name."""
+        """Let ``importlib.import_module("blocks")`` find neighbours too.
+
+        After the block they are unknown again under that name.
+        """
         before = set(sys.modules)
         sys.path.insert(0, str(self.folder))
         try:
             yield
         finally:
             sys.path.remove(str(self.folder))
-            for name in [name for name in sys.modules.keys() - before if self.owns(name)]:
-                self._take(sys.modules.pop(name))
+            own = [name for name in sys.modules.keys() - before if self.owns(name)]
+            for name in own:
+                self._take_file(sys.modules.pop(name))
 
-    def _take(self, module: ModuleType) -> None:
+    def _take_file(self, module: ModuleType) -> None:
         file = Path(getattr(module, "__file__", None) or "")
         if file.suffix == ".py" and file.is_relative_to(self.folder):
             self.files.setdefault(file.relative_to(self.folder).as_posix(), file.read_bytes())
 
     def forget(self) -> None:
-        """Take the modules out of `sys.modules`; what still computes with them goes on."""
-        for name in [
-            name for name in sys.modules if name == self.name or name.startswith(f"{self.name}.")
-        ]:
+        """Remove the modules from `sys.modules`. Code that still uses them goes on."""
+        own = [name for name in sys.modules if _is_within(name, self.name)]
+        for name in own:
             del sys.modules[name]
 
     def is_as_read(self) -> bool:
         """Whether the same files would be imported now, with the same contents."""
-        return all(self._find(dotted) == path for dotted, path in self._found.items()) and all(
-            map(self._is_unchanged, self.files)
-        )
+        is_same = all(self._find(dotted) == path for dotted, path in self._found.items())
+        return is_same and all(map(self._is_unchanged, self.files))
 
     def _is_unchanged(self, name: str) -> bool:
         return self._path(name).is_file() and self._path(name).read_bytes() == self.files[name]
 
     def place_of(self, path: str) -> str | None:
         """Return the relative path of a file that was imported, None for any other path."""
-        return next((name for name in self.files if str(self._path(name)) == path), None)
+        for name in self.files:
+            if str(self._path(name)) == path:
+                return name
+        return None
 
     def _path(self, name: str) -> Path:
         return self.file if name == self.file.name else self.folder / name
@@ -100,39 +110,42 @@ class OwnPackage:
     def owns(self, name: str) -> bool:
         """Whether an absolute import of that name means a file of the folder.
 
-        It does where the folder has a file or a folder of the top-level name, but of installed packages only what is a package itself;
-        and where a project imports the folder by its own name (``nets.blocks``, ``src.nets.blocks``).
+        It does if the folder has a file of the top-level name, or a folder of that name and no
+        installed package is named like it. A folder that is a package (with ``__init__.py``) counts
+        as a file. It also does if a project imports the folder by the folder's own name
+        (``nets.blocks``, ``src.nets.blocks``).
         """
         top = name.partition(".")[0]
         if top in _NEVER:
             return False
-        found = self._find(top, projects=False)
+        neighbour = _find_below(self.folder, top)
         self._found[top] = self._find(top)
-        if found is not None and (found.is_file() or not _is_installed(top)):
+        if neighbour is not None and (neighbour.is_file() or not _is_installed(top)):
             return True
-        if not any(
-            name == known or name.startswith(f"{known}.") for known in self._known_as
-        ) or _is_installed(top):
+        is_known = any(_is_within(name, known) for known in self._known_as)
+        if not is_known or _is_installed(top):
             return False
         self._found[name] = self._find(name)
         return self._found[name] is not None
 
-    def _find(self, dotted: str, projects: bool = True) -> Path | None:
+    def _find(self, dotted: str) -> Path | None:
         """Return file or folder of a module, by its dotted name below the package."""
-        if (found := _below(self.folder, dotted)) is not None or not projects:
+        found = _find_below(self.folder, dotted)
+        if found is not None:
             return found
         for known in self._known_as:
-            if dotted == known or dotted.startswith(f"{known}."):
-                return _below(self.folder, dotted[len(known) + 1 :])
-        # ``src`` of ``src.nets.blocks`` is not of the folder, and stands for nothing but the way to it.
-        return (
-            self.folder if any(known.startswith(f"{dotted}.") for known in self._known_as) else None
-        )
+            if _is_within(dotted, known):
+                return _find_below(self.folder, dotted[len(known) + 1 :])
+        # ``src`` of ``src.nets.blocks`` is no part of the folder. It only leads to the folder.
+        if any(known.startswith(f"{dotted}.") for known in self._known_as):
+            return self.folder
+        return None
 
     def spec(self, fullname: str) -> ModuleSpec | None:
-        """Return how a module of the package is loaded, None where there is none."""
+        """Return how a module of the package is loaded, or None if there is no such module."""
         dotted = fullname.removeprefix(self.name).lstrip(".")
-        path = self._found[dotted] = self._find(dotted) if dotted else self.folder
+        path = self._find(dotted) if dotted else self.folder
+        self._found[dotted] = path
         if path is None:
             return None
         if path.is_file():
@@ -153,7 +166,10 @@ class OwnPackage:
         return spec
 
     def compile(self, path: Path) -> CodeType:
-        """Read a file, remember its content, and compile it with imports of neighbours as imports of the package's."""
+        """Read a file, remember its content, and compile it.
+
+        Its imports of neighbours are compiled as imports of the package's modules.
+        """
         content = path.read_bytes()
         name = path.name if path == self.file else path.relative_to(self.folder).as_posix()
         self.files[name] = content
@@ -164,30 +180,48 @@ class OwnPackage:
 _packages: WeakValueDictionary[str, OwnPackage] = WeakValueDictionary()
 
 
-def _below(folder: Path, dotted: str) -> Path | None:
-    """Return ``NAME/__init__.py``, ``NAME.py`` or the folder ``NAME``, as Python looks for them; of the folder itself for an empty name."""
+def _is_within(dotted: str, package: str) -> bool:
+    """Whether a dotted name is that of a package, or of a module in it."""
+    return dotted == package or dotted.startswith(f"{package}.")
+
+
+def _find_below(folder: Path, dotted: str) -> Path | None:
+    """Return ``NAME/__init__.py``, ``NAME.py`` or the folder ``NAME``, as Python looks for them.
+
+    For an empty name it is the ``__init__.py`` of the folder, or the folder itself.
+    """
     base = folder.joinpath(*filter(None, dotted.split(".")))
-    files = [base / "__init__.py"] + ([base.with_name(f"{base.name}.py")] if dotted else [])
-    return next((file for file in files if file.is_file()), base if base.is_dir() else None)
+    files = [base / "__init__.py"]
+    if dotted:
+        files.append(base.with_name(f"{base.name}.py"))
+    for file in files:
+        if file.is_file():
+            return file
+    return base if base.is_dir() else None
 
 
 def _names_of(folder: Path) -> list[str]:
-    """Return the dotted names by which a project may import a folder: its own, and with those of the folders above it."""
+    """Return the dotted names by which a project may import a folder.
+
+    They are its own name, alone and after the names of folders above it: ``nets``, ``src.nets``.
+    """
     names: list[str] = []
     for part in reversed(folder.parts[-_MOST_ABOVE:]):
         if not part.isidentifier():
             break
-        names.append(".".join([part, *names[-1:]]))
+        names.append(f"{part}.{names[-1]}" if names else part)
     return names
 
 
 def _is_installed(top: str) -> bool:
-    """Whether a package of that name is installed: a folder named like one does not stand for it."""
+    """Whether a package of that name is installed: a folder of that name does not replace it."""
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:
         return False
-    places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
+    if spec is None:
+        return False
+    places = [*(spec.submodule_search_locations or []), spec.origin or ""]
     return any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places)
 
 
@@ -201,13 +235,17 @@ class _OwnImports(ast.NodeTransformer):
         return node
 
     def visit_Import(self, node: ast.Import) -> ast.Import:
-        node.names = [new for alias in node.names for new in self._renamed(alias)]
+        names: list[ast.alias] = []
+        for alias in node.names:
+            names += self._rename(alias)
+        node.names = names
         return node
 
-    def _renamed(self, alias: ast.alias) -> list[ast.alias]:
+    def _rename(self, alias: ast.alias) -> list[ast.alias]:
         if not self._package.owns(alias.name):
             return [alias]
-        private, top = f"{self._package.name}.{alias.name}", alias.name.partition(".")[0]
+        private = f"{self._package.name}.{alias.name}"
+        top = alias.name.partition(".")[0]
         if alias.asname or alias.name == top:
             return [ast.alias(private, alias.asname or top)]
         # ``import layers.conv`` loads conv and binds layers.
@@ -217,7 +255,7 @@ class _OwnImports(ast.NodeTransformer):
 class _Loader(SourceFileLoader):
     def __init__(self, fullname: str, path: str, package: OwnPackage) -> None:
         super().__init__(fullname, path)
-        # Keeps the package known as long as any of its code is in use.
+        # This reference keeps the package known as long as any of its code is in use.
         self._package = package
 
     def get_code(self, fullname: str) -> CodeType:

@@ -39,7 +39,8 @@ class TimmModels(Family):
 
     def normalisation(self, model: Model) -> tuple[Normalisation, str] | None:
         found = find_settings(model)
-        mean, std = [float(value) for value in found.mean], [float(value) for value in found.std]
+        mean = [float(value) for value in found.mean]
+        std = [float(value) for value in found.std]
         return (mean, std), f"of timm's weights {found.tag or 'DEFAULT'} of {model.name}"
 
     def libraries(self) -> list[str]:
@@ -51,17 +52,19 @@ class TimmModels(Family):
     def build(
         self, model: Model, num_classes: int, image_size: int, load: bool
     ) -> tuple[nn.Module, str]:
-        settings, name = find_settings(model), _architecture(model)
+        settings = find_settings(model)
+        full_name = _find_architecture(model)
         is_published = model.weights_kind == "published"
         arguments: dict[str, Any] = {"num_classes": num_classes}
         if settings.fixed_input_size:
             arguments["img_size"] = image_size
         if load and is_published:
-            # Read by us, so that nothing is unpickled; timm then renames, resizes and drops the
-            # old head.
+            # The file is read here, so that nothing is unpickled. timm then renames and resizes
+            # the tensors, and drops the old head.
             arguments["pretrained"] = True
             arguments["pretrained_cfg_overlay"] = {"state_dict": read_state(fetch(model)).tensors}
-        full_name = f"{name}.{settings.tag}" if is_published and settings.tag else name
+        if is_published and settings.tag:
+            full_name = f"{full_name}.{settings.tag}"
         try:
             module: nn.Module = _import_timm().create_model(full_name, **arguments)
         except (ValueError, RuntimeError, AssertionError, TypeError) as error:
@@ -72,10 +75,12 @@ class TimmModels(Family):
         heads = settings.classifier or []
         heads = [heads] if isinstance(heads, str) else list(heads)
         if load and is_published:
-            # A head of its own for as many classes too: they are those of somebody else's images.
-            for head in heads:
-                start_head(module.get_submodule(head))
-        return module, heads[0] if len(heads) == 1 else ""
+            # The head is a new one for the same number of classes too: the old one is for the
+            # classes of somebody else's images.
+            for name in heads:
+                start_head(module.get_submodule(name))
+        head = heads[0] if len(heads) == 1 else ""
+        return module, head
 
 
 def _import_timm() -> Any:
@@ -88,8 +93,9 @@ def _import_timm() -> Any:
     return timm
 
 
-def _architecture(model: Model) -> str:
-    name, known = model.name.removeprefix(PREFIX), _import_timm().list_models()
+def _find_architecture(model: Model) -> str:
+    name = model.name.removeprefix(PREFIX)
+    known = _import_timm().list_models()
     if name not in known:
         raise unknown_name("model.name", model.name, [PREFIX + other for other in known])
     return name
@@ -98,12 +104,13 @@ def _architecture(model: Model) -> str:
 def find_settings(model: Model) -> Any:
     """Return timm's settings (tag, mean, std, address) of the weights.
 
-    Where the weights are none or a file, they are the settings of ``DEFAULT``.
+    If the weights are none or a file, they are the settings of ``DEFAULT``.
 
     Raises:
         UserError: timm is not installed, has no such network, or no such weights of it.
     """
-    timm, name = _import_timm(), _architecture(model)
+    timm = _import_timm()
+    name = _find_architecture(model)
     default = timm.get_pretrained_cfg(name)
     if model.weights_kind != "published":
         return default
@@ -126,7 +133,7 @@ def fetch(model: Model) -> Path:
 
     Raises:
         UserError: There are no such weights.
-        Unreachable: They cannot be downloaded; the message says where to put the file.
+        Unreachable: The weights cannot be downloaded. The message says where to put the file.
     """
     settings = find_settings(model)
     url = settings.url
@@ -137,8 +144,8 @@ def fetch(model: Model) -> Path:
         name = settings.hf_hub_filename or "model.safetensors"
         url = hf_hub_url(repository, name, revision=revision or None)
     suffix = Path(url).suffix or ".pth"
-    # Not in timm's own folder, a cache whose layout no person can fill.
-    name = f"timm-{_architecture(model)}.{settings.tag or 'default'}{suffix}"
+    # The file is not kept in timm's own folder, a cache with a layout that no person can fill.
+    name = f"timm-{_find_architecture(model)}.{settings.tag or 'default'}{suffix}"
     file = download_folder() / name
     if not file.is_file():
         download(model, url, file)

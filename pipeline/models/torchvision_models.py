@@ -20,7 +20,7 @@ from pipeline.models.torchvision_weights import (
 from pipeline.models.weights import Normalisation
 
 _FIXED_INPUT = {"vit_": "image_size", "maxvit": "input_size"}
-"""How the names of networks begin that are built for one image size, and that size's parameter."""
+"""Beginnings of names of networks that are built for one image size, and that size's parameter."""
 _WITH_AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
@@ -43,7 +43,7 @@ class TorchvisionModels(Family):
         return normalisation_of(entry), f"of torchvision's {entry}"
 
     def builds_on_meta(self, name: str) -> bool:
-        # RegNet's constructor computes with tensors, which the meta device has not.
+        # RegNet's constructor computes with values of tensors. On the meta device there are none.
         return not name.startswith("regnet")
 
     def build(
@@ -70,12 +70,12 @@ def _construct(model: Model, image_size: int, entry: Any, load: bool) -> nn.Modu
     if entry is not None:
         arguments["num_classes"] = len(entry.meta["categories"])
     if model.name in _WITH_AUXILIARY_HEADS:
-        # Without torchvision's affine map of the input, which no file of weights would remember:
-        # the normalisation does the same.
+        # The network is built without torchvision's affine map of the input, which no file of
+        # weights would remember. The normalisation does the same.
         arguments["transform_input"] = False
         arguments["aux_logits"] = entry is not None
         arguments["init_weights"] = entry is None
-    arguments |= _image_size(model, image_size, entry)
+    arguments |= _size_argument(model, image_size, entry)
     weights = entry if load else None
     try:
         return cast(
@@ -88,14 +88,16 @@ def _construct(model: Model, image_size: int, entry: Any, load: bool) -> nn.Modu
         ) from None
 
 
-def _image_size(model: Model, image_size: int, entry: Any) -> dict[str, Any]:
-    """Return the argument for the image size; none of a network that takes any size."""
+def _size_argument(model: Model, image_size: int, entry: Any) -> dict[str, Any]:
+    """Return the argument for the image size, or none if the network takes any size."""
     for prefix, parameter in _FIXED_INPUT.items():
         if not model.name.startswith(prefix):
             continue
         if parameter == "input_size":
             return {parameter: (image_size, image_size)}
-        trained = entry.meta["min_size"][0] if entry is not None else image_size
+        trained = image_size
+        if entry is not None:
+            trained = entry.meta["min_size"][0]
         if image_size != trained:
             raise UserError(
                 f"model.name: {model.name} with weights {model.weights} needs data.image_size "
@@ -106,7 +108,7 @@ def _image_size(model: Model, image_size: int, entry: Any) -> dict[str, Any]:
 
 
 def _remove_auxiliary_heads(name: str, module: nn.Module) -> None:
-    """Remove the heads that serve training from random weights only."""
+    """Remove the heads that only serve training from random weights."""
     if name in _WITH_AUXILIARY_HEADS:
         cast(Any, module).aux_logits = False
     for head in _WITH_AUXILIARY_HEADS.get(name, ()):

@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes: their names, files, and the normalisation they were trained with."""
+"""Weights that torchvision publishes: names, files, and the normalisation of their training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HALVES: Normalisation = ([0.5] * 3, [0.5] * 3)
 _TRANSFORMED = ("GoogLeNet_Weights", "Inception_V3_Weights")
 """Weights that expect pixels from -1 to 1.
 
-torchvision normalises the images as for its other networks, and has these two map them.
+torchvision normalises the images as for its other networks, and these two networks then map them.
 """
 
 
@@ -52,7 +52,7 @@ def fetch(model: Model) -> Path:
 
     Raises:
         UserError: The network has no weights of that name.
-        Unreachable: They cannot be downloaded; the message says where to put the file.
+        Unreachable: The weights cannot be downloaded. The message says where to put the file.
     """
     url = find_entry(model).url
     file = download_folder() / _file_name(url)
@@ -70,7 +70,9 @@ def normalisation_of(entry: Any) -> Normalisation:
 
 def _as_published(entry: Any) -> Normalisation:
     preset = entry.transforms()
-    return [float(value) for value in preset.mean], [float(value) for value in preset.std]
+    mean = [float(value) for value in preset.mean]
+    std = [float(value) for value in preset.std]
+    return mean, std
 
 
 def correct_recorded(model: Model, normalisation: Normalisation) -> Normalisation:

@@ -1,4 +1,4 @@
-"""Files of weights: the one that a configuration names, and those that are downloaded."""
+"""Files of weights: the file that a configuration names, and files that are downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_weights_file(model: Model) -> Path:
     """Return the file of ``file:PATH``.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no file of that path.
     """
     return find_file(model.weights.removeprefix(FILE), "model.weights")
 
@@ -30,7 +30,7 @@ def find_file(path: str, field: str) -> Path:
     """Return the file of a path.
 
     Raises:
-        UserError: There is none; the message names `field` and the nearest file.
+        UserError: There is no file of that path. The message names `field` and the nearest file.
     """
     file = Path(path).expanduser()
     if file.is_file():
@@ -42,13 +42,13 @@ def find_file(path: str, field: str) -> Path:
 
 
 def content_hash(path: Path) -> str:
-    """Return 16 hex digits over a file's content."""
+    """Return the first 16 hex digits of the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def download_folder() -> Path:
-    """Return the folder of all downloaded weights: torchvision's own, whatever library they are for."""
+    """Return torchvision's own folder of downloaded weights, which is used for all libraries."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -56,13 +56,13 @@ def download(model: Model, url: str, file: Path, hash_prefix: str | None = None)
     """Download published weights.
 
     Args:
-        model: The network that they are for, and their name.
-        url: The address at which they are published.
-        file: The place to put them.
+        model: The network that the weights are for, and the name of the weights.
+        url: The address at which the weights are published.
+        file: The file that is written.
         hash_prefix: The first digits of the file's SHA-256, if they are known.
 
     Raises:
-        Unreachable: They cannot be downloaded; the message says where to put the file.
+        Unreachable: The weights cannot be downloaded. The message says where to put the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

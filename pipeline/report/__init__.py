@@ -2,5 +2,6 @@
 
 import logging
 
-# It warns where its folder for caches cannot be written to, as in many containers, and while it looks for fonts.
+# Matplotlib warns if it cannot write to its folder for caches, as in many containers, and while it
+# looks for fonts.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import pandas as pd
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,7 +26,10 @@ from pipeline.training.callback import Callback
 
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """End as by a signal where nobody reads any more, as in ``train | head``; rich would exit without a reason."""
+        """End as by a signal if nobody reads any more, as in ``train | head``.
+
+        Rich would exit without a reason.
+        """
         try:
             super().on_broken_pipe()
         except SystemExit:
@@ -43,13 +46,15 @@ console = _Output(
 
 
 def say(line: str = "") -> None:
-    """Print one line; where the terminal is narrower it goes on at a space, and an address or a path stays whole."""
+    """Print one line.
+
+    On a terminal that is narrower than the line, the line is broken at spaces; an address or a path
+    stays whole.
+    """
     shown = make_visible(hide_passwords(line))
-    console.print(
-        _at_spaces(shown, console.width) if console.is_terminal else shown,
-        markup=False,
-        soft_wrap=True,
-    )
+    if console.is_terminal:
+        shown = _break_at_spaces(shown, console.width)
+    console.print(shown, markup=False, soft_wrap=True)
 
 
 @lru_cache
@@ -58,8 +63,11 @@ def say_once(line: str) -> None:
     say(line)
 
 
-def _at_spaces(line: str, width: int) -> str:
-    """Break a line at spaces; rich would break what is longer than the terminal is wide, so that an address could not be copied."""
+def _break_at_spaces(line: str, width: int) -> str:
+    """Return a text with line breaks at spaces, so that lines are at most `width` wide.
+
+    A longer word stays whole. Rich would break it, so that an address could not be copied.
+    """
     lines = [""]
     for word in re.findall(r" *[^ ]+", line):
         if lines[-1] and cell_len(lines[-1] + word) > width:
@@ -75,13 +83,17 @@ def show_table(
     texts: Sequence[str] = ("run", "settings"),
     expendable: Sequence[str] = (),
 ) -> None:
-    """Print a table of text so that no number is broken: where the terminal is too narrow, by stacking and leaving out columns.
+    """Print a table of text so that no number is broken.
+
+    On a terminal that is too narrow, columns are stacked or left out.
 
     Args:
-        table: Rows whose first column is ``#`` and no number are printed dim.
-        title: Above it.
-        texts: Columns that may be broken at spaces. The second and further ones stand below the first where there is no room beside it.
-        expendable: Columns that may be left out, the first to go first; those that were are named below the table.
+        table: The whole table. Rows whose column ``#`` holds no number are printed dim.
+        title: Title above the table.
+        texts: Columns that may be broken at spaces. The second and further ones stand below the
+            first if there is no room beside it.
+        expendable: Columns that may be left out, the first to go first. Columns that were left out
+            are named below the table.
     """
     shown = fit_table(
         table.astype(str).map(make_visible),
@@ -91,14 +103,12 @@ def show_table(
     )
     printed = Table(title=Text(make_visible(title)), title_justify="left")
     for name, width in shown.widths.items():
-        printed.add_column(
-            name, justify="left" if name in shown.texts else "right", width=width, overflow="fold"
-        )
+        side: JustifyMethod = "left" if name in shown.texts else "right"
+        printed.add_column(name, justify=side, width=width, overflow="fold")
     for row in shown.cells.to_dict("records"):
-        is_unranked = not row.get("#", "0").isdigit()
-        printed.add_row(
-            *(Text(row[name]) for name in shown.widths), style="dim" if is_unranked else None
-        )
+        is_ranked = row.get("#", "0").isdigit()
+        cells = [Text(row[name]) for name in shown.widths]
+        printed.add_row(*cells, style=None if is_ranked else "dim")
     console.print(printed)
     if shown.left_out:
         say(f"not shown in {console.width} columns: {', '.join(shown.left_out)}")
@@ -128,7 +138,7 @@ class Counter:
         self._progress.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Tell that `done` of `total` images are done."""
+        """Show that `done` of `total` images are done; `what` names the images."""
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(escape(make_visible(what)), total=total)
         self._progress.update(self._tasks[what], completed=done)
@@ -141,7 +151,8 @@ class TrainingProgress(Callback):
     """A bar with loss, accuracy and time left on a terminal; a line per epoch everywhere."""
 
     def __init__(self, title: str, metric: str = ranking.DEFAULT) -> None:
-        self._title, self._metric = title, metric
+        self._title = title
+        self._metric = metric
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -152,7 +163,9 @@ class TrainingProgress(Callback):
             *columns, console=console, transient=True, disable=not console.is_terminal
         )
         self._task: TaskID | None = None
-        self._epochs = self._steps = self._done = 0
+        self._epochs = 0
+        self._steps = 0
+        self._done = 0
         self._started = 0.0
 
     def __enter__(self) -> TrainingProgress:
@@ -162,7 +175,9 @@ class TrainingProgress(Callback):
         self._progress.stop()
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._steps, self._started = epochs, steps_per_epoch, time.monotonic()
+        self._epochs = epochs
+        self._steps = steps_per_epoch
+        self._started = time.monotonic()
         self._progress.start()
         self._task = self._progress.add_task(
             escape(make_visible(self._title)), total=epochs * steps_per_epoch, shown=""
@@ -178,20 +193,26 @@ class TrainingProgress(Callback):
 
     def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         if self._task is not None:
-            self._progress.update(
-                self._task,
-                advance=1,
-                shown=f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {format_percent(accuracy)}",
+            shown = (
+                f"epoch {epoch}/{self._epochs} loss {loss:.4f} accuracy {format_percent(accuracy)}"
             )
+            self._progress.update(self._task, advance=1, shown=shown)
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         chosen_by = ""
         if self._metric not in ("val/accuracy", "val/loss"):
-            chosen_by = f" {ranking.title(self._metric).partition(' ')[2]} {ranking.text(values[self._metric], self._metric)}"
-        left = (time.monotonic() - self._started) / (epoch - self._done) * (self._epochs - epoch)
+            name = ranking.title(self._metric).partition(" ")[2]
+            chosen_by = f" {name} {ranking.text(values[self._metric], self._metric)}"
+        left = ""
+        if epoch < self._epochs:
+            passed = time.monotonic() - self._started
+            seconds = passed / (epoch - self._done) * (self._epochs - epoch)
+            left = f"  {format_duration(seconds)} left"
         say(
             f"  {self._title}: epoch {epoch}/{self._epochs}"
-            f"  train loss {values['train/loss']:.4f} accuracy {format_percent(values['train/accuracy'])}"
-            f"  val loss {values['val/loss']:.4f} accuracy {format_percent(values['val/accuracy'])}{chosen_by}{' *' if is_best else '  '}"
-            + (f"  {format_duration(left)} left" if epoch < self._epochs else "")
+            f"  train loss {values['train/loss']:.4f}"
+            f" accuracy {format_percent(values['train/accuracy'])}"
+            f"  val loss {values['val/loss']:.4f}"
+            f" accuracy {format_percent(values['val/accuracy'])}"
+            f"{chosen_by}{' *' if is_best else '  '}{left}"
         )

@@ -11,16 +11,19 @@ from matplotlib.figure import Figure
 
 from pipeline.report.fonts import cover, families
 
-BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#8a939e"
-"""Classes up to which every cell of a confusion matrix carries its number."""
+BLUE = "#2b6cb0"
+ORANGE = "#dd6b20"
+GREY = "#8a939e"
 
 
 @contextmanager
 def foreign_figures(texts: Iterable[str] = ()) -> Iterator[None]:
-    """Contain what a library draws through pyplot: no display, no style and no open figure remains of it.
+    """Contain what a library draws through pyplot: it needs no display, and leaves nothing behind.
+
+    Backend, style and the list of open figures are the same afterwards as before.
 
     Args:
-        texts: What it will write, for which fonts are found.
+        texts: Texts that the library will write. Fonts are found for them.
     """
     from matplotlib import pyplot
 
@@ -43,9 +46,10 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def majority_text(majority: float) -> str:
+    """Return what a figure says about the accuracy of always answering the largest class."""
     return f"always the largest class, {majority:.1%}"
 
 
 def is_near(value: float, low: float, high: float) -> bool:
-    """Whether an axis from `low` to `high` that is extended to `value` stays below twice its length."""
+    """Whether an axis from `low` to `high`, extended to `value`, is at most twice as long."""
     return max(high, value) - min(low, value) <= 2 * (high - low)

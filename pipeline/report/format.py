@@ -9,43 +9,55 @@ import pandas as pd
 
 
 def format_short(value: Any) -> str:
-    """Return a number with as few digits as tell it; any other value as text."""
+    """Return a number with at most three digits, a whole one in full; any other value as text."""
     try:
         number = float(value)
-        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e7 else f"{number:.3g}"
+        if number.is_integer() and abs(number) < 1e7:
+            return f"{number:.0f}"
+        return f"{number:.3g}"
     except (TypeError, ValueError):
         return str(value)
 
 
 def format_interval(row: Mapping[str, Any]) -> str:
-    """Return a run's test accuracy with its 95% interval; nothing where it is not evaluated."""
+    """Return a run's test accuracy with its 95% interval; nothing if it is not evaluated."""
     if to_number(row.get("test_accuracy")) is None:
         return ""
-    low, high = to_number(row.get("test_accuracy_low")), to_number(row.get("test_accuracy_high"))
-    return format_percent(row["test_accuracy"]) + (
-        "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    )
+    accuracy = format_percent(row["test_accuracy"])
+    low = to_number(row.get("test_accuracy_low"))
+    high = to_number(row.get("test_accuracy_high"))
+    if low is None or high is None:
+        return accuracy
+    return f"{accuracy} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def format_millions(value: Any) -> str:
     """Return a count as ``11.2 M``, a smaller one in full; nothing for a missing one."""
     number = to_number(value)
-    return "" if number is None else f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,.0f}"
+    if number is None:
+        return ""
+    if number >= 1e5:
+        return f"{number / 1e6:.1f} M"
+    return f"{number:,.0f}"
 
 
 def to_number(value: Any) -> float | None:
-    """Return a value as a number, None for a missing or an absurd one."""
-    return None if value is None or pd.isna(value) or abs(float(value)) > 1e300 else float(value)
+    """Return a value as a number, None for a missing or an absurd one (beyond 1e300)."""
+    if value is None or pd.isna(value) or abs(float(value)) > 1e300:
+        return None
+    return float(value)
 
 
 def format_duration(seconds: Any) -> str:
-    """Return seconds as ``48 s``, ``12 min`` or ``3.5 h``."""
+    """Return seconds as ``48 s``, ``12 min`` or ``3.5 h``; nothing for a missing number."""
     number = to_number(seconds)
     if number is None:
         return ""
     if number < 120:
         return f"{number:.0f} s"
-    return f"{number / 60:.0f} min" if number < 5400 else f"{number / 3600:.1f} h"
+    if number < 5400:
+        return f"{number / 60:.0f} min"
+    return f"{number / 3600:.1f} h"
 
 
 def format_percent(value: Any) -> str:

@@ -30,59 +30,42 @@ FIRST_RUNG = "first_rung"
 """User attribute of an Optuna study: the epoch after which hyperband first judges in it."""
 
 
-def keep_pruner(workspace: Workspace, experiment: Experiment, name: str, parent: str) -> Experiment:
-    """Return the experiment with the pruner that its study was begun with, unless another one is asked for; either is said."""
-    begun = (
-        find_runs.get_run(workspace, parent).data.params.get("study.pruner", "") if parent else ""
-    )
-    now = experiment.study.pruner
-    if begun == now or begun not in get_args(Study.model_fields["pruner"].annotation):
-        return experiment
-    if "pruner" in experiment.study.model_fields_set:
-        say(f"study {name} was begun with study.pruner {begun}, and goes on with {now}")
-        return experiment
-    say(
-        f"study {name} goes on with study.pruner {begun}, with which it was begun; --study.pruner {now} changes that"
-    )
-    return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
+def find_own_study(
+    workspace: Workspace, storage: BaseStorage, wanted: str
+) -> tuple[str, FrozenStudy | None]:
+    """Return the name of the study that this store works on, and the study if it exists already.
 
-
-def open_study(
-    storage: BaseStorage, experiment: Experiment, name: str, is_new: bool
-) -> optuna.Study:
-    """Load a study; make it first where it is new.
-
-    Raises:
-        InUse: Another process has made it since it was looked for.
+    The name is the wanted one, or the first beside it whose study is not another store's. Studies
+    of other stores are left untouched.
     """
-    try:
-        if is_new:
-            storage.create_new_study([StudyDirection.MAXIMIZE], name)
-    except DuplicatedStudyError:
-        raise InUse(f"study {name!r} has just been begun by another process; start again") from None
-    study = optuna.load_study(storage=storage, study_name=name)
-    # Seeded by what is done, so that a study taken up again does not draw the same points.
-    study.sampler = build_sampler(
-        experiment.study, experiment.base.training.seed + len(study.get_trials(deepcopy=False))
-    )
-    epochs = experiment.base.training.epochs
-    if is_new:
-        study.set_user_attr(FIRST_RUNG, first_rung(epochs))
-    # Scores at the rungs of another rule would be compared with those of other epochs. Release 0.1.0 judged after the first one.
-    study.pruner = build_pruner(experiment.study, epochs, study.user_attrs.get(FIRST_RUNG, 1))
-    return study
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    existing = {study.study_name: study for study in storage.get_all_studies()}
+    first_refusal = ""
+    for name in names_beside(wanted):
+        study = existing.get(name)
+        reason = _find_hindrance(workspace, storage, study) if study else ""
+        if not reason:
+            if first_refusal:
+                say(f"{first_refusal}; study {name} is used")
+            return name, study
+        first_refusal = first_refusal or f"study {name} {reason}"
+    raise AssertionError("names never end")
 
 
-def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
-    """Return why a study cannot be gone on with; empty where it can."""
-    if parent := study.user_attrs.get(PARENT):
+def _find_hindrance(workspace: Workspace, storage: BaseStorage, study: FrozenStudy) -> str:
+    """Return why this store cannot go on with a study, or an empty string if it can."""
+    parent = study.user_attrs.get(PARENT)
+    if parent:
         lifecycle = find_runs.get_lifecycle(workspace, parent)
         if not lifecycle:
             return "belongs to another MLflow store"
         if lifecycle != "active":
-            return f"has its runs deleted from MLflow (`mlflow runs restore --run-id {parent}` brings it back)"
+            return (
+                "has its runs deleted from MLflow "
+                f"(`mlflow runs restore --run-id {parent}` brings it back)"
+            )
     with warnings.catch_warnings():
-        # Of such choices, which it reads.
+        # Optuna warns of lists among choices, although it reads them.
         warnings.simplefilter("ignore", UserWarning)
         trials = storage.get_all_trials(study._study_id, deepcopy=False)
     if any(map(holds_lists, trials)):
@@ -90,22 +73,48 @@ def _why_not_ours(workspace: Workspace, storage: BaseStorage, study: FrozenStudy
     return ""
 
 
-def find_own_study(
-    workspace: Workspace, storage: BaseStorage, wanted: str
-) -> tuple[str, FrozenStudy | None]:
-    """Return the name of the study that this store works on, and the study where it is there already.
+def keep_pruner(workspace: Workspace, experiment: Experiment, name: str, parent: str) -> Experiment:
+    """Return the experiment with the pruner that its study was begun with.
 
-    It is the wanted name, or the first beside it, whose study is not another store's. Others are left untouched.
+    If the user asks for another pruner, that one is taken. A message says so in both cases.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    there = {study.study_name: study for study in storage.get_all_studies()}
-    told = ""
-    for name in names_beside(wanted):
-        study = there.get(name)
-        reason = _why_not_ours(workspace, storage, study) if study else ""
-        if not reason:
-            if told:
-                say(f"{told}; study {name} is used")
-            return name, study
-        told = told or f"study {name} {reason}"
-    raise AssertionError("names never end")
+    if not parent:
+        return experiment
+    begun = find_runs.get_run(workspace, parent).data.params.get("study.pruner", "")
+    now = experiment.study.pruner
+    if begun == now or begun not in get_args(Study.model_fields["pruner"].annotation):
+        return experiment
+    if "pruner" in experiment.study.model_fields_set:
+        say(f"study {name} was begun with study.pruner {begun}, and goes on with {now}")
+        return experiment
+    say(
+        f"study {name} goes on with study.pruner {begun}, with which it was begun; "
+        f"--study.pruner {now} changes that"
+    )
+    return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
+
+
+def open_study(
+    storage: BaseStorage, experiment: Experiment, name: str, is_new: bool
+) -> optuna.Study:
+    """Load a study, and make it first if it is new.
+
+    Raises:
+        InUse: Another process has made the study since it was looked for.
+    """
+    try:
+        if is_new:
+            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+    except DuplicatedStudyError:
+        raise InUse(f"study {name!r} has just been begun by another process; start again") from None
+    study = optuna.load_study(storage=storage, study_name=name)
+    # The seed depends on what is done, so that a study that goes on does not draw the same points.
+    seed = experiment.base.training.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = build_sampler(experiment.study, seed)
+    epochs = experiment.base.training.epochs
+    if is_new:
+        study.set_user_attr(FIRST_RUNG, first_rung(epochs))
+    # A study keeps its rule: scores at the rungs of another one would be compared with scores of
+    # other epochs. Release 0.1.0 judged after the first epoch.
+    study.pruner = build_pruner(experiment.study, epochs, study.user_attrs.get(FIRST_RUNG, 1))
+    return study

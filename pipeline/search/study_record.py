@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -24,54 +26,24 @@ from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
 
-def conclude_study(
-    workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun
-) -> Summary:
-    """Write the comparison, the best configuration and Optuna's figures to the parent; export the winner."""
-    compared = summarise_and_write(workspace, name)
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
-            run.file(figure, "optuna")
-        run.flush()
-    ranked = compared.ranked()
-    if not ranked:
-        raise PipelineError(
-            f"none of the {len(compared.rows)} trainings of study {name} is complete; the first says: {compared.rows[0]['reason']}"
-        )
-    best = ranked[0]
-    export_model(workspace, best["run_id"])
-    reached = {
-        ranking.best_name(best["metric"]): best["value"],
-        "best/val_accuracy": best["val_accuracy"],
-        "best/val_loss": best["val_loss"],
-    }
-    run.metrics(reached)
-    with tempfile.TemporaryDirectory() as folder:
-        run.text(
-            "best_config.yaml",
-            artifacts.download_artifact(
-                workspace, best["run_id"], names.CONFIG, Path(folder)
-            ).read_text(encoding="utf-8"),
-        )
-    experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
-    link = f"[{escape_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{best['run_id']})"
-    run.tag(
+def log_study(run: TrackedRun, experiment: Experiment, prepared: Prepared, identity: str) -> None:
+    """Log the settings of a study to its parent, with its images, its file and previews.
+
+    Args:
+        run: The parent.
+        experiment: List, space and settings.
+        prepared: Images of the experiment's base.
+        identity: The name that follows from experiment, base, space and images.
+    """
+    run.params(
         {
-            names.BEST_RUN: best["run_id"],
-            names.NOTE: f"Best: {link}, {ranking.title(best['metric'])} {tables.best_value_text(best)}. Comparison: artifacts, folder `summary`.",
+            "study.trials": experiment.trials,
+            "study.list": len(experiment.entries),
+            "study.pruner": experiment.study.pruner,
+            "study.sampler": experiment.study.sampler,
+            "data.source": experiment.base.data.source,
         }
     )
-    return compared
-
-
-def log_study(run: TrackedRun, experiment: Experiment, prepared: Prepared, identity: str) -> None:
-    settings = {
-        "study.trials": experiment.trials,
-        "study.list": len(experiment.entries),
-        "study.pruner": experiment.study.pruner,
-        "study.sampler": experiment.study.sampler,
-    }
-    run.params({**settings, "data.source": experiment.base.data.source})
     run.tag(
         {
             names.DATA_DIGEST: prepared.digest,
@@ -83,19 +55,63 @@ def log_study(run: TrackedRun, experiment: Experiment, prepared: Prepared, ident
         experiment.base.data.name, prepared.source, prepared.digest, ["training", "validation"]
     )
     if experiment.path.is_file():
-        # Without the password that study.storage may hold.
+        # The password that study.storage may hold is left out.
         run.text(experiment.path.name, hide_passwords(experiment.path.read_text(encoding="utf-8")))
     log_report(run, prepared)
     run.metrics({"majority_rate": majority_rate(prepared)})
-    log_previews(
-        run, prepared, [experiment.base, *experiment.entries, *_choices_of_augmentation(experiment)]
-    )
+    choices = _choices_of_augmentation(experiment)
+    log_previews(run, prepared, [experiment.base, *experiment.entries, *choices])
 
 
 def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
     choices = experiment.space.get("data.augment", [])
-    return (
-        [experiment.sampled({"data.augment": choice}) for choice in choices]
-        if isinstance(choices, list)
-        else []
+    if not isinstance(choices, list):
+        return []
+    return [experiment.sampled({"data.augment": choice}) for choice in choices]
+
+
+def conclude_study(
+    workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun
+) -> Summary:
+    """Log comparison, figures and best configuration to the parent, and export the best network.
+
+    Returns:
+        The comparison of the study's trainings.
+
+    Raises:
+        PipelineError: No training is complete.
+    """
+    compared = summarise_and_write(workspace, name)
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
+            run.file(figure, "optuna")
+        run.flush()
+    ranked = compared.ranked()
+    if not ranked:
+        raise PipelineError(
+            f"none of the {len(compared.rows)} trainings of study {name} is complete; "
+            f"the first says: {compared.rows[0]['reason']}"
+        )
+    best = ranked[0]
+    export_model(workspace, best["run_id"])
+    _log_best(workspace, best, run)
+    return compared
+
+
+def _log_best(workspace: Workspace, best: Mapping[str, Any], run: TrackedRun) -> None:
+    run.metrics(
+        {
+            ranking.best_name(best["metric"]): best["value"],
+            "best/val_accuracy": best["val_accuracy"],
+            "best/val_loss": best["val_loss"],
+        }
     )
+    run_id = best["run_id"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifacts.download_artifact(workspace, run_id, names.CONFIG, Path(folder))
+        run.text("best_config.yaml", file.read_text(encoding="utf-8"))
+    experiment_id = workspace.client.get_run(run_id).info.experiment_id
+    link = f"[{escape_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{run_id})"
+    value = f"{ranking.title(best['metric'])} {tables.best_value_text(best)}"
+    note = f"Best: {link}, {value}. Comparison: artifacts, folder `summary`."
+    run.tag({names.BEST_RUN: run_id, names.NOTE: note})

@@ -1,4 +1,7 @@
-"""Optuna's database: made once, waited for while it is busy or away, and locked for one study at a time."""
+"""Optuna's database: opened, waited for while it is busy or away, and locked for one study.
+
+It is made when it is opened for the first time.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +26,32 @@ STUDIES = "optuna.db"
 PATIENCE = 60.0
 """Seconds that an operation waits in all for a database that is busy or away."""
 _PAUSE = 0.5
+"""Seconds between two tries of an operation."""
 _BUSY_SECONDS = 2
-"""SQLite's own waiting cannot be broken by a signal, so it is short, and repeated."""
+"""Seconds that SQLite waits itself: a signal cannot break that, so it is short, and repeated."""
 _CONNECT_SECONDS = 10
-_SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
+_SQLITE_BUSY = 5
+_SQLITE_LOCKED = 6
 
 Returned = TypeVar("Returned")
 _DatabaseError = (exc.SQLAlchemyError, StorageInternalError)
 
 
 class Database:
-    """Where Optuna keeps studies.
+    """The database in which Optuna keeps studies.
 
     Args:
-        url: SQLAlchemy's, or empty: ``optuna.db`` in `home`.
+        url: Address of the database as SQLAlchemy reads it. Empty means ``optuna.db`` in `home`.
         home: Folder of local results.
 
     Attributes:
-        storage: Optuna's. Its operations wait while the database is busy or away, and then raise `StoreAway`.
+        storage: Optuna's storage. Its operations wait while the database is busy or away, and then
+            raise `StoreAway`.
 
     Raises:
-        UserError: It is no such URL, its driver is missing, or the database cannot be opened.
-        StoreAway: Another program keeps it locked.
+        UserError: SQLAlchemy does not understand the URL, its driver is missing, or the database
+            cannot be opened.
+        StoreAway: Another program keeps the database locked.
     """
 
     def __init__(self, url: str, home: Path) -> None:
@@ -59,12 +66,13 @@ class Database:
         try:
             if file is not None and not file.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {file.parent}")
-            # Of several that meet a fresh database at once, all but one fail in making its tables.
+            # If several processes meet a fresh database at once, all but one fail in making its
+            # tables.
             with lock(self._beside):
-                opened = _retried(lambda: _open(parsed), _passes_while_opened, name, PATIENCE)
+                opened = _retry(lambda: _open(parsed), _may_pass_while_opened, name, PATIENCE)
         except (*_DatabaseError, ImportError, OSError, RuntimeError) as error:
             if _is_locked(error):
-                raise _as_away(name, error) from error
+                raise _away_error(name, error) from error
             raise UserError(
                 f"study.storage: {str(parsed)!r} cannot be used: {_reason(error)}"
             ) from error
@@ -72,10 +80,17 @@ class Database:
 
     @contextmanager
     def lock_study(self, study: str, refusal: str) -> Iterator[None]:
-        """Take the lock of one study on this machine: beside the database's file, or in the home folder where it is a server.
+        """Take the lock of one study on this machine.
+
+        The lock stands beside the database's file, or in the home folder if a server has the
+        database.
+
+        Args:
+            study: Name of the study.
+            refusal: Message of the error if another process has the lock.
 
         Raises:
-            InUse: Another process has it; with the message `refusal`.
+            InUse: Another process has the lock.
         """
         with lock(self._beside.with_name(f"{self._beside.name}-{study}"), refusal):
             yield
@@ -88,43 +103,48 @@ def _file_of(url: URL) -> Path | None:
 
 
 def _open(url: URL) -> BaseStorage:
-    # Optuna takes braces in it for a template.
+    # Optuna takes braces in the address for a template.
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    return get_storage(RDBStorage(text, {"connect_args": _connection(url), "pool_pre_ping": True}))
+    settings = {"connect_args": _connection_settings(url), "pool_pre_ping": True}
+    return get_storage(RDBStorage(text, settings))
 
 
-def _connection(url: URL) -> dict[str, Any]:
+def _connection_settings(url: URL) -> dict[str, Any]:
     match url.get_backend_name(), url.get_driver_name():
         case "sqlite", _:
             return {"timeout": _BUSY_SECONDS}
         case "postgresql", "psycopg" | "psycopg2":
-            # A server that has vanished without a word would be waited for until the system gives up, a quarter of an hour.
+            # Without these, a server that has vanished without a word would be waited for until
+            # the operating system gives up, after a quarter of an hour.
             return {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": int(1000 * PATIENCE)}
         case _:
             return {}
 
 
-def _retried(
+def _retry(
     operation: Callable[[], Returned],
-    passes: Callable[[BaseException], bool],
+    may_pass: Callable[[BaseException], bool],
     name: str,
     seconds: float,
 ) -> Returned:
-    """Return what an operation on a database returns, tried again as long as its error may pass.
+    """Return what an operation on a database returns; try it again while its error may pass.
 
     Raises:
-        SQLAlchemyError, StorageInternalError: The error does not pass, or has lasted so many seconds.
+        SQLAlchemyError, StorageInternalError: The error may not pass, or the operation has been
+            tried for `seconds`.
     """
-    started, is_told = time.monotonic(), False
+    started = time.monotonic()
+    is_told = False
     while True:
         try:
             return operation()
         except _DatabaseError as error:
-            if not passes(error) or time.monotonic() - started >= seconds:
+            if not may_pass(error) or time.monotonic() - started >= seconds:
                 raise
             if not is_told:
                 say(
-                    f"  {name} is busy or away ({_reason(error)}); it is waited for, {seconds:.0f} seconds at the most"
+                    f"  {name} is busy or away ({_reason(error)}); "
+                    f"it is waited for, {seconds:.0f} seconds at the most"
                 )
             is_told = True
         time.sleep(_PAUSE)
@@ -132,14 +152,16 @@ def _retried(
 
 class _Delegating:
     def __init__(self, backend: BaseStorage, name: str) -> None:
-        self.backend, self.name, self.patience = backend, name, PATIENCE
+        self.backend = backend
+        self.name = name
+        self.patience = PATIENCE
 
     def remove_session(self) -> None:
         self.backend.remove_session()
 
 
-def _delegated(method: str) -> Callable[..., Any]:
-    """Return a method that calls the backend's, patiently."""
+def _make_patient(method: str) -> Callable[..., Any]:
+    """Return a method that calls the backend's of that name, and waits while it is away."""
 
     def call(self: _Delegating, *given: Any, **named: Any) -> Any:
         tries = 0
@@ -152,13 +174,13 @@ def _delegated(method: str) -> Callable[..., Any]:
             except UpdateFinishedTrialError:
                 if tries == 1:
                     raise
-                # The try before has ended the trial; what was lost is the database's answer.
+                # The try before has ended the trial: only the database's answer was lost.
                 return True
 
         try:
-            return _retried(operation, _is_away, self.name, self.patience)
+            return _retry(operation, _is_away, self.name, self.patience)
         except _DatabaseError as error:
-            raise _as_away(self.name, error) from error
+            raise _away_error(self.name, error) from error
 
     return call
 
@@ -166,13 +188,16 @@ def _delegated(method: str) -> Callable[..., Any]:
 _PatientStorage = type(
     "_PatientStorage",
     (_Delegating, BaseStorage),
-    {name: _delegated(name) for name in BaseStorage.__abstractmethods__},
+    {name: _make_patient(name) for name in BaseStorage.__abstractmethods__},
 )
 
 
 @contextmanager
 def fail_at_once(study: optuna.Study) -> Iterator[None]:
-    """Let operations on a study's database fail at once: what is being ended must not wait for it."""
+    """Let operations on a study's database fail at once.
+
+    What is being ended must not wait for the database.
+    """
     storage = cast(_Delegating, study._storage)
     storage.patience = 0.0
     try:
@@ -183,11 +208,9 @@ def fail_at_once(study: optuna.Study) -> Iterator[None]:
 
 def _cause(error: BaseException) -> BaseException:
     """Return what SQLAlchemy has raised: Optuna's own error speaks of invalid data."""
-    return (
-        error.__cause__
-        if isinstance(error, StorageInternalError) and error.__cause__ is not None
-        else error
-    )
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
 
 
 def _is_away(error: BaseException) -> bool:
@@ -198,27 +221,28 @@ def _is_away(error: BaseException) -> bool:
     )
 
 
-def _as_away(name: str, error: BaseException) -> StoreAway:
+def _away_error(name: str, error: BaseException) -> StoreAway:
     return StoreAway(
         f"{name} does not answer ({_reason(error)}); started again, the study goes on where it is"
     )
 
 
 def _is_locked(error: BaseException) -> bool:
-    return getattr(getattr(_cause(error), "orig", None), "sqlite_errorcode", 0) & 0xFF in (
-        _SQLITE_BUSY,
-        _SQLITE_LOCKED,
-    )
+    original = getattr(_cause(error), "orig", None)
+    # The low byte is the kind of error, the others say more about it.
+    code = getattr(original, "sqlite_errorcode", 0) & 0xFF
+    return code in (_SQLITE_BUSY, _SQLITE_LOCKED)
 
 
-def _passes_while_opened(error: BaseException) -> bool:
-    """Whether to try again to open a database; not where it is away, since that may as well be a wrong address."""
-    # Another machine may just be making the same tables.
-    return (
-        _is_locked(error)
-        or isinstance(error, exc.IntegrityError)
-        or "already exists" in _reason(error)
-    )
+def _may_pass_while_opened(error: BaseException) -> bool:
+    """Whether to try again to open a database.
+
+    A database that is away is not tried again: its address may as well be wrong.
+    """
+    if _is_locked(error):
+        return True
+    # Another machine may be making the same tables at this moment.
+    return isinstance(error, exc.IntegrityError) or "already exists" in _reason(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -60,7 +60,7 @@ class TrialRunner:
         study: Optuna's study; nothing else works on it.
         parent: The study's run.
         prepared: Images of the experiment's base.
-        jobs: The list, checked, seeds of repeats given.
+        jobs: The checked trainings of the list. Equal entries have different seeds.
     """
 
     workspace: Workspace
@@ -84,13 +84,14 @@ class TrialRunner:
             try:
                 self._run_trial(trial)
             except BaseException:
-                # What ends the study here says nothing about the configuration: the trial is gone on
-                # with when the study is.
+                # What ends the study here says nothing about the configuration: the trial goes on
+                # when the study does.
                 self._put_back(trial)
                 raise
 
     def _say_what_is_left_out(self) -> None:
-        total, asked = self.experiment.trials, self.experiment.study.trials
+        total = self.experiment.trials
+        asked = self.experiment.study.trials
         if not self.experiment.space and asked > total:
             say(
                 f"study.trials {asked}: there is no space to search, "
@@ -127,10 +128,11 @@ class TrialRunner:
         """Train one trial, and tell the study its score, the higher the better, or how it ended."""
         try:
             place = place_of(trial)
-            configuration = self._configuration(trial, place)
+            configuration = self._choose_configuration(trial, place)
             settings = describe_settings(configuration.flat())
             say(f"trial {place + 1} of {self.experiment.trials}: {settings}")
-            score = self._train_folds(trial, self._job(trial, configuration, place), place)
+            job = self._prepare_job(trial, configuration, place)
+            score = self._train_folds(trial, job, place)
         except Pruned as pruned:
             say(f"  {pruned}")
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -154,11 +156,11 @@ class TrialRunner:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _train_folds(self, trial: optuna.Trial, job: Job, place: int) -> float:
-        """Train a job, or one for each fold where all are wanted; return the mean score."""
+        """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
         for number, fold_job in enumerate(job.per_fold()):
             unfinished = self._find_unfinished(fold_job)
-            # A person may be going on with it by hand.
+            # A person may be going on with that run by hand.
             with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
                 same = find_same_training(self.workspace, fold_job)
                 if same is not None:
@@ -171,18 +173,15 @@ class TrialRunner:
         return fmean(scores)
 
     def _find_unfinished(self, job: Job) -> str:
-        """Return the run id of this study's training of a job that can go on, or an empty string."""
+        """Return the run id of a job's training in this study that can go on, or an empty text."""
         trials = self.study.get_trials(deepcopy=False)
         begun = {one.user_attrs.get(RUN_ID, "") for one in trials}
         return find_runs.find_unfinished_training(
-            self.workspace,
-            self.study.study_name,
-            job.identity,
-            begun,
+            self.workspace, self.study.study_name, job.identity, begun
         )
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
-        """Take a training of another study for this trial; return its score."""
+        """Take a training that is complete already for this trial; return its score."""
         say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
         trial.set_user_attr(RUN_ID, same["run_id"])
         adopt_training(self.workspace, same["run_id"], self.study.study_name)
@@ -200,18 +199,19 @@ class TrialRunner:
         )
 
     def _callbacks(self, trial: optuna.Trial, job: Job, fold_number: int) -> list[Callback]:
-        # A trial is given up on its first fold or not at all: Optuna takes one value per trial and
-        # epoch.
+        # A trial is given up on its first fold or not at all, since Optuna takes one value per
+        # trial and epoch.
         if fold_number:
             return []
         metric = job.configuration.training.best_metric
         return [PruningCallback(trial, metric, prunable=ENTRY not in trial.user_attrs)]
 
-    def _configuration(self, trial: optuna.Trial, place: int) -> Configuration:
-        entry, space = trial.user_attrs.get(ENTRY), self.experiment.space
+    def _choose_configuration(self, trial: optuna.Trial, place: int) -> Configuration:
+        entry = trial.user_attrs.get(ENTRY)
+        space = self.experiment.space
         if entry is not None:
             if is_point(trial):
-                # Its values are fixed already; suggesting them tells the sampler.
+                # The values are fixed already; suggesting them lets the sampler learn from them.
                 suggest(trial, space)
             return Configuration.model_validate(entry)
         point = suggest(trial, space)
@@ -221,7 +221,7 @@ class TrialRunner:
             params = {**self.experiment.base.flat(), **decode_point(point, space)}
             raise self._log_failed(error, params, place) from None
 
-    def _job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
+    def _prepare_job(self, trial: optuna.Trial, configuration: Configuration, place: int) -> Job:
         listed = self._by_key.get(trial.user_attrs.get(KEY, ""))
         if listed is not None:
             return listed
@@ -233,10 +233,15 @@ class TrialRunner:
         return Job(configuration, origin, images)
 
     def _log_failed(self, error: UserError, params: Mapping[str, Any], place: int) -> UserError:
-        """Log choices that are right alone but do not fit together: one failed run like others."""
+        """Log choices that are right alone but do not fit together, as a failed run like others.
+
+        Returns:
+            The error, to be raised.
+        """
         name = self._run_name(str(params["model.name"]), place)
-        tags = Placement(name, study=self.study.study_name, place=place).tags(self.prepared.digest)
-        run = TrackedRun(self.workspace, "train", name, parent=self.parent.id, tags=tags)
+        placement = Placement(name, self.parent.id, self.study.study_name, place)
+        tags = placement.tags(self.prepared.digest)
+        run = TrackedRun(self.workspace, "train", name, tags=tags)
         with contextlib.suppress(UserError), run:
             run.params(params)
             raise error

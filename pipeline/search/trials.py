@@ -1,9 +1,10 @@
 """The trials of a study: which are done, which are still to do, across interruptions.
 
-A study makes `trials` trainings, numbered from 0: the place. The list's entries have the first places
-and are enqueued; what is searched follows. Of a place the latest trial stands. One that was interrupted
-waits, as it is, to be gone on with; one that failed for a reason that may have passed is enqueued again
-with the same values, once each time the study starts.
+A study makes `trials` trainings, numbered from 0: the number is the place of a training. The list's
+entries have the first places and are enqueued; searched trials follow. If a place has several
+trials, the latest one counts. An interrupted trial waits, as it is, to go on. A trial that failed
+for a reason that may have passed is enqueued again with the same values, once each time the study
+starts.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ PLACE = "place"
 ENTRY = "entry"
 KEY = "key"
 INTERRUPTED = "interrupted"
-"""On failed trials: their failure says nothing. Release 0.1.0 ended interrupted trials so; others have left the list."""
+"""User attribute of failed trials whose failure says nothing about their configuration.
+
+Release 0.1.0 ended interrupted trials with it. Now trials have it whose entry has left the list.
+"""
 RUN_ID = "run_id"
 REASON = "reason"
 MAY_PASS = "may_pass"
-"""On failed trials: whether their training is to be tried again."""
+"""User attribute of failed trials: whether their training is tried again."""
 
 
 def with_repeat_seeds(
     entries: Sequence[Configuration], hashes: Sequence[str]
 ) -> list[Configuration]:
-    """Give the k-th equal entry of a list the seed + k, so that repeats are real."""
+    """Give the k-th equal entry of a list the seed + k, so that repeats are real.
+
+    Args:
+        entries: The list.
+        hashes: Configuration hash of each entry.
+    """
     taken: set[tuple[str, int]] = set()
     seeded = []
     for entry, config_hash in zip(entries, hashes, strict=True):
@@ -45,21 +54,29 @@ def with_repeat_seeds(
 
 
 def may_succeed(trial: FrozenTrial) -> bool:
-    """Whether a trial failed for a reason that may have passed; release 0.1.0 has noted the reason only."""
+    """Whether a trial failed for a reason that may have passed.
+
+    Release 0.1.0 has noted the reason only.
+    """
     if trial.state != TrialState.FAIL or INTERRUPTED in trial.user_attrs:
         return False
-    return bool(
-        trial.user_attrs.get(MAY_PASS, "is not finite" not in trial.user_attrs.get(REASON, ""))
-    )
+    is_finite = "is not finite" not in trial.user_attrs.get(REASON, "")
+    return bool(trial.user_attrs.get(MAY_PASS, is_finite))
 
 
 def latest_trials(study: optuna.Study, keys: Collection[str]) -> list[FrozenTrial]:
-    """Return the latest trial of each place, of those that were searched and those of the current list."""
+    """Return the latest trial of each place.
+
+    Args:
+        study: The study.
+        keys: Keys of the current list. Trials of entries that are not in it do not count; searched
+            trials do.
+    """
     latest: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
-        if PLACE in trial.user_attrs and (
-            KEY not in trial.user_attrs or trial.user_attrs[KEY] in keys
-        ):
+        if PLACE not in trial.user_attrs:
+            continue
+        if KEY not in trial.user_attrs or trial.user_attrs[KEY] in keys:
             latest[trial.user_attrs[PLACE]] = trial
     return list(latest.values())
 
@@ -74,12 +91,12 @@ def finished_trials(study: optuna.Study, keys: Collection[str]) -> list[FrozenTr
 
 
 def waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are to be done next."""
+    """Return the trials that are done next."""
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
 
 def put_back(study: optuna.Study, trial_id: int) -> None:
-    """Let a trial that runs wait: with its values, and what it has reported, it is the next to be asked for."""
+    """Let a running trial wait: it is the next to be asked for, with its values and its reports."""
     study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
@@ -87,8 +104,8 @@ class Repeated(NamedTuple):
     """How many trainings are done once more.
 
     Attributes:
-        failed: For a reason that may have passed.
-        deleted: Their runs were deleted.
+        failed: Number of trainings that failed for a reason that may have passed.
+        deleted: Number of trainings whose runs were deleted.
     """
 
     failed: int
@@ -101,77 +118,91 @@ def enqueue_missing(
     entries: Mapping[str, Configuration],
     there_are: Collection[str],
 ) -> Repeated:
-    """Enqueue what is still to do of the list, of interrupted and of failed trials; entries no longer in the list are given up.
+    """Enqueue what is still to do: of the list, of interrupted and of failed trials.
+
+    Trials of entries that are no longer in the list are given up.
 
     Args:
-        study: Nothing else works on it.
-        experiment: Its base and space.
-        entries: The list by identity (configuration hash and seed), seeds of repeats given, as many as are to be trained.
-        there_are: Ids of the study's runs: what was trained in others, which were deleted since, is trained again.
+        study: The study; nothing else works on it.
+        experiment: Base and space of the study.
+        entries: The entries of the list that are trained, by identity (configuration hash and
+            seed). Repeats have their own seeds.
+        there_are: Ids of the study's runs. A trial whose run is not among them is trained again:
+            the run was deleted.
 
     Returns:
-        How many trainings are tried again.
+        The numbers of trainings that are done once more.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        runs = trial.state == TrialState.RUNNING
-        if trial.user_attrs.get(KEY) not in {*entries, None} or (
-            runs and PLACE not in trial.user_attrs
-        ):
-            _withdraw(study, trial)
-        elif runs:
-            put_back(study, trial._trial_id)
+    _settle_unfinished(study, entries)
     latest = latest_trials(study, entries)
     again = [trial for trial in latest if may_succeed(trial) or _is_gone(trial, there_are)]
+    places = {}
+    done = set()
     for trial in latest:
-        if KEY not in trial.user_attrs and (trial in again or INTERRUPTED in trial.user_attrs):
-            study.enqueue_trial(trial.params, {PLACE: trial.user_attrs[PLACE]})
-    there = {
-        trial.user_attrs.get(KEY)
-        for trial in latest
-        if trial not in again and INTERRUPTED not in trial.user_attrs
-    }
-    places = {trial.user_attrs.get(KEY): trial.user_attrs[PLACE] for trial in latest}
-    place = next_place(study)
-    for key, entry in entries.items():
-        if key in there:
-            continue
-        point = as_point(entry, experiment) if experiment.space else None
-        kept = places.get(key)
-        study.enqueue_trial(
-            point or {},
-            {
-                PLACE: place if kept is None else kept,
-                KEY: key,
-                ENTRY: entry.model_dump(mode="json"),
-            },
-        )
-        place += kept is None
-    return Repeated(sum(map(may_succeed, again)), sum(not may_succeed(trial) for trial in again))
+        key = trial.user_attrs.get(KEY)
+        place = trial.user_attrs[PLACE]
+        places[key] = place
+        if trial not in again and INTERRUPTED not in trial.user_attrs:
+            done.add(key)
+        elif key is None:
+            study.enqueue_trial(trial.params, {PLACE: place})
+    missing = {key: entry for key, entry in entries.items() if key not in done}
+    _enqueue_entries(study, experiment, missing, places)
+    failed = sum(map(may_succeed, again))
+    return Repeated(failed, len(again) - failed)
 
 
-def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:
-    return (
-        trial.state.is_finished()
-        and RUN_ID in trial.user_attrs
-        and trial.user_attrs[RUN_ID] not in there_are
-    )
+def _settle_unfinished(study: optuna.Study, keys: Collection[str]) -> None:
+    """Let running trials wait, and give up those of entries that have left the list.
+
+    A running trial that has no place yet is given up too.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        is_running = trial.state == TrialState.RUNNING
+        has_left = KEY in trial.user_attrs and trial.user_attrs[KEY] not in keys
+        if has_left or (is_running and PLACE not in trial.user_attrs):
+            _give_up(study, trial)
+        elif is_running:
+            put_back(study, trial._trial_id)
 
 
-def _withdraw(study: optuna.Study, trial: FrozenTrial) -> None:
+def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
     study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
+def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:
+    """Whether a trial is finished, and its run was deleted."""
+    if not trial.state.is_finished() or RUN_ID not in trial.user_attrs:
+        return False
+    return trial.user_attrs[RUN_ID] not in there_are
+
+
+def _enqueue_entries(
+    study: optuna.Study,
+    experiment: Experiment,
+    entries: Mapping[str, Configuration],
+    places: Mapping[str | None, int],
+) -> None:
+    """Enqueue entries of the list, each at the place that it has had, or at the next one."""
+    free_place = next_place(study)
+    for key, entry in entries.items():
+        place = places.get(key)
+        if place is None:
+            place = free_place
+            free_place += 1
+        point = None
+        if experiment.space:
+            point = as_point(entry, experiment)
+        noted = {PLACE: place, KEY: key, ENTRY: entry.model_dump(mode="json")}
+        study.enqueue_trial(point or {}, noted)
+
+
 def next_place(study: optuna.Study) -> int:
     """Return the lowest place that no trial has had."""
-    return 1 + max(
-        (
-            trial.user_attrs[PLACE]
-            for trial in study.get_trials(deepcopy=False)
-            if PLACE in trial.user_attrs
-        ),
-        default=-1,
-    )
+    trials = study.get_trials(deepcopy=False)
+    places = [trial.user_attrs[PLACE] for trial in trials if PLACE in trial.user_attrs]
+    return 1 + max(places, default=-1)
 
 
 def place_of(trial: optuna.Trial) -> int:
@@ -185,6 +216,5 @@ def place_of(trial: optuna.Trial) -> int:
 
 def is_point(trial: optuna.Trial) -> bool:
     """Whether a trial was enqueued with values in the space."""
-    return bool(
-        trial.study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params")
-    )
+    recorded = trial.study.get_trials(deepcopy=False)[trial.number]
+    return bool(recorded.system_attrs.get("fixed_params"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipeline.config import Raw, essential, identifies_study
 from pipeline.report.format import format_percent
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
@@ -13,7 +15,8 @@ class EvaluateOptions(TrustOptions):
 
     run_id: str = essential(
         "",
-        "A complete training; empty: all repeats of the study's best configuration by validation.",
+        "Run id of a complete training; empty means all repeats of the study's best "
+        "configuration by validation.",
     )
     summary = "Score one trained network on the test split, into its own run."
     example = "python -m pipeline evaluate"
@@ -44,19 +47,25 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
         if own.run_id:
             need_no_other_options(own.run_id, overrides)
             need_own_experiment(workspace, own.run_id, list_given(own, "experiment", "fast"))
-        for run_id in (
-            [own.run_id]
-            if own.run_id
-            else leading_runs(summarise_experiment(workspace, experiment, reads_images=True))
-        ):
+            run_ids = [own.run_id]
+        else:
+            compared = summarise_experiment(workspace, experiment, reads_images=True)
+            run_ids = leading_runs(compared)
+        for run_id in run_ids:
             values, per_class = evaluate(
                 workspace, run_id, experiment.base.training.device, overrides.get("data", {})
             )
             show_table(
                 *scores_table(per_class), texts=["class"], expendable=["images", "precision"]
             )
-            interval = f"95% interval {format_percent(values['test/accuracy_low'])} to {format_percent(values['test/accuracy_high'])}"
-            say(
-                f"run {run_id}: test accuracy {format_percent(values['test/accuracy'])}, {interval}; "
-                f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
-            )
+            say(f"run {run_id}: {_describe_scores(values)}")
+
+
+def _describe_scores(values: Mapping[str, float]) -> str:
+    accuracy = format_percent(values["test/accuracy"])
+    low = format_percent(values["test/accuracy_low"])
+    high = format_percent(values["test/accuracy_high"])
+    return (
+        f"test accuracy {accuracy}, 95% interval {low} to {high}; "
+        f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
+    )

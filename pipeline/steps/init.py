@@ -14,20 +14,27 @@ class InitOptions(Options):
 
     out: str = essential(
         "",
-        "File to write; empty: experiments/NAME.yaml, or NAME.yaml where there is no such folder.",
+        "File to write; empty means experiments/NAME.yaml, "
+        "or NAME.yaml if there is no such folder.",
     )
     data: Data = Data()
     training: Training = Training()
-    summary = "Look at your images, time networks on this machine, and write a commented experiment file for them."
+    summary = (
+        "Look at your images, time networks on this machine, "
+        "and write a commented experiment file for them."
+    )
     example = "python -m pipeline init --data.source folder:photos"
 
     @staticmethod
     def reads(name: str) -> bool:
-        """Whether the step reads a field of a configuration; what it chooses itself is no option."""
+        """Whether the step reads a field of a configuration.
+
+        It reads none that it chooses itself.
+        """
+        if name == "training.device":
+            return True
         field = field_info(name)
-        return name == "training.device" or (
-            name.startswith("data.") and field is not None and bool(facts_of(field).shared)
-        )
+        return name.startswith("data.") and field is not None and bool(facts_of(field).shared)
 
 
 OPTIONS = InitOptions
@@ -39,8 +46,11 @@ def run(own: InitOptions, overrides: Raw) -> None:
         raise UserError(f"option --data.source is needed; example: {InitOptions.example}")
     data = parse(Data, overrides["data"], "data")
     training = parse(Training, overrides.get("training", {}), "training")
-    folder = Path("experiments") if Path("experiments").is_dir() else Path()
-    out = Path(own.out).expanduser() if own.out else folder / f"{data.name}.yaml"
+    if own.out:
+        out = Path(own.out).expanduser()
+    else:
+        folder = Path("experiments") if Path("experiments").is_dir() else Path()
+        out = folder / f"{data.name}.yaml"
     from pipeline.jobs.init import write_experiment
     from pipeline.report.console import say
 

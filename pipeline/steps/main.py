@@ -11,9 +11,13 @@ class MainOptions(FastOptions):
 
     name: Name = essential(
         "",
-        "Registered model; empty: the experiment's name. With -fast behind it where fast is true.",
+        "Name of the registered model; empty means the experiment's name. "
+        "With fast, -fast is added.",
     )
-    summary = "Prepare the images, run the study, evaluate its best run, compare, and register the champion."
+    summary = (
+        "Prepare the images, run the study, evaluate its best run, compare, "
+        "and register the champion."
+    )
     example = "python -m pipeline main --config experiments/smoke.yaml"
 
 
@@ -41,11 +45,12 @@ def run(own: MainOptions, overrides: Raw) -> None:
     name = experiment_name(own.name, own.fast) if own.name else experiment.name
 
     def conclude(study: str) -> None:
-        # All repeats: the score of a configuration is their mean.
+        # All repeats are evaluated: the score of a configuration is their mean.
         for run_id in leading_runs(summarise(workspace, study)):
             evaluate(workspace, run_id, experiment.base.training.device)
         compared = summarise_and_write(workspace, study)
-        champion = register(workspace, name, find_best_evaluated(compared)[0])
+        best, _ = find_best_evaluated(compared)
+        champion = register(workspace, name, best)
         show_summary(compared)
         say(champion.described)
 

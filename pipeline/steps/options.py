@@ -47,7 +47,10 @@ class Options(BaseSettings):
 
     @staticmethod
     def reads(name: str) -> bool:
-        """Whether the step reads a field of a configuration, by dotted name: only such fields are options of it."""
+        """Whether the step reads a field of a configuration, given by its dotted name.
+
+        Only fields that it reads are options of it.
+        """
         return bool(name)
 
 
@@ -56,7 +59,9 @@ class ExperimentOptions(Options):
 
     config: str = essential(DEFAULT_FILE, "Experiment file.")
     experiment: str = essential(
-        "", "Name of runs, folders and registered model; empty: the file's, else the data's."
+        "",
+        "Name of runs, folders and registered model; empty means the name in the file, "
+        "or else the name of the data.",
     )
     data: Data = Data()
     model: Model = Model()
@@ -72,7 +77,8 @@ class FastOptions(ExperimentOptions):
 
     fast: bool = essential(
         False,
-        "The scaled-down run, for trying out: at most 300 images of 64 pixels and two epochs. It is an experiment of its own, NAME-fast.",
+        "Scale the run down, for trying out: at most 300 images of 64 pixels and two epochs. "
+        "It becomes an experiment of its own, NAME-fast.",
     )
 
 
@@ -81,7 +87,8 @@ class TrustOptions(FastOptions):
 
     trust: str = essential(
         "",
-        "SHA-256 of Python code that a run keeps and that may be executed, as the refusal names it.",
+        "SHA-256 of Python code that a run keeps and that may be executed; "
+        "the message that refuses the code names it.",
     )
 
 
@@ -95,11 +102,13 @@ class PredictSection(BaseModel):
 
     id: Literal["name", "stem", "path"] = essential(
         "name",
-        "What the id column holds: the file's name (the path, where names repeat), its name without ending, or its path.",
+        "What the id column holds: the file's name (its path, if names repeat), "
+        "its name without ending, or its path.",
     )
     bad: Literal["row", "error"] = essential(
         "row",
-        "An image that cannot be read is a row with the reason in a column error, or an error: nothing is written then.",
+        "What an image that cannot be read becomes: a row with the reason in a column error, "
+        "or an error, and then nothing is written.",
     )
     probabilities: bool = essential(False, "Add a column p_CLASS for each class.")
 
@@ -108,15 +117,10 @@ def fields_of(options: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
     """Yield ``(dotted name, definition)`` of every option."""
     for name, field in options.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            inner = (
-                (f"{name}.{part}", definition)
-                for part, definition in field.annotation.model_fields.items()
-            )
-            yield from (
-                (dotted, definition)
-                for dotted, definition in inner
-                if name not in SECTIONS or options.reads(dotted)
-            )
+            for part, definition in field.annotation.model_fields.items():
+                dotted = f"{name}.{part}"
+                if name not in SECTIONS or options.reads(dotted):
+                    yield dotted, definition
         else:
             yield name, field
 
@@ -125,25 +129,30 @@ def parse_options(options: type[Options], arguments: Sequence[str]) -> tuple[Any
     """Parse ``--name value`` pairs.
 
     Returns:
-        The step's own validated parameters, and the section values given, nested and not yet merged.
+        The step's own validated parameters, and the given values of sections, nested and not yet
+        merged.
 
     Raises:
-        UserError: Unknown option, missing value, or a wrong one.
+        UserError: An option is unknown, lacks its value or has a wrong one.
     """
-    pairs = list(_pairs(options, arguments))
-    written = [f"--{name}={_as_json(options, name, value)}" for name, value in pairs]
+    pairs = list(_split_pairs(options, arguments))
+    written = [f"--{name}={_list_as_json(options, name, value)}" for name, value in pairs]
     try:
         given: Raw = CliSettingsSource(options, cli_parse_args=written, cli_exit_on_error=False)()
     except SettingsError as error:
         raise UserError(str(error).removeprefix("error parsing CLI: ")) from None
-    given = merge(given, *(_with_texts(options, name, value) for name, value in pairs))
+    for name, value in pairs:
+        given = merge(given, _null_as_text(options, name, value))
     own = {name: value for name, value in given.items() if name not in SECTIONS and value != ""}
     sections = {name: value for name, value in given.items() if name in SECTIONS}
     return parse(_own_parameters(options), own, "options"), sections
 
 
-def _with_texts(options: type[Options], name: str, value: str) -> Raw:
-    """Return ``null`` as the text it is where a field cannot be nothing: an experiment may be called so."""
+def _null_as_text(options: type[Options], name: str, value: str) -> Raw:
+    """Return the value ``null`` as a text, nested, for a field that cannot be None.
+
+    An experiment may be called so. For other values and fields an empty mapping is returned.
+    """
     annotation = dict(fields_of(options))[name].annotation
     if value != "null" or type(None) in get_args(annotation):
         return {}
@@ -162,7 +171,7 @@ def _own_parameters(options: type[Options]) -> type[BaseModel]:
     return create_model(options.__name__, __config__=ConfigDict(extra="forbid"), **kept)
 
 
-def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _split_pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield name and value of ``--name value`` and ``--name=value``."""
     known = [name for name, _ in fields_of(options)]
     remaining = list(arguments)
@@ -171,34 +180,38 @@ def _pairs(options: type[Options], arguments: Sequence[str]) -> Iterator[tuple[s
         if not argument.startswith("--"):
             raise UserError(f"{argument!r} is not an option; options are given as --name value")
         name, equals, value = argument.removeprefix("--").partition("=")
-        if name not in known and name in field_names():
-            raise UserError(
-                f"option --{name} is not read by {_step_of(options)}; --help lists what is"
-            )
         if name not in known:
-            same_field = [
-                f"; nearest: {dotted}"
-                for dotted in known
-                if dotted.rpartition(".")[2] == name.rpartition(".")[2]
-            ]
-            raise UserError(
-                f"unknown option --{name}{(nearest(name, known) or ''.join(same_field[:1]))}; --help lists all"
-            )
+            raise _unknown_option(options, name, known)
         if not equals:
-            if not remaining or (
-                remaining[0].startswith("--") and remaining[0].removeprefix("--") in known
-            ):
+            if not remaining or _is_option(remaining[0], known):
                 raise UserError(f"option --{name} needs a value: --{name} VALUE")
             value = remaining.pop(0)
         yield name, value
 
 
-def _step_of(options: type[Options]) -> str:
-    return options.__name__.removesuffix("Options").lower()
+def _is_option(argument: str, known: Sequence[str]) -> bool:
+    return argument.startswith("--") and argument.removeprefix("--") in known
 
 
-def _as_json(options: type[Options], name: str, value: str) -> str:
-    """Let lists be written as in an experiment file: ``[RandomHorizontalFlip, {RandomRotation: {degrees: 15}}]``."""
+def _unknown_option(options: type[Options], name: str, known: Sequence[str]) -> UserError:
+    if name in field_names():
+        step = options.__name__.removesuffix("Options").lower()
+        return UserError(f"option --{name} is not read by {step}; --help lists what is")
+    close = nearest(name, known)
+    if not close:
+        field = name.rpartition(".")[2]
+        same_field = [dotted for dotted in known if dotted.rpartition(".")[2] == field]
+        if same_field:
+            close = f"; nearest: {same_field[0]}"
+    return UserError(f"unknown option --{name}{close}; --help lists all")
+
+
+def _list_as_json(options: type[Options], name: str, value: str) -> str:
+    """Return the value of an option as JSON if the option is a list, else as it is.
+
+    A list is written as in an experiment file:
+    ``[RandomHorizontalFlip, {RandomRotation: {degrees: 15}}]``.
+    """
     if get_origin(dict(fields_of(options))[name].annotation) not in (list, tuple):
         return value
     try:
@@ -209,42 +222,60 @@ def _as_json(options: type[Options], name: str, value: str) -> str:
 
 
 def read_experiment(own: Any, overrides: Raw) -> Experiment:
-    """Load the experiment file that the parsed options name, of the current folder or else of this project."""
-    file = Path(own.config).expanduser()
-    path = own.config if file.exists() or not (PROJECT / file).exists() else str(PROJECT / file)
+    """Load the experiment file that the parsed options name.
+
+    If the current folder does not have it, this project's file of that name is loaded.
+    """
+    path = own.config
+    file = Path(path).expanduser()
+    if not file.exists() and (PROJECT / file).exists():
+        path = str(PROJECT / file)
     return load_experiment(path, overrides, own.experiment, fast=getattr(own, "fast", False))
 
 
 def render_help(step: str, options: type[Options]) -> str:
-    """Return the help of a step: essential options first, then the rest, and by name those that only tell which study is meant."""
-    listed = list(fields_of(options))
-    if follows_study := not options.reads("training.seed") and options.reads("optimizer.lr"):
-        listed = [
-            item
-            for item in listed
-            if item[0] in ("study.name", "training.device")
-            or item[0].partition(".")[0] not in SECTIONS
-        ]
-    first = [item for item in listed if facts_of(item[1]).essential or item[0] == "study.name"]
+    """Return the help of a step: essential options first, then the rest.
+
+    Options that only tell which study is meant come last, by their names alone.
+    """
+    every = list(fields_of(options))
+    follows_study = not options.reads("training.seed") and options.reads("optimizer.lr")
+    listed = every
+    if follows_study:
+        listed = [item for item in every if _is_more_than_study(item[0])]
+    first = [item for item in listed if _stands_first(*item)]
     rest = [item for item in listed if item not in first]
     parts = [
         f"usage: python -m pipeline {step} [--name value ...]",
         textwrap.fill(options.summary, 100),
         f"example:\n  {options.example}",
+        _render_options("options", first),
     ]
-    parts.append("options:\n" + "\n".join(_option_lines(*item) for item in first))
     if rest:
-        parts.append("more:\n" + "\n".join(_option_lines(*item) for item in rest))
+        parts.append(_render_options("more", rest))
     if follows_study:
-        names = ", ".join(f"--{name}" for name, _ in fields_of(options) if name not in dict(listed))
+        names = ", ".join(f"--{name}" for name, _ in every if not _is_more_than_study(name))
         parts.append(
             "which study, by options that were given to tune or main (which explain them):\n"
             + _indented(names)
         )
-    parts.append(
-        "The same under MLflow: mlflow run . -e " + step + " --env-manager local -P name=value"
-    )
+    parts.append(f"The same under MLflow: mlflow run . -e {step} --env-manager local -P name=value")
     return "\n\n".join(parts)
+
+
+def _is_more_than_study(name: str) -> bool:
+    """Whether an option of a step that follows a study does more than tell which study is meant."""
+    section, _, _ = name.partition(".")
+    return name in ("study.name", "training.device") or section not in SECTIONS
+
+
+def _stands_first(name: str, field: FieldInfo) -> bool:
+    return name == "study.name" or facts_of(field).essential
+
+
+def _render_options(title: str, items: Sequence[tuple[str, FieldInfo]]) -> str:
+    lines = [_render_option(name, field) for name, field in items]
+    return "\n".join([f"{title}:", *lines])
 
 
 def _indented(text: str) -> str:
@@ -258,19 +289,30 @@ def _indented(text: str) -> str:
     )
 
 
-def _option_lines(name: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
-    shown = (
-        ""
-        if default in (None, "", []) or default is ...
-        else f" [{str(default).lower() if isinstance(default, bool) else default}]"
-    )
-    if get_origin(field.annotation) is Literal and (
-        choices := ", ".join(map(str, get_args(field.annotation)))
-    ) not in (field.description or ""):
-        shown = f" ({choices}){shown}"
-    text = textwrap.fill(
-        f"{field.description}{shown}", 100, initial_indent=" " * 30, subsequent_indent=" " * 30
-    )
+def _render_option(name: str, field: FieldInfo) -> str:
+    text = f"{field.description}{_choices_text(field)}{_default_text(field)}"
+    indent = " " * 30
+    filled = textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
     flag = f"  --{name}"
-    return f"{flag:<30}{text.lstrip()}" if len(flag) < 29 else f"{flag}\n{text}"
+    if len(flag) < 29:
+        return f"{flag:<30}{filled.lstrip()}"
+    return f"{flag}\n{filled}"
+
+
+def _choices_text(field: FieldInfo) -> str:
+    """Return the choices of a field in parentheses, unless its description lists them."""
+    if get_origin(field.annotation) is not Literal:
+        return ""
+    choices = ", ".join(map(str, get_args(field.annotation)))
+    return "" if choices in (field.description or "") else f" ({choices})"
+
+
+def _default_text(field: FieldInfo) -> str:
+    """Return the default of a field in brackets, unless it is empty."""
+    default = field.get_default(call_default_factory=True)
+    if default in (None, "", []) or default is ...:
+        return ""
+    shown = str(default)
+    if isinstance(default, bool):
+        shown = shown.lower()
+    return f" [{shown}]"

@@ -17,11 +17,17 @@ class PredictOptions(Options):
     )
     images: str = essential("", "A folder of images, or a text file with one path per line.")
     out: str = essential(
-        "predictions.csv", "CSV to write; OUT.json beside it records what made it."
+        "predictions.csv", "CSV file to write; OUT.json beside it records what made it."
     )
     predict: PredictSection = PredictSection()
-    summary = "Classify unlabelled images with a registered or logged model; its preprocessing is the model's own."
-    example = "python -m pipeline predict --model_uri models:/digits@champion --images photos/new --out predictions.csv"
+    summary = (
+        "Classify unlabelled images with a registered or logged model; "
+        "its preprocessing is the model's own."
+    )
+    example = (
+        "python -m pipeline predict --model_uri models:/digits@champion "
+        "--images photos/new --out predictions.csv"
+    )
 
 
 OPTIONS = PredictOptions
@@ -50,7 +56,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
             own.predict.bad,
             counter,
         )
-    without = f", {done.bad} of them without a label since the image cannot be read" * (
-        done.bad > 0
-    )
+    without = ""
+    if done.bad > 0:
+        without = f", {done.bad} of them without a label since the image cannot be read"
     say(f"{done.rows} predictions in {out}{without}; what made them in {out}.json")

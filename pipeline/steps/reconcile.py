@@ -9,9 +9,10 @@ from pipeline.steps.options import Options
 class ReconcileOptions(Options):
     """Options of reconcile."""
 
-    experiment: str = essential("", "Only runs of that experiment; empty: all.")
+    experiment: str = essential("", "Experiment whose runs are ended; empty means all experiments.")
     summary = (
-        "End runs that a kill or a power cut has left RUNNING: those whose process no longer lives, as their heartbeat tells. "
+        "End runs that a kill or a power cut has left RUNNING: "
+        "those whose process no longer lives, as their heartbeat tells. "
         "They become interrupted, and can be taken up again."
     )
     example = "python -m pipeline reconcile"
@@ -21,7 +22,7 @@ OPTIONS = ReconcileOptions
 
 
 def run(own: ReconcileOptions, overrides: Raw) -> None:
-    """End what died."""
+    """End the runs whose process has died."""
     from pipeline.jobs.resume import need_experiment, reconcile
     from pipeline.report.console import say
     from pipeline.tracking.tracked_run import keep_launched_run
@@ -32,4 +33,5 @@ def run(own: ReconcileOptions, overrides: Raw) -> None:
         need_experiment(workspace, own.experiment)
     with keep_launched_run(workspace, "reconcile"):
         ended = reconcile(workspace, own.experiment)
-    say(f"{ended} runs ended as interrupted" if ended != 1 else "1 run ended as interrupted")
+    runs = "run" if ended == 1 else "runs"
+    say(f"{ended} {runs} ended as interrupted")

@@ -10,10 +10,13 @@ from pipeline.trust import trust_here
 class RegisterOptions(TrustOptions):
     """Options of register."""
 
-    run_id: str = essential("", "A complete training; empty: the best evaluated one of the study.")
+    run_id: str = essential(
+        "", "Run id of a complete training; empty means the best evaluated one of the study."
+    )
     name: Name = essential(
         "",
-        "Registered model; empty: the experiment's name, or that of run_id. With fast, -fast stands behind it.",
+        "Name of the registered model; empty means the name of the experiment, or of the "
+        "experiment of run_id. With fast, -fast is added.",
     )
     summary = "Register a trained network under a name, with alias champion."
     example = "python -m pipeline register --name digits"
@@ -46,13 +49,10 @@ def run(own: RegisterOptions, overrides: Raw) -> None:
         if run_id:
             need_no_other_options(run_id, overrides)
             if not own.name:
-                # The run's own, which the default of config says nothing about.
-                name = (
-                    need_own_experiment(
-                        workspace, run_id, list_given(own, "config", "experiment", "fast")
-                    )
-                    or name
-                )
+                # The experiment of the run names the model: the default of config says nothing
+                # about it.
+                given = list_given(own, "config", "experiment", "fast")
+                name = need_own_experiment(workspace, run_id, given) or name
         else:
             run_id, passed_over = find_best_evaluated(summarise_experiment(workspace, experiment))
             if passed_over:

@@ -14,9 +14,13 @@ class SummaryOptions(TrustOptions):
     """Options of summary."""
 
     evaluate: Literal["none", "all"] = essential(
-        "none", "all evaluates every complete run that is not evaluated yet; none: nothing."
+        "none",
+        "all evaluates every complete run that is not evaluated yet; none evaluates nothing.",
     )
-    summary = "Write and print the comparison of a study: the one of the experiment file, or the one named by study.name."
+    summary = (
+        "Write and print the comparison of a study: the one of the experiment file, "
+        "or the one named by study.name."
+    )
     example = "python -m pipeline summary --evaluate all"
 
     @staticmethod
@@ -41,13 +45,13 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     try:
         workspace = open_workspace(experiment.name)
     except Unwritable as refused:
-        show_summary(
-            summarise_experiment(open_workspace(experiment.name, reads_only=True), experiment)
-        )
+        workspace = open_workspace(experiment.name, reads_only=True)
+        show_summary(summarise_experiment(workspace, experiment))
         raise Unwritable(f"nothing is written: {refused}") from None
     with keep_launched_run(workspace, "summary"):
-        compared = summarise_experiment(workspace, experiment, reads_images=own.evaluate == "all")
-        if own.evaluate == "all" and evaluate_all(
+        wants_all = own.evaluate == "all"
+        compared = summarise_experiment(workspace, experiment, reads_images=wants_all)
+        if wants_all and evaluate_all(
             workspace, compared, experiment.base.training.device, overrides.get("data", {})
         ):
             compared = compared.read_again(workspace)

@@ -20,7 +20,8 @@ class TrainOptions(TrustOptions):
 
     run_id: str = essential(
         "",
-        "An interrupted training to go on with, by its recorded configuration: takes no other option.",
+        "Run id of an interrupted training to go on with, by its recorded configuration; "
+        "it takes no other option.",
     )
     summary = (
         "Train one configuration, the experiment's base with overrides, and export the network."
@@ -46,10 +47,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.prepare import (
-        prepare_images,
-        with_white,
-    )
+    from pipeline.jobs.prepare import prepare_images, with_white
     from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
     from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
@@ -137,7 +135,7 @@ def _need_no_options(own: TrainOptions, overrides: Raw, workspace: Workspace) ->
     """Refuse other options beside a run: it goes on by what it has recorded.
 
     Raises:
-        UserError: There are some.
+        UserError: Another option is given.
     """
     from pipeline.jobs.resume import refuse_ended
     from pipeline.tracking import find_runs

@@ -9,7 +9,10 @@ from pipeline.steps.options import FastOptions, read_experiment
 class TuneOptions(FastOptions):
     """Options of tune."""
 
-    summary = "Train the experiment's list of configurations, then search its space; an interrupted study goes on where it stopped."
+    summary = (
+        "Train the experiment's list of configurations, then search its space; "
+        "an interrupted study goes on where it stopped."
+    )
     example = "python -m pipeline tune --config experiments/photos.yaml"
 
 
@@ -33,5 +36,6 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     tuned = tune(workspace, experiment, "tune")
     show_summary(tuned.compared)
     say(
-        f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; study {tuned.name}, parent run {tuned.parent}"
+        f"best run {tuned.compared.rows[0]['run_id']}; comparison in {workspace.outputs}; "
+        f"study {tuned.name}, parent run {tuned.parent}"
     )

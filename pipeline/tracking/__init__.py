@@ -1,1 +1,1 @@
-"""Everything that touches MLflow: the store, run lifecycle, queries, the served model, the registry."""
+"""Everything that uses MLflow: the store, runs, searches, the served model, the registry."""

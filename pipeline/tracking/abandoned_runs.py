@@ -1,4 +1,4 @@
-"""Runs that still say RUNNING though nobody works on them: how they are told, and ended."""
+"""Runs that still say RUNNING though no process works on them: how they are found, and ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace, database_file
 
 _LONGEST_BUILD = 3600.0
-"""Seconds after which an environment that another machine builds is no longer waited for."""
+"""Seconds that another machine may take to build an environment."""
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
@@ -27,7 +27,10 @@ def is_alive(tags: Mapping[str, str]) -> bool:
 
 
 def end_abandoned(workspace: Workspace, run_id: str) -> bool:
-    """End a run whose process died without ending it, at its last beat; return whether it was one."""
+    """End a run whose process died without ending it; return whether it was such a run.
+
+    Its end time is that of its last heartbeat.
+    """
     if not run_id or not find_runs.get_lifecycle(workspace, run_id):
         return False
     run = workspace.client.get_run(run_id)
@@ -56,11 +59,11 @@ def end_abandoned(workspace: Workspace, run_id: str) -> bool:
 
 
 def has_never_begun(run: Run, database: Path | None) -> bool:
-    """Whether ``mlflow run`` has made a run for a step of ours and is gone without having started it.
+    """Whether ``mlflow run`` has made a run for a step of ours and ended without starting it.
 
-    It does so where there is no conda. The run does not say which process made it. On this machine that
-    is an `mlflow run` that was there when the run was made, and has the same store. A server may have
-    been told by another machine, which may build an environment for a while.
+    That happens if there is no conda. The run does not say which process made it. On this machine
+    it is an ``mlflow run`` that existed when the run was made, and that has the same store. A run
+    on a server may come from another machine, which may build an environment for a while.
 
     Args:
         run: A run that is RUNNING.
@@ -77,8 +80,11 @@ def has_never_begun(run: Run, database: Path | None) -> bool:
 
 
 def _is_for_us(run: Run) -> bool:
-    """Whether a run was made for an entry point of ours, by its parameters, and no step has taken it."""
-    step, params = run.data.tags.get(ENTRY_POINT), set(run.data.params)
+    """Whether a run was made for one of our entry points, and no step has taken it.
+
+    The entry point is recognised by its parameters.
+    """
+    step = run.data.tags.get(ENTRY_POINT)
     if step is None or names.STEP in run.data.tags:
         return False
     declared = {
@@ -86,7 +92,7 @@ def _is_for_us(run: Run) -> bool:
         "init": {"out"},
         "reconcile": {"experiment"},
     }
-    return declared.get(step, {"config", "experiment"}) <= params
+    return declared.get(step, {"config", "experiment"}) <= run.data.params.keys()
 
 
 def _is_launcher(process: psutil.Process) -> bool:
@@ -95,7 +101,7 @@ def _is_launcher(process: psutil.Process) -> bool:
 
 
 def _may_use(process: psutil.Process, database: Path | None) -> bool:
-    """Whether a process may log to a store; also where the system does not tell."""
+    """Whether a process may log to a store. If the system does not tell, it may."""
     if database is None:
         return True
     try:

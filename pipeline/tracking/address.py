@@ -1,4 +1,7 @@
-"""Addresses of databases and servers, in which a password must be told from the rest before any message quotes them."""
+"""Addresses of databases and servers.
+
+The password in an address must be recognised before any message quotes the address.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ from sqlalchemy import exc, make_url
 
 from pipeline.errors import UserError
 
-_HOW = "is no address; in a password %40 stands for @, %2F for /, %3A for :, %23 for #, %3F for ?, %20 for a blank"
+_HOW = (
+    "is no address; in a password %40 stands for @, %2F for /, %3A for :, %23 for #, %3F for ?, "
+    "%20 for a blank"
+)
 _BARE = re.compile(r"(?!file:)[^/@]*:[^@]*@|.*\b(password|pwd)=", re.IGNORECASE)
-"""What somebody gives who leaves the scheme out, or writes what other programs take."""
+"""Addresses without a scheme that hold a password, also in the forms that other programs take."""
 
 
 def check_address(setting: str, address: str) -> None:
-    """Refuse an address of which nobody can tell where its password ends.
+    """Refuse an address if it is unclear where its password ends.
 
     Args:
-        setting: Where it was given.
-        address: Of a database or a server; a path is passed.
+        setting: Name of the setting that holds the address.
+        address: Address of a database or a server. A path is accepted.
 
     Raises:
-        UserError: It is such a one; the message quotes its scheme only.
+        UserError: The address is unclear. The message quotes its scheme only.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:
@@ -35,7 +41,8 @@ def check_address(setting: str, address: str) -> None:
 def _is_clear(scheme: str, address: str) -> bool:
     try:
         if scheme in ("http", "https"):
-            # What stands before the first slash, up to which a password goes, is taken for a port.
+            # A password that holds a slash is cut there, and what stands before the slash is taken
+            # for a port.
             _ = urlsplit(address).port
             return True
         url = make_url(address)

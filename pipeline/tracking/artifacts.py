@@ -1,4 +1,4 @@
-"""Artifacts of runs: listed, and downloaded where there is room."""
+"""Artifacts of runs: listed, and downloaded if there is room."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pipeline.errors import UserError
 from pipeline.tracking.workspace import Workspace, is_away
 
 MOST_BYTES = 1 << 34
-"""Most bytes of an artifact that is downloaded: the largest networks there are have half of it."""
+"""Largest number of bytes of an artifact that is downloaded.
+
+The largest networks that exist have half of it.
+"""
 
 
 def has_artifact(workspace: Workspace, run_id: str, name: str) -> bool:
     """Whether a run has an artifact of that path."""
-    folder = str(PurePosixPath(name).parent)
-    return any(
-        file.path == name
-        for file in workspace.client.list_artifacts(run_id, None if folder == "." else folder)
-    )
+    parent = str(PurePosixPath(name).parent)
+    folder = None if parent == "." else parent
+    return any(file.path == name for file in workspace.client.list_artifacts(run_id, folder))
 
 
 def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path) -> Path:
@@ -40,30 +41,39 @@ def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path
             )
         )
     except (MlflowException, OSError) as error:
-        # A server that is away, or a disk that is full, says nothing about the run.
+        # A server that does not answer, or a disk that is full, says nothing about the run.
         if is_away(error) or has_artifact(workspace, run_id, name):
             raise
         raise UserError(
-            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, or was stopped before its first epoch"
+            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, "
+            "or was stopped before its first epoch"
         ) from None
 
 
 def need_room(num_bytes: int, folder: Path, what: str) -> None:
-    """Refuse to download a file that is larger than any of ours, or than there is room for.
+    """Refuse to download a file that is larger than `MOST_BYTES` or than the free space.
+
+    Args:
+        num_bytes: Size of the file.
+        folder: The folder for the file. It need not exist yet.
+        what: Name of the file, for the message.
 
     Raises:
-        UserError: It is.
+        UserError: The file is too large.
     """
-    free = shutil.disk_usage(
-        next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    ).free
-    if num_bytes > min(MOST_BYTES, free):
-        raise UserError(f"{what} has {num_bytes} bytes, and may have {min(MOST_BYTES, free)}")
+    places = (folder, *folder.absolute().parents)
+    existing = next(place for place in places if place.exists())
+    allowed = min(MOST_BYTES, shutil.disk_usage(existing).free)
+    if num_bytes > allowed:
+        raise UserError(f"{what} has {num_bytes} bytes, and may have {allowed}")
 
 
 def list_artifacts(workspace: Workspace, run_id: str, folder: str) -> list[str]:
-    """Return the paths of all files among a run's artifacts in a folder, and in those below it."""
+    """Return the paths of all files among a run's artifacts in a folder and in folders below it."""
     found: list[str] = []
     for entry in workspace.client.list_artifacts(run_id, folder):
-        found += list_artifacts(workspace, run_id, entry.path) if entry.is_dir else [entry.path]
+        if entry.is_dir:
+            found += list_artifacts(workspace, run_id, entry.path)
+        else:
+            found.append(entry.path)
     return found

@@ -49,18 +49,69 @@ def find_logged_model(workspace: Workspace, run_id: str) -> str:
     return ""
 
 
-def _example(size: int) -> pd.DataFrame:
-    """Return one grey image as a caller of the served model would send it."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), "grey").save(buffer, "PNG")
-    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+def log_model(
+    workspace: Workspace,
+    run_id: str,
+    network: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+) -> str:
+    """Export a trained network and log it to a run as LoggedModel ``model``.
+
+    Args:
+        workspace: The open store.
+        run_id: The run that trained the network. Its status stays as it is.
+        network: The network. After the call it is in evaluation mode and on the CPU.
+        classes: Names of the classes in the order of the logits.
+        preprocessing: The preprocessing of the images. It is kept in the model, so that a caller
+            never chooses it.
+
+    Returns:
+        Id of the model.
+    """
+    existing = find_logged_model(workspace, run_id)
+    if existing:
+        return existing
+    package = Path(pipeline.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write_files(Path(folder), network, classes, preprocessing)
+        with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
+            info = Model.log(
+                artifact_path=None,
+                name=names.MODEL,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                python_model=str(package / "tracking" / "served_model.py"),
+                artifacts={name: str(file) for name, file in files.items()},
+                code_paths=[str(package)],
+                signature=_SIGNATURE,
+                input_example=_make_example(preprocessing.image_size),
+                pip_requirements=list(map(requirement, _REQUIREMENTS)),
+            )
+    return str(info.model_id)
+
+
+def _write_files(
+    folder: Path, network: nn.Module, classes: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, Path]:
+    """Write the files that a served model reads; return them by name."""
+    files = {
+        "network": folder / NETWORK,
+        "classes": folder / CLASSES,
+        "preprocessing": folder / PREPROCESSING,
+    }
+    save_exported(network, preprocessing.image_size, files["network"])
+    files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
+    files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
+    return files
 
 
 @contextmanager
 def _current_experiment(experiment_id: str) -> Iterator[None]:
-    """Make an experiment the current one: MLflow files a model under it, whatever its run's.
+    """Make an experiment the current one: MLflow files a model under it, whatever its run's is.
 
-    MLflow leaves an environment variable behind, which would go on to every process started from this one.
+    MLflow leaves an environment variable behind, which every process started from this one would
+    get.
     """
     variable = "MLFLOW_EXPERIMENT_ID"
     before = os.environ.get(variable)
@@ -73,55 +124,16 @@ def _current_experiment(experiment_id: str) -> Iterator[None]:
             os.environ[variable] = before
 
 
+def _make_example(size: int) -> pd.DataFrame:
+    """Return one grey image as a caller of the served model would send it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "grey").save(buffer, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+
+
 def requirement(package_name: str) -> str:
-    """Return what installs a package as it is here: without the local part of its version (``+cu128``), which registries do not have."""
-    return f"{package_name}=={version(package_name).partition('+')[0]}"
+    """Return the requirement that installs a package in the version that is installed here.
 
-
-def log_model(
-    workspace: Workspace,
-    run_id: str,
-    network: nn.Module,
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
-) -> str:
-    """Export a trained network and log it to a run as LoggedModel ``model``.
-
-    Args:
-        workspace: The open store.
-        run_id: The run that trained it; its status stays as it is.
-        network: In evaluation mode after the call, on the CPU.
-        classes: Names in the order of the logits.
-        preprocessing: Kept in the model: a caller never chooses it.
-
-    Returns:
-        The model's id.
+    The local part of the version (``+cu128``) is left out: registries do not have it.
     """
-    existing = find_logged_model(workspace, run_id)
-    if existing:
-        return existing
-    size = preprocessing.image_size
-    with tempfile.TemporaryDirectory() as folder:
-        files = {
-            "network": Path(folder) / NETWORK,
-            "classes": Path(folder) / CLASSES,
-            "preprocessing": Path(folder) / PREPROCESSING,
-        }
-        save_exported(network, size, files["network"])
-        files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
-        files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
-        package = Path(pipeline.__file__).parent
-        with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
-            info = Model.log(
-                artifact_path=None,
-                name=names.MODEL,
-                flavor=mlflow.pyfunc,
-                run_id=run_id,
-                python_model=str(package / "tracking" / "served_model.py"),
-                artifacts={name: str(file) for name, file in files.items()},
-                code_paths=[str(package)],
-                signature=_SIGNATURE,
-                input_example=_example(size),
-                pip_requirements=list(map(requirement, _REQUIREMENTS)),
-            )
-    return str(info.model_id)
+    return f"{package_name}=={version(package_name).partition('+')[0]}"

@@ -21,11 +21,11 @@ from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
 
 Row = dict[str, Any]
+"""What `to_row` returns of a run, by column."""
 
-"""Of an artifact that is downloaded: the largest networks there are have half of it."""
 _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 _LAUNCHED = "mlflow.project.entryPoint"
-"""On runs that ``mlflow run`` has made."""
+"""Tag of runs that ``mlflow run`` has made."""
 
 STATE_OF_STATUS = {"FINISHED": names.COMPLETE, "FAILED": names.FAILED, "KILLED": names.INTERRUPTED}
 
@@ -71,8 +71,13 @@ def search(
 def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Run:
     """Return a run.
 
+    Args:
+        workspace: The open store.
+        run_id: Id of the run.
+        even_deleted: Return the run also if it is deleted. A deleted run keeps its artifacts.
+
     Raises:
-        UserError: There is none of that id, or it is deleted, unless `even_deleted` ones, which keep their artifacts, will do.
+        UserError: There is no run of that id, or it is deleted and `even_deleted` is not set.
     """
     try:
         run = workspace.client.get_run(run_id)
@@ -82,13 +87,14 @@ def get_run(workspace: Workspace, run_id: str, even_deleted: bool = False) -> Ru
         raise UserError(f"run_id: there is no run {run_id!r} in {workspace.uri}") from None
     if run.info.lifecycle_stage != "active" and not even_deleted:
         raise UserError(
-            f"run_id: run {run_id} ({run.info.run_name}) is deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+            f"run_id: run {run_id} ({run.info.run_name}) is deleted; "
+            f"`mlflow runs restore --run-id {run_id}` brings it back"
         )
     return run
 
 
 def get_lifecycle(workspace: Workspace, run_id: str) -> str:
-    """Return ``active`` or ``deleted``, or an empty string where this store has no run of that id."""
+    """Return ``active`` or ``deleted``, or an empty string if this store has no run of that id."""
     try:
         return str(workspace.client.get_run(run_id).info.lifecycle_stage)
     except MlflowException as error:
@@ -99,52 +105,60 @@ def get_lifecycle(workspace: Workspace, run_id: str) -> str:
 
 
 def find_trainings(workspace: Workspace, study: str = "") -> list[Row]:
-    """Return a row per training of the experiment, or of one of its studies.
+    """Return one row for each training of the experiment, or of one of its studies.
 
-    Runs are found by the tag ``pipeline.experiment``, else in the MLflow experiment of that name.
+    Runs are found by the tag ``pipeline.experiment``. If no run has it, they are looked for in the
+    MLflow experiment of that name.
     """
-    filter_string = f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' and tags.`{names.STEP}` = 'train'"
-    # A training may be of several studies, whose names stand in one tag.
-    tagged = search(
-        workspace,
-        filter_string + (f" and tags.`{names.STUDY}` LIKE '%{quote(study)}%'" if study else ""),
+    condition = (
+        f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' "
+        f"and tags.`{names.STEP}` = 'train'"
     )
-    if not tagged and not study:
-        by_name = workspace.client.get_experiment_by_name(workspace.experiment)
-        tagged = (
-            [
-                run
-                for run in search(workspace, "", [by_name.experiment_id])
-                if run.data.metrics and names.STEP not in run.data.tags
-            ]
-            if by_name
-            else []
-        )
-    own = [run for run in tagged if names.JOINS not in run.data.tags]
-    return [
-        to_row(run, _recorded_params(workspace, run))
-        for run in own
-        if not study or study in run.data.tags.get(names.STUDY, "").split(",")
-    ]
+    if study:
+        # A training may belong to several studies. Their names stand in one tag.
+        condition += f" and tags.`{names.STUDY}` LIKE '%{quote(study)}%'"
+    runs = search(workspace, condition)
+    if not runs and not study:
+        runs = _find_untagged_trainings(workspace)
+    rows: list[Row] = []
+    for run in runs:
+        is_wanted = not study or _is_of_study(run, study)
+        if is_wanted and names.JOINS not in run.data.tags:
+            rows.append(to_row(run, _load_params(workspace, run)))
+    return rows
 
 
-def _recorded_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
+def _find_untagged_trainings(workspace: Workspace) -> list[Run]:
+    experiment = workspace.client.get_experiment_by_name(workspace.experiment)
+    if not experiment:
+        return []
+    runs = search(workspace, "", [experiment.experiment_id])
+    return [run for run in runs if run.data.metrics and names.STEP not in run.data.tags]
+
+
+def _is_of_study(run: Run, study: str) -> bool:
+    return study in run.data.tags.get(names.STUDY, "").split(",")
+
+
+def _load_params(workspace: Workspace, run: Run) -> Mapping[str, str]:
     """Return the params of what was trained.
 
-    Of a run that ``mlflow run`` has made, those logged first are what the user has given, such as 50 epochs with ``fast``, which stay
-    though two were trained: there the recorded configuration counts.
+    If ``mlflow run`` has made the run, its params are first what the user has given. They stay as
+    they are, for example 50 epochs although two were trained with ``fast``. So for these runs the
+    recorded configuration counts.
     """
     params: dict[str, str] = dict(run.data.params)
     if _LAUNCHED not in run.data.tags:
         return params
     with tempfile.TemporaryDirectory() as folder:
         try:
-            text = artifacts.download_artifact(
+            file = artifacts.download_artifact(
                 workspace, run.info.run_id, names.CONFIG, Path(folder)
-            ).read_text(encoding="utf-8")
+            )
+            text = file.read_text(encoding="utf-8")
             configuration = parse(Configuration, parse_yaml(text), names.CONFIG)
         except (UserError, yaml.YAMLError):
-            # It was stopped before that, or is a stranger's.
+            # The run was stopped before its configuration was logged, or is not of this pipeline.
             return params
     return params | {name: as_param(value) for name, value in configuration.flat().items()}
 
@@ -155,14 +169,21 @@ def as_param(value: Any) -> str:
 
 
 def quote(text: str) -> str:
-    """Return a text as it stands between quotes in a filter of MLflow's."""
+    """Return a text in the form that it has between quotes in a filter of MLflow's."""
     return text.replace("'", "\\'")
 
 
 def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
-    """Return what the comparison and the ranking need of one run; `params` instead of its own, where they are known better."""
-    tags, metrics = run.data.tags, run.data.metrics
-    params = run.data.params if params is None else params
+    """Return what the comparison and the ranking need of one run.
+
+    Args:
+        run: The run.
+        params: Params that are taken instead of the run's own.
+    """
+    tags = run.data.tags
+    metrics = run.data.metrics
+    if params is None:
+        params = run.data.params
     found: Row = {
         "run_id": run.info.run_id,
         "run_name": run.info.run_name,
@@ -171,21 +192,22 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
     found |= {column: typed(name, params.get(name)) for column, name in _PARAMS.items()}
     found |= {column: metrics.get(name) for column, name in _METRICS.items()}
     found |= {
-        "config_hash": tags.get(names.CONFIG_HASH) or _hash_of_params(params),
+        "config_hash": tags.get(names.CONFIG_HASH) or _compute_hash(params),
         "data_digest": tags.get(names.DATA_DIGEST, ""),
-    }
-    found |= {
         "start_time": run.info.start_time,
         "trial": tags.get(names.TRIAL),
         "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),
     }
-    return found | _ranked_by(params, metrics) | {"params": dict(params)}
+    return found | _ranking_columns(params, metrics) | {"params": dict(params)}
 
 
-def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
-    """Return the metric that a run ranks by, its value on validation and test images, and the score: the higher the better."""
+def _ranking_columns(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return a run's metric for ranking, its values on validation and test images, and the score.
+
+    A higher score is better.
+    """
     metric = params.get("training.best_metric", ranking.DEFAULT)
     value = metrics.get(ranking.best_name(metric))
     score = None if value is None else ranking.score(value, metric)
@@ -198,7 +220,7 @@ def _ranked_by(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
 
 
 def typed(name: str, value: str | None) -> Any:
-    """Return a param's value as a number where the field of that name is one."""
+    """Return a param's value, as a number if the configuration field of that name is one."""
     field = field_info(name)
     kind = field.annotation if field else None
     if value is None or kind not in (int, float):
@@ -209,34 +231,40 @@ def typed(name: str, value: str | None) -> Any:
         return value
 
 
-def _hash_of_params(params: Mapping[str, str]) -> str:
-    """Give a run without a hash one from its params over the defaults, as the first release did; empty where they make no configuration.
+def _compute_hash(params: Mapping[str, str]) -> str:
+    """Return the hash of a run that has none, from its params over the defaults.
 
-    Of files that params name nobody knows what they held, and a network's file would be run to find that out.
+    Release 0.1.0 did the same. The hash is empty if the params make no configuration, or if they
+    name files: nobody knows what the files held, and a network's file would be run to find out.
     """
     try:
-        known = {
-            name: parse_yaml(value) if value.startswith(("[", "{")) else value
-            for name, value in params.items()
-            if field_info(name)
-        }
-        known = {name: value for name, value in known.items() if value != "null"}
-        if not known or any(
-            ":" in str(known.get(name, "")) for name in ("model.name", "model.weights")
-        ):
+        known = _parse_params(params)
+        named = [str(known.get(field, "")) for field in ("model.name", "model.weights")]
+        if not known or any(":" in text for text in named):
             return ""
-        configuration = parse(
-            Configuration,
-            {section: fields for section, fields in nest(known).items() if section != "study"},
-            "params",
-        )
+        sections = nest(known)
+        sections.pop("study", None)
+        configuration = parse(Configuration, sections, "params")
         return config_hash(configuration, models.origin(configuration.model), FIRST_RELEASE)
     except (UserError, yaml.YAMLError):
         return ""
 
 
+def _parse_params(params: Mapping[str, str]) -> Row:
+    """Return the values of the params that are fields of a configuration, without null."""
+    known: Row = {}
+    for name, text in params.items():
+        if field_info(name) and text != "null":
+            known[name] = parse_yaml(text) if text.startswith(("[", "{")) else text
+    return known
+
+
 def metric_history(workspace: Workspace, run_id: str, metric: str) -> dict[int, float]:
-    """Return a metric of a run by epoch: of one that was trained again the last value, NaN of one that is gone (see `EpochLog`)."""
+    """Return a metric of a run by epoch.
+
+    An epoch that was trained again has its last value, and an epoch that is gone has NaN (see
+    `EpochLog`).
+    """
     logged = sorted(
         workspace.client.get_metric_history(run_id, metric),
         key=lambda entry: (entry.step, entry.timestamp),
@@ -266,13 +294,14 @@ def find_unfinished_training(
         workspace: The open store.
         study: Name of the study.
         identity: The training.
-        begun: Run ids that the study itself has noted: anybody may write tags like theirs.
+        begun: Run ids that the study itself has noted. Only these count, since anybody may write
+            such tags.
     """
     rows = []
     for run in _search_training(workspace, identity, {}):
-        tags = run.data.tags
-        is_own = run.info.run_id in begun and names.is_uid(tags.get(names.UID, run.info.run_id))
-        if is_own and study in tags.get(names.STUDY, "").split(",") and _can_go_on(run):
+        run_id = run.info.run_id
+        is_own = run_id in begun and names.is_uid(run.data.tags.get(names.UID, run_id))
+        if is_own and _is_of_study(run, study) and _can_go_on(run):
             rows.append(to_row(run))
     same = [row for row in rows if _is_same(row, identity)]
     if not same:
@@ -300,35 +329,34 @@ def _is_same(row: Row, identity: TrainingIdentity) -> bool:
 
 def _can_go_on(run: Run) -> bool:
     tags = run.data.tags
-    # Release 0.1.0 tags the reason of a failure only.
-    retry = tags.get(
-        names.RETRY, "false" if "is not finite" in tags.get(names.REASON, "") else "true"
-    )
     state = to_row(run)["state"]
-    return state in (names.RUNNING, names.INTERRUPTED) or (
-        state == names.FAILED and retry == "true"
-    )
+    if state != names.FAILED:
+        return state in (names.RUNNING, names.INTERRUPTED)
+    if names.RETRY in tags:
+        return bool(tags[names.RETRY] == "true")
+    # Release 0.1.0 only tags the reason of a failure.
+    return "is not finite" not in tags.get(names.REASON, "")
 
 
 def find_by_uid(workspace: Workspace, uid: str) -> list[str]:
     """Return the ids of the runs that have a uid."""
-    return [
-        str(run.info.run_id) for run in search(workspace, f"tags.`{names.UID}` = '{quote(uid)}'")
-    ]
+    runs = search(workspace, f"tags.`{names.UID}` = '{quote(uid)}'")
+    return [str(run.info.run_id) for run in runs]
 
 
 def find_running(workspace: Workspace, experiment: str = "") -> list[Run]:
     """Return the runs that are RUNNING, of one experiment of ours or of all."""
-    of_experiment = f" and tags.`{names.EXPERIMENT}` = '{quote(experiment)}'" if experiment else ""
-    return search(workspace, f"attributes.status = 'RUNNING'{of_experiment}")
+    condition = "attributes.status = 'RUNNING'"
+    if experiment:
+        condition += f" and tags.`{names.EXPERIMENT}` = '{quote(experiment)}'"
+    return search(workspace, condition)
 
 
 def list_experiments(workspace: Workspace) -> list[str]:
     """Return the names of all experiments that have runs of ours."""
-    return sorted(
-        {
-            run.data.tags[names.EXPERIMENT]
-            for run in search(workspace, f"tags.`{names.STEP}` != ''")
-            if names.EXPERIMENT in run.data.tags and run.data.tags[names.STEP] != "reconcile"
-        }
-    )
+    found: set[str] = set()
+    for run in search(workspace, f"tags.`{names.STEP}` != ''"):
+        tags = run.data.tags
+        if names.EXPERIMENT in tags and tags[names.STEP] != "reconcile":
+            found.add(tags[names.EXPERIMENT])
+    return sorted(found)

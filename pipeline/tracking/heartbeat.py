@@ -1,4 +1,4 @@
-"""Whether the process of a run still lives: a tag that it renews, and how that is read."""
+"""Whether the process of a run still lives: a tag that it renews, and how the tag is read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Beat(NamedTuple):
 
     Attributes:
         host: Name of the machine.
-        process_id: On that machine.
-        started: When the process started, in seconds since 1970: process ids are used again.
-        time: Of the beat, in seconds since 1970.
+        process_id: Id of the process on that machine.
+        started: When the process started, in seconds since 1970. It is needed since the system uses
+            process ids again.
+        time: When the tag was written, in seconds since 1970.
     """
 
     host: str
@@ -44,28 +45,29 @@ class Beat(NamedTuple):
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Beat | None:
-        """Read the tag among a run's tags; None where it is missing, or says nothing that a beat may say."""
+        """Read the tag among a run's tags; return None if it is missing or cannot be a beat's."""
         try:
             host, process_id, started, time = tags.get(names.HEARTBEAT, "").split()
             beat = cls(host, int(process_id), float(started), float(time))
         except ValueError:
             return None
-        return (
-            beat
-            if 0 < beat.process_id < 2**31 and 0 <= beat.started < 2**40 and 0 <= beat.time < 2**40
-            else None
-        )
+        has_id = 0 < beat.process_id < 2**31
+        has_times = 0 <= beat.started < 2**40 and 0 <= beat.time < 2**40
+        return beat if has_id and has_times else None
 
     def __str__(self) -> str:
         return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"
 
     def is_of(self, process_id: int) -> bool:
-        """Whether it is of that process of this machine."""
+        """Whether the beat is that of a process of this machine."""
         return (self.host, self.process_id) == (socket.gethostname(), process_id)
 
     @property
     def lives(self) -> bool:
-        """Whether that process still runs: on this machine by its id and start, on another by the time of the beat."""
+        """Whether the process still runs.
+
+        On this machine its id and its start tell it, on another machine the time of the beat.
+        """
         if self.host != socket.gethostname():
             return time.time() - self.time < STALE
         try:
@@ -79,13 +81,14 @@ class Beat(NamedTuple):
 
 
 class Heartbeat:
-    """Renews the tag of a run every ten seconds in a thread, until it is stopped.
+    """A thread that renews the tag of a run every ten seconds, until it is stopped.
 
-    A store that does not answer misses beats; it neither ends nor slows the run.
+    If the store does not answer, beats are missing; the run neither ends nor slows down.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+        self._client = client
+        self._run_id = run_id
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()

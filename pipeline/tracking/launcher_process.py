@@ -1,4 +1,4 @@
-"""The process that has started this one, ``mlflow run`` or torchrun: its folder, and its death."""
+"""The process that has started this one, ``mlflow run`` or torchrun: its folder, and its end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from urllib.parse import unquote
 
 
 def enter_callers_folder() -> None:
-    """Make relative paths those of the caller.
+    """Enter the folder in which the user called, so that relative paths are meant from there.
 
-    ``mlflow run`` starts us in the project, or in a temporary copy of it. On Linux the launcher's
-    current folder can be read; elsewhere a local database tells where it was called.
+    ``mlflow run`` starts this process in the project, or in a temporary copy of it. On Linux the
+    launcher's current folder can be read. On other systems the address of a local database tells
+    where ``mlflow run`` was called.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     try:
@@ -25,7 +26,7 @@ def enter_callers_folder() -> None:
 
 
 def stop_with_parent() -> None:
-    """Stop this process when its parent dies, since nobody would wait for the result."""
+    """Stop this process when its parent ends, since nobody would wait for the result."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 

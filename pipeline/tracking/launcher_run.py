@@ -1,10 +1,10 @@
 """The run that ``mlflow run`` has made for this process: whether there is one, and how it ends.
 
-``mlflow run`` makes a run, names it in MLFLOW_RUN_ID and starts our command. That variable may as well
-be left over from elsewhere, so that it is read here alone: a run is taken only if it has just been made
-for the step that is run.
+``mlflow run`` makes a run, names it in MLFLOW_RUN_ID and starts our command. That variable may also
+be left over from something else. So it is read here only, and a run is taken only if it has just
+been made for the step that this process runs.
 
-Nothing heavy is imported here before it is needed: every command looks at this first.
+Nothing heavy is imported here before it is needed, since every command looks here first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 
 _VARIABLE = "MLFLOW_RUN_ID"
 ENTRY_POINT = "mlflow.project.entryPoint"
-"""Tag by which ``mlflow run`` says for which step it has made a run."""
+"""Tag in which ``mlflow run`` says for which step it has made a run."""
 
 
 class _State:
@@ -21,15 +21,15 @@ class _State:
 
 
 def launched_run_id() -> str:
-    """Return the id of the run that `adopt_launched_run` has found to be this process's, or an empty string."""
+    """Return the id of the run that `adopt_launched_run` has taken, or an empty string."""
     return _State.taken
 
 
 def adopt_launched_run(step: str) -> None:
-    """Make the run that the environment names this process's own.
+    """Take the run that the environment names for this process.
 
     Raises:
-        UserError: It is not one that ``mlflow run`` has just made for this step.
+        UserError: ``mlflow run`` has not just made that run for this step.
         StoreAway: The store does not answer.
     """
     _State.taken = ""
@@ -38,15 +38,17 @@ def adopt_launched_run(step: str) -> None:
         return
     from pipeline.errors import UserError
 
-    if problem := _problem(run_id, step):
+    problem = _find_problem(run_id, step)
+    if problem:
         raise UserError(
-            f"{_VARIABLE}: {problem}; only a run that `mlflow run` has just made for this step is taken: unset that variable"
+            f"{_VARIABLE}: {problem}; only a run that `mlflow run` has just made for this step "
+            "is taken: unset that variable"
         )
     _State.taken = run_id
 
 
-def _problem(run_id: str, step: str) -> str:
-    """Return why a run is not to be taken; empty where it is."""
+def _find_problem(run_id: str, step: str) -> str:
+    """Return why a run may not be taken; an empty string if it may."""
     from pipeline.errors import UserError
     from pipeline.tracking import find_runs, names
     from pipeline.tracking.workspace import database_file, open_workspace, tracking_uri
@@ -58,7 +60,8 @@ def _problem(run_id: str, step: str) -> str:
         run = find_runs.get_run(open_workspace(""), run_id)
     except UserError as error:
         return error.message.removeprefix("run_id: ")
-    tags, called = run.data.tags, f"run {run_id} ({run.info.run_name})"
+    tags = run.data.tags
+    called = f"run {run_id} ({run.info.run_name})"
     if run.info.status != "RUNNING":
         return f"{called} is {run.info.status}"
     if names.STEP in tags:
@@ -69,7 +72,7 @@ def _problem(run_id: str, step: str) -> str:
 
 
 def end_launched_run(reason: str, state: str) -> None:
-    """End the run that was taken, where there is one and it still runs."""
+    """End the run that was taken, if there is one and it is still RUNNING."""
     if not _State.taken:
         return
     from mlflow import MlflowClient

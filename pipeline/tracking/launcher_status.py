@@ -1,8 +1,9 @@
-"""KILLED, set again on a launched run that was interrupted.
+"""Set KILLED again on a launched run that was interrupted.
 
-``mlflow run`` sets its run to FAILED whenever its command ends with an error, even where the run is
-ended already (its check compares the status' name with numbers). So after an interruption this file is
-started as a process of its own, waits until the launcher is gone, and sets KILLED again.
+``mlflow run`` sets its run to FAILED whenever its command ends with an error, even if the run has
+ended already (its check compares the name of the status with numbers). So after an interruption
+this file is started as a process of its own. It waits until the launcher has ended, and sets KILLED
+again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def restore_killed_later(run_id: str) -> None:
-    """Start the process that sets a run to KILLED once the launcher, our parent process, has ended."""
-    # It starts in the user's folder, whatever is called pipeline there (-P), and imports this package.
+    """Start the process that sets a run to KILLED when the launcher, our parent, has ended."""
+    # The process starts in the user's folder. With -P it imports this package, even if something in
+    # that folder is called pipeline.
     paths = [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, run_id, str(os.getppid())],
@@ -42,7 +44,7 @@ def _is_process_alive(process_id: int) -> bool:
 
 
 def main(run_id: str, launcher: int) -> None:
-    """Wait for the launcher's end, then correct the status, unless the run is being continued."""
+    """Wait for the launcher's end, then correct the status, unless the run has been continued."""
     from mlflow import MlflowClient
 
     from pipeline.tracking import names

@@ -16,7 +16,7 @@ IDENTITY = "pipeline.identity"
 JOINS = "pipeline.joins"
 REASON = "pipeline.reason"
 RETRY = "pipeline.retry"
-"""On failed trainings, true or false: whether the next start of their study tries them again."""
+"""Tag of failed trainings, true or false: whether the next start of their study repeats them."""
 HEARTBEAT = "pipeline.heartbeat"
 NUMERICS_USED = "pipeline.numerics"
 FEATURES = "pipeline.features"
@@ -26,20 +26,21 @@ BEST_RUN = "pipeline.best_run"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 
-RUNNING, COMPLETE, PRUNED, FAILED, INTERRUPTED = (
-    "running",
-    "complete",
-    "pruned",
-    "failed",
-    "interrupted",
-)
+RUNNING = "running"
+COMPLETE = "complete"
+PRUNED = "pruned"
+FAILED = "failed"
+INTERRUPTED = "interrupted"
 STATUS_OF_STATE = {
     COMPLETE: "FINISHED",
     PRUNED: "FINISHED",
     FAILED: "FAILED",
     INTERRUPTED: "KILLED",
 }
-"""Pruning is no failure: the trial did what it was meant to do."""
+"""MLflow's status for each of our states.
+
+Pruning is no failure: the trial did what it was meant to do.
+"""
 
 CHECKPOINT = "checkpoint/best.safetensors"
 CONFIG = "config.yaml"
@@ -51,5 +52,8 @@ MODEL = "model"
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text has the form of `UID`'s values, which name folders of checkpoints: 32 hex digits."""
+    """Whether a text has the form of `UID`'s values: 32 hex digits.
+
+    These values name folders of checkpoints.
+    """
     return re.fullmatch("[0-9a-f]{32}", text) is not None

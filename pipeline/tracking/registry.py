@@ -1,4 +1,4 @@
-"""Exported models: logged to a run, registered under a name, loaded again."""
+"""Exported models: registered under a name, and loaded again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,16 @@ from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, Cl
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
-"""Characters that a tag of a version may have."""
-_DESCRIPTION, _FILES = (
-    "MLmodel",
-    tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK)),
-)
+"""Number of characters that a tag of a version may have."""
+_DESCRIPTION = "MLmodel"
+_FILES = tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK))
 
 
 def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, str]) -> str:
     """Register the model of a run as the champion of `name`; the same run is not registered twice.
 
     Returns:
-        The version.
+        Number of the version.
 
     Raises:
         UserError: The registry refuses the name.
@@ -48,7 +46,7 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model_id = export.find_logged_model(workspace, run_id)
-    # Anybody may have made a version that says it is of this run.
+    # Anybody may have made a version that claims to be of this run.
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     versions = [one for one in found if one.source == f"models:/{model_id}"]
     if versions:
@@ -64,7 +62,13 @@ def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, st
 
 
 class Version(NamedTuple):
-    """A version of a registered model."""
+    """A version of a registered model.
+
+    Attributes:
+        version: Number of the version.
+        run_id: Id of the run that trained it, or empty.
+        tags: Tags of the version.
+    """
 
     version: str
     run_id: str
@@ -72,7 +76,7 @@ class Version(NamedTuple):
 
 
 def champion(workspace: Workspace, name: str) -> Version | None:
-    """Return the champion of a registered model; None where there is none."""
+    """Return the champion of a registered model, or None if there is none."""
     try:
         found = workspace.client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
@@ -83,31 +87,37 @@ def champion(workspace: Workspace, name: str) -> Version | None:
 
 
 def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
-    """Load an exported model of this pipeline by its files; what else it holds, such as code, is not looked at.
+    """Load an exported model of this pipeline by its files.
+
+    Whatever else the model holds, such as code, is not read.
 
     Returns:
-        The classifier, and where it came from: model_uri, model_id, run_id, data_digest of its training images.
+        The classifier, and its origin by the keys model_uri, model_id, run_id and data_digest (the
+        digest of its training images).
 
     Raises:
         UserError: There is no such model, or it is not one of ours.
     """
     if not uri.startswith(("models:/", "runs:/")):
         raise UserError(
-            f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, runs:/RUN_ID/{names.MODEL}"
+            f"model_uri: {uri!r} given; allowed: models:/NAME@champion, models:/NAME/VERSION, "
+            f"runs:/RUN_ID/{names.MODEL}"
         )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
         try:
-            # By name, since a model may say that it stands in any folder of this machine.
-            described_in, *files = (
-                _download(uri, name, Path(temporary)) for name in (_DESCRIPTION, *_FILES)
-            )
+            # Each file is downloaded by its name: a model may claim that it stands in any folder of
+            # this machine.
+            description = _download(uri, _DESCRIPTION, folder)
+            files = [_download(uri, name, folder) for name in _FILES]
         except (MlflowException, OSError, ValueError) as error:
             if is_away(error):
                 raise
             raise UserError(f"model_uri: {uri!r} cannot be loaded: {first_line(error)}") from None
         try:
-            described = parse_yaml(described_in.read_text(encoding="utf-8"))
-            model_id, run_id = (str(described.get(name) or "") for name in ("model_id", "run_id"))
+            described = parse_yaml(description.read_text(encoding="utf-8"))
+            model_id = str(described.get("model_id") or "")
+            run_id = str(described.get("run_id") or "")
             classifier = Classifier(files[0].parent)
         except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
             raise UserError(
@@ -121,7 +131,7 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
         "model_uri": uri,
         "model_id": model_id,
         "run_id": run_id,
-        "data_digest": _data_digest(run_id),
+        "data_digest": _find_data_digest(run_id),
     }
 
 
@@ -133,9 +143,11 @@ def _download(uri: str, name: str, folder: Path) -> Path:
     return Path(download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(folder)))
 
 
-def _data_digest(run_id: str) -> str:
+def _find_data_digest(run_id: str) -> str:
+    if not run_id:
+        return ""
     try:
-        return MlflowClient().get_run(run_id).data.tags.get(names.DATA_DIGEST, "") if run_id else ""
+        return str(MlflowClient().get_run(run_id).data.tags.get(names.DATA_DIGEST, ""))
     except MlflowException:
         # The run may be gone while its registered model stays.
         return ""

@@ -1,8 +1,11 @@
-"""Weights of one's own registry and runs as files: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/ID/model``.
+"""Weights of the user's own registry and runs, as files.
 
-What was trained is kept by its content, in ``prepared/weights/HASH-HASH/``: that of the weights, and that of their normalisation, which
-stands beside them as ``preprocessing.json``. So a name that comes to stand for another model while a study trains changes no training
-that was checked before.
+They are named ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/ID/model``.
+
+The weights are kept by their content, in ``prepared/weights/HASH-HASH/``. The first hash is that of
+the weights. The second is that of their normalisation, which stands beside them as
+``preprocessing.json``. A name may come to stand for another model while a study trains. Trainings
+that were checked before do not change then.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import yaml
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.config import FILE, Model, parse_yaml
@@ -33,39 +37,45 @@ _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 
 
 def resolve_weights(model: Model, origin: Mapping[str, str] | None = None) -> Model:
-    """Return `model` with weights of the registry or a run as ``file:PATH``; any other model as it is.
+    """Return `model` with weights of the registry or a run as ``file:PATH``.
+
+    Any other model is returned as it is.
 
     Args:
-        model: As the user gives it.
-        origin: Of an earlier check (`pipeline.models.origin`): the weights of that content are returned, whatever the name stands for now.
+        model: The model as the user gives it.
+        origin: The result of `pipeline.models.origin` at an earlier check. If it is given, the
+            weights of that content are returned, whatever the name stands for now.
 
     Raises:
         UserError: There is no such model or run, it has no weights, or they are of another network.
     """
     if model.weights_kind != "store":
         return model
-    checked = _weights_in(_folder_of(origin)) if origin else None
-    file = checked if checked and checked.is_file() else _weights_in(_fetch(model))
+    file = None
+    if origin:
+        file = _weights_in(_folder_of(origin))
+    if file is None or not file.is_file():
+        file = _weights_in(_fetch(model))
     return model.model_copy(update={"weights": f"{FILE}{file}"})
 
 
 def name_as_recorded(model: Model, origin: Mapping[str, str]) -> Model:
-    """Return `model` as a run records it: what DEFAULT or an alias stood for when `origin` was taken."""
+    """Return `model` as a run records it.
+
+    DEFAULT or an alias is replaced by what it stood for when `origin` was taken.
+    """
     weights = origin["weights"]
     if weights.startswith(FILE):
+        weights = model.weights
         stood_for = _folder_of(origin) / quote(model.weights, safe="")
-        weights = (
-            stood_for.read_text()
-            if model.weights_kind == "store" and stood_for.is_file()
-            else model.weights
-        )
+        if model.weights_kind == "store" and stood_for.is_file():
+            weights = stood_for.read_text()
     return model.model_copy(update={"weights": weights})
 
 
 def _folder_of(origin: Mapping[str, str]) -> Path:
-    return _kept() / _folder_name(
-        origin["weights"].removeprefix(FILE), origin.get("normalisation", "")
-    )
+    weights = origin["weights"].removeprefix(FILE)
+    return _root() / _folder_name(weights, origin.get("normalisation", ""))
 
 
 def _folder_name(weights: str, normalisation: str) -> str:
@@ -76,7 +86,7 @@ def _weights_in(folder: Path) -> Path:
     return folder / Path(names.CHECKPOINT).name
 
 
-def _kept() -> Path:
+def _root() -> Path:
     return results_folder() / "prepared" / "weights"
 
 
@@ -84,14 +94,15 @@ def _fetch(model: Model) -> Path:
     """Return the folder of the weights that the name stands for now."""
     workspace = open_workspace("")
     try:
-        exact, run_id = _run_behind(workspace, model.weights)
-        network, folder = _keep(workspace.uri, run_id, _kept())
+        exact, run_id = _find_run(workspace, model.weights)
+        network, folder = _copy_weights(workspace.uri, run_id, _root())
     except UserError as error:
         message = error.message.removeprefix("run_id: ").removeprefix("model.weights: ")
         raise UserError(f"model.weights: {model.weights}: {message}") from None
     if _without_folder(network) != _without_folder(model.name):
         raise UserError(
-            f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; they must be the same network"
+            f"model.weights: {model.weights} is a {network}, but model.name is {model.name}; "
+            "they must be the same network"
         )
     if exact != model.weights:
         (folder / quote(model.weights, safe="")).write_text(exact)
@@ -99,12 +110,15 @@ def _fetch(model: Model) -> Path:
 
 
 def _without_folder(name: str) -> str:
-    """Return a network's name without the folder of one's own file, which may have moved."""
+    """Return a network's name without the folder of the user's own file, which may have moved."""
     return Path(name.removeprefix(FILE)).name if name.startswith(FILE) else name
 
 
-def _run_behind(workspace: Workspace, weights: str) -> tuple[str, str]:
-    """Return weights that always stand for the same (an alias as its version), and the run that trained them."""
+def _find_run(workspace: Workspace, weights: str) -> tuple[str, str]:
+    """Return the exact name of weights, and the id of the run that trained them.
+
+    An exact name has the version instead of an alias, so that it always means the same weights.
+    """
     run_uri = re.fullmatch(r"runs:/([^/]+)/(.+)", weights)
     if run_uri and run_uri[2] == names.MODEL:
         return weights, run_uri[1]
@@ -112,39 +126,50 @@ def _run_behind(workspace: Workspace, weights: str) -> tuple[str, str]:
     if model_uri is None:
         raise UserError(f"allowed: {_FORMS}")
     name, alias, number = model_uri.groups()
-    client = workspace.client
-    try:
-        registered = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != _NO_SUCH:
-            raise
-        known = sorted(other.name for other in client.search_registered_models())
+    aliases = _find_aliases(workspace.client, name)
+    found = workspace.client.search_model_versions(f"name = '{name}'")
+    versions = {str(version.version): version for version in found}
+    if alias and alias not in aliases:
+        known = sorted(aliases)
         raise UserError(
-            f"no model {name!r} is registered{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
-        ) from None
-    versions = {
-        str(found.version): found for found in client.search_model_versions(f"name = '{name}'")
-    }
-    if alias and alias not in registered.aliases:
-        known = sorted(registered.aliases)
-        raise UserError(
-            f"model {name!r} has no alias {alias!r}{nearest(alias, known)}; there are: {', '.join(known) or 'none'}"
+            f"model {name!r} has no alias {alias!r}{nearest(alias, known)}; "
+            f"there are: {', '.join(known) or 'none'}"
         )
-    number = str(registered.aliases[alias]) if alias else number
+    if alias:
+        number = str(aliases[alias])
     if number not in versions:
+        known = sorted(versions, key=int)
         raise UserError(
-            f"model {name!r} has no version {number}; there are: {', '.join(sorted(versions, key=int)) or 'none'}"
+            f"model {name!r} has no version {number}; there are: {', '.join(known) or 'none'}"
         )
     if not versions[number].run_id:
         raise UserError(f"no run is known that trained version {number}")
     return f"models:/{name}/{number}", str(versions[number].run_id)
 
 
-@lru_cache
-def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
-    """Copy the weights of a run into the folder named by their content; return the network's name and that folder.
+def _find_aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Return the versions of a registered model by their aliases."""
+    try:
+        return dict(client.get_registered_model(name).aliases)
+    except MlflowException as error:
+        if error.error_code != _NO_SUCH:
+            raise
+        known = sorted(other.name for other in client.search_registered_models())
+        raise UserError(
+            f"no model {name!r} is registered{nearest(name, known)}; "
+            f"there are: {', '.join(known) or 'none'}"
+        ) from None
 
-    A run that has ended does not change, so each is fetched once in a process (from the store at `uri`).
+
+@lru_cache
+def _copy_weights(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
+    """Copy the weights of a run into the folder that is named by their content.
+
+    A run that has ended does not change, so each run is fetched once in a process (from the store
+    at `uri`).
+
+    Returns:
+        Name of the network, and the folder.
     """
     workspace = open_workspace("")
     run = find_runs.get_run(workspace, run_id, even_deleted=True)
@@ -154,10 +179,10 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
         )
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as temporary:
-        checkpoint, preprocessing, configuration = (
-            artifacts.download_artifact(workspace, run_id, name, Path(temporary))
-            for name in (names.CHECKPOINT, names.PREPROCESSING, names.CONFIG)
-        )
+        arrived = Path(temporary)
+        checkpoint = artifacts.download_artifact(workspace, run_id, names.CHECKPOINT, arrived)
+        preprocessing = artifacts.download_artifact(workspace, run_id, names.PREPROCESSING, arrived)
+        configuration = artifacts.download_artifact(workspace, run_id, names.CONFIG, arrived)
         try:
             recorded = parse_yaml(configuration.read_text(encoding="utf-8"))["model"]
             model = Model(name=str(recorded["name"]), weights=str(recorded["weights"]))
@@ -166,10 +191,8 @@ def _keep(uri: str, run_id: str, root: Path) -> tuple[str, Path]:
         normalisation = correct_recorded(model, read_normalisation(preprocessing, checkpoint))
         folder = root / _folder_name(content_hash(checkpoint), json.dumps(normalisation))
         folder.mkdir(exist_ok=True)
-        write_whole(
-            folder / preprocessing.name,
-            json.dumps(dict(zip(("mean", "std"), normalisation, strict=True))),
-        )
-        # The weights last: where they are, all is.
+        mean, std = normalisation
+        write_whole(folder / preprocessing.name, json.dumps({"mean": mean, "std": std}))
+        # The weights come last: if they are there, everything is.
         checkpoint.replace(folder / checkpoint.name)
     return model.name, folder

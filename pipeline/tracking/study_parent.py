@@ -1,4 +1,7 @@
-"""The parent run of a study, on which one process works at a time: of this machine or of any that logs to the same store."""
+"""The parent run of a study, on which one process works at a time.
+
+The process may be on this machine, or on any other machine that logs to the same store.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,35 @@ from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
 _SETTLED = 2.0
-"""Seconds after which a server shows what another process has written while this one looked."""
+"""Seconds after which a server shows what another process wrote while this one was looking."""
 
 
 def refuse_if_tuned(workspace: Workspace, study: str) -> None:
     """Check that no other process works on a study of this store.
 
     Raises:
-        InUse: One does; the message names host and process.
+        InUse: Another process works on it. The message names host and process.
     """
-    for run in _tuned_elsewhere(workspace, study):
+    for run in _find_tuned_elsewhere(workspace, study):
         raise _in_use(study, run)
 
 
 @contextmanager
 def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iterator[TrackedRun]:
-    """Open the parent run of a study, after `refuse_if_tuned`; under ``mlflow run`` the launcher's run becomes it, or joins it.
+    """Open the parent run of a study, after `refuse_if_tuned`.
+
+    Under ``mlflow run`` the launcher's run becomes the parent, or joins the parent that exists.
 
     Args:
         workspace: The open store.
         step: ``tune`` or ``main``.
-        study: Its name.
-        parent: Run id where there is one already, or empty.
+        study: Name of the study.
+        parent: Id of the parent run if there is one already, or empty.
 
     Raises:
-        InUse: Another process has begun to work on the study in the same moment. The later one gives way: its own new run ends FAILED
-            and belongs to no study, one that the other has taken up is left alone.
+        InUse: Another process has begun to work on the study at the same moment. The later process
+            gives way. If it has made a new run, that run ends FAILED and belongs to no study. If
+            the other process has taken up the same run, that run is left as it is.
     """
     with ExitStack() as runs:
         if parent and workspace.launched_run:
@@ -55,7 +61,8 @@ def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iter
                 workspace, step, study, run_id=parent, tags={names.STUDY: study}, single=True
             )
         )
-        if (rival := _rival(workspace, study, run)) is not None:
+        rival = _find_rival(workspace, study, run)
+        if rival is not None:
             if parent:
                 run.withdraw()
             else:
@@ -64,28 +71,29 @@ def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iter
         yield run
 
 
-def _rival(workspace: Workspace, study: str, own: TrackedRun) -> Run | None:
-    """Return the run of another process to which this one gives way: the one that has taken up the same run, or an earlier one."""
+def _find_rival(workspace: Workspace, study: str, own: TrackedRun) -> Run | None:
+    """Return the run of another process to which this process gives way, or None.
+
+    It is this run, if the other process has taken it up too, or an earlier run of the study.
+    """
     if not workspace.uri.startswith("sqlite"):
-        # Processes with a common database file have a common lock file too.
+        # This is not needed for a database file: its processes have a common lock file too.
         time.sleep(_SETTLED)
     run = find_runs.get_run(workspace, own.id)
     if _is_anothers(run):
         return run
-    others = [other for other in _tuned_elsewhere(workspace, study) if _order(other) < _order(run)]
-    return min(others, key=_order, default=None)
+    others = _find_tuned_elsewhere(workspace, study)
+    earlier = [other for other in others if _order(other) < _order(run)]
+    return min(earlier, key=_order, default=None)
 
 
 def _order(run: Run) -> tuple[int, str]:
     return run.info.start_time, run.info.run_id
 
 
-def _tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
-    return [
-        run
-        for run in study_runs.find_study_parents(workspace, study)
-        if is_alive(run.data.tags) and _is_anothers(run)
-    ]
+def _find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
+    parents = study_runs.find_study_parents(workspace, study)
+    return [run for run in parents if is_alive(run.data.tags) and _is_anothers(run)]
 
 
 def _is_anothers(run: Run) -> bool:
@@ -97,5 +105,6 @@ def _in_use(study: str, run: Run) -> InUse:
     beat = Beat.of(run.data.tags)
     where = f"process {beat.process_id} on {beat.host}" if beat else "another process"
     return InUse(
-        f"study {study!r} is being tuned by {where} (run {run.info.run_id}); wait for it, or give another study.name"
+        f"study {study!r} is being tuned by {where} (run {run.info.run_id}); "
+        "wait for it, or give another study.name"
     )

@@ -16,14 +16,15 @@ _NO_SUCH = "RESOURCE_DOES_NOT_EXIST"
 
 
 class Study(NamedTuple):
-    """A study, as its parent run tells.
+    """A study, as its parent run describes it.
 
     Attributes:
-        name: Of the study.
-        parent: Id of that run.
-        data_digest: Of the images that it trains on.
-        source: ``data.source`` when it was begun; empty where it was not recorded.
-        identity: The name that follows from base, space and data, where it was recorded beside a name of the user's own; else empty.
+        name: Name of the study.
+        parent: Id of the parent run.
+        data_digest: Digest of the images that it trains on.
+        source: ``data.source`` when the study was begun; empty if it was not recorded.
+        identity: The name that follows from base, space and data. It is empty unless it was
+            recorded beside a name that the user had chosen.
     """
 
     name: str
@@ -34,67 +35,70 @@ class Study(NamedTuple):
 
 
 def find_studies(workspace: Workspace) -> list[Study]:
-    """Return the studies of the experiment, the one that was begun last first."""
+    """Return the studies of the experiment, beginning with the study that was begun last."""
     latest: dict[str, Study] = {}
-    for run in _parents(workspace, f"tags.`{names.STUDY}` != ''"):
+    for run in _find_parents(workspace, f"tags.`{names.STUDY}` != ''"):
         tags = run.data.tags
-        digest, source, identity = (
-            tags.get(names.DATA_DIGEST, ""),
-            run.data.params.get("data.source", ""),
-            tags.get(names.IDENTITY, ""),
+        study = Study(
+            name=tags[names.STUDY],
+            parent=run.info.run_id,
+            data_digest=tags.get(names.DATA_DIGEST, ""),
+            source=run.data.params.get("data.source", ""),
+            identity=tags.get(names.IDENTITY, ""),
         )
-        latest.setdefault(
-            tags[names.STUDY],
-            Study(tags[names.STUDY], run.info.run_id, digest, source, identity),
-        )
+        latest.setdefault(study.name, study)
     return list(latest.values())
 
 
-def _parents(workspace: Workspace, of_study: str) -> list[Run]:
-    of_experiment = f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' and {of_study}"
-    # Two searches for few runs: one for all tags would fetch every training.
-    found = [
-        run
-        for step in ("tune", "main")
-        for run in search(workspace, f"{of_experiment} and tags.`{names.STEP}` = '{step}'")
-    ]
+def _find_parents(workspace: Workspace, of_study: str) -> list[Run]:
+    """Return the parent runs of the experiment that meet a further condition, latest first."""
+    condition = f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' and {of_study}"
+    found: list[Run] = []
+    # Two searches find few runs. One search for all steps would fetch every training.
+    for step in ("tune", "main"):
+        found += search(workspace, f"{condition} and tags.`{names.STEP}` = '{step}'")
     parents = [run for run in found if names.JOINS not in run.data.tags]
     return sorted(parents, key=lambda run: run.info.start_time, reverse=True)
 
 
 def find_study_parents(workspace: Workspace, name: str) -> list[Run]:
-    """Return the parent runs of a study, latest first; there is more than one where two folders have begun it at once."""
-    return _parents(workspace, f"tags.`{names.STUDY}` = '{quote(name)}'")
+    """Return the parent runs of a study, latest first.
+
+    There are several if processes in two folders have begun it at the same moment.
+    """
+    return _find_parents(workspace, f"tags.`{names.STUDY}` = '{quote(name)}'")
 
 
 def find_study_parent(workspace: Workspace, name: str) -> str:
     """Return the parent run id of a study that MLflow knows, or an empty string."""
-    return next((str(run.info.run_id) for run in find_study_parents(workspace, name)), "")
+    parents = find_study_parents(workspace, name)
+    return str(parents[0].info.run_id) if parents else ""
 
 
 def get_study(workspace: Workspace, name: str) -> Study:
     """Return the study of a name.
 
     Raises:
-        UserError: There is none; those that there are, are listed.
+        UserError: There is no study of that name. The message lists all studies.
     """
-    known = find_studies(workspace)
-    found = next((one for one in known if one.name == name), None)
-    if found is None:
-        there = [one.name for one in known]
+    known = {study.name: study for study in find_studies(workspace)}
+    if name not in known:
         raise UserError(
-            f"study.name: no study {name!r} in experiment {workspace.experiment!r}{nearest(name, there)}; "
-            f"there are: {', '.join(there) or 'none'}"
+            f"study.name: no study {name!r} in experiment {workspace.experiment!r}"
+            f"{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
         )
-    return found
+    return known[name]
 
 
 def studies_of_run(workspace: Workspace, run_id: str) -> str:
-    """Return the studies that a training is of, separated by commas; empty where it is gone or of none."""
+    """Return the studies that a training belongs to, separated by commas.
+
+    The text is empty if the training is gone or belongs to no study.
+    """
+    if not run_id:
+        return ""
     try:
-        return (
-            str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, "")) if run_id else ""
-        )
+        return str(workspace.client.get_run(run_id).data.tags.get(names.STUDY, ""))
     except MlflowException as error:
         if error.error_code != _NO_SUCH:
             raise

@@ -1,4 +1,4 @@
-"""The life of one run: started, written to, ended with the status that is true."""
+"""The life of one run: it is started, written to, and ended with the true status."""
 
 from __future__ import annotations
 
@@ -23,46 +23,49 @@ from pipeline.tracking.workspace import Workspace, is_away
 
 
 def new_uid() -> str:
-    """Return an identity for a run, given before the store knows it."""
+    """Return an identity for a run that the store does not know yet."""
     return uuid.uuid4().hex
 
 
 def uid_of(run_id: str, tags: Mapping[str, str]) -> str:
-    """Return the identity that a run was given; a run that has none is its own.
+    """Return the identity that a run was given, or its id if it was given none.
 
     Raises:
-        UserError: It is no 32 hex digits. It names a folder of checkpoints, and anybody may have written the tag.
+        UserError: The identity is not 32 hex digits. This is checked since it names a folder of
+            checkpoints, and anybody may have written the tag.
     """
     uid = tags.get(names.UID, run_id)
     if not names.is_uid(uid):
         raise UserError(
-            f"run_id: run {run_id} has {uid!r} for its tag {names.UID}; 32 hex digits are needed, so it cannot be gone on with"
+            f"run_id: run {run_id} has {uid!r} for its tag {names.UID}; 32 hex digits are needed, "
+            "so it cannot be gone on with"
         )
     return uid
 
 
 class Pruned(Exception):
-    """A searched trial is given up early; its run ends FINISHED, in state pruned."""
+    """A trial of a search is given up early. Its run ends FINISHED, in state pruned."""
 
 
 class TrackedRun(RunLog):
     """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
 
-    Leaving the block normally ends it FINISHED and complete; `Pruned` ends it FINISHED and pruned, a
-    signal or a store that does not answer KILLED, any other error FAILED with the traceback kept as ``traceback.txt``. The error goes on.
+    If the block ends without an error, the run ends FINISHED and complete. `Pruned` ends it
+    FINISHED and pruned. A signal, or a store that does not answer, ends it KILLED. Any other error
+    ends it FAILED, with the traceback kept as ``traceback.txt``. The error is not suppressed.
 
-    Metrics, files, figures and tags are written beside the work, in order, and all of them before the run ends; an error of the store is
-    raised by what is written next. A heartbeat tag tells that the process lives; of a training, processor, memory, disk, network and
-    NVIDIA's GPUs are logged every ten seconds (``system/…``, a tab of its own in the UI).
+    Metrics, files, figures and tags are written beside the work, in order, and all of them before
+    the run ends. An error of the store is raised by the next write. A heartbeat tag tells that the
+    process lives. For a training the use of processor, memory, disk, network and NVIDIA's GPUs is
+    logged every ten seconds (``system/…``, a tab of its own in the UI).
 
     Args:
         workspace: The open store.
         step: Value of ``pipeline.step``.
-        name: Shown in the UI.
-        parent: Run id that this one nests under, or empty.
-        run_id: An existing run to take up instead of making one, or empty.
-        tags: Further tags.
-        single: Take the run that ``mlflow run`` has made for this process, where there is one.
+        name: Name of the run in the UI.
+        run_id: Id of an existing run that is taken up instead of making one, or empty.
+        tags: Further tags; `names.PARENT` nests the run under another one.
+        single: Take the run that ``mlflow run`` has made for this process, if there is one.
     """
 
     def __init__(
@@ -71,31 +74,32 @@ class TrackedRun(RunLog):
         step: str,
         name: str,
         *,
-        parent: str = "",
         run_id: str = "",
         tags: Mapping[str, str] | None = None,
         single: bool = False,
     ) -> None:
         self._existing = run_id or (workspace.launched_run if single else "")
         self.uid = ""
-        self._writing, self._is_hurried, self._is_withdrawn = Background(), False, False
+        self._writing = Background()
+        self._is_hurried = False
+        self._is_withdrawn = False
         self._heartbeat: Heartbeat | None = None
         self._system: SystemMetricsMonitor | None = None
         super().__init__(workspace, "")
-        self._step, self._name = step, name
+        self._step = step
         if run_id:
-            # Taken up again: it keeps the name and the identity it was given at first.
+            # A run that is taken up again keeps the name and the identity it was given at first.
             self._name = ""
             self._tags = {names.STATE: names.RUNNING}
-        else:
-            self._tags = {
-                names.STEP: step,
-                names.EXPERIMENT: workspace.experiment,
-                names.STATE: names.RUNNING,
-                names.UID: new_uid(),
-            }
-            self._tags |= {names.PARENT: parent} if parent else {}
-            self._tags |= dict(tags or {})
+            return
+        self._name = name
+        self._tags = {
+            names.STEP: step,
+            names.EXPERIMENT: workspace.experiment,
+            names.STATE: names.RUNNING,
+            names.UID: new_uid(),
+        }
+        self._tags |= dict(tags or {})
 
     def __enter__(self) -> TrackedRun:
         try:
@@ -112,10 +116,10 @@ class TrackedRun(RunLog):
         # After a signal nothing waits for a store that does not answer.
         self._writing.submit(task, patience=1.0 if signals.has_arrived() else None)
 
-    def _figure(self, name: str, draw: Callable[[Path], None]) -> None:
+    def _log_figure(self, name: str, draw: Callable[[Path], None]) -> None:
         # After a signal the run must end within seconds.
         if not self._is_hurried:
-            super()._figure(name, draw)
+            super()._log_figure(name, draw)
 
     def flush(self) -> None:
         self._writing.flush()
@@ -123,25 +127,30 @@ class TrackedRun(RunLog):
     def _start(self) -> None:
         self._tags[names.HEARTBEAT] = str(Beat.now())
         if self._existing:
-            before = self.client.get_run(self._existing).data.tags
-            self.uid = self._tags.get(names.UID) or uid_of(self._existing, before)
-            self.id = self._existing
-            self.client.update_run(self.id, status="RUNNING", name=self._name or None)
-            self._tag(self._tags)
-            for stale in {names.REASON, names.NOTE, names.RETRY} & before.keys():
-                self.client.delete_tag(self.id, stale)
+            self._take_up(self._existing)
         else:
-            self.uid = self._tags[names.UID]
-            tags = {**_source_tags(self._step), **self._tags}
-            self.id = self.client.create_run(
-                self.workspace.experiment_id, tags=tags, run_name=self._name
-            ).info.run_id
+            self._create()
         self._heartbeat = Heartbeat(self.client, self.id)
         if self._step == "train" and names.JOINS not in self._tags:
             self._system = SystemMetricsMonitor(
                 self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri
             )  # type: ignore[no-untyped-call]
             self._system.start()  # type: ignore[no-untyped-call]
+
+    def _take_up(self, run_id: str) -> None:
+        before = self.client.get_run(run_id).data.tags
+        self.uid = self._tags.get(names.UID) or uid_of(run_id, before)
+        self.id = run_id
+        self.client.update_run(run_id, status="RUNNING", name=self._name or None)
+        self._set_tags(self._tags)
+        for stale in {names.REASON, names.NOTE, names.RETRY} & before.keys():
+            self.client.delete_tag(run_id, stale)
+
+    def _create(self) -> None:
+        self.uid = self._tags[names.UID]
+        tags = {**_find_source_tags(self._step), **self._tags}
+        run = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name)
+        self.id = run.info.run_id
 
     def __exit__(
         self,
@@ -150,7 +159,7 @@ class TrackedRun(RunLog):
         trace: TracebackType | None,
     ) -> None:
         self._is_hurried = isinstance(error, KeyboardInterrupt)
-        # A signal meanwhile must not keep the run from its end; it is raised after that.
+        # A signal at this moment must not prevent the run's end. It is raised after that.
         with signals.delay_signals():
             if self._is_hurried and error is not None:
                 self._end_soon(error)
@@ -158,20 +167,25 @@ class TrackedRun(RunLog):
             try:
                 self._writing.close()
             except Exception as unwritten:
-                # What could not be written makes the run incomplete; the error that ended the block says more than this one.
+                # What could not be written makes the run incomplete. But an error that ended the
+                # block says more than this one.
                 if error is None or isinstance(error, Pruned):
-                    self._end(type(unwritten), unwritten)
+                    self._end(unwritten)
                     raise
-            self._end(kind, error)
+            self._end(error)
 
     def _end_soon(self, error: BaseException) -> None:
-        """End the run within seconds, as far as the store takes it: what it does not take is left to `reconcile`."""
-        steps: list[Task] = [self._writing.close, lambda: self._end(type(error), error)]
+        """End the run within seconds, if the store allows it.
+
+        What the store does not take, is left to `reconcile`.
+        """
+        steps: list[Task] = [self._writing.close, lambda: self._end(error)]
         for number, step in enumerate(steps):
             try:
                 is_done = run_within(signals.seconds_left() / (len(steps) - number), step)
             except Exception as unwritten:
-                # The signal says more than what could not be written; of a store that is away nobody expects that it was.
+                # The signal says more than what could not be written. If the store does not answer,
+                # nobody expects that all was written.
                 is_done = number == 0
                 reason = first_line(unwritten)
             else:
@@ -180,8 +194,8 @@ class TrackedRun(RunLog):
                 tell_unended(self.id, reason)
                 return
 
-    def _end(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        # A signal meanwhile must not keep the run from its end.
+    def _end(self, error: BaseException | None) -> None:
+        # A signal at this moment must not prevent the run's end.
         with signals.delay_signals():
             if self._system is not None:
                 self._system.finish()  # type: ignore[no-untyped-call]
@@ -190,7 +204,7 @@ class TrackedRun(RunLog):
             self._end_by(error)
 
     def withdraw(self) -> None:
-        """Leave the run to another process that has taken it up: its end, too, is the other's."""
+        """Leave the run to another process that has taken it up, and that will end it."""
         self._is_withdrawn = True
 
     def _end_by(self, error: BaseException | None) -> None:
@@ -205,33 +219,28 @@ class TrackedRun(RunLog):
         else:
             try:
                 if self._step == "train":
-                    self._tag({names.RETRY: str(may_pass(error)).lower()})
+                    self._set_tags({names.RETRY: str(may_pass(error)).lower()})
                 if not isinstance(error, UserError):
-                    self._text(
-                        "traceback.txt",
-                        hide_passwords("".join(traceback.format_exception(error))),
-                    )
+                    text = "".join(traceback.format_exception(error))
+                    self._log_text("traceback.txt", hide_passwords(text))
             finally:
-                # What has failed the run, such as a full disk, may fail the traceback too.
+                # The reason why the run fails, such as a full disk, may keep the traceback from
+                # being written too.
                 self.end(names.FAILED, str(error).strip() or type(error).__name__)
 
     def end(self, state: str, reason: str = "") -> None:
         """Write state and reason, and end the run with the status that belongs to the state."""
-        tags = {names.STATE: state} | (
-            {
-                names.REASON: reason[:TAG_LENGTH],
-                names.NOTE: f"{state}: {escape_markdown(reason)}"[:TAG_LENGTH],
-            }
-            if reason
-            else {}
-        )
+        tags = {names.STATE: state}
+        if reason:
+            tags[names.REASON] = reason[:TAG_LENGTH]
+            tags[names.NOTE] = f"{state}: {escape_markdown(reason)}"[:TAG_LENGTH]
         with signals.delay_signals():
-            self._tag(tags)
+            self._set_tags(tags)
             self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
 
 
 def tell_unended(run_id: str, reason: str) -> None:
-    """Say that a run still says RUNNING, though its process ends."""
+    """Print that a run still says RUNNING although its process ends."""
     shown = make_visible(hide_passwords(reason))
     print(
         f"run {run_id} could not be ended ({shown}); `python -m pipeline reconcile` does it later",
@@ -241,7 +250,10 @@ def tell_unended(run_id: str, reason: str) -> None:
 
 @contextmanager
 def keep_launched_run(workspace: Workspace, step: str) -> Iterator[None]:
-    """Keep the run that ``mlflow run`` has made for a step whose results go elsewhere; without one do nothing."""
+    """Keep the run that ``mlflow run`` has made for a step with results that stand elsewhere.
+
+    If there is no such run, do nothing.
+    """
     if not workspace.launched_run:
         yield
         return
@@ -250,13 +262,13 @@ def keep_launched_run(workspace: Workspace, step: str) -> Iterator[None]:
 
 
 def adopt_training(workspace: Workspace, run_id: str, study: str) -> None:
-    """Make a training that is complete already part of a further study."""
+    """Make a training that is already complete part of a further study."""
     studies = workspace.client.get_run(run_id).data.tags.get(names.STUDY, "").split(",")
     if study not in studies:
         RunLog(workspace, run_id).tag({names.STUDY: ",".join([*filter(None, studies), study])})
 
 
-def _source_tags(step: str) -> dict[str, str]:
+def _find_source_tags(step: str) -> dict[str, str]:
     from mlflow.tracking.context.registry import resolve_tags
 
     return {**resolve_tags(), "mlflow.source.name": f"python -m pipeline {step}"}

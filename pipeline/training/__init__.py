@@ -1,1 +1,1 @@
-"""The training engine: one `fit`, which knows neither MLflow nor Optuna and talks through callbacks."""
+"""The training engine: one `fit`, which knows neither MLflow nor Optuna and uses callbacks."""

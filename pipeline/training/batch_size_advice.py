@@ -18,8 +18,8 @@ def advise_batch_size(
     anyway.
 
     Args:
-        stepper: The training's.
-        context: The training's.
+        stepper: The stepper of the training.
+        context: The context of the training.
         images: The batch, as the loader gives it.
         labels: Its labels, shape (images,).
     """

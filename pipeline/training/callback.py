@@ -1,4 +1,4 @@
-"""What the outside sees of a training."""
+"""What a training tells the code around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Callback:
-    """Override what is needed. An exception ends the training."""
+    """Base class of callbacks: override what is needed. An exception ends the training."""
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
         """Called before the first step."""
@@ -24,7 +24,10 @@ class Callback:
         """
 
     def on_backward(self, epoch: int, step: int) -> None:
-        """Called when the gradients are there, before the weights change; steps are counted from 1 over the whole training."""
+        """Called when the gradients are there, before the weights change.
+
+        Steps are counted from 1 over the whole training.
+        """
 
     def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         """Called after each optimizer step with the epoch's running means and the learning rate."""
@@ -32,14 +35,24 @@ class Callback:
     def on_validation(
         self, epoch: int, labels: NDArray[np.int64], logits: NDArray[np.float32]
     ) -> None:
-        """Called after each validation, before `on_epoch`, with labels (images,) and logits (images, classes)."""
+        """Called after each validation, before `on_epoch`.
+
+        It gets labels (images,) and logits (images, classes).
+        """
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         """Called after each validation with that epoch's metrics, epochs counted from 1."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed training needs of this, as tensors, numbers, texts, lists and dicts; kept by the name of the class."""
+        """Return what this callback needs when the training is resumed.
+
+        It consists of tensors, numbers, texts, lists and dicts. A checkpoint keeps it under the
+        name of the class.
+        """
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to `state`, or to the beginning where that is empty; called before `on_start` where a training is taken up."""
+        """Go back to `state`, or to the beginning if it is empty.
+
+        Called before `on_start` if a training is resumed.
+        """

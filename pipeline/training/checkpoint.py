@@ -1,4 +1,4 @@
-"""Weights and resume checkpoints on disk: whole or not at all, and checked when read."""
+"""Weights and resume checkpoints on disk: written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ State = dict[str, Any]
 """Tensors, numbers, texts, lists and dicts: what torch reads without unpickling anything else."""
 
 _KEPT = 2
-"""Resume checkpoints on disk: the last one, and the one before where the last is damaged."""
-_DIGEST_BYTES, _LENGTH_BYTES = 16, 8
+"""Resume checkpoints on disk: the last one, and the one before it in case the last is damaged."""
+_DIGEST_BYTES = 16
+_LENGTH_BYTES = 8
 _WITH_WEIGHTS = b"best"
-_CHUNK = _LARGE = 2**20
+_CHUNK = 2**20
+"""Bytes that are read at once."""
+_LARGE = 2**20
+"""Bytes from which on a tensor is copied into memory of its own."""
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a network's state dict in the CPU's memory; cloned, since safetensors refuses tensors that share memory."""
-    return {
-        name: _copied(value.detach().contiguous()) for name, value in module.state_dict().items()
-    }
+    """Return a copy of a network's state dict in the CPU's memory.
+
+    Each tensor is copied, since safetensors refuses tensors that share memory.
+    """
+    state = module.state_dict()
+    return {name: _copy_tensor(value.detach().contiguous()) for name, value in state.items()}
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
@@ -47,23 +53,23 @@ class Checkpoints:
     A file holds, one after another:
 
     - the xxh3 hash of all that follows, 16 bytes
-    - ``best``, the number of bytes of the best weights' file (8 bytes, the lowest first), and that file; or nothing of these three where
-      no epoch is finished yet
+    - ``best``, the number of bytes of the best weights' file (8 bytes, the lowest first), and that
+      file; none of these three if no epoch is finished yet
     - a state written by `torch.save`
 
-    It is written and read piece by piece: a state is the only large thing in memory. Release 0.1.0 kept the file of the best weights
-    inside the state, as tensor ``best_weights``.
+    The file is written and read piece by piece: a state is the only large thing in memory. Release
+    0.1.0 kept the file of the best weights inside the state, as tensor ``best_weights``.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, state: State, number: int, best: Path | None = None) -> None:
-        """Write a state; of the older ones one is kept.
+        """Write a state, and remove all older ones but the latest of them.
 
         Args:
-            state: Of the training.
-            number: Of steps done.
+            state: The state of the training.
+            number: Number of steps that are done.
             best: File of the best weights; None before there are any.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +78,17 @@ class Checkpoints:
             partial.open("wb") as file,
         ):
             file.write(bytes(_DIGEST_BYTES))
-            hashed = _Hashed(file)
+            hashed = _HashingWriter(file)
             if best is not None:
                 with best.open("rb") as weights:
                     length = best.stat().st_size
                     hashed.write(_WITH_WEIGHTS + length.to_bytes(_LENGTH_BYTES, "little"))
-                    _copy(weights, hashed, length)
+                    _copy_bytes(weights, hashed, length)
             try:
                 torch.save(state, cast("IO[bytes]", hashed))
             except RuntimeError as error:
                 if isinstance(error.__context__, OSError):
-                    # torch tells where it was, not that the disk is full.
+                    # torch says at which place it was, not that the disk is full.
                     raise error.__context__ from None
                 raise
             file.seek(0)
@@ -91,24 +97,22 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self, best: Path | None = None) -> State | None:
-        """Return the last state that is whole; None where there is none. What a kill has left half written is removed.
+        """Return the last state that is whole, or None; remove what a kill has left half written.
 
         Args:
-            best: Where the best weights of that moment are put back; where there were none, what is there is removed.
+            best: File to which the best weights of that moment are written; if there were none,
+                the file is removed.
         """
         remove_partial(self._folder)
         for path in self._files():
             with path.open("rb") as file:
                 if not _is_whole(file):
                     continue
-                length = _length_of_weights(file)
+                length = _read_length_of_weights(file)
                 start = file.tell()
                 try:
-                    state: State = torch.load(
-                        cast("IO[bytes]", _From(file, start + length)),
-                        map_location="cpu",
-                        weights_only=True,
-                    )
+                    rest = cast("IO[bytes]", _FileFrom(file, start + length))
+                    state: State = torch.load(rest, map_location="cpu", weights_only=True)
                 except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
                     continue
                 inside = state.pop("best_weights", None)
@@ -123,11 +127,12 @@ class Checkpoints:
         return sorted(self._folder.glob("resume-*.pt"), reverse=True)
 
 
-class _Hashed(io.RawIOBase):
-    """Hashes what is written through it to a file."""
+class _HashingWriter(io.RawIOBase):
+    """Writes to a file, and hashes what it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, xxhash.xxh3_128()
+        self._file = file
+        self._hash = xxhash.xxh3_128()
 
     def writable(self) -> bool:
         return True
@@ -140,11 +145,12 @@ class _Hashed(io.RawIOBase):
         return self._hash.digest()
 
 
-class _From(io.RawIOBase):
-    """A file as if it began at a place."""
+class _FileFrom(io.RawIOBase):
+    """A file, read as if it began at byte `start`."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
-        self._file, self._start = file, start
+        self._file = file
+        self._start = start
         self.seek(0)
 
     def readable(self) -> bool:
@@ -154,20 +160,19 @@ class _From(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return (
-            self._file.seek(offset + (self._start if whence == io.SEEK_SET else 0), whence)
-            - self._start
-        )
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return self._file.seek(offset, whence) - self._start
 
     def readinto(self, buffer: Any, /) -> int:
         return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
 
 
-def _copy(source: BinaryIO, target: BinaryIO | _Hashed, length: int) -> None:
-    """Copy so many bytes, a chunk at a time.
+def _copy_bytes(source: BinaryIO, target: BinaryIO | _HashingWriter, length: int) -> None:
+    """Copy `length` bytes, a chunk at a time.
 
     Raises:
-        EOFError: There are fewer.
+        EOFError: The source has fewer.
     """
     while length:
         chunk = source.read(min(length, _CHUNK))
@@ -178,16 +183,20 @@ def _copy(source: BinaryIO, target: BinaryIO | _Hashed, length: int) -> None:
 
 
 def _is_whole(file: BinaryIO) -> bool:
-    """Whether a checkpoint's hash is right; the file is read to its end, and then stands behind the hash."""
-    digest, hashed = file.read(_DIGEST_BYTES), xxhash.xxh3_128()
+    """Whether a checkpoint's hash is right.
+
+    The file is read to its end; after that its position is behind the hash.
+    """
+    digest = file.read(_DIGEST_BYTES)
+    hashed = xxhash.xxh3_128()
     while chunk := file.read(_CHUNK):
         hashed.update(chunk)
     file.seek(_DIGEST_BYTES)
     return digest == hashed.digest()
 
 
-def _length_of_weights(file: BinaryIO) -> int:
-    """Return how long the best weights are that follow; 0 where there are none."""
+def _read_length_of_weights(file: BinaryIO) -> int:
+    """Return the number of bytes of the best weights that follow; 0 if there are none."""
     start = file.tell()
     if file.read(len(_WITH_WEIGHTS)) == _WITH_WEIGHTS:
         return int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -196,13 +205,20 @@ def _length_of_weights(file: BinaryIO) -> int:
 
 
 def _put_back(best: Path, file: BinaryIO, length: int, inside: Tensor | None) -> None:
-    """Write the best weights that follow in a checkpoint, or that release 0.1.0 has put inside a state, to their file."""
+    """Write the best weights of a checkpoint to their file, or remove it if there are none.
+
+    Args:
+        best: The file of the best weights.
+        file: The checkpoint, at the position of its best weights.
+        length: Number of bytes of these.
+        inside: The best weights that release 0.1.0 has put inside the state.
+    """
     if not length and inside is None:
         best.unlink(missing_ok=True)
         return
     with new_file(best, durable=True) as partial, partial.open("wb") as target:
         if inside is None:
-            _copy(file, target, length)
+            _copy_bytes(file, target, length)
         else:
             target.write(inside.numpy().data)
 
@@ -215,13 +231,16 @@ def packed(state: State) -> bytes:
 
 
 def unpacked(content: bytes | memoryview) -> State:
-    """Return the state that `packed` has made bytes of, on the CPU; nothing else is unpickled."""
+    """Return the state, on the CPU, from the bytes that `packed` made; unpickle nothing else."""
     state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a state with each tensor replaced by what `change` makes of it; the order is the same each time."""
+    """Return a state with each tensor replaced by what `change` makes of it.
+
+    The tensors are visited in the same order each time.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -232,24 +251,27 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Return a state with every tensor copied to the CPU's memory, so that it stands still while the training goes on."""
-    return with_tensors(value, lambda tensor: _copied(tensor.detach()))
+    """Return a state with every tensor copied to the CPU's memory.
+
+    The copy does not change while the training goes on.
+    """
+    return with_tensors(value, lambda tensor: _copy_tensor(tensor.detach()))
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the CPU, a large one into memory of its own, which goes back to the system with it.
+def _copy_tensor(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the CPU, a large one into memory of its own.
 
-    Between what a training takes and frees meanwhile, the C library's heap would grow by half of the weights or all of them.
+    That memory goes back to the system with the tensor. In the C library's heap it would lie among
+    what the training takes and frees meanwhile, and the heap would grow by half of the weights or
+    by all of them.
     """
     size = tensor.numel() * tensor.element_size()
     if size < _LARGE or tensor.layout != torch.strided or tensor.untyped_storage().nbytes() != size:
         return tensor.to("cpu", copy=True)
     storage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).untyped_storage()
-    return (
-        torch.empty(0, dtype=tensor.dtype)
-        .set_(storage, 0, tensor.size(), tensor.stride())
-        .copy_(tensor)
-    )
+    copy = torch.empty(0, dtype=tensor.dtype)
+    copy.set_(storage, 0, tensor.size(), tensor.stride())
+    return copy.copy_(tensor)
 
 
 def random_states() -> State:

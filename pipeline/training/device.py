@@ -12,11 +12,18 @@ import torch
 from pipeline.errors import UserError
 from pipeline.training.distributed import is_one_of_several
 
-_MOST_LOADING, _MOST_AUGMENTING = 4, 16
+_MOST_LOADING = 4
+"""Processes at most if all transforms are cheap."""
+_MOST_AUGMENTING = 16
+"""Processes at most otherwise."""
 _CHEAP = ("Crop", "Flip")
-"""Endings of transforms that only choose pixels: on an H100, four processes make 8,500 images of 224 pixels a second with them, and 600
-with ColorJitter."""
-_CUBLAS, _CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""Endings of transforms that only choose pixels.
+
+On an H100, four processes make 8,500 images of 224 pixels a second with them, and 600 with
+ColorJitter.
+"""
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS_DETERMINISTIC = ":4096:8"
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
@@ -28,43 +35,44 @@ def num_loading_processes(
 ) -> int:
     """Return how many processes read and augment images for one that trains.
 
-    Where the network is computed by the same cores, it is slower by as much while images are augmented beside it: on two cores, with
-    three transforms, a training took 0.98 to 1.2 times as long with one or two such processes as without.
+    If the same cores compute the network, it becomes slower by as much as these processes take: on
+    two cores, with three transforms, a training took 0.98 to 1.2 times as long with one or two of
+    them as without.
 
     Args:
         workers: ``data.workers``.
-        device: Of the network.
-        processes: That train on this machine.
+        device: The device of the network.
+        processes: Number of processes that train on this machine.
         augment: ``data.augment``.
     """
     if workers != "auto":
         return workers
     if device.type != "cuda":
         return 0
-    is_cheap = all(
-        next(iter(entry), "").endswith(_CHEAP)
-        if isinstance(entry, Mapping)
-        else entry.endswith(_CHEAP)
-        for entry in augment
-    )
+    is_cheap = all(_transform_name(entry).endswith(_CHEAP) for entry in augment)
     most = _MOST_LOADING if is_cheap else _MOST_AUGMENTING
     return max(0, min(most, (os.cpu_count() or 1) // processes - 1))
 
 
+def _transform_name(entry: str | Mapping[str, Any]) -> str:
+    if isinstance(entry, Mapping):
+        return next(iter(entry), "")
+    return entry
+
+
 @contextmanager
 def choose_cuda_kernels(deterministic: bool) -> Iterator[None]:
-    """Let CUDA use, while the block runs, only kernels that give the same result twice, or any; afterwards all is as before.
+    """Choose, while the block runs, which kernels CUDA may use; afterwards all is as before.
 
     Args:
-        deterministic: An operation that has no such kernel raises RuntimeError.
+        deterministic: Only kernels that give the same result twice may be used; an operation that
+            has none raises RuntimeError. False: any kernel may be used.
     """
-    enabled, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    # A process looks at it when it first multiplies matrices, and never again: where that happened in a training that needs no
-    # deterministic kernels, one that does would be refused ever after.
+    # A process reads this variable when it first multiplies matrices, and never again. Without it,
+    # a process that has trained once without deterministic kernels could never train with them.
     is_ours = _CUBLAS not in os.environ
     os.environ.setdefault(_CUBLAS, _CUBLAS_DETERMINISTIC)
     try:
@@ -83,8 +91,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the device, or of this machine, does not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # On a CPU a plain RuntimeError: "[enforce fail …] DefaultCPUAllocator: can't allocate memory"; on a GPU what does not come from
-    # torch's own allocator: "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED".
+    # A CPU raises a plain RuntimeError: "[enforce fail …] DefaultCPUAllocator: can't allocate
+    # memory". So does a GPU if the memory is not from torch's own allocator: "CUDA error: out of
+    # memory", "CUBLAS_STATUS_ALLOC_FAILED".
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
@@ -103,7 +112,8 @@ def need_compiler(device: torch.device) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise UserError(
-            "training.compile: needs a C++ compiler on a CPU, and none is found; install g++ or clang, or set CXX"
+            "training.compile: needs a C++ compiler on a CPU, and none is found; "
+            "install g++ or clang, or set CXX"
         ) from None
 
 
@@ -116,11 +126,9 @@ def resolve_device(name: str) -> torch.device:
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
-    available = (
-        ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *available]
-        if torch.cuda.is_available()
-        else available
-    )
+    if torch.cuda.is_available():
+        numbered = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        available = ["cuda", *numbered, *available]
     if is_one_of_several() and available[0] == "cuda" and name in ("auto", "cuda"):
         # One process per GPU.
         name = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -128,6 +136,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device(available[0])
     if name not in available:
         raise UserError(
-            f"training.device: this machine has no {name!r}; allowed here: auto, {', '.join(available)}"
+            f"training.device: this machine has no {name!r}; "
+            f"allowed here: auto, {', '.join(available)}"
         )
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""What is wrong with a training, said while it runs."""
+"""Flags for what is wrong with a training, raised while it runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pipeline import ranking
 GAP = 0.1
 """Training minus validation accuracy above which a network is said to overfit.
 
-Ten points: the study that had it unnoticed had thirteen (SYSTEMS.md). It is a cautious measure, since training accuracy is the mean
-over an epoch, on augmented images and with dropout, and so lower than that of the finished epoch. With 30 validation images ten
-points are three images: take more there.
+These are ten points; the study in which overfitting was not noticed had thirteen (SYSTEMS.md). It
+is a cautious measure: training accuracy is the mean over an epoch, on augmented images and with
+dropout, and so lower than that of the finished epoch. With 30 validation images ten points are
+three images: take a larger gap there.
 """
 
 
@@ -33,24 +34,30 @@ class Flag(NamedTuple):
 
 
 class Diagnostics:
-    """Judges a training after each epoch by that epoch alone, so that a flag whose cause is gone is withdrawn.
+    """Judges a training after each epoch by that epoch alone.
 
-    - ``collapse``: among its answers to the validation images are at most a quarter of the classes, rounded down, and be it one. A class
-      counts if it is answered once, so rare classes raise no alarm; nor do few images, which count as that many classes.
-    - ``baseline``: no more accurate than always answering the largest class.
-    - ``overfit``: training accuracy is more than `gap` above validation accuracy, and not by a collapse.
+    So a flag whose cause is gone is withdrawn.
+
+    - ``collapse``: the network answers the validation images with at most a quarter of the classes,
+      rounded down, but at least with one class. A class counts if it is answered once, so rare
+      classes raise no alarm. Few images raise none either: if there are fewer images than classes,
+      the quarter is that of the number of images.
+    - ``baseline``: the network is no more accurate than always answering the largest class.
+    - ``overfit``: training accuracy is more than `gap` above validation accuracy, and there is no
+      collapse.
     - ``not_finite``: a loss is NaN or infinite.
-    - ``still_improving``: the last epoch planned is better than all before. An equal score, which also makes the last epoch
-      the best, is no improvement.
+    - ``still_improving``: the last planned epoch is better than all before. An equal score, which
+      also makes the last epoch the best, is no improvement.
 
-    All but ``not_finite`` are raised from the second epoch on, collapse and overfit in a training's only epoch too: in the first one the
-    running statistics of BatchNorm lag behind, and a sound network may answer with few classes and far worse than in training.
+    All but ``not_finite`` are raised from the second epoch on; collapse and overfit also in a
+    training's only epoch. In the first epoch the running statistics of BatchNorm lag behind, and a
+    sound network may answer with few classes and far worse than in training.
 
     Args:
-        num_classes: How many the network tells apart.
+        num_classes: Number of classes that the network tells apart.
         majority_rate: Validation accuracy of always answering the largest class, a fraction.
-        gap: See `GAP`.
-        best_metric: The value by which epochs are compared.
+        gap: Difference of the accuracies above which a network overfits (see `GAP`).
+        best_metric: Name of the metric by which epochs are compared.
     """
 
     def __init__(
@@ -60,17 +67,15 @@ class Diagnostics:
         gap: float = GAP,
         best_metric: str = ranking.DEFAULT,
     ) -> None:
-        self._num_classes, self._majority_rate, self._gap, self._best_metric = (
-            num_classes,
-            majority_rate,
-            gap,
-            best_metric,
-        )
+        self._num_classes = num_classes
+        self._majority_rate = majority_rate
+        self._gap = gap
+        self._best_metric = best_metric
         self._best = -math.inf
         self._flags: list[Flag] = []
 
     def resume(self, history: Iterable[Mapping[str, float]]) -> None:
-        """Take up a training of which these epochs' values are known."""
+        """Go on with a training that has the metrics of these epochs."""
         self._best = max(map(self._score, history), default=-math.inf)
 
     def after_epoch(
@@ -80,42 +85,55 @@ class Diagnostics:
         values: Mapping[str, float],
         predicted_classes: NDArray[np.int64],
     ) -> list[Flag]:
-        """Return all flags that hold after an epoch; one that was there before and is no more is withdrawn.
+        """Return all flags that hold after an epoch.
+
+        An earlier flag that is not among them is withdrawn.
 
         Args:
-            epoch: From 1.
-            epochs: Planned in all.
+            epoch: Number of the epoch, from 1.
+            epochs: Number of epochs that are planned.
             values: The epoch's metrics by name.
             predicted_classes: The network's answers to the validation images, shape (images,).
         """
-        best_before, score = self._best, self._score(values)
-        self._best = max(best_before, score) if math.isfinite(score) else best_before
+        best_before = self._best
+        score = self._score(values)
+        if math.isfinite(score):
+            self._best = max(best_before, score)
         found = [flag_not_finite(values)]
         if epoch > 1 or epochs == 1:
             collapsed = find_collapse(predicted_classes, self._num_classes)
             found.append(collapsed or find_overfitting(values, self._gap))
         if epoch > 1:
             found.append(compare_with_majority(values, self._majority_rate))
-        if epoch == epochs > 1 and score > best_before:
+        if epoch > 1 and epoch == epochs and score > best_before:
             reached = ranking.text(values[self._best_metric], self._best_metric)
-            text = f"the last epoch, {epoch}, is the best ({ranking.title(self._best_metric)} {reached}); more epochs may help"
+            text = (
+                f"the last epoch, {epoch}, is the best "
+                f"({ranking.title(self._best_metric)} {reached}); more epochs may help"
+            )
             found.append(Flag("still_improving", text))
         self._flags = [flag for flag in found if flag is not None]
         return list(self._flags)
 
     def after_failure(self, reason: str) -> list[Flag]:
-        """Return the flags of a training that a loss which is not finite has ended: those of the last epoch, and that one."""
-        return [
-            Flag("not_finite", reason),
-            *(flag for flag in self._flags if flag.name != "not_finite"),
-        ]
+        """Return the flags of a training that a loss which is not finite has ended.
+
+        These are ``not_finite`` and the flags of the last epoch.
+        """
+        others = [flag for flag in self._flags if flag.name != "not_finite"]
+        return [Flag("not_finite", reason), *others]
 
     def _score(self, values: Mapping[str, float]) -> float:
         return ranking.score(values[self._best_metric], self._best_metric)
 
 
 def find_collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Flag | None:
-    """Return the flag of a network that answers with few of its classes; answers (images,)."""
+    """Return the flag of a network that answers with few of its classes, if it does.
+
+    Args:
+        predicted_classes: The network's answers to the validation images, shape (images,).
+        num_classes: Number of classes that the network tells apart.
+    """
     answered = len(np.unique(predicted_classes))
     if answered > max(1, min(num_classes, len(predicted_classes)) // 4):
         return None
@@ -125,23 +143,31 @@ def find_collapse(predicted_classes: NDArray[np.int64], num_classes: int) -> Fla
 def compare_with_majority(values: Mapping[str, float], majority_rate: float) -> Flag | None:
     """Return the flag of a network that is no better than always answering the largest class."""
     accuracy = values["val/accuracy"]
-    # Both are a count over the number of images, if perhaps rounded differently.
+    # Both are a count divided by the number of images, but may be rounded differently.
     if accuracy > majority_rate + 1e-9:
         return None
     return Flag(
         "baseline",
-        f"validation accuracy {accuracy:.1%} is not above that of always answering the largest class, {majority_rate:.1%}",
+        f"validation accuracy {accuracy:.1%} is not above that of always answering the largest "
+        f"class, {majority_rate:.1%}",
     )
 
 
 def find_overfitting(values: Mapping[str, float], gap: float) -> Flag | None:
-    """Return the flag of a network whose training accuracy is more than `gap` above its validation accuracy."""
-    train, val = values["train/accuracy"], values["val/accuracy"]
+    """Return the flag of a network whose training accuracy is too far above validation accuracy.
+
+    Args:
+        values: The epoch's metrics by name.
+        gap: Difference of the accuracies above which a network overfits.
+    """
+    train = values["train/accuracy"]
+    val = values["val/accuracy"]
     if train - val <= gap:
         return None
     return Flag(
         "overfit",
-        f"training accuracy {train:.1%} is {100 * (train - val):.1f} points above validation's {val:.1%}",
+        f"training accuracy {train:.1%} is {100 * (train - val):.1f} points above "
+        f"validation's {val:.1%}",
     )
 
 
@@ -152,4 +178,6 @@ def flag_not_finite(values: Mapping[str, float]) -> Flag | None:
         for name in ("train/loss", "val/loss")
         if not math.isfinite(values[name])
     ]
-    return Flag("not_finite", " and ".join(wrong)) if wrong else None
+    if not wrong:
+        return None
+    return Flag("not_finite", " and ".join(wrong))

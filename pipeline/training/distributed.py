@@ -18,25 +18,31 @@ from pipeline.models.batch_norm import synchronise_batch_norm, trains_batch_norm
 from pipeline.training.checkpoint import State, packed, unpacked, with_tensors
 
 _PATIENCE = timedelta(days=7)
-"""How long processes wait for one another: the first one prepares images while the others wait; torchrun ends those whose peer has died."""
+"""Time that processes wait for one another.
+
+The first one prepares images while the others wait. If one has died, torchrun ends the others.
+"""
 
 
 class Group:
-    """Processes of which each takes its share of every batch; alone it is a group of one.
+    """Processes of which each takes its share of every batch; a single process is a group of one.
 
     Args:
-        rank: Of this process; rank 0 alone logs and writes.
+        rank: Rank of this process; rank 0 alone logs and writes.
         size: Number of processes.
-        is_joined: They have joined to talk to one another; a process alone need not.
+        is_joined: The processes have joined to talk to one another; a single process need not.
 
     Attributes:
-        rank: As given.
-        size: As given.
-        is_broken: This process has stopped where the others wait for it: nothing more can be done together.
+        rank: Rank of this process.
+        size: Number of processes.
+        is_broken: This process has stopped while the others wait for it: nothing more can be done
+            together.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, is_joined: bool = False) -> None:
-        self.rank, self.size, self._is_joined = rank, size, is_joined
+        self.rank = rank
+        self.size = size
+        self._is_joined = is_joined
         self.is_broken = False
 
     @property
@@ -53,7 +59,7 @@ class Group:
         return [float(value) for value in total]
 
     def share(self, content: bytes) -> bytes:
-        """Return what rank 0 gives; what the others give is not looked at."""
+        """Return the content that rank 0 gives; that of the others is ignored."""
         if not self._is_joined:
             return content
         length = torch.tensor([len(content)])
@@ -65,16 +71,19 @@ class Group:
         return data.numpy().tobytes()
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors of all processes, on the CPU, by rank; they may differ in their first dimension only."""
+        """Return the tensors of all processes, on the CPU, by rank.
+
+        Their shapes may differ in the first dimension only.
+        """
         if not self._is_joined:
             return [tensor]
-        lengths = [int(length) for length in self._all(torch.tensor([len(tensor)]))]
+        lengths = [int(length) for length in self._gather(torch.tensor([len(tensor)]))]
         padded = torch.zeros((max(lengths), *tensor.shape[1:]), dtype=tensor.dtype)
         padded[: len(tensor)] = tensor
-        return [one[:length] for one, length in zip(self._all(padded), lengths, strict=True)]
+        return [one[:length] for one, length in zip(self._gather(padded), lengths, strict=True)]
 
     def interleaved(self, share: NDArray[Any]) -> NDArray[Any]:
-        """Return the rows of all processes, where this one has every `size`-th from its rank on."""
+        """Return the rows of all processes; each gives every `size`-th row, from its rank on."""
         if not self._is_joined:
             return share
         parts = self.collect(torch.from_numpy(share))
@@ -84,17 +93,22 @@ class Group:
         return whole
 
     def share_state(self, state: State | None) -> State | None:
-        """Return rank 0's state; tensor by tensor, so that no process has all of it in memory twice."""
+        """Return rank 0's state.
+
+        It is sent tensor by tensor, so that no process has all of it in memory twice.
+        """
         if not self._is_joined:
             return state
-        shape = self.share(
-            b"" if state is None else packed(with_tensors(state, lambda tensor: tensor.to("meta")))
-        )
-        if not shape:
+        # The state without the values of its tensors; empty if there is no state.
+        outline = b""
+        if state is not None:
+            outline = packed(with_tensors(state, lambda tensor: tensor.to("meta")))
+        outline = self.share(outline)
+        if not outline:
             return None
         if state is None:
             state = with_tensors(
-                unpacked(shape), lambda tensor: torch.empty_like(tensor, device="cpu")
+                unpacked(outline), lambda tensor: torch.empty_like(tensor, device="cpu")
             )
         with_tensors(state, _broadcast)
         return state
@@ -106,13 +120,16 @@ class Group:
         contents = self.collect(torch.frombuffer(bytearray(packed(state)), dtype=torch.uint8))
         return [unpacked(content.numpy().tobytes()) for content in contents]
 
-    def _all(self, tensor: Tensor) -> list[Tensor]:
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(found, tensor)
         return found
 
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return the network with gradients averaged over the processes, and BatchNorm over all of them where the device can do that."""
+        """Return the network with gradients averaged over the processes.
+
+        BatchNorm takes its statistics over all processes if the device can do that.
+        """
         if not self._is_joined:
             return module
         on_gpu = device.type == "cuda"
@@ -121,7 +138,10 @@ class Group:
         return DistributedDataParallel(module, device_ids=[device] if on_gpu else None)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process rank 0's buffers: after a step each has its own BatchNorm statistics, and rank 0's are those that are kept."""
+        """Give every process rank 0's buffers.
+
+        After a step each has its own BatchNorm statistics, and those of rank 0 are kept.
+        """
         if not self._is_joined:
             return
         for buffer in module.buffers():
@@ -136,7 +156,10 @@ class Group:
 
 
 def _broadcast(tensor: Tensor) -> Tensor:
-    """Give rank 0's values to all processes; as the bytes of its memory, whatever the type and the order in memory."""
+    """Give rank 0's values to all processes.
+
+    They are sent as the bytes of its memory: type and order in memory do not matter.
+    """
     dist.broadcast(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()), 0)
     return tensor
 
@@ -146,7 +169,7 @@ _joined: dict[str, Group] = {}
 
 
 def is_one_of_several() -> bool:
-    """Return whether torchrun has started this process as one of several."""
+    """Whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
@@ -160,16 +183,18 @@ def join_group() -> Group:
 
 
 def init_group(**options: Any) -> Group:
-    """Join the processes of a group, which may be this one alone; options are those of `torch.distributed.init_process_group`."""
-    # What is said between processes is on the CPU, gradients where the network is.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **options
-    )
+    """Join the processes of a group, which may be this one alone.
+
+    The options are those of `torch.distributed.init_process_group`.
+    """
+    # Gradients are exchanged on the network's device, all else on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, **options)
     return Group(dist.get_rank(), dist.get_world_size(), is_joined=True)
 
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether an error says that another process of the group has ended."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    )
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()

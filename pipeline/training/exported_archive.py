@@ -1,9 +1,15 @@
 """The file of an exported network, checked before torch reads it: it may come from a stranger.
 
-`torch.export.load` trusts its file in more ways than one: pickled parts are loaded without ``weights_only``, sizes are given to
-``sympy.sympify``, which evaluates them, operators are looked up by any name in ``torch``, names of nodes become Python source that is
-executed, compiled libraries are loaded. So nothing but a plain graph of ATen operators over plain tensors is let through, and torch is
-given a file that is written anew from what was checked, since two readers of one ZIP file need not see the same members.
+`torch.export.load` trusts its file in several ways:
+
+- Pickled parts are loaded without ``weights_only``.
+- Sizes are given to ``sympy.sympify``, which evaluates them.
+- Operators are looked up by any name in ``torch``.
+- Names of nodes become Python source that is executed.
+- Compiled libraries are loaded.
+
+So only a plain graph of ATen operators over plain tensors is let through. torch gets a file that is
+written anew from what was checked, since two readers of one ZIP file need not see the same members.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import torch
 from pipeline.errors import first_line
 
 _MOST_JSON = 256 * 2**20
-"""Bytes of a description; that of swin_v2_b has 3 MB."""
+"""Bytes of a description at most; that of swin_v2_b has 3 MB."""
 
 _PROGRAM = "models/model.json"
 _MEMBERS = {
@@ -59,7 +65,7 @@ _WRITTEN_BY_TORCH = {
 }
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:+\-]*")
-"""Texts that mean nothing but themselves, also where they become Python source."""
+"""Texts that mean nothing but themselves, even if they become Python source."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ATEN = re.compile(r"torch\.ops\.aten\.([a-z0-9_]+)\.[A-Za-z0-9_]+")
 _SIZES_BY = (
@@ -85,16 +91,22 @@ _TEXTS_OF = {
     "pad": "constant|reflect|replicate|circular",
     "div": "floor|trunc",
 }
-"""Operators that take a text, and which; one that opens a file by its name would take one as well."""
+"""Operators that take a text, and the texts that they may take.
+
+An operator that opens a file by its name would take a text as well.
+"""
 _KINDS = ("tensor", "optional_tensor", "int", "float", "bool", "sym_int", "sym_float", "sym_bool")
-_ARGUMENTS = {
+_SINGLE_ARGUMENTS = {f"as_{kind}" for kind in _KINDS}
+_LIST_ARGUMENTS = {f"as_{kind}s" for kind in _KINDS}
+_OTHER_ARGUMENTS = {
     "as_none",
     "as_string",
     "as_scalar_type",
     "as_memory_format",
     "as_layout",
     "as_device",
-} | {f"as_{kind}{plural}" for kind in _KINDS for plural in ("", "s")}
+}
+_ARGUMENTS = _SINGLE_ARGUMENTS | _LIST_ARGUMENTS | _OTHER_ARGUMENTS
 
 _FUNCTIONS = {
     "Symbol",
@@ -125,41 +137,6 @@ _ONE_INPUT = [
 ]
 _ONE_OUTPUT = [1, _LEAF]
 
-
-class UnsafeArchive(ValueError):
-    """A file holds more than a plain network, or is none."""
-
-
-def write_checked(file: Path, copy: Path) -> None:
-    """Write what is safe of an exported network to another file, for `torch.export.load`.
-
-    Args:
-        file: Of `torch.export.save`, from wherever.
-        copy: To write.
-
-    Raises:
-        UnsafeArchive: The file holds more than a plain network, or is damaged.
-        OSError: It cannot be read, or the copy not be written.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = _members(archive)
-            if missing := _NEEDED - members.keys():
-                raise UnsafeArchive(f"no exported network: it lacks {', '.join(sorted(missing))}")
-            descriptions = {
-                name: _described(name, archive, members)
-                for name in members
-                if name.endswith((".json", ".pt"))
-            }
-            _write(archive, members, descriptions, copy)
-    except UnsafeArchive:
-        raise
-    except _DAMAGED as error:
-        raise UnsafeArchive(
-            f"no exported network, or a damaged one: {first_line(error)}"
-        ) from error
-
-
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -170,11 +147,46 @@ _DAMAGED = (
     AttributeError,
     RuntimeError,
 )
-"""What zipfile raises, and what is raised where a description is not of the form that torch writes."""
+"""What zipfile raises, and what is raised if a description has not the form that torch writes."""
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by their names below the one folder of the archive."""
+class UnsafeArchive(ValueError):
+    """A file holds more than a plain network, or is none."""
+
+
+def write_checked(file: Path, copy: Path) -> None:
+    """Write what is safe of an exported network to another file, for `torch.export.load`.
+
+    Args:
+        file: File that `torch.export.save` has written, from whatever source.
+        copy: File that is written.
+
+    Raises:
+        UnsafeArchive: The file holds more than a plain network, or is damaged.
+        OSError: The file cannot be read, or the copy cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = _check_members(archive)
+            missing = _NEEDED - members.keys()
+            if missing:
+                raise UnsafeArchive(f"no exported network: it lacks {', '.join(sorted(missing))}")
+            descriptions = {
+                name: _check_description(name, archive, members)
+                for name in members
+                if name.endswith((".json", ".pt"))
+            }
+            _write_archive(archive, members, descriptions, copy)
+    except UnsafeArchive:
+        raise
+    except _DAMAGED as error:
+        raise UnsafeArchive(
+            f"no exported network, or a damaged one: {first_line(error)}"
+        ) from error
+
+
+def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Check the members of an archive; return them by their names below its only folder."""
     found: dict[str, zipfile.ZipInfo] = {}
     roots = set()
     for member in archive.infolist():
@@ -192,20 +204,22 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
-def _described(
+def _check_description(
     name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
 ) -> bytes:
-    """Return what torch is to read of a part that describes the network."""
-    if members[name].file_size > _MOST_JSON:
-        raise UnsafeArchive(
-            f"its member {name!r} has {members[name].file_size} bytes, more than {_MOST_JSON}"
-        )
+    """Check a part that describes the network; return what torch may read of it."""
+    size = members[name].file_size
+    if size > _MOST_JSON:
+        raise UnsafeArchive(f"its member {name!r} has {size} bytes, more than {_MOST_JSON}")
     content = archive.read(members[name])
     if name == _PROGRAM:
-        return json.dumps(_program(json.loads(content))).encode()
+        program = _check_program(json.loads(content))
+        return json.dumps(program).encode()
     if name.endswith(".json"):
-        return json.dumps(_tensors(json.loads(content), name, archive, members)).encode()
-    # What the export was tried with, pickled; release 0.1.0 has kept it. It is not needed.
+        tensors = _check_tensors(json.loads(content), name, archive, members)
+        return json.dumps(tensors).encode()
+    # The pickled inputs with which the export was tried. Release 0.1.0 has kept them; they are not
+    # needed.
     _need_weights_only(content, name)
     return b""
 
@@ -222,10 +236,10 @@ def _need_weights_only(content: bytes, name: str) -> None:
         ) from error
 
 
-def _tensors(
+def _check_tensors(
     raw: Any, name: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
 ) -> Any:
-    """Return the list of tensors of an archive, each in a member of its own."""
+    """Check a list of an archive's tensors, each in a member of its own; return the list."""
     folder = name.rpartition("/")[0]
     for entry in raw["config"].values():
         path = f"{folder}/{entry['path_name']}"
@@ -237,8 +251,8 @@ def _tensors(
     return raw
 
 
-def _program(raw: Any) -> Any:
-    """Return a graph without what is of no use for computing, and all of it checked."""
+def _check_program(raw: Any) -> Any:
+    """Check all of a graph; return it without what is of no use for computing."""
     module = raw["graph_module"]
     graph = module["graph"]
     if graph.get("custom_obj_values"):
@@ -246,29 +260,28 @@ def _program(raw: Any) -> Any:
     for node in graph["nodes"]:
         node["metadata"] = {}
         _need_operator(node)
-    module["metadata"], module["treespec_namedtuple_fields"] = {}, {}
+    module["metadata"] = {}
+    module["treespec_namedtuple_fields"] = {}
     module["module_call_graph"] = [
-        _signature(entry) for entry in module["module_call_graph"] if entry["fqn"] == ""
+        _check_signature(entry) for entry in module["module_call_graph"] if entry["fqn"] == ""
     ]
     # Python source of conditions on the input, which would be executed.
     raw["guards_code"] = []
-    specs = [
-        entry["signature"].pop(name)
-        for entry in module["module_call_graph"]
-        for name in ("in_spec", "out_spec")
-    ]
+    # The specs are checked, but are no plain texts: they are put back afterwards.
+    specs: dict[str, str] = {}
+    for entry in module["module_call_graph"]:
+        for name in ("in_spec", "out_spec"):
+            specs.setdefault(name, entry["signature"].pop(name))
     _need_plain(raw)
     for entry in module["module_call_graph"]:
-        entry["signature"] |= dict(zip(("in_spec", "out_spec"), specs[:2], strict=True))
+        entry["signature"] |= specs
     return raw
 
 
-def _signature(entry: Any) -> Any:
+def _check_signature(entry: Any) -> Any:
     signature = entry["signature"]
-    if (
-        json.loads(signature["in_spec"]) != _ONE_INPUT
-        or json.loads(signature["out_spec"]) != _ONE_OUTPUT
-    ):
+    takes_one = json.loads(signature["in_spec"]) == _ONE_INPUT
+    if not takes_one or json.loads(signature["out_spec"]) != _ONE_OUTPUT:
         raise UnsafeArchive("it is no function from one tensor to one tensor")
     return {"fqn": "", "signature": signature}
 
@@ -284,19 +297,20 @@ def _need_operator(node: Any) -> None:
         if kind not in _ARGUMENTS:
             raise UnsafeArchive(f"it calls {target!r} with an argument of kind {kind!r}")
         if kind == "as_string":
+            text = argument["arg"][kind]
             allowed = _TEXTS_OF.get(aten[1] if aten else "")
-            if allowed is None or not re.fullmatch(allowed, argument["arg"][kind]):
-                raise UnsafeArchive(f"it calls {target!r} with {argument['arg'][kind]!r}")
-            # Allowed here; elsewhere such characters are not.
-            argument["arg"][kind] = _Text(argument["arg"][kind])
+            if allowed is None or not re.fullmatch(allowed, text):
+                raise UnsafeArchive(f"it calls {target!r} with {text!r}")
+            # Its characters are allowed here, but not elsewhere.
+            argument["arg"][kind] = _CheckedText(text)
 
 
-class _Text(str):
-    """A text that was checked where it stands."""
+class _CheckedText(str):
+    """A text that has been checked already, by the rule for its place."""
 
 
 def _need_plain(value: Any, key: str = "") -> None:
-    """Check every text of a description: what it may become, it must not become anything else."""
+    """Check that every text of a description is harmless, whatever torch makes of it."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _need_plain(name)
@@ -304,17 +318,24 @@ def _need_plain(value: Any, key: str = "") -> None:
     elif isinstance(value, list):
         for inner in value:
             _need_plain(inner, key)
-    elif isinstance(value, str) and not isinstance(value, _Text):
-        if key == "expr_str":
-            _need_size(value)
-        elif not _PLAIN.fullmatch(value) or (
-            key in ("name", "forward_arg_names") and value and not _IDENTIFIER.fullmatch(value)
-        ):
-            raise UnsafeArchive(f"it holds the text {value[:60]!r}")
+    elif isinstance(value, str) and not isinstance(value, _CheckedText):
+        _need_plain_text(value, key)
+
+
+def _need_plain_text(text: str, key: str) -> None:
+    if key == "expr_str":
+        _need_size(text)
+        return
+    is_name = text != "" and key in ("name", "forward_arg_names")
+    if not _PLAIN.fullmatch(text) or (is_name and not _IDENTIFIER.fullmatch(text)):
+        raise UnsafeArchive(f"it holds the text {text[:60]!r}")
 
 
 def _need_size(text: str) -> None:
-    """Check that an expression is one of sizes, such as ``Mul(Integer(12), Symbol('s31', positive=True, integer=True))``."""
+    """Check that an expression is one of sizes.
+
+    An example is ``Mul(Integer(12), Symbol('s31', positive=True, integer=True))``.
+    """
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
@@ -328,30 +349,29 @@ def _is_size(node: ast.expr) -> bool:
         return isinstance(node.op, ast.USub) and _is_size(node.operand)
     if isinstance(node, ast.Constant):
         return type(node.value) is int
-    if (
-        not isinstance(node, ast.Call)
-        or not isinstance(node.func, ast.Name)
-        or node.func.id not in _FUNCTIONS
-    ):
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
-    if not all(
-        word.arg in _ASSUMPTIONS
-        and isinstance(word.value, ast.Constant)
-        and word.value.value is True
-        for word in node.keywords
-    ):
+    if node.func.id not in _FUNCTIONS or not all(map(_is_assumption, node.keywords)):
         return False
     if node.func.id == "Symbol":
         (name,) = node.args
-        return (
-            isinstance(name, ast.Constant)
-            and isinstance(name.value, str)
-            and re.fullmatch(r"[a-z]+\d+", name.value) is not None
-        )
+        return _is_symbol_name(name)
     return all(map(_is_size, node.args))
 
 
-def _write(
+def _is_assumption(word: ast.keyword) -> bool:
+    if word.arg not in _ASSUMPTIONS or not isinstance(word.value, ast.Constant):
+        return False
+    return word.value.value is True
+
+
+def _is_symbol_name(node: ast.expr) -> bool:
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+        return False
+    return re.fullmatch(r"[a-z]+\d+", node.value) is not None
+
+
+def _write_archive(
     archive: zipfile.ZipFile,
     members: Mapping[str, zipfile.ZipInfo],
     descriptions: Mapping[str, bytes],

@@ -1,4 +1,7 @@
-"""A trained network as files that need none of the code that made it: written by `torch.export`, read whoever wrote them."""
+"""A trained network as files that need none of the code that made it.
+
+`torch.export` writes them. They can be read safely, whoever wrote them.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,17 @@ from pipeline.errors import UserError, first_line
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.exported_archive import UnsafeArchive, write_checked
 
-NETWORK, CLASSES, PREPROCESSING = "network.pt2", "classes.json", "preprocessing.json"
-"""Files of an exported classifier."""
+# Files of an exported classifier.
+NETWORK = "network.pt2"
+CLASSES = "classes.json"
+PREPROCESSING = "preprocessing.json"
+
 BATCH_SIZE = 64
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
-"""What an exported network tells of the code it came from: paths of this machine, and a third of the time it takes to load."""
+"""Fields of an exported network that tell which code it came from.
+
+They hold paths of this machine, and are a third of the time that the network takes to load.
+"""
 _LARGEST_BATCH = 4096
 
 
@@ -30,15 +39,16 @@ def save_exported(network: nn.Module, image_size: int, file: Path) -> None:
     """Export a network for batches of any size up to 4,096; the file has no pickled part.
 
     Args:
-        network: Images (batch, 3, image_size, image_size), normalised, to logits (batch, classes); on the CPU in evaluation mode
-            after the call.
+        network: The network, from normalised images (batch, 3, image_size, image_size) to logits
+            (batch, classes). After the call it is on the CPU in evaluation mode.
         image_size: Side of its square input, in pixels.
-        file: Ends in ``.pt2``.
+        file: File that is written; its name ends in ``.pt2``.
 
     Raises:
-        UserError: It computes with what `load_exported` would not read.
+        UserError: The network computes with what `load_exported` would not read.
     """
-    # In the plain memory format: of another one torch.export warns that it does not know the weights' storage.
+    # The memory format must be the plain one: for another one torch.export warns that it does not
+    # know the weights' storage.
     network = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     with torch.no_grad():
@@ -72,7 +82,7 @@ def load_exported(file: Path | str, device: torch.device | str) -> nn.Module:
         except UnsafeArchive as error:
             raise UserError(f"{NETWORK}: {error}") from error
         except Exception as error:
-            # A graph of allowed operators that fit together nowhere fails in any way.
+            # A graph of allowed operators that do not fit together may fail in any way.
             raise UserError(f"{NETWORK}: torch cannot read it: {first_line(error)}") from error
     if torch.device(device).type != "cpu":
         program = torch.export.passes.move_to_device_pass(program, str(device))
@@ -83,19 +93,22 @@ class Classifier:
     """An exported network with the names of its classes and its preprocessing.
 
     Args:
-        folder: Of ``network.pt2``, ``classes.json`` and ``preprocessing.json``, from wherever: nothing of them is executed.
-        device: To compute on; empty: a GPU where there is one.
+        folder: Folder of ``network.pt2``, ``classes.json`` and ``preprocessing.json``, from
+            whatever source: nothing of them is executed.
+        device: The device that computes; empty: a GPU if there is one.
 
     Attributes:
-        classes: Names in the order of the probabilities.
-        preprocessing: As in training.
+        classes: Names of the classes in the order of the probabilities.
+        preprocessing: The preprocessing that the network was trained with.
 
     Raises:
         UserError: A file is missing, or holds something else.
     """
 
     def __init__(self, folder: Path, device: str = "") -> None:
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if not device:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
         try:
             self.classes = classes_from(json.loads((folder / CLASSES).read_text(encoding="utf-8")))
             self.preprocessing = Preprocessing.from_dict(
@@ -108,7 +121,10 @@ class Classifier:
             raise UserError(f"a file is no JSON: {first_line(error)}") from error
 
     def classify(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        """Return probabilities of shape (images, classes) for what `Preprocessing.pixels` has made of images.
+        """Return probabilities of shape (images, classes).
+
+        Args:
+            images: Images as `Preprocessing.pixels` has made them.
 
         Raises:
             UserError: The network does not give as many scores as there are classes.
@@ -116,17 +132,18 @@ class Classifier:
         parts = [np.zeros((0, len(self.classes)))]
         for start in range(0, len(images), BATCH_SIZE):
             pixels = np.stack(images[start : start + BATCH_SIZE])
-            logits = self._logits(
-                self.preprocessing.normalise(torch.from_numpy(pixels).to(self._device))
-            )
+            logits = self._compute_logits(pixels)
             if logits.shape != (len(pixels), len(self.classes)):
                 raise UserError(
-                    f"the network gives {tuple(logits.shape)} for {len(pixels)} images and {len(self.classes)} classes"
+                    f"the network gives {tuple(logits.shape)} for {len(pixels)} images "
+                    f"and {len(self.classes)} classes"
                 )
             parts.append(logits.double().softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _compute_logits(self, pixels: NDArray[np.uint8]) -> Tensor:
+        images = torch.from_numpy(pixels).to(self._device)
+        images = self.preprocessing.normalise(images)
         try:
             with torch.inference_mode():
                 logits: Tensor = self._network(images)
@@ -134,13 +151,18 @@ class Classifier:
             if is_out_of_memory(error):
                 raise
             raise UserError(
-                f"the network cannot take images of {self.preprocessing.image_size} pixels: {first_line(error)}"
+                f"the network cannot take images of {self.preprocessing.image_size} pixels: "
+                f"{first_line(error)}"
             ) from error
         return logits
 
 
 def classes_from(raw: object) -> list[str]:
-    """Return names of classes that were read; raises UserError where they are none."""
+    """Return the names of the classes from what was read.
+
+    Raises:
+        UserError: It is no list of names, or an empty one.
+    """
     if not isinstance(raw, list) or not raw or not all(isinstance(name, str) for name in raw):
         raise UserError(f"{CLASSES}: a list of names is needed, got {str(raw)[:200]}")
     return raw

@@ -1,8 +1,10 @@
-"""Features of a frozen backbone: computed once per image, kept on disk, and trained on instead of images.
+"""Features of a frozen backbone, which a training takes instead of images.
 
-A folder ``prepared/features-KEY/`` holds what one backbone makes of images prepared in one way; KEY is a hash over all that decides it.
-Each pair ``NAME.npy``, features (images, views, ...) in fp32, and ``NAME.ids.npy``, uint8 (images, 16), is written whole or not at all, the
-ids last, and never changed. The folders may be deleted by hand while nothing trains; what is missed is computed anew.
+They are computed once per image, and kept on disk. A folder ``prepared/features-KEY/`` holds what
+one backbone makes of images that are prepared in one way; KEY is a hash over all that decides it.
+It has pairs of files: ``NAME.npy``, features (images, views, ...) in fp32, and ``NAME.ids.npy``,
+uint8 (images, 16). Each file is written whole or not at all, the ids last, and never changed. The
+folders may be deleted by hand while nothing trains; what is missing is computed anew.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import io
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from itertools import product
 from pathlib import Path
@@ -33,21 +35,23 @@ from pipeline.training.device import is_out_of_memory
 from pipeline.training.precision import Numerics
 
 _ID_BYTES = 16
-_FILE_BYTES, _FILE_SECONDS = 64 * 2**20, 60.0
-"""A file is ended beyond this size or time; what a kill loses is the one that was being made."""
+_FILE_BYTES = 64 * 2**20
+"""A file is ended beyond this size; a kill loses only the file that was being made."""
+_FILE_SECONDS = 60.0
+"""A file is ended beyond this time, for the same reason."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how many images have been, and of how many."""
+"""A function that is called with what is done, the number of finished images, and of all images."""
 
 
 class Backbone:
     """A network without its head, on a device.
 
     Args:
-        network: With a head that `is_head_last` has found to be last.
-        preprocessing: From stored images to its input.
-        numerics: Number and memory format.
-        device: Where it computes.
+        network: The network. `is_head_last` has found that its head is last.
+        preprocessing: The way from stored images to its input.
+        numerics: Number format and memory format.
+        device: The device that computes.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Backbone:
     ) -> None:
         self._module = network.module.to(device).to(memory_format=numerics.memory_format)
         self._head = network.module.get_submodule(network.head)
-        self._preprocessing, self._numerics, self._device = preprocessing, numerics, device
+        self._preprocessing = preprocessing
+        self._numerics = numerics
+        self._device = device
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the head's input, fp32 on the CPU, for stored images (batch, 3, size, size)."""
@@ -68,28 +74,29 @@ class Backbone:
         self._module.eval()
         try:
             with torch.inference_mode(), self._numerics.autocast(self._device):
-                self._module(
-                    self._numerics.arrange(self._preprocessing.normalise(images.to(self._device)))
-                )
+                inputs = self._preprocessing.normalise(images.to(self._device))
+                inputs = self._numerics.arrange(inputs)
+                self._module(inputs)
         finally:
             hook.remove()
         return seen[-1].float().cpu()
 
 
 def is_head_last(network: Network, image_size: int) -> bool:
-    """Return whether the network's answer is its head's, so that the head can be trained alone; SqueezeNet averages after it."""
+    """Whether the network's answer is that of its head, so that the head can be trained alone.
+
+    SqueezeNet, for one, averages after its head.
+    """
     answers: list[Any] = []
-    hook = network.module.get_submodule(network.head).register_forward_hook(
-        lambda *seen: answers.append(seen[2])
-    )
+    head = network.module.get_submodule(network.head)
+    hook = head.register_forward_hook(lambda module, inputs, output: answers.append(output))
     parameter = next(network.module.parameters())
     network.module.eval()
     try:
         with torch.inference_mode():
-            # Not of zeros, which would hide what stands beside the head.
-            images = torch.rand(
-                2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
-            )
+            # Images of zeros would hide what stands beside the head.
+            generator = torch.Generator().manual_seed(0)
+            images = torch.rand(2, 3, image_size, image_size, generator=generator)
             output = network.module(images.to(parameter.device))
     finally:
         hook.remove()
@@ -111,21 +118,38 @@ def hash_backbone(module: nn.Module, head: str) -> str:
     return digest.hexdigest()
 
 
-class Features(Dataset[tuple[Tensor, Tensor]]):
-    """The features of one split's images, in the place of the images (see `pipeline.data.loader.Images`).
+def hash_contents(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
+    """Return 16 bytes per image, shape (images, 16).
 
-    Where images have several views, epoch 1 shows the first, epoch 2 the second, and so on, and then the first again.
+    Args:
+        contents: Hash of each image's content.
+        numbered: The number of an image counts too, since its augmentation depends on it.
+    """
+    texts: Iterable[str] = contents
+    if numbered:
+        texts = (f"{content} {number}" for number, content in enumerate(contents))
+    digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
+    return np.frombuffer(digests, np.uint8).reshape(-1, _ID_BYTES)
+
+
+class Features(Dataset[tuple[Tensor, Tensor]]):
+    """The features of one split's images, used instead of `pipeline.data.loader.Images`.
+
+    If images have several views, epoch 1 shows the first, epoch 2 the second, and so on, and then
+    the first again.
 
     Attributes:
-        labels: Of the split's images, shape (images,).
-        num_classes: Of all images, those of other splits included.
+        labels: Labels of the split's images, shape (images,).
+        num_classes: Number of classes of all images, those of other splits included.
     """
 
     def __init__(
         self, images: Images, files: Sequence[NDArray[np.float32]], places: NDArray[np.int64]
     ) -> None:
-        self.labels, self.num_classes = images.labels, images.num_classes
-        self._files, self._places = files, places
+        self.labels = images.labels
+        self.num_classes = images.num_classes
+        self._files = files
+        self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -146,10 +170,10 @@ class FeatureCache:
     """The features that one backbone makes of images which are prepared in one way, in a folder.
 
     Args:
-        folder: The folder; processes that need the same one wait for one another.
-        backbone: Computes the features.
-        batch_size: Images per forward pass.
-        workers: Processes that read and augment images; with 0 this process does it.
+        folder: The folder; processes that need the same folder wait for one another.
+        backbone: The network that computes the features.
+        batch_size: Number of images in a forward pass.
+        workers: Number of processes that read and augment images; with 0 this process does it.
         progress: Called while features are computed.
     """
 
@@ -169,14 +193,15 @@ class FeatureCache:
 
         Args:
             images: The images of the split.
-            ids: What tells its images apart in the folder, shape (images, 16); equal ones have equal
-                features.
-            num_views: Features per image: what training would show in epochs 1 to `num_views`.
+            ids: Ids that tell its images apart in the folder, shape (images, 16). Images of equal
+                ids have equal features.
+            num_views: Number of features per image: those of what training would show in epochs 1
+                to `num_views`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with lock(self._folder):
-            # Each content once, in the split's order: whoever goes on after a kill makes the same
-            # batches, and so the same bits.
+            # Each id is computed once, in the split's order: a process that goes on after a kill
+            # makes the same batches, and so the same bits.
             _, first = np.unique(ids, axis=0, return_index=True)
             known = _read(self._folder)[1]
             missing = [
@@ -184,7 +209,7 @@ class FeatureCache:
             ]
             self._compute(images, ids, missing, num_views)
         files, known = _read(self._folder)
-        places = np.array([known[one.tobytes()] for one in ids], dtype=np.int64)
+        places = np.array([known[image_id.tobytes()] for image_id in ids], dtype=np.int64)
         return Features(images, files, places), len(missing)
 
     def _compute(
@@ -194,7 +219,8 @@ class FeatureCache:
         parts = [missing[start : start + per_batch] for start in range(0, len(missing), per_batch)]
         keys = [_keys(part, num_views) for part in parts]
         made: list[NDArray[np.float32]] = []
-        done = saved = 0
+        done = 0
+        saved = 0
         begun = time.monotonic()
         with closing(batches_of(images, keys, self._workers)) as batches:
             for part, batch in zip(parts, batches, strict=True):
@@ -202,33 +228,38 @@ class FeatureCache:
                 made.append(features.reshape(len(part), num_views, *features.shape[1:]))
                 done += len(part)
                 self._progress("computing features of", done, len(missing))
-                is_full = sum(one.nbytes for one in made) >= _FILE_BYTES
+                is_full = sum(array.nbytes for array in made) >= _FILE_BYTES
                 is_late = time.monotonic() - begun >= _FILE_SECONDS
                 if is_full or is_late or done == len(missing):
                     _write(self._folder, ids[missing[saved:done]], np.concatenate(made))
-                    made, saved, begun = [], done, time.monotonic()
+                    made = []
+                    saved = done
+                    begun = time.monotonic()
 
 
 def _keys(numbers: Sequence[int], num_views: int) -> list[Key]:
-    """Return the keys of all views of some images, those of one image side by side."""
+    """Return the keys of all views of some images; the views of an image follow one another."""
     return [(view, number) for number, view in product(numbers, range(1, num_views + 1))]
 
 
 def _read(folder: Path) -> tuple[list[NDArray[np.float32]], dict[bytes, tuple[int, int]]]:
-    """Return the files, mapped into memory, and of each id its file and row; files that are cut off are left out."""
+    """Return the files, mapped into memory, and the file and row of each id.
+
+    Files that are cut off are left out.
+    """
     files: list[NDArray[np.float32]] = []
     known: dict[bytes, tuple[int, int]] = {}
     for listed in sorted(folder.glob("*.ids.npy")):
         with suppress(FileNotFoundError, ValueError, EOFError):
             ids = np.load(listed)
-            features = _mapped(listed.with_name(listed.name.replace(".ids.npy", ".npy")))
-            known |= {one.tobytes(): (len(files), row) for row, one in enumerate(ids)}
+            features = _map_file(listed.with_name(listed.name.replace(".ids.npy", ".npy")))
+            known |= {image_id.tobytes(): (len(files), row) for row, image_id in enumerate(ids)}
             files.append(features)
     return files, known
 
 
-def _mapped(file: Path) -> NDArray[np.float32]:
-    """Return an fp32 array of `numpy.save`, mapped into memory.
+def _map_file(file: Path) -> NDArray[np.float32]:
+    """Return an fp32 array that `numpy.save` has written, mapped into memory.
 
     `numpy.load` would keep the file open, and there may be more files than a process may open.
 
@@ -238,7 +269,8 @@ def _mapped(file: Path) -> NDArray[np.float32]:
     with file.open("rb") as opened:
         np.lib.format.read_magic(opened)
         shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-        start, size = opened.tell(), file.stat().st_size
+        start = opened.tell()
+        size = file.stat().st_size
     if dtype != np.float32 or size != start + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{file} is cut off")
     content = torch.from_file(str(file), size=size, dtype=torch.uint8)
@@ -246,7 +278,7 @@ def _mapped(file: Path) -> NDArray[np.float32]:
 
 
 def _compute_in_halves(backbone: Backbone, images: Tensor) -> Tensor:
-    """Return the features of images, in halves where all at once do not fit in memory."""
+    """Return the features of images; compute them in halves if all do not fit in memory at once."""
     try:
         return backbone(images)
     except (RuntimeError, MemoryError) as error:
@@ -254,7 +286,8 @@ def _compute_in_halves(backbone: Backbone, images: Tensor) -> Tensor:
             raise
     if len(images) == 1:
         raise OutOfMemory(
-            "out of memory: the backbone does not take even one image; a smaller data.image_size or network may fit"
+            "out of memory: the backbone does not take even one image; "
+            "a smaller data.image_size or network may fit"
         )
     return torch.cat([_compute_in_halves(backbone, half) for half in images.tensor_split(2)])
 
@@ -265,22 +298,3 @@ def _write(folder: Path, ids: NDArray[np.uint8], features: NDArray[np.float32]) 
         buffer = io.BytesIO()
         np.save(buffer, array)
         write_whole(folder / f"{name}{suffix}", buffer.getvalue(), durable=True)
-
-
-def hash_contents(contents: Sequence[str], numbered: bool) -> NDArray[np.uint8]:
-    """Return 16 bytes per image, shape (images, 16).
-
-    Args:
-        contents: Hash of each image's content.
-        numbered: Its number counts too, since its augmentation depends on it.
-    """
-
-    def texts() -> Iterator[str]:
-        yield from (
-            (f"{content} {number}" for number, content in enumerate(contents))
-            if numbered
-            else contents
-        )
-
-    digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts())
-    return np.frombuffer(digests, np.uint8).reshape(-1, _ID_BYTES)

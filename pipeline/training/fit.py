@@ -1,4 +1,4 @@
-"""Train one network on one set of images: the epochs, the best weights, early stopping, resuming."""
+"""Train one network on one set of images: epochs, best weights, early stopping, resuming."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def fit(
 ) -> FitResult:
     """Train, validate after each epoch, and keep the best weights in `context.checkpoint`.
 
-    They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that among
-    equal scores the longer-trained one is kept. ``train/loss`` is the mean of what is minimised,
-    weighed by class where `class_weights` is balanced; ``val/loss`` never is, so that it compares
-    across configurations. If `context.resume` has a checkpoint, the training goes on from there, to
-    the same bits on a CPU.
+    They are replaced when `training.best_metric` is >= the best so far (<= for a loss), so that
+    among equal scores the longer-trained one is kept. ``train/loss`` is the mean of what is
+    minimised, weighed by class if `class_weights` is balanced; ``val/loss`` never is, so that it
+    compares across configurations. If `context.resume` has a checkpoint, the training goes on from
+    there, to the same bits on a CPU.
 
     Args:
         configuration: What is trained, and how.

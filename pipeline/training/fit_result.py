@@ -20,7 +20,7 @@ class FitResult:
         best_epoch: Number of the best epoch, from 1; 0 before the first validation.
         labels: Labels of the validation images, shape (images,).
         logits: Logits of the best epoch, shape (images, classes).
-        seconds: Wall-clock time of training and validation, the time before an interruption included.
+        seconds: Wall-clock time of training and validation, with that before an interruption.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A network's answers, and its modes."""
+"""The answers of a network, and its training mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def main_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor
 
 
 def set_training_mode(network: Network, frozen: bool) -> None:
-    """Switch to training; a frozen backbone stays in evaluation, its BatchNorm statistics and dropout too."""
+    """Switch a network to training mode.
+
+    A frozen backbone stays in evaluation mode, its BatchNorm statistics and dropout too.
+    """
     network.module.train(not frozen)
     if frozen:
         network.module.get_submodule(network.head).train()
@@ -32,16 +35,18 @@ def predict_logits(
     device: torch.device,
     numerics: Numerics = PLAIN,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return labels (images,) and logits (images, classes) of all images of a loader, in its order; without preprocessing as they are."""
+    """Return labels (images,) and logits (images, classes) of all images of a loader, in its order.
+
+    If `preprocessing` is None, the network gets the images as they are.
+    """
     module.eval()
-    all_labels, all_logits = [], []
+    all_labels = []
+    all_logits = []
     with torch.inference_mode(), numerics.autocast(device):
         for images, labels in loader.epoch(0):
-            inputs = (
-                images.to(device)
-                if preprocessing is None
-                else preprocessing.normalise(images.to(device))
-            )
+            inputs = images.to(device)
+            if preprocessing is not None:
+                inputs = preprocessing.normalise(inputs)
             all_logits.append(main_output(module(numerics.arrange(inputs))).float().cpu())
             all_labels.append(labels)
     return torch.cat(all_labels).numpy(), torch.cat(all_logits).numpy()

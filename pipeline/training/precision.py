@@ -1,4 +1,4 @@
-"""Number format and memory format of a training, and which of them is fastest here, by measurement."""
+"""Number format and memory format of a training, and the measurement that finds the fastest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, product
 from statistics import fmean
 from typing import Any
 
@@ -19,14 +19,27 @@ from pipeline.config import Training
 from pipeline.errors import first_line
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-WARM_UP, STEPS = 1, 3
-"""Steps before the clock runs, which choose and compile kernels; steps that are timed."""
-_HOPELESS, _HOPELESS_AT_ONCE = 1.5, 4.0
-"""A first timed step so much slower than the best so far ends a candidate's measurement."""
+WARM_UP = 1
+"""Steps before the clock runs, which choose and compile kernels."""
+STEPS = 3
+"""Steps that are timed."""
+_HOPELESS = 1.5
+"""If the first timed step takes more than this many times the best time so far, it is the last."""
+_HOPELESS_AT_ONCE = 4.0
+"""On a CPU, a step of the warm-up is the last if it takes more than this many times that time."""
 _GAIN = 0.95
-"""Another form than the plain one must take at most this part of its time, or the measurement may be noise."""
+"""Another form must take at most this part of the plain form's time, or the gain may be noise."""
 _CLOSE = 0.05
-"""Relative difference of the mean loss over the same steps from that of fp32 up to which it is close."""
+"""Largest relative difference of a close loss from that of fp32, as means over the same steps."""
+
+OneStep = Callable[[Tensor, Tensor], float]
+"""From images and labels to the loss of an optimizer step at learning rate 0.
+
+The step does all the work of a real one, but the weights stay as they are. At a real learning rate
+the losses of deep networks lie far apart after two steps of different rounding, however good each
+of them is. If a gradient is not finite, the next step's loss still shows it, since 0 times such a
+number is not a number.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,14 @@ class Numerics:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of images and weights."""
+        """The memory format of images and weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def arrange(self, images: Tensor) -> Tensor:
-        """Return images (batch, channels, height, width) in the memory format; what has no such shape stays as it is."""
+        """Return images (batch, channels, height, width) in the memory format.
+
+        A tensor that does not have four dimensions stays as it is.
+        """
         return images.contiguous(memory_format=self.memory_format) if images.ndim == 4 else images
 
     def __str__(self) -> str:
@@ -69,12 +85,12 @@ PLAIN = Numerics()
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why.
+    """The number format and memory format that were chosen, and why.
 
     Attributes:
-        numerics: The choice.
-        seconds: Of one step by candidate, as its text.
-        refused: Why candidates were not taken in spite of their speed.
+        numerics: The formats that were chosen.
+        seconds: Seconds of one step, by the text of the candidate.
+        refused: Reasons why candidates were not taken in spite of their speed, by their text.
     """
 
     numerics: Numerics
@@ -87,36 +103,26 @@ class Choice:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Choice:
-        """Rebuild from `to_dict`."""
+        """Return the choice from the values of `to_dict`."""
         return cls(Numerics(**raw["numerics"]), raw["seconds"], raw["refused"])
 
 
 def list_candidates(training: Training, device: torch.device) -> list[Numerics]:
-    """Return the forms that `training.precision` and `training.memory_format` allow on a device, the plainest first.
+    """Return the forms that the configuration allows on a device, the plainest first.
 
-    fp16 needs a range that only the loss scaling of GPUs gives, so that ``auto`` tries it on CUDA only.
+    `training.precision` and `training.memory_format` decide. fp16 needs a range that only the loss
+    scaling of GPUs gives, so ``auto`` tries it on CUDA only.
     """
-    precisions = (
-        [training.precision]
-        if training.precision != "auto"
-        else ["fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])]
-    )
-    formats = (
-        [training.memory_format == "channels_last"]
-        if training.memory_format != "auto"
-        else [False, True]
-    )
-    return [
-        Numerics(precision, channels_last) for precision in precisions for channels_last in formats
-    ]
-
-
-OneStep = Callable[[Tensor, Tensor], float]
-"""From images and labels to the loss of an optimizer step at learning rate 0: all of a step's work, but weights stay as they are.
-
-At a real learning rate the losses of deep networks lie far apart after two steps of different rounding, however good each of them is.
-What is not finite in a gradient shows in the next step's loss all the same, since 0 times it is not a number.
-"""
+    precisions: list[str] = [training.precision]
+    if training.precision == "auto":
+        precisions = ["fp32", "bf16"]
+        if device.type == "cuda":
+            precisions.append("fp16")
+    formats = [training.memory_format == "channels_last"]
+    if training.memory_format == "auto":
+        formats = [False, True]
+    forms = product(precisions, formats)
+    return [Numerics(precision, channels_last) for precision, channels_last in forms]
 
 
 def find_fastest(
@@ -126,19 +132,22 @@ def find_fastest(
     batches: Sequence[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> Choice:
-    """Time real steps of each form on copies of the network, and take the fastest whose loss stays finite and close.
+    """Time real steps of each form, and take the fastest one whose loss stays finite and close.
 
-    The network, and all random numbers, are as before afterwards.
+    The steps are done on copies of the network. The network and all random numbers are as before
+    afterwards.
 
     Args:
-        forms: To choose from; the first is the reference, whose loss others must come close to, where it works here.
-        module: On the device; copied.
-        stepper: Makes such a function for a copy.
+        forms: The forms to choose from. The first is the reference: if it works here, the losses of
+            the others must come close to its loss.
+        module: The network, on the device; it is copied.
+        stepper: A function that makes a `OneStep` for a copy and a form.
         batches: Images and labels, used in turn.
-        device: Of the training.
+        device: The device of the training.
     """
+    plain = forms[0]
     if len(forms) == 1:
-        return Choice(forms[0], {}, {})
+        return Choice(plain, {}, {})
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
     reference: list[float] = []
@@ -146,39 +155,63 @@ def find_fastest(
         for form in forms:
             torch.manual_seed(0)
             try:
-                losses, taken = _time(
+                # The copy gets no name: that would keep it in memory until the next one is made.
+                losses, taken = _time_steps(
                     stepper(copy.deepcopy(module), form),
                     batches,
                     device,
                     min(seconds.values(), default=math.inf),
                 )
             except (RuntimeError, ValueError, MemoryError) as error:
-                # Out of memory, an operation that this device has not in this form, or a share of the batch that is too small for a
-                # BatchNorm that will see all of it. Where no form works, the training itself will tell.
+                # Memory does not suffice, the device lacks an operation in this form, or the share
+                # of the batch is too small for a BatchNorm that will see all of it. If no form
+                # works, the training itself will fail and say so.
                 refused[str(form)] = first_line(error)
                 continue
             seconds[str(form)] = taken
-            if form is forms[0]:
+            if form is plain:
                 reference = losses
-            elif not all(map(math.isfinite, losses)):
-                refused[str(form)] = "the loss is not finite"
-            elif reference:
-                # Of the same steps: a slow form's measurement ends early.
-                loss, plain_loss = fmean(losses), fmean(reference[: len(losses)])
-                if not abs(loss - plain_loss) <= _CLOSE * max(abs(plain_loss), 1.0):
-                    refused[str(form)] = f"the loss is {loss:.4g}, {plain_loss:.4g} in {forms[0]}"
+                continue
+            reason = _compare_losses(losses, reference, plain)
+            if reason:
+                refused[str(form)] = reason
     allowed = [form for form in forms if str(form) not in refused]
-    best = min(allowed, key=lambda form: seconds[str(form)], default=forms[0])
-    plain = str(forms[0])
-    hardly = plain in seconds and seconds[str(best)] > _GAIN * seconds[plain]
-    return Choice(forms[0] if hardly else best, seconds, refused)
+    best = min(allowed, key=lambda form: seconds[str(form)], default=plain)
+    if str(plain) in seconds and seconds[str(best)] > _GAIN * seconds[str(plain)]:
+        best = plain
+    return Choice(best, seconds, refused)
 
 
-def _time(
+def _compare_losses(losses: list[float], reference: list[float], plain: Numerics) -> str:
+    """Return why a form of these losses is refused; empty if it is not.
+
+    Args:
+        losses: Loss of each step.
+        reference: Losses of the plain form; empty if it does not work here.
+        plain: The plain form.
+    """
+    if not all(map(math.isfinite, losses)):
+        return "the loss is not finite"
+    if not reference:
+        return ""
+    loss = fmean(losses)
+    # The means are over the same steps: a slow form's measurement ends early.
+    plain_loss = fmean(reference[: len(losses)])
+    # A plain loss that is not finite compares as False, and refuses the form too.
+    if abs(loss - plain_loss) <= _CLOSE * max(abs(plain_loss), 1.0):
+        return ""
+    return f"the loss is {loss:.4g}, {plain_loss:.4g} in {plain}"
+
+
+def _time_steps(
     step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float
 ) -> tuple[list[float], float]:
-    """Return the loss of each step, and the shortest time of a step in seconds: what disturbs only makes it longer."""
-    losses, shortest = [], math.inf
+    """Return the loss of each step, and the shortest time of a step in seconds.
+
+    The shortest is taken since disturbances only make a step longer.
+    """
+    losses = []
+    shortest = math.inf
     for number in range(WARM_UP + STEPS):
         images, labels = batches[number % len(batches)]
         started = time.perf_counter()
@@ -186,8 +219,10 @@ def _time(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken = time.perf_counter() - started
-        # On a GPU the first steps prepare; a processor that must emulate a number is as slow in the first step as in the others.
-        if number >= WARM_UP or (device.type == "cpu" and taken > _HOPELESS_AT_ONCE * best):
+        # On a GPU the first steps prepare. A CPU that must emulate a number format is as slow in
+        # the first step as in the others.
+        is_hopeless = device.type == "cpu" and taken > _HOPELESS_AT_ONCE * best
+        if number >= WARM_UP or is_hopeless:
             shortest = min(shortest, taken)
             if shortest > _HOPELESS * best:
                 break

@@ -1,4 +1,4 @@
-"""Loss and accuracy of an epoch as it goes on."""
+"""Loss and accuracy of an epoch while it goes on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class BatchSums(NamedTuple):
     """What a batch adds to an epoch's means.
 
     Attributes:
-        loss: Its mean loss by its weight.
-        weight: Of its images; the loss of a batch is a mean by it.
-        correct: Images classified rightly.
-        seen: Images.
+        loss: Mean loss of the batch, multiplied by its weight.
+        weight: Sum of the weights of its images; the mean loss of a batch is weighed by them.
+        correct: Number of images that are classified rightly.
+        seen: Number of images.
     """
 
     loss: float
@@ -27,9 +27,18 @@ class BatchSums(NamedTuple):
     def of(
         cls, loss: float, logits: Tensor, labels: Tensor, class_weights: Tensor | None
     ) -> BatchSums:
-        """Return those of a batch with a mean loss."""
+        """Return the sums of one batch.
+
+        Args:
+            loss: Mean loss of the batch.
+            logits: The network's answers, shape (images, classes).
+            labels: Labels of the images, shape (images,).
+            class_weights: Weights of the classes in the loss, shape (classes,); None weighs all
+                classes alike.
+        """
         weight = len(labels) if class_weights is None else float(class_weights[labels].sum())
-        return cls(loss * weight, weight, int((logits.argmax(1) == labels).sum()), len(labels))
+        correct = int((logits.argmax(1) == labels).sum())
+        return cls(loss * weight, weight, correct, len(labels))
 
 
 NOTHING = BatchSums(0.0, 0.0, 0.0, 0.0)
@@ -40,11 +49,11 @@ class RunningMeans:
     """Sums over the batches so far, and their means.
 
     Attributes:
-        steps: Batches so far.
-        total_loss: Each batch's loss by its weight.
-        total_weight: Of the batches.
-        correct: Images classified rightly.
-        seen: Images.
+        steps: Number of batches so far.
+        total_loss: Sum of the batches' mean losses, each multiplied by the weight of its batch.
+        total_weight: Sum of the batches' weights.
+        correct: Number of images that are classified rightly.
+        seen: Number of images.
     """
 
     steps: int = 0
@@ -54,7 +63,7 @@ class RunningMeans:
     seen: float = 0
 
     def add(self, batch: BatchSums) -> None:
-        """Take in one batch."""
+        """Add the sums of one batch."""
         self.steps += 1
         self.total_loss += batch.loss
         self.total_weight += batch.weight
@@ -63,10 +72,10 @@ class RunningMeans:
 
     @property
     def loss(self) -> float:
-        """Mean so far."""
+        """Mean loss so far."""
         return self.total_loss / self.total_weight
 
     @property
     def accuracy(self) -> float:
-        """So far."""
+        """Fraction of the images so far that are classified rightly."""
         return self.correct / self.seen

@@ -13,13 +13,14 @@ def lr_at(
 ) -> float:
     """Return the learning rate of one optimizer step.
 
-    Linear warm-up to `lr`, then the decay, which counts from the end of the warm-up: exponential
-    multiplies by gamma each epoch, step by gamma every `step_epochs`, cosine falls to `min_lr` at the
-    last step (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, without restarts). What
-    plateau decays depends on the loss, see `Plateau`.
+    It rises linearly to `lr` in the warm-up. Then it decays, counted from the end of the warm-up:
+    exponential multiplies it by gamma each epoch, step by gamma every `step_epochs`, and cosine
+    lets it fall to `min_lr` at the last step (Loshchilov and Hutter 2017,
+    https://arxiv.org/abs/1608.03983, without restarts). The decay of plateau depends on the loss,
+    see `Plateau`.
 
     Args:
-        step: From 0.
+        step: Number of the step, from 0.
         schedule: Name and numbers of the decay.
         lr: The highest learning rate.
         steps_per_epoch: Optimizer steps in an epoch.
@@ -42,7 +43,7 @@ def lr_at(
         case "step":
             lr *= (schedule.gamma or 1.0) ** (epochs_done // schedule.step_epochs)
         case "plateau":
-            # What it decays depends on the loss: see `Plateau`.
+            # Its decay depends on the loss: see `Plateau`.
             pass
         case _:
             assert_never(schedule.name)
@@ -50,7 +51,10 @@ def lr_at(
 
 
 class Plateau:
-    """Multiplies the learning rate by gamma each time the validation loss has not fallen for `plateau_epochs`."""
+    """A factor of the learning rate that falls while the validation loss does not.
+
+    It is multiplied by gamma each time the loss has not fallen for `plateau_epochs`.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -59,19 +63,22 @@ class Plateau:
         self.factor = 1.0
 
     def state(self) -> dict[str, float]:
-        """Return what a resumed training needs."""
+        """Return the state that a resumed training needs."""
         return {"best": self._best, "waited": self._waited, "factor": self.factor}
 
     def load_state(self, state: dict[str, float]) -> None:
         """Go back to `state`."""
-        self._best, self._waited, self.factor = state["best"], int(state["waited"]), state["factor"]
+        self._best = state["best"]
+        self._waited = int(state["waited"])
+        self.factor = state["factor"]
 
     def observe(self, val_loss: float) -> None:
         """Take the validation loss of an epoch."""
         if self._schedule.name != "plateau":
             return
         if val_loss < self._best:
-            self._best, self._waited = val_loss, 0
+            self._best = val_loss
+            self._waited = 0
             return
         self._waited += 1
         if self._waited >= self._schedule.plateau_epochs:

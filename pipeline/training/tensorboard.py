@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 BUDGET = 0.01
-"""Part of the training's time that looking at it may take; beyond it samples are left out."""
+"""Fraction of the training's time that watching it may take; beyond it samples are left out."""
 _MOST_EPOCHS = 30
 _MOST_LRS = 1000
 _NORMS_PER_EPOCH = 3
@@ -33,10 +33,10 @@ _NORMS_AT_LEAST = 30
 
 @dataclass
 class History:
-    """How the weights of one layer group were spread, epoch by epoch.
+    """The spread of one layer group's weights, epoch by epoch.
 
     Attributes:
-        epochs: Those that were looked at, ascending; 0 is before the first step.
+        epochs: Epochs whose weights were looked at, ascending; 0 is before the first step.
         edges: One array (bins + 1,) per epoch, ascending.
         counts: One array (bins,) per epoch.
     """
@@ -47,34 +47,41 @@ class History:
 
 
 class Watch(Callback):
-    """Writes what a training looks like inside, and takes about 1% of its time for it.
+    """Writes what a training looks like inside, which takes about 1% of its time.
 
-    In TensorBoard ``lr`` and ``gradient_norm`` stand over steps, all else over epochs: ``weights/GROUP`` and ``gradients/GROUP``
-    (histograms of the kernels; of weights after the epoch, of gradients at its last step) and the epoch's metrics under their
-    own names, those without a slash below ``speed/``.
+    TensorBoard shows ``lr`` and ``gradient_norm`` over steps, and all else over epochs:
 
-    The learning rate and metrics are always written. Gradient norms are taken at three steps an epoch, more where epochs are few;
-    histograms of at most about 30 epochs. Both are left out while watching has taken more than `BUDGET` of the training's time,
-    except in the first and the last epoch. Nothing is changed and no random number is drawn: the training is bit by bit the same.
+    - ``weights/GROUP`` and ``gradients/GROUP``, histograms of the kernels: of weights after the
+      epoch, of gradients at its last step
+    - the epoch's metrics under their own names, and those without a slash below ``speed/``
+
+    The learning rate and metrics are always written. Gradient norms are taken at three steps an
+    epoch, or more if there are few epochs; histograms of at most about 30 epochs. Both are left out
+    while watching has taken more than `BUDGET` of the training's time, except in the first and the
+    last epoch. Nothing is changed and no random number is drawn: the training is bit by bit the
+    same.
 
     Args:
         module: The network that is trained.
-        folder: Of the event files; a training that goes on drops from them what it will do again, and adds one.
+        folder: Folder of the event files. A training that goes on drops from them what it will do
+            again, and adds one file.
 
     Attributes:
-        histories: Of the weights, by layer group.
-        seconds: What watching has taken.
+        histories: Histories of the weights, by layer group.
+        seconds: Seconds that watching has taken.
     """
 
     def __init__(self, module: nn.Module, folder: Path) -> None:
         self.histories: dict[str, History] = {}
         self.seconds = 0.0
-        self._module, self._folder = module, folder
+        self._module = module
+        self._folder = folder
         self._writer: SummaryWriter | None = None
         self._step = 0
 
     def on_start(self, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._steps = epochs, steps_per_epoch
+        self._epochs = epochs
+        self._steps = steps_per_epoch
         self._parameters = [
             parameter for parameter in self._module.parameters() if parameter.requires_grad
         ]
@@ -86,16 +93,16 @@ class Watch(Callback):
         self._started = time.perf_counter()
 
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
-        # Here and not above: other commands need not wait for it.
+        # Imported here: other commands need not wait for this module.
         from torch.utils.tensorboard import SummaryWriter
 
-        # Beyond what the training goes on from, it will all be written once more.
+        # All events after the point where the training goes on will be written once more.
         drop_events(self._folder, partial(self._is_done, steps, len(history)))
-        # A queue that is full would make the training wait for the disk.
+        # If the queue were full, the training would wait for the disk.
         self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=10)
         if not self.histories:
-            with self._counted():
-                self._weigh(len(history))
+            with self._measure_time():
+                self._write_weights(len(history))
 
     def on_backward(self, epoch: int, step: int) -> None:
         self._step = step
@@ -103,36 +110,32 @@ class Watch(Callback):
         if place not in self._norm_places:
             return
         is_last = place == self._steps
-        with self._counted():
+        with self._measure_time():
             if self._is_affordable() or (is_last and epoch in (1, self._epochs)):
-                gradients = [
-                    parameter.grad for parameter in self._parameters if parameter.grad is not None
-                ]
-                self._events.add_scalar(
-                    "gradient_norm", float(torch.nn.utils.get_total_norm(gradients)), step
-                )
+                norm = torch.nn.utils.get_total_norm(_gradients(self._parameters))
+                self._events.add_scalar("gradient_norm", float(norm), step)
             if is_last and self._is_due(epoch):
                 for name, parameters in self._kernels.items():
-                    gradients = [
-                        parameter.grad for parameter in parameters if parameter.grad is not None
-                    ]
+                    gradients = _gradients(parameters)
                     if gradients:
                         self._add_histogram(f"gradients/{name}", gradients, epoch)
 
     def on_step(self, epoch: int, loss: float, accuracy: float, lr: float) -> None:
         every = math.ceil(self._epochs * self._steps / _MOST_LRS)
         if self._step % every == 0 or self._step == 1:
-            with self._counted():
+            with self._measure_time():
                 self._events.add_scalar("lr", lr, self._step)
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        with self._counted():
+        with self._measure_time():
             for name, value in values.items():
                 if name != "lr":
-                    # TensorBoard opens the first groups of the alphabet, which should not be how long an epoch took.
-                    self._events.add_scalar(name if "/" in name else f"speed/{name}", value, epoch)
+                    # TensorBoard opens the groups that are first in the alphabet; the time of an
+                    # epoch should not be among them.
+                    tag = name if "/" in name else f"speed/{name}"
+                    self._events.add_scalar(tag, value, epoch)
             if self._is_due(epoch):
-                self._weigh(epoch)
+                self._write_weights(epoch)
 
     def flush(self) -> None:
         """Write what is still in the queue, so that the event files can be copied."""
@@ -140,14 +143,19 @@ class Watch(Callback):
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is still in the queue and close the event file; safe to call twice, and before the training has begun."""
+        """Write what is still in the queue, and close the event file.
+
+        It may be called twice, and before the training has begun.
+        """
         if self._writer is not None:
             self._writer.close()
 
     def state(self) -> dict[str, Any]:
-        """Return the histories as lists and tensors, for a checkpoint: by group, ``epochs``, ``edges`` and ``counts``.
+        """Return the histories for a checkpoint.
 
-        What goes on from it finds in the event files all that was before.
+        They are lists and tensors: ``epochs``, ``edges`` and ``counts`` by group. The event files
+        are written first: a training that goes on from the checkpoint finds in them all that was
+        before.
         """
         self.flush()
         return {
@@ -169,20 +177,20 @@ class Watch(Callback):
         }
 
     def _is_done(self, steps: int, epochs: int, tag: str, step: int) -> bool:
-        """Whether an event is of before the point where the training begins or goes on.
+        """Whether an event was written before the point where the training begins or goes on.
 
         Args:
             steps: Number of steps before that point.
             epochs: Number of epochs before that point.
             tag: Name of what was written.
-            step: Its step, or its epoch, from 1.
+            step: Step of the event, or its epoch, from 1.
         """
         if not steps:
             return False
         if tag in ("gradient_norm", "lr"):
             return step <= steps
         if tag.startswith("gradients/"):
-            # Taken at the last step of an epoch, before its validation.
+            # They are taken at the last step of an epoch, before its validation.
             return step * self._steps <= steps
         return step <= epochs
 
@@ -192,7 +200,7 @@ class Watch(Callback):
         return self._writer
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _measure_time(self) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
@@ -208,27 +216,34 @@ class Watch(Callback):
         latest = max((history.epochs[-1] for history in self.histories.values()), default=0)
         return epoch - latest >= math.ceil(self._epochs / _MOST_EPOCHS) and self._is_affordable()
 
-    def _weigh(self, epoch: int) -> None:
+    def _write_weights(self, epoch: int) -> None:
         for name, parameters in self._kernels.items():
-            made = self._add_histogram(f"weights/{name}", parameters, epoch)
-            if made is not None:
+            written = self._add_histogram(f"weights/{name}", parameters, epoch)
+            if written is not None:
+                edges, counts = written
                 history = self.histories.setdefault(name, History())
                 history.epochs.append(epoch)
-                history.edges.append(made[0])
-                history.counts.append(made[1])
+                history.edges.append(edges)
+                history.counts.append(counts)
 
     def _add_histogram(
         self, tag: str, tensors: Sequence[Tensor], epoch: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Write a histogram of tensors; return its edges and counts, None if no value is finite."""
         values = subsample(tensors)
         values = values[np.isfinite(values)]
         if not len(values):
             return None
         edges, counts = histogram(values)
-        low, high, total, squares = (
-            float(one) for one in (values.min(), values.max(), values.sum(), values.dot(values))
-        )
+        low = float(values.min())
+        high = float(values.max())
+        total = float(values.sum())
+        squares = float(values.dot(values))
         self._events.add_histogram_raw(
             tag, low, high, len(values), total, squares, edges[1:].tolist(), counts.tolist(), epoch
         )
         return edges, counts
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,7 @@
-"""TensorBoard's event files of a training that goes on: what is done again must not stand in them twice."""
+"""TensorBoard's event files of a training that goes on.
+
+What the training does again must not be in them twice.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ from pipeline.files import write_whole
 
 
 def drop_events(folder: Path, is_kept: Callable[[str, int], bool]) -> None:
-    """Drop events from the event files of a folder, under the same file names; a record that is cut off is dropped too.
+    """Drop events from the event files of a folder; the files keep their names.
 
-    TensorBoard's own way, an event that says from which step on all before it is void, knows one count of steps only.
+    A record that is cut off is dropped too. TensorBoard's own way is an event that says from which
+    step on all events before it are void. It knows one count of steps only.
 
     Args:
-        folder: Need not exist.
-        is_kept: Told tag and step of each event.
+        folder: Folder of the event files; it need not exist.
+        is_kept: Called with tag and step of each event; returns whether it stays.
     """
     files = sorted(folder.glob("*.tfevents.*"))
     if not files:
         return
-    # Here and not above: only a training that goes on must wait for them.
+    # Imported here: only a training that goes on must wait for these modules.
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter

@@ -1,4 +1,4 @@
-"""How long a network takes per image on this machine, measured."""
+"""Measure how long a network takes per image on this machine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from pipeline.training.device import is_out_of_memory
 from pipeline.training.inference import main_output
 
 WARM_UP = 2
+"""Steps before those that count."""
 
 
 def seconds_per_image(
     network: Network, batch_size: int, image_size: int, device: torch.device, steps: int = 2
 ) -> float | None:
-    """Time real training steps on random images, after two to warm up: the first ones choose and compile kernels.
+    """Time real training steps on random images.
+
+    Two steps come before, to warm up: the first ones choose and compile kernels.
 
     Returns:
-        Median seconds per image; None where a batch does not fit in the device's memory.
+        Median seconds per image; None if a batch does not fit in the device's memory.
     """
     times = []
     try:

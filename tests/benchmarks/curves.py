@@ -1,9 +1,12 @@
-"""Learning curves of a grid of configurations on the digits: recorded once, kept as a file, and looked up by the benchmark of searching.
+"""Learning curves of a grid of configurations on the digits.
+
+They were recorded once, are kept as a file, and are looked up by the benchmark of searching.
 
     python -m tests.benchmarks.curves FOLDER
 
-trains the grid anew with one thread in each of two processes, about three hours on two cores. FOLDER keeps a file for each training, so
-that a recording that was stopped goes on; at its end ``curves.csv.gz`` is written.
+trains the grid anew with one thread in each of two processes, about three hours on two cores.
+FOLDER keeps a file for each training, so that a recording that was stopped goes on; at its end
+``curves.csv.gz`` is written.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ GRID = [Point(*values) for values in itertools.product(SEEDS, SCHEDULES, LRS, MO
 def train(
     point: Point, prepared_in: Path, callbacks: Sequence[Callback] = ()
 ) -> list[tuple[float, float]]:
-    """Return validation accuracy and loss of each epoch of a training; it is shorter where the loss is not finite."""
+    """Return validation accuracy and loss of each epoch of a training.
+
+    It is shorter if the loss is not finite.
+    """
     import torch
 
     from pipeline.config import Configuration

@@ -1,8 +1,9 @@
 """Benchmark of preparing images and of reading them back: ``python -m tests.benchmarks.data``.
 
-Real pictures: Debian's tuxpaint stamps, or crops of scikit-learn's two photographs where those are not installed, copied
-under other names, each made a file of its own by a few bytes behind its end. Prints a table, exits 0 where its bounds hold.
-Takes about ten minutes on two cores and 2.5 GB in a temporary folder.
+The pictures are real: Debian's tuxpaint stamps, or crops of scikit-learn's two photographs if the
+stamps are not installed. They are copied under other names, and each is made a file of its own by a
+few bytes behind its end. The benchmark prints a table, and exits 0 if its bounds hold. It takes
+about ten minutes on two cores and 2.5 GB in a temporary folder.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from pipeline.config import Data
 from tests.benchmarks.measure import Results, anonymous_bytes, interleaved, peak_memory, seconds
 
 if TYPE_CHECKING:
-    # Each worker process of prepare imports this file anew, as it does what a user starts, and should import neither torch nor pandas
-    # for it: they cost four seconds, and half a second.
+    # Each worker process of prepare imports this file anew, as it does what a user starts, and
+    # should import neither torch nor pandas for it: they cost four seconds, and half a second.
     from pipeline.data.prepared import Prepared
     from pipeline.data.transforms import Preprocessing
 
@@ -198,7 +199,10 @@ def benchmark_epoch(root: Path, prepared: Prepared, results: Results) -> None:
 
 
 def measure_memory(root: Path) -> None:
-    """Print the growth of anonymous memory while preparing, and in one epoch after it, as JSON; run in a process of its own."""
+    """Print the growth of anonymous memory while preparing, and in one epoch after it, as JSON.
+
+    It is run in a process of its own.
+    """
     import torch
 
     from pipeline.data.transforms import Preprocessing
@@ -235,7 +239,10 @@ def benchmark_memory(few: Path, many: Path, results: Results) -> None:
             f"anonymous memory, {phase}: {MANY_IMAGES:,} images; against {NUM_IMAGES:,}",
             f"{large:.0f} MB",
             f"{small:.0f} MB",
-            f"{more / 1e6:+.0f} MB, {more / (MANY_IMAGES - NUM_IMAGES):.0f} bytes an image, bound +{MEMORY_BOUND / 1e6:.0f} MB",
+            (
+                f"{more / 1e6:+.0f} MB, {more / (MANY_IMAGES - NUM_IMAGES):.0f} bytes an image, "
+                f"bound +{MEMORY_BOUND / 1e6:.0f} MB"
+            ),
             more <= MEMORY_BOUND,
         )
 

@@ -1,4 +1,7 @@
-"""What all benchmarks need: timing in turns, memory of a process with its children, a table with bounds."""
+"""What all benchmarks need.
+
+It is timing in turns, the memory of a process with its children, and a table with bounds.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ def interleaved(
     """Time two calls in turns, each order as often as the other.
 
     Returns:
-        Median seconds of ours, of the peer, and the median of the paired ratios peer / ours: above 1, ours is faster.
+        Median seconds of ours, of the peer, and the median of the paired ratios peer / ours: above
+        1, ours is faster.
     """
     pairs = []
     for number in range(rounds):
@@ -110,7 +114,10 @@ class Contestant:
         self.connection.send(None)
 
     def advance(self, slice_seconds: float) -> bool:
-        """Run for a slice; return whether the call has ended, with its result and the seconds that it ran."""
+        """Run for a slice.
+
+        Return whether the call has ended, its result, and the seconds that it ran.
+        """
         started = time.perf_counter()
         self._signal(signal.SIGCONT)
         ended = self.connection.poll(slice_seconds)
@@ -121,7 +128,10 @@ class Contestant:
         return ended
 
     def close(self) -> None:
-        """End the process, wherever it is: one that is stopped would take no notice of anything else."""
+        """End the process, wherever it is.
+
+        A process that is stopped would take no notice of anything else.
+        """
         self._signal(signal.SIGKILL)
         self.process.join()
 
@@ -136,17 +146,20 @@ def sliced(
     rounds: int,
     slice_seconds: float = 0.5,
 ) -> tuple[float, float, float, tuple[Any, Any]]:
-    """Time two calls that alternate every half second, each in a process of its own, the other one stopped meanwhile.
+    """Time two calls that alternate every half second, each in a process of its own.
 
-    Noise of a shared machine that lasts longer than a slice meets both alike: two trainings of a minute, one after the other, differ by
-    30% on a machine whose neighbours are busy.
+    One is stopped while the other runs. Noise of a shared machine that lasts longer than a slice
+    meets both alike: two trainings of a minute, one after the other, differ by 30% on a machine
+    whose neighbours are busy.
 
     Returns:
-        Median seconds of ours, of the peer, the median of the paired ratios peer / ours (above 1, ours is faster), and both results.
+        Median seconds of ours, of the peer, the median of the paired ratios peer / ours (above 1,
+        ours is faster), and both results.
     """
     pairs, results = [], (None, None)
     for number in range(rounds):
-        # In new processes each round: where the memory of one lies makes it a few percent faster or slower for all its life.
+        # In new processes each round: where the memory of one lies makes it a few percent faster or
+        # slower for all its life.
         contestants = (Contestant(ours), Contestant(peer))
         try:
             running = list(contestants if number % 2 == 0 else contestants[::-1])
@@ -175,7 +188,10 @@ def sliced(
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Return the anonymous memory of a process and its children, in bytes: not the pages of mapped files."""
+    """Return the anonymous memory of a process and its children, in bytes.
+
+    Pages of mapped files do not count.
+    """
     folder = Path(f"/proc/{pid}")
     try:
         status = (folder / "status").read_text()
@@ -195,7 +211,10 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 @contextlib.contextmanager
 def peak_memory(interval: float = 0.05) -> Iterator[list[int]]:
-    """Yield a list whose last element is, afterwards, the highest anonymous memory of this process and its children."""
+    """Yield a list that gets the highest anonymous memory of this process and its children.
+
+    It is the last element, afterwards.
+    """
     peak, stop = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:

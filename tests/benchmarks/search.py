@@ -1,14 +1,25 @@
 """Benchmark of searching: ``python -m tests.benchmarks.search``.
 
-Do sampler, start-up and pruner suit studies of twenty? Learning curves of a grid of configurations on the digits were recorded once (see
-`tests.benchmarks.curves`). Here real Optuna studies search that grid, each "training" looked up from its curve, so that two hundred studies
-of a setting take seconds. Judged is the configuration that the pipeline would register: its true score, the mean over the recorded seeds,
-against the best one of the grid, and how many epochs the study has trained. Prints a table of each landscape and situation and one of
-all together, and exits 0 where in the last no other setting finds better ones in no more epochs than the pipeline's defaults.
+Do sampler, start-up and pruner suit studies of twenty? Learning curves of a grid of configurations
+on the digits were recorded once (see `tests.benchmarks.curves`). Here real Optuna studies search
+that grid, each "training" looked up from its curve, so that two hundred studies of a setting take
+seconds. Judged is the configuration that the pipeline would register: its true score, the mean over
+the recorded seeds, against the best one of the grid, and how many epochs the study has trained. The
+benchmark prints a table of each landscape and situation and one of all together. It exits 0 if in
+the last table no other setting finds better configurations in no more epochs than the pipeline's
+defaults.
 
-    python -m tests.benchmarks.search                   the defaults and their neighbours, some minutes on two cores
-    python -m tests.benchmarks.search --all true        all settings that were looked at
-    python -m tests.benchmarks.search --real 5          five real studies with the defaults and each neighbour, an hour
+The defaults and their neighbours, some minutes on two cores:
+
+    python -m tests.benchmarks.search
+
+All settings that were looked at:
+
+    python -m tests.benchmarks.search --all true
+
+Five real studies with the defaults and each neighbour, an hour:
+
+    python -m tests.benchmarks.search --real 5
 """
 
 from __future__ import annotations
@@ -62,7 +73,10 @@ LANDSCAPES: dict[str, tuple[str, ...]] = {
     "small_cnn": MODELS[:1],
     "shufflenet_v2_x0_5": MODELS[2:3],
 }
-"""Networks among which a study searches, beside learning rate and schedule: with the strong one, the network decides nearly all."""
+"""Networks among which a study searches, beside learning rate and schedule.
+
+With the strong one, the network decides nearly all.
+"""
 REAL = "small_cnn"
 """Of real studies: its trainings take seconds."""
 
@@ -114,13 +128,19 @@ class Grid:
         return max(self.truth.values())
 
     def nearest(self, point: Point) -> tuple[str, str, float]:
-        """Return the configuration of the grid that a point of the space stands for: that of the nearest logarithm of the rate."""
+        """Return the configuration of the grid that a point of the space stands for.
+
+        It is the one with the nearest logarithm of the learning rate.
+        """
         lr = min(LRS, key=lambda known: abs(math.log(known / point["optimizer.lr"])))
         return point.get("model.name", self._models[0]), point["schedule.name"], lr
 
     @property
     def listed(self) -> list[Point]:
-        """Eight entries such as a person lists: usual learning rates, each with another schedule, for each network."""
+        """Eight entries such as a person lists.
+
+        They are usual learning rates, each with another schedule, for each network.
+        """
         usual = (
             (1e-3, "cosine"),
             (5e-4, "exponential"),
@@ -151,7 +171,8 @@ class Setting:
         name: Shown.
         sampler: Returns one for a seed and a number of listed entries.
         pruner: Returns one.
-        first: Train what is searched for one epoch, and go on with so many of the best; 0: leave it to the pruner.
+        first: Train what is searched for one epoch, and go on with so many of the best; 0: leave it
+            to the pruner.
     """
 
     name: str
@@ -165,7 +186,8 @@ class Outcome:
     """What a study has come to.
 
     Attributes:
-        regret: True score of the best configuration less that of the one that is registered, in points of accuracy.
+        regret: True score of the best configuration less that of the one that is registered, in
+            points of accuracy.
         epochs: Trained in all.
         complete: Searched trainings that were not given up.
     """
@@ -229,7 +251,7 @@ class _Replay:
         )
 
     def train_all_for_one_epoch(self, count: int, go_on_with: int) -> None:
-        """Draw so many configurations, train each for one epoch, and go on with the best of them."""
+        """Draw so many configurations, train each for one epoch, go on with the best of them."""
         drawn = []
         for _ in range(count):
             key = self.grid.nearest(suggest(self.study.ask(), self.grid.space))
@@ -350,7 +372,10 @@ def replay(
 
 
 def tpe(startup: int, of_search: bool = False) -> Callable[[int, int], BaseSampler]:
-    """Return a maker of TPE samplers that draw at random until so many trials are done, the list counted or not."""
+    """Return a maker of TPE samplers that draw at random until so many trials are done.
+
+    With `of_search` the trials of the list do not count.
+    """
     return lambda seed, listed: TPESampler(
         seed=seed, n_startup_trials=startup + listed * of_search, group=True, multivariate=True
     )
@@ -453,7 +478,10 @@ def _outcomes(setting: str, situation: str, landscape: str, seeds: int) -> list[
 def compare(
     settings: Sequence[Setting], seeds: int
 ) -> dict[tuple[str, str], dict[str, list[Outcome]]]:
-    """Run all settings in all situations and landscapes on two processes; return outcomes by situation and landscape, and by setting."""
+    """Run all settings in all situations and landscapes on two processes.
+
+    Return the outcomes by situation and landscape, and by setting.
+    """
     places = list(itertools.product(SITUATIONS, LANDSCAPES))
     with ProcessPoolExecutor(
         min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")
@@ -472,7 +500,10 @@ def compare(
 
 
 def show(title: str, outcomes: dict[str, list[Outcome]]) -> bool:
-    """Print a table; return whether no setting is better than the defaults in no more epochs, beyond two standard errors."""
+    """Print a table; return whether no setting beats the defaults.
+
+    A setting beats them if it is better in no more epochs, beyond two standard errors.
+    """
     ours = outcomes[DEFAULTS.name]
     columns = [
         "setting",
@@ -493,7 +524,8 @@ def show(title: str, outcomes: dict[str, list[Outcome]]) -> bool:
         )
         gains = np.array([own.regret - one.regret for own, one in zip(ours, found, strict=True)])
         gain, error = gains.mean(), gains.std(ddof=1) / math.sqrt(len(gains))
-        # As many as ours: a study that has epochs to use up finishes the training with which they end.
+        # As many as ours: a study that has epochs to use up finishes the training with which they
+        # end.
         beats = gain > 2 * error and epochs.mean() < np.mean([own.epochs for own in ours]) + EPOCHS
         holds &= not beats
         figures = [
@@ -524,7 +556,10 @@ def _real_outcome(setting: str, seed: int) -> Outcome:
 
 
 def show_real(count: int) -> int:
-    """Run so many real studies with the defaults and each neighbour, two at a time; print the table."""
+    """Run so many real studies with the defaults and each neighbour; print the table.
+
+    Two run at a time.
+    """
     names = list(dict.fromkeys([DEFAULTS.name, *(one.name for one in NEIGHBOURS)]))
     with ProcessPoolExecutor(
         min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")
@@ -556,7 +591,10 @@ def main() -> int:
     for (situation, landscape), found in outcomes.items():
         grid = recorded(landscape)
         show(
-            f"{landscape} ({len(grid.truth)} configurations, the best is true in {grid.best:.2%}): {situation}",
+            (
+                f"{landscape} ({len(grid.truth)} configurations, the best is true in "
+                f"{grid.best:.2%}): {situation}"
+            ),
             found,
         )
     return 0 if show("all of these together", pooled) else 1

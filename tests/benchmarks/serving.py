@@ -1,8 +1,11 @@
-"""Benchmark of the memory of a served model under hostile requests: ``python -m tests.benchmarks.serving --figure memory.png``.
+"""Benchmark of the memory of a served model under hostile requests.
 
-Requests of a few kilobytes, each of which would take a server without limits hundreds of megabytes, and among them good ones, go to a real
-scoring server. Draws its memory and exits 0 where after the last it is at most 1.1 times that after the tenth. A thousand take about six
-minutes.
+    python -m tests.benchmarks.serving --figure memory.png
+
+Requests of a few kilobytes, each of which would take a server without limits hundreds of megabytes,
+and among them good ones, go to a real scoring server. The benchmark draws its memory, and exits 0
+if after the last request it is at most 1.1 times that after the tenth. A thousand requests take
+about six minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ GOOD_EVERY = 50
 
 
 def memory_by_request(count: int) -> list[float]:
-    """Return the resident megabytes of a server before the first request and after each; a good image is answered all the while."""
+    """Return the resident megabytes of a server before the first request and after each.
+
+    A good image is answered all the while.
+    """
     requests = hostile()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -72,7 +78,10 @@ def main() -> int:
         f"after {len(megabytes) - 1:,} requests; against after ten",
         f"{megabytes[-1]:.0f} MB",
         f"{megabytes[10]:.0f} MB",
-        f"{ratio:.2f} times, at most {MOST}; before the first {megabytes[0]:.0f} MB, at most {max(megabytes):.0f} MB",
+        (
+            f"{ratio:.2f} times, at most {MOST}; before the first {megabytes[0]:.0f} MB, at most "
+            f"{max(megabytes):.0f} MB"
+        ),
         ratio <= MOST,
     )
     if given.figure:

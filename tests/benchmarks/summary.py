@@ -1,8 +1,9 @@
 """Benchmark of a comparison of a thousand runs: ``python -m tests.benchmarks.summary``.
 
-A comparison fetches every run of the study once, then makes tables, pages and a figure of them. It is timed in turns with MLflow's own
-search for the same runs, which nobody can do without. About ten minutes, most of them for making the runs; prints a table and exits 0 where
-the bound holds.
+A comparison fetches every run of the study once, then makes tables, pages and a figure of them. It
+is timed in turns with MLflow's own search for the same runs, which nobody can do without. The
+benchmark takes about ten minutes, most of them for making the runs; it prints a table and exits 0
+if the bound holds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ MOST = 3.0
 
 
 def make_runs(workspace: Workspace, count: int) -> None:
-    """Log a study of so many complete trainings, no two of the same configuration, with the params, metrics and tags that ours have."""
+    """Log a study of so many complete trainings, no two of the same configuration.
+
+    They have the params, metrics and tags that ours have.
+    """
     client, drawn = workspace.client, random.Random(0)
     shared = {
         names.EXPERIMENT: workspace.experiment,

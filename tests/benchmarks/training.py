@@ -1,10 +1,11 @@
 """Benchmark of training: ``python -m tests.benchmarks.training``.
 
-A training with everything logged against a bare PyTorch loop over the same batches, whose losses are equal, and against PyTorch
-Lightning; the measured number and memory format against the plain one; a frozen backbone against the plain frozen loop;
-and the time to the first step. Two that are compared alternate every half second, each in a process of its own. Real images:
-scikit-learn's digits, its two photographs in crops for 224 pixels. Prints a table, exits 0 where its bounds hold. Takes about half an
-hour on two cores.
+A training with everything logged against a bare PyTorch loop over the same batches, whose losses
+are equal, and against PyTorch Lightning; the measured number and memory format against the plain
+one; a frozen backbone against the plain frozen loop; and the time to the first step. Two that are
+compared alternate every half second, each in a process of its own. The images are real:
+scikit-learn's digits, and its two photographs in crops for 224 pixels. The benchmark prints a
+table, and exits 0 if its bounds hold. It takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def sgd_of(configuration: Configuration, network: torch.nn.Module) -> torch.opti
 
 
 class BareLoop:
-    """What a person would write: the same images, order, network and optimizer, in memory as tensors, nothing logged."""
+    """What a person would write.
+
+    Images, order, network and optimizer are the same, in memory as tensors, and nothing is logged.
+    """
 
     def __init__(self, configuration: Configuration, prepared: Prepared) -> None:
         self.configuration = configuration
@@ -170,7 +174,7 @@ def lightning_of(bare: BareLoop) -> Any:
 
 
 class Lightning:
-    """PyTorch Lightning with its MLflow logger and its checkpoint callback, over the same batches."""
+    """PyTorch Lightning with its MLflow logger and checkpoint callback, over the same batches."""
 
     def __init__(self, bare: BareLoop, folder: Path) -> None:
         self.bare, self.folder = bare, folder
@@ -213,7 +217,10 @@ class Ours:
 
 
 def shortened(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with one epoch: a contestant trains it first, so that what happens once has happened."""
+    """Return the configuration with one epoch.
+
+    A contestant trains it first, so that what happens once has happened.
+    """
     return merge(raw, {"training": {"epochs": 1}})
 
 
@@ -348,7 +355,8 @@ def compare_numerics(results: Results, folder: Path, rounds: int) -> None:
 FIRST_STEP = """
 import sys, time
 import mlflow, mlflow.store.tracking.sqlalchemy_store, mlflow.data.meta_dataset
-import torch, torchvision, sklearn.metrics, sklearn.datasets, pandas, matplotlib.figure, torch.utils.tensorboard, safetensors.torch, psutil
+import torch, torchvision, sklearn.metrics, sklearn.datasets, pandas, matplotlib.figure
+import torch.utils.tensorboard, safetensors.torch, psutil
 from pipeline.__main__ import main
 import pipeline.steps.train, pipeline.jobs.train, pipeline.tracking.ui_views
 from pipeline.training.callback import Callback
@@ -365,7 +373,10 @@ main(sys.argv[1:])
 
 
 def time_to_first_step(results: Results, folder: Path) -> None:
-    """Run the command in a new process; imports are done before the clock starts, store and prepared data exist."""
+    """Run the command in a new process.
+
+    Imports are done before the clock starts; store and prepared data exist.
+    """
     options = [
         f"--{section}.{name}={json.dumps(value) if not isinstance(value, str) else value}"
         for section, fields in RESNET_ON_DIGITS.items()

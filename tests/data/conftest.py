@@ -17,7 +17,10 @@ WriteImages = Callable[..., Path]
 
 
 def write_image(file: Path, size: tuple[int, int] = (12, 10)) -> None:
-    """Write a picture whose pixels are of its own: seeded by its path below the class folder's parent."""
+    """Write a picture whose pixels are of its own.
+
+    They are seeded by its path below the class folder's parent.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(zlib.crc32("/".join(file.parts[-3:]).encode()))
     pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -38,7 +41,10 @@ def write_store(folder: Path, images: Iterable[NDArray[np.uint8]], num_shards: i
 
 @pytest.fixture
 def photos(tmp_path: Path) -> WriteImages:
-    """Return a function that writes so many pictures below ``photos``: ``photos({"cat": 3, "train/dog": 2})``."""
+    """Return a function that writes so many pictures below ``photos``.
+
+    It is called as ``photos({"cat": 3, "train/dog": 2})``.
+    """
 
     def write(counts: dict[str, int], root: str = "photos") -> Path:
         for folder, count in counts.items():

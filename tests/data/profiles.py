@@ -1,4 +1,7 @@
-"""Colour profiles made by hand, by the layout of ICC.1:2001: matrix profiles, which say where three colours lie and how levels rise."""
+"""Colour profiles made by hand, by the layout of ICC.1:2001.
+
+They are matrix profiles, which say where three colours lie and how levels rise.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ def _xyz(x: float, y: float) -> Floats:
 
 
 def matrix(primaries: tuple[tuple[float, float], ...]) -> Floats:
-    """Return the matrix from linear colours to XYZ under D65, of primaries by their chromaticities."""
+    """Return the matrix from linear colours to XYZ under D65.
+
+    The primaries are given by their chromaticities.
+    """
     columns = np.stack([_xyz(*place) for place in primaries], axis=1)
     return columns * np.linalg.solve(columns, _xyz(*_D65))
 
@@ -53,7 +59,10 @@ def matrix(primaries: tuple[tuple[float, float], ...]) -> Floats:
 def rgb_profile(
     primaries: tuple[tuple[float, float], ...], linear: Callable[[Floats], Floats]
 ) -> bytes:
-    """Return an ICC profile of colours that lie at `primaries`, whose levels become light by `linear`."""
+    """Return an ICC profile of colours that lie at `primaries`.
+
+    Their levels become light by `linear`.
+    """
     adapted = _D65_TO_D50 @ matrix(primaries)
     curve = _curve(linear)
     colours = {
@@ -70,7 +79,10 @@ def grey_profile(gamma: float) -> bytes:
 def srgb_as(
     levels: NDArray[np.uint8], primaries: tuple[tuple[float, float], ...], gamma: float
 ) -> NDArray[np.uint8]:
-    """Return an sRGB picture's pixels (height, width, 3) as another space of colours writes them, levels by a power."""
+    """Return an sRGB picture's pixels (height, width, 3) as another space of colours writes them.
+
+    The levels of that space are a power of light.
+    """
     light = linear_srgb(levels / 255) @ (np.linalg.inv(matrix(primaries)) @ matrix(SRGB)).T
     return (power(light, 1 / gamma) * 255).round().clip(0, 255).astype(np.uint8)
 

@@ -68,7 +68,10 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "catalogue.sqlite").write_bytes(b"garbage" * 1000)
     with pytest.raises(
         OSError,
-        match=r"^catalogue\.sqlite: file is not a database; delete that file, the next prepare writes it anew$",
+        match=(
+            r"^catalogue\.sqlite: file is not a database; delete that file, the next prepare "
+            "writes it anew$"
+        ),
     ):
         Catalogue(tmp_path)
 

@@ -274,13 +274,19 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
         (
             "image,label,split",
             {"group_column": "patient"},
-            "has no column 'patient' (data.group_column); nearest: split; columns: image, label, split",
+            (
+                "has no column 'patient' (data.group_column); nearest: split; columns: image, "
+                "label, split"
+            ),
         ),
         ("image,label,label", {}, "has 2 columns 'label'; columns: image, label, label"),
         (
             'image,"lab\nel"',
             {},
-            r"has no column 'label' (data.label_column); nearest: 'lab\nel'; columns: image, 'lab\nel'",
+            (
+                r"has no column 'label' (data.label_column); nearest: 'lab\nel'; columns: image, "
+                r"'lab\nel'"
+            ),
         ),
         ("image,label,split,split", {}, "has 2 columns 'split'"),
     ],
@@ -333,7 +339,14 @@ def test_columns_are_named_with_the_nearest(
 def test_a_wrong_row_is_refused_by_line(tmp_path: Path, row: str, expected: str) -> None:
     touch(tmp_path, "a.png", "b.png", "c.png")
     # A field of two lines in between: counting rows would give another number.
-    text = f'image,label,split\na.png,cat,\n"of two\nlines.png",cat,\n{row.replace("ROOT", str(tmp_path))}\nd.png,cat,\n'
+    text = (
+        "image,label,split\n"
+        "a.png,cat,\n"
+        '"of two\n'
+        'lines.png",cat,\n'
+        f"{row.replace('ROOT', str(tmp_path))}\n"
+        "d.png,cat,\n"
+    )
     (tmp_path / "table.csv").write_text(text)
     error = refused(tmp_path / "table.csv")
     assert (
@@ -352,7 +365,16 @@ def test_the_same_image_twice_by_two_spellings_of_its_folder(tmp_path: Path) -> 
 def test_several_wrong_rows_are_counted_and_listed(tmp_path: Path) -> None:
     file = write(
         tmp_path,
-        "image,label,split\na.png,,\nb.png,cat,\n,cat,\n../c.png,cat,\nb.png,dog,\nd.png\ne.png,cat,tset\n",
+        (
+            "image,label,split\n"
+            "a.png,,\n"
+            "b.png,cat,\n"
+            ",cat,\n"
+            "../c.png,cat,\n"
+            "b.png,dog,\n"
+            "d.png\n"
+            "e.png,cat,tset\n"
+        ),
     )
     error = refused(file)
     assert error.message == f"data.source: '{file}' has 6 wrong rows"
@@ -575,7 +597,10 @@ def test_labels_of_a_second_csv_count_before_those_of_the_first(tmp_path: Path) 
     [
         (
             "label\ncat\n",
-            "has 1 and 'FOLDER/table.csv' has 2 rows below the column names; each image needs its label in the same row",
+            (
+                "has 1 and 'FOLDER/table.csv' has 2 rows below the column names; each image "
+                "needs its label in the same row"
+            ),
         ),
         (
             "label\ncat\ndog\ncat\n",
@@ -583,7 +608,10 @@ def test_labels_of_a_second_csv_count_before_those_of_the_first(tmp_path: Path) 
         ),
         (
             "cat\ndog\n",
-            "has 1 and 'FOLDER/table.csv' has 2 rows below the column names; each image needs its label in the same row",
+            (
+                "has 1 and 'FOLDER/table.csv' has 2 rows below the column names; each image "
+                "needs its label in the same row"
+            ),
         ),
         ("", "is empty; its first line must name the columns"),
         ("label\ncat\n\ndog\n", "has 3 and 'FOLDER/table.csv' has 2 rows"),

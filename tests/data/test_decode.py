@@ -223,7 +223,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(),
-    explain_unreadable="the peak of a process's memory is read as Linux tells it",
+    reason="the peak of a process's memory is read as Linux tells it",
 )
 def test_scaling_takes_little_memory() -> None:
     ended = subprocess.run(
@@ -435,7 +435,9 @@ def test_what_libraries_say_of_damaged_files_stays_off_the_console(tmp_path: Pat
         (tmp_path / f"{kind}.tif").write_bytes(content)
     script = (
         "import sys; from pathlib import Path; from pipeline.data.decode import Decoding\n"
-        "for name in sys.argv[1:]:\n    try: print(Decoding().decode(Path(name)).image.size)\n    except OSError: print('refused')"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(Decoding().decode(Path(name)).image.size)\n"
+        "    except OSError: print('refused')"
     )
     files = [str(file) for file in sorted(tmp_path.iterdir())]
     done = subprocess.run(

@@ -45,7 +45,10 @@ def jpeg_of_segments(count: int) -> bytes:
 
 
 def photograph_with_film(count: int) -> bytes:
-    """Return a JPEG with so many scans' marks in its metadata and behind its end, where phones put a film."""
+    """Return a JPEG with so many scans' marks in its metadata and behind its end.
+
+    Behind its end phones put a film.
+    """
     content = encoded("JPEG", Image.new("L", (64, 64)), progressive=True)
     marks = b"\xff\xda\0\1" * count
     return (

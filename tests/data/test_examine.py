@@ -34,7 +34,10 @@ def recipe(root: Path, prepared: Path) -> Recipe:
 
 
 def run(root: Path, prepared: Path, **fields: object) -> tuple[Examined, list[int]]:
-    """Examine a folder; return what was found, and how many were decoded at each call of progress."""
+    """Examine a folder.
+
+    Return what was found, and how many images were decoded at each call of progress.
+    """
     data = Data.model_validate({"source": f"folder:{root}", "image_size": 8, **fields})
     source = open_source(data)
     decoded: list[int] = []
@@ -329,7 +332,10 @@ def test_an_image_that_a_process_is_killed_over_is_named_and_one_killed_by_chanc
     if not only_once:
         with pytest.raises(
             UserError,
-            match=r"^cat/003\.png: the process that decodes it is killed; perhaps memory does not suffice",
+            match=(
+                r"^cat/003\.png: the process that decodes it is killed; perhaps memory does not "
+                "suffice"
+            ),
         ):
             examine(source, source.items, kept)
         return

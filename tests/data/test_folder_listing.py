@@ -121,7 +121,8 @@ def test_links_to_class_folders_are_followed_by_prepare_and_predict_alike(
     link(root / "puppy", "dog")
     link(root / "cat" / "more", "../dog/hounds")
     assert used(root) == [
-        "cat/000.png", "cat/001.png", "cat/more/000.png", "dog/000.png", "dog/hounds/000.png", "puppy/000.png", "puppy/hounds/000.png",
+        "cat/000.png", "cat/001.png", "cat/more/000.png", "dog/000.png", "dog/hounds/000.png",
+        "puppy/000.png", "puppy/hounds/000.png",
     ]  # fmt: skip
     assert predicted(root) == used(root)
     assert opened(root).warnings == []
@@ -205,8 +206,10 @@ def test_what_never_ends_is_no_picture(photos: WriteImages, tmp_path: Path) -> N
     thread.join(60)
     assert not thread.is_alive()
     assert found == [
-        "cat/device.png: not a regular file", "cat/pipe.png: not a regular file", "dog/sparse.png: 42949672960 bytes, more than 1073741824",
-    ]  # fmt: skip
+        "cat/device.png: not a regular file",
+        "cat/pipe.png: not a regular file",
+        "dog/sparse.png: 42949672960 bytes, more than 1073741824",
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such links")

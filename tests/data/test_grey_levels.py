@@ -178,7 +178,8 @@ def test_auto_finds_the_copies_and_makes_the_splits_of_its_number(
         folder = tmp_path / "scans" / label
         folder.mkdir(parents=True)
         for number in range(20):
-            # Pairs that differ in one level of one pixel; of the empty ones eight bits under white keep nothing.
+            # Pairs that differ in one level of one pixel; of the empty ones eight bits under white
+            # keep nothing.
             levels = (
                 np.random.default_rng(number // 2)
                 .integers(0, brightest, (70, 80), endpoint=True)
@@ -289,19 +290,28 @@ def test_it_is_warned_of_where_white_is_far_above_all_levels(
         (
             4095,
             [
-                "12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"
+                (
+                    "12 images (high/00.tif and others): no grey level above a 32th of 4095, "
+                    "which is white: nearly black"
+                )
             ],
         ),
         (
             511,
             [
-                "12 images (low/00.tif and others): grey levels above 511, which is white: all of these look the same"
+                (
+                    "12 images (low/00.tif and others): grey levels above 511, which is white: "
+                    "all of these look the same"
+                )
             ],
         ),
         (
             "auto",
             [
-                "12 images (high/00.tif and others): no grey level above a 32th of 4095, which is white: nearly black"
+                (
+                    "12 images (high/00.tif and others): no grey level above a 32th of 4095, "
+                    "which is white: nearly black"
+                )
             ],
         ),
     ],

@@ -67,15 +67,18 @@ def pixels(source: Source, item: Item) -> NDArray[np.uint8]:
 def unpacked(source: Source) -> list[str]:
     """Names of the arrays that are on disk."""
     assert isinstance(source.reader, Arrays)
-    return sorted(array.file.name for array in source.reader.arrays.values() if array.file.exists())  # type: ignore[attr-defined]
+    files = [array.file for array in source.reader.arrays.values()]  # type: ignore[attr-defined]
+    return sorted(file.name for file in files if file.exists())
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_splits_and_labels_are_the_files(tmp_path: Path, save: Callable[..., None]) -> None:
     source = open_npz(str(write(tmp_path, medmnist(), save=save)))
     assert [(item.split, item.label) for item in source.items] == [
-        *(("train", label) for label in "012012"), *(("val", label) for label in "012"), *(("test", label) for label in "0120"),
-    ]  # fmt: skip
+        *(("train", label) for label in "012012"),
+        *(("val", label) for label in "012"),
+        *(("test", label) for label in "0120"),
+    ]
     assert source.items[0].path == "train/000000"
     assert source.items[-1].path == "test/000003"
     assert len({item.path for item in source.items}) == 13
@@ -368,7 +371,10 @@ def test_without_room_to_unpack_it_is_said_where_room_is_needed(tmp_path: Path) 
     source = open_npz(str(file), 10**16)
     with pytest.raises(
         UserError,
-        match=rf"train_images takes {size} bytes unpacked, .* has \d+; set TMPDIR to a folder with more room",
+        match=(
+            rf"train_images takes {size} bytes unpacked, .* has \d+; set TMPDIR to a folder with "
+            "more room"
+        ),
     ):
         source.reader.read("train/000000")
 
@@ -389,7 +395,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_array(tmp_path: Path) -> Non
     assert unpacked(source) == []
     assert source.reader.read("train/000000")
     assert isinstance(source.reader, Arrays)
-    assert not list(source.reader.arrays["train"].file.parent.glob("*.partial"))  # type: ignore[attr-defined]
+    file = source.reader.arrays["train"].file  # type: ignore[attr-defined]
+    assert not list(file.parent.glob("*.partial"))
 
 
 def npy(array: NDArray[Any]) -> bytes:
@@ -423,9 +430,8 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no archive", npy(np.zeros(3)), b"PK\x03\x04"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.npz").write_bytes(content)
-    assert (
-        refused(tmp_path / "set.npz")
-        == f"data.source: '{tmp_path}/set.npz' cannot be read as an .npz file: File is not a zip file"
+    assert refused(tmp_path / "set.npz") == (
+        f"data.source: '{tmp_path}/set.npz' cannot be read as an .npz file: File is not a zip file"
     )
 
 
@@ -438,7 +444,10 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     [
         (
             ["train_images"],
-            "has no train_images; arrays: train_labels, val_images, val_labels, test_images, test_labels",
+            (
+                "has no train_images; arrays: train_labels, val_images, val_labels, test_images, "
+                "test_labels"
+            ),
         ),
         (["train_labels"], "has no train_labels; arrays: train_images, val_images,"),
         (

@@ -205,9 +205,9 @@ def test_all_unreadable_images_are_listed(photos: WriteImages, tmp_path: Path) -
     (root / "dog" / "003.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError) as caught:
         prepare(data_of(root), tmp_path / "prepared")
-    assert (
-        caught.value.message
-        == f"3 images in {root.resolve()} cannot be read; repair or remove, or leave them out with data.bad warn"
+    assert caught.value.message == (
+        f"3 images in {root.resolve()} cannot be read; repair or remove, or leave them out "
+        "with data.bad warn"
     )
     assert [finding.partition(":")[0] for finding in caught.value.findings] == [
         "cat/001.png",
@@ -346,8 +346,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(
     old = data_of(root)
     prepare(old, tmp_path / "prepared")
     code = (
-        "import resource, sys; from pathlib import Path; from pipeline.config import Data; from pipeline.errors import UserError;"
-        "from pipeline.data.prepared import prepare;"
+        "import resource, sys; from pathlib import Path; from pipeline.config import Data; "
+        "from pipeline.errors import UserError;from pipeline.data.prepared import prepare;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
         f"data = Data(source='folder:{root}', image_size=256, store_size=256)\n"
         f"try: prepare(data, Path({str(tmp_path / 'prepared')!r}))\n"

@@ -42,7 +42,10 @@ def split_of(prepared: Prepared) -> dict[str, str]:
 
 @pytest.fixture
 def given_splits(photos: WriteImages) -> Path:
-    """Given splits, with a training picture that stands in test too, another in val, and a third twice in training."""
+    """Given splits, with copies.
+
+    One training picture stands in test too, another in val, and a third twice in training.
+    """
     root = photos({f"{split}/{label}": 12 for split in SPLITS for label in ("cat", "dog")})
     shutil.copyfile(root / "test/cat/000.png", root / "train/cat/leak.png")
     shutil.copyfile(root / "val/cat/000.png", root / "train/cat/leak2.png")
@@ -102,7 +105,10 @@ def test_other_policies_keep_every_image(given_splits: Path, policy: str) -> Non
 
 @pytest.fixture
 def copied(photos: WriteImages) -> Path:
-    """Twelve pictures per class, of which one of each is there eight times, and one under both labels."""
+    """Twelve pictures per class.
+
+    One of each class is there eight times, and one under both labels.
+    """
     root = photos({"cat": 20, "dog": 20})
     for label in ("cat", "dog"):
         for number in range(7):
@@ -161,7 +167,8 @@ def test_error_refuses_duplicates_and_still_reports(copied: Path) -> None:
             data, copied.parent / "prepared", on_report=lambda report, show: reports.append(report)
         )
     assert caught.value.message.startswith(
-        f"18 images in {copied.resolve()} are copies or nearly so, in 3 sets; data.duplicates is error"
+        f"18 images in {copied.resolve()} are copies or nearly so, in 3 sets; data.duplicates is "
+        "error"
     )
     assert "equal, under 2 labels: cat, dog: cat/001.png, dog/cat.png" in caught.value.findings
     (report,) = reports
@@ -227,7 +234,10 @@ def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> Non
     reports: list[Report] = []
     with pytest.raises(
         Refused,
-        match=r"^5 images in .* cannot be read; repair or remove, or leave them out with data\.bad warn",
+        match=(
+            r"^5 images in .* cannot be read; repair or remove, or leave them out with data\.bad "
+            "warn"
+        ),
     ):
         prepare(
             Data(source=f"folder:{bad}", image_size=8),
@@ -240,8 +250,9 @@ def test_unreadable_images_are_refused_by_default_and_reported(bad: Path) -> Non
 @pytest.mark.parametrize(
     ("one", "other", "alike"),
     [
-        ("cat", "Cat", True), ("black cat", "black_cat", True), ("black cat", "black-cat", True), ("1", "01", True), ("1", "1.0", True),
-        ("1,5", "1.50", True), ("１", "1", True), ("caf\u00e9", "cafe\u0301", True), ("1", "-1", False), ("1", "2", False),
+        ("cat", "Cat", True), ("black cat", "black_cat", True), ("black cat", "black-cat", True),
+        ("1", "01", True), ("1", "1.0", True), ("1,5", "1.50", True), ("１", "1", True),
+        ("caf\u00e9", "cafe\u0301", True), ("1", "-1", False), ("1", "2", False),
         ("12", "1-2", False),
         ("cat", "cats", False), ("1", "1a", False), ("-", "_", False), ("1e3", "1000", False),
     ],
@@ -307,7 +318,8 @@ def test_groups_of_a_csv_are_not_divided_whatever_the_policy(
     ]
     pd.DataFrame(rows, columns=["image", "label", "group"]).to_csv(root / "list.csv", index=False)
     for policy in POLICIES:
-        data = Data(source=f"csv:{root / 'list.csv'}", image_size=8, duplicates=policy)  # type: ignore[arg-type]
+        source = f"csv:{root / 'list.csv'}"
+        data = Data(source=source, image_size=8, duplicates=policy)  # type: ignore[arg-type]
         prepared = prepare(data, tmp_path / "prepared")
         manifest = pd.read_csv(prepared.folder / "manifest.csv")
         assert (manifest.groupby("group")["split"].nunique() == 1).all()

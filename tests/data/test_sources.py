@@ -58,8 +58,11 @@ def test_the_digest_of_digits_never_changes() -> None:
 def test_a_folder_of_class_folders(photos: WriteImages) -> None:
     root = photos({"dog": 1, "cat": 2, "cat/indoors": 1})
     assert open_source(f"folder:{root}").items == [
-        Item("cat/000.png", "cat"), Item("cat/001.png", "cat"), Item("cat/indoors/000.png", "cat"), Item("dog/000.png", "dog"),
-    ]  # fmt: skip
+        Item("cat/000.png", "cat"),
+        Item("cat/001.png", "cat"),
+        Item("cat/indoors/000.png", "cat"),
+        Item("dog/000.png", "dog"),
+    ]
 
 
 def test_read_returns_the_bytes_of_the_file(photos: WriteImages) -> None:
@@ -85,7 +88,10 @@ def test_what_is_hidden_or_no_image_is_left_out(photos: WriteImages) -> None:
         "hidden": 3,
     }
     assert source.warnings == [
-        "1 file without extension is not read: 'cat' 50% of all; give them the extension of their format",
+        (
+            "1 file without extension is not read: 'cat' 50% of all; give them the extension of "
+            "their format"
+        ),
         "1 image lies in no class folder, and cannot be used: 'outside.png'",
     ]
 
@@ -246,7 +252,10 @@ def test_one_class_is_not_enough(photos: WriteImages) -> None:
     [
         (
             "digit",
-            "unknown data.source 'digit'; nearest: digits; allowed: digits, folder:PATH, csv:PATH, torchvision:NAME, npz:PATH",
+            (
+                "unknown data.source 'digit'; nearest: digits; allowed: digits, folder:PATH, "
+                "csv:PATH, torchvision:NAME, npz:PATH"
+            ),
         ),
         ("folder:", "unknown data.source 'folder:'"),
         ("folders:photos", "unknown data.source 'folders:photos'; nearest: folder:PATH"),

@@ -136,9 +136,9 @@ def test_missing_test_images_come_from_training_never_from_validation() -> None:
 def test_classes_too_small_to_split_are_all_listed() -> None:
     with pytest.raises(UserError) as caught:
         assign_splits(items_of({"cat": 10, "dog": 2, "owl": 1}), Data())
-    assert (
-        caught.value.message
-        == "2 of 3 classes have too few images for the 3 splits (train, val, test); at least 3 are needed"
+    assert caught.value.message == (
+        "2 of 3 classes have too few images for the 3 splits (train, val, test); at least 3 "
+        "are needed"
     )
     assert caught.value.findings == ["dog: 2 images", "owl: 1 image"]
 

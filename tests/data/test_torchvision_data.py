@@ -93,7 +93,8 @@ def write_cifar10(root: Path, monkeypatch: Patch) -> None:
         }
     for file, content in contents.items():
         (folder / file).write_bytes(pickle.dumps(content, protocol=2))
-    # torchvision reads the published files alone, told by their MD5 sums: here those of the small ones.
+    # torchvision reads the published files alone, told by their MD5 sums: here those of the small
+    # ones.
     monkeypatch.setattr(
         datasets.CIFAR10,
         "train_list",
@@ -381,9 +382,9 @@ ADDRESSES = {
 def test_without_network_it_is_said_which_files_to_put_where(tmp_path: Path, name: str) -> None:
     message = refused(name, tmp_path / "not" / "yet")
     assert (
-        f"files of torchvision:{name} are missing or damaged in {tmp_path}/not/yet and cannot be downloaded (<urlopen error"
-        in message
-    )
+        f"files of torchvision:{name} are missing or damaged in {tmp_path}/not/yet and "
+        "cannot be downloaded (<urlopen error"
+    ) in message
     assert message.endswith(f"; put {', '.join(ARCHIVES[name])} there, from {ADDRESSES[name]}")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,8 +1,11 @@
 """How inputs are made: good ones, changed where it hurts; and how one is held to its limits.
 
-By default each target is fuzzed for some seconds beside the other tests, always with the same inputs. ``FUZZ_SECONDS=600 FUZZ_SEED=7
-python -m pytest -n 2 -rP tests/fuzz`` takes ten minutes for each, with others, and prints how many they were. What fails is kept in
-``tests/fuzz/finds/TARGET-HASH``, and tried first from then on.
+By default each target is fuzzed for some seconds beside the other tests, always with the same
+inputs. This takes ten minutes for each target, with other inputs, and prints how many they were:
+
+    FUZZ_SECONDS=600 FUZZ_SEED=7 python -m pytest -n 2 -rP tests/fuzz
+
+What fails is kept in ``tests/fuzz/finds/TARGET-HASH``, and tried first from then on.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 MOST_SECONDS = 60.0
 """Of one input, by the clock: these are small, and a busy machine is slow."""
 MOST_MEMORY = 1_500_000_000
-"""Bytes by which one input may raise the process's peak: `data.max_pixels` with transparency is 256 MB, four times at once."""
+"""Bytes by which one input may raise the process's peak.
+
+`data.max_pixels` with transparency is 256 MB, four times at once.
+"""
 _PER_ROUND = 40
 
 Check = Callable[[bytes], object]
@@ -58,7 +64,10 @@ def _status(name: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Let the peak of memory begin anew; return the memory that there is, 0 where the system cannot."""
+    """Let the peak of memory begin anew.
+
+    Return the memory in use now, 0 if the system cannot do that.
+    """
     if not sys.platform.startswith("linux"):
         return 0
     Path("/proc/self/clear_refs").write_text("5")
@@ -66,7 +75,10 @@ def _reset_peak() -> int:
 
 
 def changed(samples: list[bytes], words: list[bytes] | None = None) -> st.SearchStrategy[bytes]:
-    """Return changes of samples: bytes and words put in, parts repeated or left out, numbers set to their limits."""
+    """Return changes of samples.
+
+    Bytes and words are put in, parts repeated or left out, numbers set to their limits.
+    """
     pieces = st.one_of(
         st.binary(max_size=8),
         st.sampled_from([b"\0", b"\xff", b"\xff" * 4, b"\x7f\xff\xff\xff", *(words or [])]),
@@ -95,7 +107,10 @@ def changed(samples: list[bytes], words: list[bytes] | None = None) -> st.Search
 
 
 def fuzz(target: str, inputs: st.SearchStrategy[bytes], check: Check) -> int:
-    """Check inputs until the time is up, and return how many; what fails is kept as a file, the smallest that does."""
+    """Check inputs until the time is up, and return how many.
+
+    The smallest input that fails is kept as a file.
+    """
     for find in sorted(FINDS.glob(f"{target}-*")):
         with limits():
             check(find.read_bytes())

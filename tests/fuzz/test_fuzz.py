@@ -1,4 +1,7 @@
-"""Fuzzing of all that strangers hand over: whatever it is, it is used, or refused in one line, within time and memory."""
+"""Fuzzing of all that strangers hand over.
+
+Whatever it is, it is used, or refused in one line, within time and memory.
+"""
 
 from __future__ import annotations
 
@@ -325,7 +328,8 @@ def test_requests(server: ScoringServer) -> None:
         try:
             body = server.post(content.decode(errors="replace"))
         except urllib.error.HTTPError as error:
-            # What MLflow answers before the model is asked; lists nested some thousand times it cannot read.
+            # What MLflow answers before the model is asked; lists nested some thousand times it
+            # cannot read.
             assert error.code in (400, 413, 415, 422) or (
                 error.code == 500 and content.count(b"[") > 900
             ), error.code

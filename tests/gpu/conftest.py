@@ -1,4 +1,7 @@
-"""What the tests on a GPU share. They need only the engine, and not what the project's other tests share."""
+"""What the tests on a GPU share.
+
+They need only the engine, and not what the project's other tests share.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def configuration_of(**changes: Any) -> Configuration:
 def setting_of(
     configuration: Configuration, prepared: Prepared, folder: Path, group: Group = SINGLE_PROCESS
 ) -> Iterator[TrainingContext]:
-    """Build a training in a folder, in the number and memory format that its configuration names."""
+    """Build a training in a folder, in the number and memory format of its configuration."""
     with open_context(configuration, prepared, folder / "best.safetensors", group) as setting:
         yield replace(setting, numerics=list_candidates(configuration.training, setting.device)[0])
 

@@ -1,8 +1,9 @@
 """How fast a GPU is fed: ``python -m tests.gpu.speed``.
 
-Images a second of real trainings in bf16 from the store, with crop and flip, and with ColorJitter too, against the same network on one
-batch that stays on the device, of which nothing is read back: the ratio is what data and host cost. Prints a table; takes about a minute
-and a half. Real images: crops of scikit-learn's two photographs.
+Images a second of real trainings in bf16 from the store, with crop and flip, and with ColorJitter
+too, against the same network on one batch that stays on the device, of which nothing is read back:
+the ratio is what data and host cost. It prints a table, and takes about a minute and a half. The
+images are real: crops of scikit-learn's two photographs.
 """
 
 from __future__ import annotations
@@ -123,7 +124,10 @@ def write_crops(root: Path, count: int, side: int) -> None:
 def endless(
     setting: TrainingContext, configuration: Configuration, prepared: Prepared
 ) -> TrainingContext:
-    """Return a setting whose epoch is longer than any measurement: the store's images again and again, each time augmented anew."""
+    """Return a setting whose epoch is longer than any measurement.
+
+    It has the store's images again and again, each time augmented anew.
+    """
     data, positions = configuration.data, prepared.positions("train")
     positions = np.tile(positions, 1 + 100_000 // len(positions))
     images = Images(
@@ -156,7 +160,10 @@ def from_the_store(
 
 
 def on_the_device(configuration: Configuration, prepared: Prepared, size: Size) -> float:
-    """Return images a second of the same steps on one batch that stays on the device, of which nothing is read back."""
+    """Return images a second of the same steps on one batch that stays on the device.
+
+    Nothing is read back.
+    """
     with (
         tempfile.TemporaryDirectory() as folder,
         open_context(configuration, prepared, Path(folder) / "best.safetensors") as setting,
@@ -222,10 +229,14 @@ def main() -> int:
     size = FULL if ON_GPU else TRIED
     name = torch.cuda.get_device_name() if ON_GPU else "processor"
     print(
-        f"{name}, {os.cpu_count()} cores, torch {torch.__version__}; bf16 channels_last, {size.image_size} pixels; images a second"
+        f"{name}, {os.cpu_count()} cores, torch {torch.__version__}; bf16 channels_last, "
+        f"{size.image_size} pixels; images a second"
     )
     print(
-        f"{'network':12} batch workers {'one batch':>10} {'crop and flip':>14} ratio {'with ColorJitter':>17} ratio",
+        (
+            f"{'network':12} batch workers {'one batch':>10} {'crop and flip':>14} ratio "
+            f"{'with ColorJitter':>17} ratio"
+        ),
         flush=True,
     )
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Memory of a GPU: where it does not suffice, and what trainings that were given up leave behind."""
+"""Memory of a GPU: if it does not suffice, and what given-up trainings leave behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def step(num_classes):
 
 
 _WIDE = 2**15 if ON_GPU else 2**13
-"""On a GPU so wide that it does not fit into what torch keeps reserved there, which may be more than a GiB."""
+"""Width of the layer.
+
+On a GPU it does not fit into what torch keeps reserved there, which may be more than a GiB.
+"""
 
 
 class Passed(Callback):
@@ -91,7 +94,8 @@ def test_out_of_memory_is_told_with_the_batch_that_fits(
         optimizer={"name": "adam", "lr": 1e-3},
     )
     passed = Passed()
-    # Weights and gradients of the wide layer take as much each, Adam's moments twice that; there is room for three of the four.
+    # Weights and gradients of the wide layer take as much each, Adam's moments twice that; there is
+    # room for three of the four.
     room = 2 * GIB if where != "step" else 3 * 4 * 2**14 * _WIDE
     with pytest.raises(OutOfMemory) as caught, at_most(room):
         train(configuration, digits, tmp_path, [passed])
@@ -164,8 +168,10 @@ def test_ten_trainings_that_were_given_up_leave_no_memory_and_no_process(
         seen[-1],
     )
     tell(
-        f"after one and after eleven: {first_rss / 1e6:.0f} and {rss / 1e6:.0f} MB of this process, "
-        f"{first_device / 1e6:.1f} and {device / 1e6:.1f} MB of the GPU, {first_reserved / 1e6:.0f} and {reserved / 1e6:.0f} MB reserved; "
+        "after one and after eleven: "
+        f"{first_rss / 1e6:.0f} and {rss / 1e6:.0f} MB of this process, "
+        f"{first_device / 1e6:.1f} and {device / 1e6:.1f} MB of the GPU, "
+        f"{first_reserved / 1e6:.0f} and {reserved / 1e6:.0f} MB reserved; "
         f"{children} processes left"
     )
     assert len(kept) == 11

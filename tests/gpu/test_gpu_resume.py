@@ -1,4 +1,7 @@
-"""A training on a GPU that is taken up, where the same step need not give the same numbers twice."""
+"""A training on a GPU that is taken up again.
+
+There the same step need not give the same numbers twice.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ class Run:
 
 
 class Early(Checkpoints):
-    """Writes no checkpoint after the second epoch, as where a kill comes long after the last one."""
+    """Writes no checkpoint after the second epoch.
+
+    So it is if a kill comes long after the last checkpoint.
+    """
 
     def save(self, state: State, number: int, best: Path | None = None) -> None:
         if state["epoch"] <= 2:
@@ -115,7 +121,8 @@ def test_a_training_taken_up_tells_the_scores_of_the_weights_that_it_keeps(
     history = run.history()
     again = [epoch for epoch in before if before[epoch] != history[epoch]]
     tell(
-        f"epochs {again} came out otherwise; best/val_accuracy {run.latest('best/val_accuracy'):.4f}, of the weights {kept['accuracy']:.4f}"
+        f"epochs {again} came out otherwise; best/val_accuracy "
+        f"{run.latest('best/val_accuracy'):.4f}, of the weights {kept['accuracy']:.4f}"
     )
     assert from_where.epoch <= 1 and again
     assert [

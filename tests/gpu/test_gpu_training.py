@@ -1,4 +1,7 @@
-"""Trainings on a GPU: number formats, devices, repeatability, several processes, cached features."""
+"""Trainings on a GPU.
+
+Number formats, devices, repeatability, several processes, cached features.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ CLIP = 0.05
 
 
 class Norms(Callback):
-    """Takes the norm of the gradients, in true size, and how far the weights have moved, at each step."""
+    """Takes the norm of the gradients and how far the weights have moved, at each step.
+
+    The gradients are taken in true size.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.parameters = list(module.parameters())
@@ -73,7 +79,8 @@ def test_each_precision_trains_with_clipping_and_class_weights(
         fitted = fit(configuration, setting, [norms])
     losses = [epoch["train/loss"] for epoch in fitted.history]
     tell(
-        f"training loss {losses[0]:.3f} to {losses[-1]:.3f}, validation accuracy {fitted.best['val/accuracy']:.1%}"
+        f"training loss {losses[0]:.3f} to {losses[-1]:.3f}, validation accuracy "
+        f"{fitted.best['val/accuracy']:.1%}"
     )
     assert losses[-1] < losses[0]
     assert max(norms.norms) > CLIP
@@ -179,7 +186,8 @@ def test_auto_workers_load_beside_the_gpu_and_change_nothing(
             fitted = fit(configuration, setting)
         histories.append([(epoch["train/loss"], epoch["val/loss"]) for epoch in fitted.history])
         tell(
-            f"workers {workers} ({expected}): {fitted.history[-1]['images_per_second']:.0f} images a second"
+            f"workers {workers} ({expected}): {fitted.history[-1]['images_per_second']:.0f} "
+            "images a second"
         )
     assert histories[0] == histories[1]
 

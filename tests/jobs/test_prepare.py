@@ -17,7 +17,10 @@ from tests.conftest import Cli
 
 @pytest.fixture
 def flawed(quick: Path) -> Path:
-    """The quick experiment over images of which one is unreadable, one stands under two labels and one is there twice."""
+    """The quick experiment over images with faults.
+
+    One is unreadable, one stands under two labels and one is there twice.
+    """
     root = quick.parent / "digits"
     (root / "digit 0" / "broken.png").write_text("no picture")
     shutil.copyfile(root / "digit 0" / "000.png", root / "digit 1" / "zero.png")
@@ -37,9 +40,9 @@ def test_the_report_stands_in_the_outputs_and_in_mlflow(
     assert "1 image cannot be used and is left out:" in done.out
     assert "  digit 0/broken.png: not an image" in done.out
     assert (
-        "4 images are equal or nearly so, in 2 sets, 1 of them under several labels: kept on one side of a split"
-        in done.out
-    )
+        "4 images are equal or nearly so, in 2 sets, 1 of them under several labels: kept on "
+        "one side of a split"
+    ) in done.out
     (run,) = workspace.client.search_runs([workspace.experiment_id])
     assert artifacts(workspace, run.info.run_id, "prepare") == {
         "manifest.csv",

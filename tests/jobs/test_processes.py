@@ -83,7 +83,8 @@ def test_two_processes_train_a_study_as_one_does(
                 (step, pytest.approx(value, abs=1e-3)) for step, value in alone
             ]
     assert two["04 resnet18"].data.tags[names.FEATURES].startswith("1 per image, ")
-    # BatchNorm's statistics are each process's own here; what was validated is the network that was kept.
+    # BatchNorm's statistics are each process's own here; what was validated is the network that was
+    # kept.
     restored = restore_network(workspace, trained.info.run_id)
     prepared = prepare_images(workspace, restored.configuration.data)
     images = Images(prepared.images, prepared.positions("val"), prepared.labels(), 32)

@@ -46,7 +46,10 @@ def trainings(workspace: Workspace) -> list[Any]:
 def kill_in_epoch(
     arguments: list[str], cwd: Path, epoch: int, with_signal: signal.Signals = signal.SIGKILL
 ) -> int:
-    """Start a step, send it a signal when that epoch is over and a checkpoint of the second one written, and return its exit code."""
+    """Start a step, send it a signal, and return its exit code.
+
+    The signal is sent when that epoch is over and a checkpoint of the second one is written.
+    """
     process = start([sys.executable, "-m", "pipeline", *arguments], cwd, OMP_NUM_THREADS="1")
     wait_for(process, f"epoch {epoch}/")
     # An epoch has three steps.

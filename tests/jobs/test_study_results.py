@@ -82,7 +82,7 @@ def test_every_training_logs_what_the_design_names(in_smoke: Workspace) -> None:
             "curves/lr.png",
         }
         expected |= {"confusion_matrix/val.png", "confusion_matrix/val.csv"}
-        assert expected <= artifacts(
+        assert expected <= paths_of_artifacts(
             in_smoke, run.info.run_id, "checkpoint", "curves", "confusion_matrix"
         )
         assert {names.UID, names.CONFIG_HASH, names.DATA_DIGEST, names.TRIAL, names.STATE} <= set(
@@ -129,7 +129,8 @@ def test_comparison_has_its_columns_first_and_the_best_run_on_top(in_smoke: Work
     assert len(table) == 3
     complete = table[table["state"] == "complete"]
     assert list(complete["val_accuracy"]) == sorted(complete["val_accuracy"], reverse=True)
-    # Of three seeds, one and two threads, fp32 and bf16, and other processors 0.78 to 0.87 were seen; always the largest class: 0.1.
+    # Of three seeds, one and two threads, fp32 and bf16, and other processors 0.78 to 0.87 were
+    # seen; always the largest class: 0.1.
     assert complete["val_accuracy"].iloc[0] > 0.5
     assert list(table["state"][: len(complete)]) == ["complete"] * len(complete)
     assert table["config_hash"].str.fullmatch("[0-9a-f]{12}").all()

@@ -159,7 +159,8 @@ import torch
 from torch import nn
 
 def build(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8) if False else nn.Linear(3 * 16 * 16, 8), nn.ReLU(), nn.Linear(8, num_classes))
+    hidden = nn.LazyLinear(8) if False else nn.Linear(3 * 16 * 16, 8)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(8, num_classes))
 """
 
 
@@ -234,7 +235,10 @@ NETS = {
 
 @pytest.fixture
 def nets(folder: Path) -> Path:
-    """A network of one's own in the folder ``nets``, with neighbours of which one is imported in its forward pass."""
+    """A network of one's own in the folder ``nets``, with neighbours.
+
+    One of the neighbours is imported in its forward pass.
+    """
     for name, text in NETS.items():
         file = folder / "nets" / name
         file.parent.mkdir(parents=True, exist_ok=True)

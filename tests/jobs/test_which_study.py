@@ -113,7 +113,7 @@ def test_of_two_files_on_one_folder_each_takes_its_own(
     assert pd.read_csv(workspace.outputs / "comparison.csv")["lr"].tolist() == [2e-3]
 
 
-def test_options_identify_a_study_as_they_did_in_tune_and_without_the_latest_is_taken_where_none_is_of_the_file(
+def test_options_identify_a_study_as_they_did_in_tune_and_without_the_latest_is_taken_if_none_fits(
     cli: Cli, two: tuple[Path, Path], quick: Path, workspace: Workspace
 ) -> None:
     a, _ = two
@@ -184,9 +184,9 @@ def test_options_that_find_a_study_are_refused_where_there_is_none_or_a_run_is_n
         )
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert (
-            f"run_id: run {row['run_id']} is named, and --model.name, --study.name would find a study"
-            in refused.err
-        )
+            f"run_id: run {row['run_id']} is named, and --model.name, --study.name would "
+            "find a study"
+        ) in refused.err
     assert find_runs.find_trainings(workspace)[0]["test_accuracy"] is None
     ok(
         cli,
@@ -272,7 +272,11 @@ def test_a_study_of_a_network_with_neighbours_is_found(
     )
     network = quick.with_name("net.py")
     network.write_text(
-        "from torch import nn\nfrom blocks import head\n\ndef build(n):\n    return nn.Sequential(nn.Flatten(), head(n))\n"
+        "from torch import nn\n"
+        "from blocks import head\n"
+        "\n"
+        "def build(n):\n"
+        "    return nn.Sequential(nn.Flatten(), head(n))\n"
     )
     a = write(quick, "a.yaml", model={"name": f"file:{network}:build"}, optimizer={"lr": 1e-3})
     ok(cli, "tune", "--config", a)
@@ -340,9 +344,9 @@ def test_a_champion_of_another_study_that_is_replaced_is_named(
     }
     new, old = scores
     assert (
-        f"it replaces version 1 of {old} (validation accuracy {100 * scores[old]:.2f}%, now {100 * scores[new]:.2f}%)"
-        in told
-    )
+        f"it replaces version 1 of {old} (validation accuracy {100 * scores[old]:.2f}%, now "
+        f"{100 * scores[new]:.2f}%)"
+    ) in told
     # The same study again is nobody else's champion.
     assert "it replaces" not in ok(cli, "main", "--config", b)
 
@@ -365,7 +369,8 @@ def test_main_evaluates_all_repeats_of_the_leader(
 def test_without_a_study_runs_of_another_metric_stand_below(
     cli: Cli, quick: Path, workspace: Workspace
 ) -> None:
-    # The loss of a training that has learnt little, -2, is below any accuracy; a near-zero one is above.
+    # The loss of a training that has learnt little, -2, is below any accuracy; a near-zero one is
+    # above.
     ok(cli, "train", "--config", quick, "--training.epochs", "8")
     ok(
         cli,
@@ -404,7 +409,8 @@ def test_a_run_of_mlflow_run_is_read_by_its_recorded_configuration(
         for run in workspace.client.search_runs([workspace.experiment_id])
         if run.data.tags[names.STEP] == "train"
     ]
-    # As `mlflow run -P training.epochs=50 -P fast=true` leaves it: its params are logged before ours, and stay.
+    # As `mlflow run -P training.epochs=50 -P fast=true` leaves it: its params are logged before
+    # ours, and stay.
     other = workspace.client.create_run(
         workspace.experiment_id, tags={**run.data.tags, "mlflow.project.entryPoint": "train"}
     )

@@ -17,7 +17,10 @@ from tests.conftest import Cli
 
 @pytest.fixture
 def scans(quick: Path) -> Path:
-    """The quick experiment, its digits as 12 bits in 16, one epoch, on the level of white that they need."""
+    """The quick experiment, its digits as 12 bits in 16.
+
+    It trains one epoch, on the level of white that they need.
+    """
     for file in quick.with_name("digits").rglob("*.png"):
         levels = np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 16
         Image.fromarray(levels).save(file)

@@ -45,7 +45,10 @@ def entry_of(name: str) -> Any:
 
 @contextmanager
 def published(name: str, cache: Path) -> Iterator[Path]:
-    """Put a file of random weights where torchvision's published ones are looked for; those of vgg11 have half a gigabyte."""
+    """Put a file of random weights where torchvision's published ones are looked for.
+
+    The published ones of vgg11 have half a gigabyte.
+    """
     torch.manual_seed(1)
     arguments = (
         {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}

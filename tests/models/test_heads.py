@@ -26,9 +26,13 @@ TIMMS = ("test_resnet", "test_convnext", "test_efficientnet", "test_vit", "mamba
 
 
 def starts_normally(layer: nn.Module) -> bool:
-    """Whether the weights of a layer may be drawn from a normal distribution of deviation 0.01, and its bias, if it has one, is 0."""
+    """Whether the weights of a layer may be drawn from a normal distribution of deviation 0.01.
+
+    Its bias, if it has one, must be 0.
+    """
     weights = layer.get_parameter("weight").detach().flatten().double()
-    # A sample's deviation is within 4 of its own standard errors; a uniform distribution of the same one would fail the test of the shape.
+    # A sample's deviation is within 4 of its own standard errors; a uniform distribution of the
+    # same one would fail the test of the shape.
     deviation, shape = weights.std().item(), scipy.stats.kstest(weights.numpy(), "norm", (0, 0.01))
     is_so_wide = abs(deviation - 0.01) < 4 * 0.01 / math.sqrt(2 * weights.numel())
     return (
@@ -47,7 +51,8 @@ def test_a_head_on_timms_weights(cache: Path, name: str, classes: int) -> None:
     network = models.build(Model(name=f"timm/{name}", weights="DEFAULT"), classes, 160)
     layer = network.module.get_submodule(network.head)
     assert starts_normally(layer) and layer.get_parameter("weight").shape[0] == classes
-    # As many as the published ones are no reason to keep those: they are other people's classes, as on torchvision's weights.
+    # As many as the published ones are no reason to keep those: they are other people's classes, as
+    # on torchvision's weights.
     assert classes == CLASSES or not torch.equal(
         layer.get_parameter("weight"), state[f"{network.head}.weight"]
     )

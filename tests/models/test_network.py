@@ -194,7 +194,8 @@ def test_batches_of_one_are_refused_where_batch_norm_cannot_train_on_them() -> N
         ("small_cnn", 32, "none"),
         ("vit_b_16", 32, "none"),
     ):
-        models.check(Model(name=name, freeze=freeze), 3, size, trains_on_one=True)  # type: ignore[arg-type]
+        model = Model(name=name, freeze=freeze)  # type: ignore[arg-type]
+        models.check(model, 3, size, trains_on_one=True)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,8 @@ def test_an_own_network_that_cannot_be_used_is_refused(
     own: Path, name: str, freeze: str, expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        models.check(Model(name=f"file:{own}:{name}", freeze=freeze), 3, 16)  # type: ignore[arg-type]
+        model = Model(name=f"file:{own}:{name}", freeze=freeze)  # type: ignore[arg-type]
+        models.check(model, 3, 16)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,12 @@ def test_a_mistake_in_an_own_network_is_told(tmp_path: Path, text: str, expected
 
 def test_an_own_network_may_use_a_dataclass(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
-        f"{OWN}\nfrom dataclasses import dataclass\n\n@dataclass\nclass Width:\n    channels: int = 4\n"
+        f"{OWN}\n"
+        "from dataclasses import dataclass\n"
+        "\n"
+        "@dataclass\n"
+        "class Width:\n"
+        "    channels: int = 4\n"
     )
     assert models.build(Model(name=f"file:{tmp_path}/net.py:Own"), 3, 16).head == "fc"
 

@@ -155,8 +155,16 @@ def test_what_is_imported_by_a_call_while_building_is_found_too(
 
 
 def test_every_form_of_import_is_kept_where_the_name_is_not_a_neighbours(tmp_path: Path) -> None:
-    net = f"import os.path, json as j, torch.nn.functional as F\nfrom importlib import metadata\nimport blocks, sys\n{BUILD}"
-    net += "Block = blocks.Block\nassert os.path.join and j.dumps and F.relu and metadata.version and sys.path\n"
+    net = (
+        "import os.path, json as j, torch.nn.functional as F\n"
+        "from importlib import metadata\n"
+        "import blocks, sys\n"
+        f"{BUILD}"
+    )
+    net += (
+        "Block = blocks.Block\n"
+        "assert os.path.join and j.dumps and F.relu and metadata.version and sys.path\n"
+    )
     file = write(
         tmp_path,
         {"net.py": net, "blocks.py": BLOCK, "json.py": "raise SystemError", "torch/readme.txt": ""},
@@ -200,7 +208,12 @@ def test_a_neighbour_may_import_the_network(tmp_path: Path) -> None:
 
 
 def test_each_build_has_modules_of_its_own(tmp_path: Path) -> None:
-    net = "from blocks import SHARED\nfrom torch import nn\ndef build(num_classes):\n    return nn.Sequential(SHARED)"
+    net = (
+        "from blocks import SHARED\n"
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    return nn.Sequential(SHARED)"
+    )
     file = write(tmp_path, {"net.py": net, "blocks.py": f"{BLOCK}\nSHARED = Block(3)"})
     one, two = (models.build(model(file), 3, 8).module for _ in range(2))
     # A layer that one training has changed is no start for the next.
@@ -224,7 +237,14 @@ def test_a_copy_goes_on_without_its_original(tmp_path: Path) -> None:
 
 
 def test_export_and_dataclasses_work_with_neighbours(tmp_path: Path) -> None:
-    blocks = f"from __future__ import annotations\nfrom dataclasses import dataclass\n{BLOCK}\n@dataclass\nclass Width:\n    channels: int = 4\n"
+    blocks = (
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        f"{BLOCK}\n"
+        "@dataclass\n"
+        "class Width:\n"
+        "    channels: int = 4\n"
+    )
     file = write(
         tmp_path,
         {

@@ -113,7 +113,8 @@ def test_any_other_difference_is_refused_by_name_and_shape(
     with pytest.raises(
         UserError, match=r"weights\.pt' is of another architecture than small_cnn: 1 tensor differs"
     ) as caught:
-        act(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"))  # type: ignore[operator]
+        model = Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt")
+        act(model)  # type: ignore[operator]
     assert caught.value.findings == [expected]
 
 
@@ -152,7 +153,10 @@ def test_a_missing_head_is_replaced_and_said(tmp_path: Path) -> None:
 def test_a_head_of_the_same_shape_is_loaded_and_nothing_said_of_it(tmp_path: Path) -> None:
     torch.save(models.SmallCNN(4).state_dict(), tmp_path / "weights.pt")
     assert models.check(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pt"), 4, 32) == (
-        "images are normalised by mean and standard deviation of the training images: no preprocessing.json stands with the weights",
+        (
+            "images are normalised by mean and standard deviation of the training images: no "
+            "preprocessing.json stands with the weights"
+        ),
     )
 
 
@@ -160,7 +164,8 @@ def test_a_head_of_the_same_shape_is_loaded_and_nothing_said_of_it(tmp_path: Pat
 def test_torchvisions_published_files_are_loaded_by_path(tmp_path: Path, name: str) -> None:
     torch.manual_seed(1)
     state = torchvision.models.get_model(name).state_dict()
-    # The published files are older than the count of batches, and than the network's names of DenseNet's layers.
+    # The published files are older than the count of batches, and than the network's names of
+    # DenseNet's layers.
     torch.save(without_counts(state), tmp_path / "weights.pth")
     network = models.build(Model(name=name, weights=f"file:{tmp_path}/weights.pth"), 3, 64)
     loaded = network.module.state_dict()
@@ -317,7 +322,10 @@ def test_of_an_average_and_the_last_weights_the_average_is_taken(tmp_path: Path)
     )
     network = models.build(Model(name="small_cnn", weights=f"file:{tmp_path}/weights.pth"), 4, 32)
     assert equal(network.module.state_dict(), dict(small(2).state_dict()))
-    expected = "those under 'model_ema', an average over training steps, in the file are taken rather than those under 'model'"
+    expected = (
+        "those under 'model_ema', an average over training steps, in the file are taken rather "
+        "than those under 'model'"
+    )
     assert network.notes[0] == expected
 
 
@@ -421,7 +429,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "network": (
         small,
-        r"it holds a Python object \(pipeline\.models\.builtin_models\.SmallCNN\), which could run code; save network\.state_dict\(\) alone",
+        (
+            r"it holds a Python object \(pipeline\.models\.builtin_models\.SmallCNN\), which "
+            r"could run code; save network\.state_dict\(\) alone"
+        ),
     ),
     "object": (
         lambda: {"model": state_of(), "path": Path("x")},

@@ -72,13 +72,19 @@ def test_a_network_of_several_heads_trains_whole_only() -> None:
 def test_an_unknown_network_is_named_with_the_nearest(weights: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"unknown model\.name 'timm/efficientnet_light0'; nearest: timm/efficientnet_lite0; allowed: ",
+        match=(
+            r"unknown model\.name 'timm/efficientnet_light0'; nearest: timm/efficientnet_lite0; "
+            "allowed: "
+        ),
     ):
         models.check(Model(name="timm/efficientnet_light0", weights=weights), 3, 64)
 
 
 def test_unknown_weights_are_named_with_what_is_allowed() -> None:
-    expected = r"unknown model\.weights 'a1_in2k' of timm/resnet18; nearest: a1_in1k; allowed: none, DEFAULT, a1_in1k, .*, file:PATH, "
+    expected = (
+        r"unknown model\.weights 'a1_in2k' of timm/resnet18; nearest: a1_in1k; allowed: none, "
+        "DEFAULT, a1_in1k, .*, file:PATH, "
+    )
     with pytest.raises(UserError, match=expected):
         models.origin(Model(name="timm/resnet18", weights="a1_in2k"))
 
@@ -147,8 +153,9 @@ def test_a_file_of_the_networks_weights_brings_its_normalisation(tmp_path: Path)
     network = models.build(Model(name="timm/test_resnet", weights=f"file:{tmp_path}/w.pt"), 3, 64)
     assert network.notes == (
         "its head (fc) is for 1000 classes; a new random one for 3 is trained",
-        "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those of timm's weights r160_in1k of "
-        "timm/test_resnet: no preprocessing.json stands with the weights",
+        "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those "
+        "of timm's weights r160_in1k of timm/test_resnet: no preprocessing.json stands with the "
+        "weights",
     )
     assert network.normalisation == ([0.5] * 3, [0.5] * 3)
     assert models.build(Model(name="timm/test_resnet"), 3, 64).normalisation is None

@@ -68,7 +68,10 @@ def pixels_of(size: int) -> Tensor:
 
 
 def answers_out_of(workspace: Workspace, run: str, name: str, pixels: Tensor) -> list[Tensor]:
-    """Return what a run's network answers where it is continued, and where it is evaluated; the smallest by its version too."""
+    """Return what a run's network answers when it is continued, and when it is evaluated.
+
+    A small network is asked by its registered version too.
+    """
     size, answers = pixels.shape[-1], []
     for form in (f"runs:/{run}/model", *(["models:/trained/1"] if name in SMALL else [])):
         network = models.build(
@@ -113,7 +116,10 @@ def test_a_new_head_starts_normally_and_weights_out_of_a_run_and_in_again_give_t
 
 
 def as_torchvision_has_it(name: str, cache: Path) -> nn.Module:
-    """Return a network with named weights as torchvision builds it, which maps its input, with a head for three classes."""
+    """Return a network with named weights as torchvision builds it, which maps its input.
+
+    It has a head for three classes.
+    """
     with published(name, cache):
         module: Any = torchvision.models.get_model(name, weights="DEFAULT", aux_logits=True)
     module.aux_logits = False
@@ -186,6 +192,9 @@ def test_the_published_file_is_taken_by_path_too(cache: Path, name: str) -> None
 def test_weights_without_a_classifier_are_no_weights_of_a_classifier() -> None:
     with pytest.raises(
         UserError,
-        match=r"unknown model\.weights 'IMAGENET1K_FEATURES' of vgg16; nearest: IMAGENET1K_V1; allowed: ",
+        match=(
+            r"unknown model\.weights 'IMAGENET1K_FEATURES' of vgg16; nearest: IMAGENET1K_V1; "
+            "allowed: "
+        ),
     ):
         models.check(Model(name="vgg16", weights="IMAGENET1K_FEATURES"), 3, 64)

@@ -253,18 +253,30 @@ def said_of(model: Model) -> str:
 
 def test_the_normalisation_and_why_it_is_taken_are_always_said(cache: Path, tmp_path: Path) -> None:
     assert models.check(Model(name="small_cnn"), 4, 64) == ()
-    by_images = "images are normalised by mean and standard deviation of the training images: no preprocessing.json stands with the weights"
+    by_images = (
+        "images are normalised by mean and standard deviation of the training images: no "
+        "preprocessing.json stands with the weights"
+    )
     assert said_of(weights_beside(tmp_path / "alone", None)) == by_images
-    given = "images are normalised by mean 0.1, 0.2, 0.3 and standard deviation 0.4, 0.5, 0.6, those of the preprocessing.json that stands "
+    given = (
+        "images are normalised by mean 0.1, 0.2, 0.3 and standard deviation 0.4, 0.5, 0.6, those "
+        "of the preprocessing.json that stands "
+    )
     assert said_of(weights_beside(tmp_path / "beside", ONE)) == f"{given}with the weights"
-    of_imagenet = "images are normalised by mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225, those of"
+    of_imagenet = (
+        "images are normalised by mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, "
+        "0.225, those of"
+    )
     with published("resnet18", cache):
         assert (
             said_of(Model(name="resnet18", weights="DEFAULT"))
             == f"{of_imagenet} torchvision's ResNet18_Weights.IMAGENET1K_V1"
         )
     publish_timms("test_resnet", cache)
-    of_timm = "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those of timm's weights r160_in1k of "
+    of_timm = (
+        "images are normalised by mean 0.5, 0.5, 0.5 and standard deviation 0.5, 0.5, 0.5, those "
+        "of timm's weights r160_in1k of "
+    )
     of_timm += "timm/test_resnet"
     assert said_of(Model(name="timm/test_resnet", weights="DEFAULT")) == of_timm
     expected = f"{of_timm}: no preprocessing.json stands with the weights"
@@ -291,7 +303,8 @@ def test_a_file_that_is_torchvisions_own_is_normalised_as_that_entry(
     entry, file = entry_of(name), tmp_path / "best.pth"
     torch.save(models.SmallCNN(4).state_dict(), file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    # No file here has the content of a published one; this one is published as far as its name and content go.
+    # No file here has the content of a published one; this one is published as far as its name and
+    # content go.
     monkeypatch.setattr(
         torchvision_weights, "_entries_by_file", lambda: {f"{name}-{digest[:8]}.pth": entry}
     )
@@ -313,7 +326,10 @@ def test_a_file_that_only_has_the_name_of_torchvisions_is_not_taken_for_it(tmp_p
     torch.save(models.SmallCNN(4).state_dict(), file)
     model = Model(name="small_cnn", weights=f"file:{file}")
     assert models.build(model, 4, 64).normalisation is None
-    expected = "the content is not that of torchvision's ResNet18_Weights.IMAGENET1K_V1, whose name the file has, and no preprocessing.json"
+    expected = (
+        "the content is not that of torchvision's ResNet18_Weights.IMAGENET1K_V1, whose name the "
+        "file has, and no preprocessing.json"
+    )
     assert expected in said_of(model)
 
 

@@ -36,11 +36,16 @@ def clean(num_classes: int = 3, splits: tuple[str, ...] = ("train", "val", "test
         for number, name in enumerate(classes)
     }
     return {
-        "name": "flowers", "source": "/data/flowers", "digest": "0123456789abcdef" * 2, "classes": classes, "splits": list(splits),
-        "num_images": sum(sum(count.values()) for count in counts.values()), "counts": counts,
-        "majority": {"class": classes[-1], "share": 0.731}, "policies": {"bad": "warn", "duplicates": "group", "near_distance": 4},
+        "name": "flowers", "source": "/data/flowers", "digest": "0123456789abcdef" * 2,
+        "classes": classes, "splits": list(splits), "counts": counts,
+        "num_images": sum(sum(count.values()) for count in counts.values()),
+        "majority": {"class": classes[-1], "share": 0.731},
+        "policies": {"bad": "warn", "duplicates": "group", "near_distance": 4},
         "quarantined": [], "leaks": [], "num_leaks": 0, "warnings": [], "ignored": {},
-        "duplicates": {"groups": [], "num_images": 0, "num_groups": 0, "under_two_labels": 0, "across_splits": 0},
+        "duplicates": {
+            "groups": [], "num_images": 0, "num_groups": 0, "under_two_labels": 0,
+            "across_splits": 0,
+        },
         "samples": {name: [f"{name}/{number}.jpg" for number in range(2)] for name in classes},
     }  # fmt: skip
 
@@ -478,7 +483,7 @@ def test_files_left_out_are_a_table_with_reasons() -> None:
 
 
 def many_findings() -> Report:
-    """More of everything than the page shows, and more duplicates and leaks than the report lists."""
+    """More of everything than the page shows, more duplicates and leaks than the report lists."""
     report = {**clean(33), "warnings": [f"warning {number}" for number in range(45)]}
     report["quarantined"] = [
         {"path": f"{number}.jpg", "label": "rose", "reason": "empty"} for number in range(1502)
@@ -561,17 +566,23 @@ def test_a_report_is_left_as_it_was() -> None:
 def named(name: str, path: str) -> Report:
     """A report in which every text of any origin is this name or path."""
     other, splits = f"{name} too", [name, f"{name} test"]
+    images = [image(path, name, splits[0]), image(f"{path} too", other, splits[1], kept=False)]
     return {
-        **clean(2), "name": name, "source": path, "digest": name * 8, "classes": [name, other], "splits": splits,
-        "majority": {"class": name, "share": 0.5}, "counts": {name: dict(zip(splits, (3, 2), strict=True)), other: {name: 1}},
-        "quarantined": [{"path": path, "label": name, "reason": f"{name}: {path}"}], "samples": {name: [path]}, "ignored": {path: 1},
+        **clean(2), "name": name, "source": path, "digest": name * 8,
+        "classes": [name, other], "splits": splits,
+        "majority": {"class": name, "share": 0.5},
+        "counts": {name: dict(zip(splits, (3, 2), strict=True)), other: {name: 1}},
+        "quarantined": [{"path": path, "label": name, "reason": f"{name}: {path}"}],
+        "samples": {name: [path]}, "ignored": {path: 1},
         "duplicates": {
-            "groups": [{"kind": name, "images": [image(path, name, splits[0]), image(f"{path} too", other, splits[1], kept=False)]}],
+            "groups": [{"kind": name, "images": images}],
             "num_images": 2, "num_groups": 1, "under_two_labels": 1, "across_splits": 1,
         },
         "leaks": [
             {
-                "first": path, "first_split": splits[0], "second": f"{path} too", "second_split": splits[1], "kind": name, "removed": False,
+                "first": path, "first_split": splits[0],
+                "second": f"{path} too", "second_split": splits[1],
+                "kind": name, "removed": False,
             }
         ],
         "num_leaks": 1, "warnings": [f"class {name} has 3 training images"],

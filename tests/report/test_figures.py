@@ -196,7 +196,10 @@ def test_learning_curves_have_a_gap_where_a_value_is_missing(tmp_path: Path) -> 
 
 
 def longest_grey_line(file: Path, axis: int) -> int:
-    """Return the most grey pixels of a row (axis 1) or column (axis 0); a thin line is paler at its edges."""
+    """Return the most grey pixels of a row (axis 1) or column (axis 0).
+
+    A thin line is paler at its edges.
+    """
     grey = (np.abs(pixels_of(file).astype(int) - GREY) < 45).all(axis=2)
     return int(grey.sum(axis=axis).max())
 

@@ -87,7 +87,8 @@ def test_what_no_font_has_is_a_box_and_said_once(capsys: pytest.CaptureFixture[s
 
 
 def test_a_name_that_cannot_be_drawn_is_told_by_its_number(tmp_path: Path) -> None:
-    assert confusion_figures._names(["cat", OTHER, "dog"], [1, 2]) == [f"1 {fonts.INSTEAD}", "dog"]
+    names = confusion_figures._make_names_drawable(["cat", OTHER, "dog"], [1, 2])
+    assert names == [f"1 {fonts.INSTEAD}", "dog"]
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,11 @@ def row(
 ) -> dict[str, Any]:
     configuration = Configuration.model_validate(nest(settings or {}))
     return {
-        "run_id": run_id, "run_name": f"run {run_id}", "state": "complete", "model": "resnet18", "weights": "none", "freeze": "none",
-        "optimizer": "adamw", "lr": 0.001, "schedule": "none", "weight_decay": 0.0001, "seed": 0, "epochs": 10, "best_epoch": 7,
-        "val_accuracy": 0.98139, "val_loss": 0.05, "test_accuracy": 0.92, "test_accuracy_low": 0.887, "test_accuracy_high": 0.944,
+        "run_id": run_id, "run_name": f"run {run_id}", "state": "complete",
+        "model": "resnet18", "weights": "none", "freeze": "none",
+        "optimizer": "adamw", "lr": 0.001, "schedule": "none", "weight_decay": 0.0001, "seed": 0,
+        "epochs": 10, "best_epoch": 7, "val_accuracy": 0.98139, "val_loss": 0.05,
+        "test_accuracy": 0.92, "test_accuracy_low": 0.887, "test_accuracy_high": 0.944,
         "parameters": 11181642.0, "seconds": 48.2, "config_hash": "abc", "data_digest": "d1",
         "params": {name: str(value) for name, value in configuration.flat().items()}, **values,
     }  # fmt: skip
@@ -400,9 +402,9 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     )
     shown, title = tables.scores_table(per_class.iloc[::-1])
     assert shown["class"].tolist() == [f"c{number}" for number in range(20)]
-    assert (
-        title
-        == "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's test/per_class.csv)"
+    assert title == (
+        "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's "
+        "test/per_class.csv)"
     )
 
 

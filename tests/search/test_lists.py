@@ -1,4 +1,7 @@
-"""Choices that are lists, such as augmentations: searched, drawn, taken up again, also where release 0.1.0 could not."""
+"""Choices that are lists, such as augmentations.
+
+They are searched, drawn and taken up again, also where release 0.1.0 could not.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,10 @@ def contents(database: Path, study: str) -> list[Any]:
             opened.execute("SELECT * FROM trials WHERE study_id = ?", [study_id]).fetchall()
         )
         for table in tables:
-            of_study = f"SELECT * FROM {table} WHERE trial_id IN (SELECT trial_id FROM trials WHERE study_id = ?)"
+            of_study = (
+                f"SELECT * FROM {table} "
+                "WHERE trial_id IN (SELECT trial_id FROM trials WHERE study_id = ?)"
+            )
             rows.append(opened.execute(of_study, [study_id]).fetchall())
     return rows
 
@@ -119,9 +125,8 @@ def test_a_study_of_lists_by_release_0_1_0_is_finished_beside_it(cli: Cli, folde
     done = cli("tune", "--config", "lists.yaml")
     assert done.code == 0, done.err
     told = [line for line in done.out.splitlines() if line.startswith("study lists")]
-    assert (
-        told[0]
-        == f"study {study} is of release 0.1.0, which could not search lists; study {study}~2 is used"
+    assert told[0] == (
+        f"study {study} is of release 0.1.0, which could not search lists; study {study}~2 is used"
     )
     assert contents(folder / "optuna.db", study) == before
     parents = parents_of(workspace)

@@ -21,7 +21,8 @@ from torch import nn
 def build(num_classes):
     # Ten million weights: with gradients and Adam's moments, 160 MB.
     hidden = [layer for _ in range(3) for layer in (nn.Linear(1800, 1800), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 1800), *hidden, nn.Linear(1800, num_classes))
+    first = nn.Linear(3 * 16 * 16, 1800)
+    return nn.Sequential(nn.Flatten(), first, *hidden, nn.Linear(1800, num_classes))
 """
 STUDY = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Optuna's figures of a study: of the metric's own values, and never in the way of a study's end."""
+"""Optuna's figures: of the metric's own values, and never in the way of a study's end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optuna.visualization import matplotlib as drawing
 from PIL import Image
 
 from pipeline.report.figures import foreign_figures
-from pipeline.search.optuna_figures import _of_values, write_figures
+from pipeline.search.optuna_figures import _study_of_values, write_figures
 
 
 def study_of(scores: list[float], choices: list[object] | None = None) -> optuna.Study:
@@ -29,7 +29,7 @@ def study_of(scores: list[float], choices: list[object] | None = None) -> optuna
 
 
 def test_a_study_by_loss_is_drawn_by_its_losses() -> None:
-    study = _of_values(study_of([-1.8, -2.2, -1.9]), "val/loss")
+    study = _study_of_values(study_of([-1.8, -2.2, -1.9]), "val/loss")
     assert (study.direction.name, study.best_value) == ("MINIMIZE", 1.8)
     with foreign_figures():
         axes = drawing.plot_optimization_history(study, target_name="validation loss")

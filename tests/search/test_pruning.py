@@ -34,7 +34,10 @@ def history(scores: list[float]) -> list[dict[str, float]]:
 
 
 def reported(trial: optuna.Trial, scores: list[float], resumed_after: int = 0) -> int:
-    """Report a training, which is taken up after some epochs; return the epoch after which it is given up, or 0."""
+    """Report a training, which is taken up after some epochs.
+
+    Return the epoch after which it is given up, or 0.
+    """
     report = PruningCallback(trial, METRIC, prunable=True)
     report.on_start(len(scores), 1)
     report.on_resume(resumed_after, history(scores[:resumed_after]))
@@ -47,7 +50,8 @@ def reported(trial: optuna.Trial, scores: list[float], resumed_after: int = 0) -
 
 
 def study_with(pruner: str) -> optuna.Study:
-    # The first four trials of a study of this name are in the bracket that judges after the second epoch, and after the sixth.
+    # The first four trials of a study of this name are in the bracket that judges after the second
+    # epoch, and after the sixth.
     return optuna.create_study(
         study_name="21", direction="maximize", pruner=build_pruner(Study(pruner=pruner), 9)
     )
@@ -181,9 +185,9 @@ def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(
     done = cli(*tune, "3")
     assert done.code == 0, done.err
     assert (
-        f"study {name} goes on with study.pruner hyperband, with which it was begun; --study.pruner none changes that"
-        in done.out
-    )
+        f"study {name} goes on with study.pruner hyperband, with which it was begun; "
+        "--study.pruner none changes that"
+    ) in done.out
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{quick.parent / 'optuna.db'}")
     client = MlflowClient()
     for trial in study.trials[1:]:

@@ -1,4 +1,7 @@
-"""Trainings that failed for a reason that may have passed are tried again when their study is started again; others are not."""
+"""Trainings that failed are tried again when their study is started again.
+
+They are if the reason may have passed; others are not.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ class Trapped(SmallCNN):
         if self.training and Path("TRAP").exists():
             self.steps += 1
             if self.steps == 4:
-                # In the second epoch; so that a checkpoint of it can be taken, none being written any more.
+                # In the second epoch; so that a checkpoint of it can be taken, none being written
+                # any more.
                 time.sleep(0.3)
             if (self.steps >= 5 or Path("TRAP").read_text()) and len(images) > 4:
                 # In a further life at once.
@@ -196,7 +200,8 @@ def test_a_disk_that_was_full(cli: Cli, quick: Path, workspace: Workspace) -> No
     )
     entries = [{"model": {"name": f"file:{network}:build"}}, LIST[0]]
     tune = ["tune", "--config", str(study_file(quick, configs=entries)), *CHECKPOINTS]
-    # No file may be larger: neither the weights of the wide network, of 13 MB, nor what it would go on from.
+    # No file may be larger: neither the weights of the wide network, of 13 MB, nor what it would go
+    # on from.
     limit = 10 * 2**20
     ended = subprocess.run(
         [sys.executable, "-m", "pipeline", *tune],

@@ -1,4 +1,7 @@
-"""Whose a study is: one storage under several MLflow stores, several folders on one server, and who works on it."""
+"""Whose a study is, and who works on it.
+
+There is one storage under several MLflow stores, and several folders on one server.
+"""
 
 from __future__ import annotations
 
@@ -301,9 +304,9 @@ def test_a_second_folder_on_a_server_is_refused_while_the_first_one_tunes(
     refused = cli(*command[3:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert (
-        f"study {study!r} is being tuned by process {running.pid} on {socket.gethostname()} (run {before.info.run_id})"
-        in refused.err
-    )
+        f"study {study!r} is being tuned by process {running.pid} on {socket.gethostname()} "
+        f"(run {before.info.run_id})"
+    ) in refused.err
     after = workspace.client.get_run(before.info.run_id)
     assert (after.info.status, after.data.tags[names.STATE]) == ("RUNNING", "running")
     assert running.communicate()[0] and running.returncode == 0

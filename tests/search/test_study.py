@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from pipeline.search.trial_runner import TrialRunner
 from pipeline.tracking import names, study_runs
 from pipeline.tracking.workspace import open_workspace
-from tests.conftest import Cli, Finished, interrupt
+from pipeline.training.stepper import Stepper
+from tests.conftest import PROJECT, Cli, Finished, interrupt
 
 
 def study_file(quick: Path, **parts: Any) -> Path:
@@ -30,6 +33,29 @@ def runs(step: str | None = None) -> list[Any]:
 
 LIST = [{"optimizer": {"lr": 3e-3}}, {"optimizer": {"lr": 1e-3}}]
 SPACE = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+
+
+def test_the_way_from_tune_to_the_network_is_short(cli: Cli, quick: Path) -> None:
+    ways: list[list[str]] = []
+    forward = Stepper.forward
+
+    def noting(
+        stepper: Stepper, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = traceback.extract_stack()
+        own = [
+            one.name for one in frames if Path(one.filename).is_relative_to(PROJECT / "pipeline")
+        ]
+        ways.append([*own[own.index("tune") :], "forward"])
+        return forward(stepper, inputs, labels)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stepper, "forward", noting)
+        assert cli("tune", "--config", study_file(quick, configs=LIST[:1])).code == 0
+    trained = [way for way in ways if "train_epoch" in way]
+    assert trained
+    # Whoever follows a training has so many functions to read, both ends included.
+    assert max(map(len, trained)) <= 11, trained[0]
 
 
 def test_a_list_is_trained_under_one_parent(cli: Cli, quick: Path) -> None:
@@ -135,7 +161,7 @@ def test_study_repeats_train_each_entry_with_other_seeds(cli: Cli, quick: Path) 
     ]
 
 
-def test_a_finished_study_trains_nothing_grows_by_added_entries_and_shares_them_with_that_of_another_space(
+def test_a_finished_study_trains_nothing_grows_by_added_entries_and_shares_them_with_another_space(
     cli: Cli, quick: Path
 ) -> None:
     assert cli("tune", "--config", study_file(quick, configs=LIST)).code == 0

@@ -196,7 +196,8 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(
 def test_a_study_half_planned_by_an_earlier_release_tells_the_sampler_no_wrong_values(
     tmp_path: Path, seed: int
 ) -> None:
-    # It took an entry with a schedule, whose gamma is filled in, for one outside the space, and enqueued it without values.
+    # It took an entry with a schedule, whose gamma is filled in, for one outside the space, and
+    # enqueued it without values.
     of = experiment(
         tmp_path,
         {"schedule.name": ["none", "exponential"]},

@@ -1,4 +1,7 @@
-"""A run is taken from the environment only if ``mlflow run`` has just made it for the step; real launches are in test_project.py."""
+"""A run is taken from the environment only if ``mlflow run`` has just made it for the step.
+
+Real launches are in test_project.py.
+"""
 
 from __future__ import annotations
 

@@ -115,8 +115,10 @@ def test_pixels_of_what_is_damaged_count_too(server: ScoringServer) -> None:
     damaged = whole[:-40] + bytes([whole[-40] ^ 255]) + whole[-39:]
     answers = server.ask(text(damaged), text(whole), text(GOOD))
     assert [answer["error"] for answer in answers] == [
-        "not an image, or a damaged one", "more than the 70000000 pixels of a request", "more than the 70000000 pixels of a request",
-    ]  # fmt: skip
+        "not an image, or a damaged one",
+        "more than the 70000000 pixels of a request",
+        "more than the 70000000 pixels of a request",
+    ]
 
 
 def test_no_answer_tells_of_this_machine(server: ScoringServer, model: Path) -> None:
@@ -141,7 +143,8 @@ def test_hostile_requests_leave_no_memory(server: ScoringServer) -> None:
         return server.memory()
 
     after_ten = ask(10)
-    # In the first fifty, what the C library keeps grew by a tenth; `python -m tests.benchmarks.serving` sends a thousand.
+    # In the first fifty, what the C library keeps grew by a tenth;
+    # `python -m tests.benchmarks.serving` sends a thousand.
     assert ask(50) <= 1.1 * after_ten
     assert server.ask(text(GOOD))[0]["label"]
 

@@ -1,4 +1,7 @@
-"""A tracking server that goes away, refuses, or is none: what a person is told, and how fast a signal ends what runs."""
+"""A tracking server that goes away, refuses, or is none.
+
+What a person is told, and how fast a signal ends what runs.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +179,10 @@ def answering() -> Iterator[type[Answer]]:
         (
             401,
             2,
-            "refuses this user (401); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            (
+                "refuses this user (401); MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or MLFLOW_TRACKING_TOKEN"
+            ),
         ),
         (403, 2, "refuses this user (403)"),
         (404, 2, "is no MLflow server"),

@@ -175,7 +175,10 @@ def test_what_is_not_there_is_named_with_the_nearest(
 def test_weights_of_another_network_are_refused_naming_both(registered: list[str]) -> None:
     with pytest.raises(
         UserError,
-        match=r"models:/digits@champion is a small_cnn, but model\.name is resnet18; they must be the same",
+        match=(
+            r"models:/digits@champion is a small_cnn, but model\.name is resnet18; they must be "
+            "the same"
+        ),
     ):
         stored_weights.resolve_weights(Model(name="resnet18", weights="models:/digits@champion"))
 
@@ -250,9 +253,9 @@ def test_a_champion_is_trained_further_on_other_classes(
     done = cli("train", "--config", quick, *options)
     assert done.code == 0, done.err
     assert (
-        "model.weights models:/quick@champion: its head (fc) is for 3 classes; a new random one for 5 is trained"
-        in done.out
-    )
+        "model.weights models:/quick@champion: its head (fc) is for 3 classes; a new random "
+        "one for 5 is trained"
+    ) in done.out
     second = workspace.client.search_runs(
         [workspace.experiment_id], order_by=["attributes.start_time DESC"]
     )[0].info.run_id

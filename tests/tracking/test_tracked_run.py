@@ -215,7 +215,7 @@ def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(
     workspace: Workspace,
 ) -> None:
     class FullDisk(TrackedRun):
-        def _text(self, name: str, content: str) -> None:
+        def _log_text(self, name: str, content: str) -> None:
             raise OSError(28, "No space left on device")
 
     run = FullDisk(workspace, "train", "r")
@@ -225,7 +225,10 @@ def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(
 
 
 def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> None:
-    code = "from pipeline.tracking.workspace import open_workspace; print('opened', open_workspace('quick').experiment_id)"
+    code = (
+        "from pipeline.tracking.workspace import open_workspace; "
+        "print('opened', open_workspace('quick').experiment_id)"
+    )
     processes = [
         start(
             [sys.executable, "-c", code],

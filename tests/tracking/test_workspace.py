@@ -67,7 +67,10 @@ def test_a_database_below_a_file_is_one_line_at_once(unset: Path) -> None:
     started = time.monotonic()
     with pytest.raises(
         Unwritable,
-        match=r"mlflow\.db, where runs are kept, cannot be written to: Not a directory; start in another",
+        match=(
+            r"mlflow\.db, where runs are kept, cannot be written to: Not a directory; start in "
+            "another"
+        ),
     ):
         open_workspace("mine")
     assert time.monotonic() - started < 1
@@ -80,7 +83,9 @@ def test_folders_that_cannot_be_written_to_are_one_line(store: Path) -> None:
     (store / "outputs").touch()
     with pytest.raises(
         Unwritable,
-        match=r"outputs/mine cannot be written to: Not a directory; start in another folder, or choose",
+        match=(
+            "outputs/mine cannot be written to: Not a directory; start in another folder, or choose"
+        ),
     ):
         workspace.need_writable(workspace.checkpoints, workspace.outputs)
 

@@ -1,4 +1,7 @@
-"""A small training for tests: its configuration, its context by the real builder, and how it ends early."""
+"""A small training for tests.
+
+Its configuration, its context by the real builder, and how it ends early.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ BASE: dict[str, Any] = {
 }
 TIMES = {"epoch_seconds", "images_per_second"}
 METRICS = {
-    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/balanced_accuracy", "lr", *TIMES,
+    "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro",
+    "val/balanced_accuracy", "lr", *TIMES,
 }  # fmt: skip
 
 _opened = ExitStack()
@@ -39,7 +43,10 @@ def build_context(
     folder: Path,
     labels: NDArray[Any] | None = None,
 ) -> TrainingContext:
-    """Build a context as the pipeline does; `labels` of all images replace those of the training split."""
+    """Build a context as the pipeline does.
+
+    `labels` of all images replace the labels of the training split.
+    """
     checkpoint = folder / "best.safetensors"
     context = _opened.enter_context(open_context(configuration, prepared, checkpoint))
     if labels is not None:
@@ -59,7 +66,7 @@ class Ended:
 def ends_by(kind: type[Exception], message: str = "") -> Iterator[Ended]:
     """Check that a training ends early by an error of a kind, whose text has a pattern in it."""
     ended = Ended()
-    with pytest.raises(kind, match=message) as caught:
+    with pytest.raises(kind, match=message or None) as caught:
         yield ended
     result = result_of(caught.value)
     assert result is not None

@@ -148,7 +148,8 @@ def memory(name):
 
 
 class Peak(Callback):
-    # Beyond what is there after the first step, whose state has not been taken yet, or at the beginning of a training that goes on.
+    # Beyond what is there after the first step, whose state has not been taken yet, or at the
+    # beginning of a training that goes on.
     def __init__(self, step):
         self.step = step
 
@@ -219,6 +220,7 @@ def test_writing_and_reading_a_checkpoint_take_little_memory_beside_the_training
             ).stdout
         )
 
-    # Weights, and the two moments of each that Adam keeps, are three times the weights; the best weights wait beside them.
+    # Weights, and the two moments of each that Adam keeps, are three times the weights; the best
+    # weights wait beside them.
     assert multiple_of_the_weights() <= 4.5
     assert multiple_of_the_weights() <= 4.5

@@ -109,7 +109,8 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+                "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 1 bytes"
             ),
             True,
         ),

@@ -42,9 +42,11 @@ from pathlib import Path
 import torch
 from pipeline.training.distributed import join_group
 
+weight = torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+tensors = [torch.zeros(0), torch.tensor([True, False]), torch.arange(3).bfloat16()]
 state = {
-    "network": {0: torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last), "step": torch.tensor(3.5)},
-    "rest": [torch.zeros(0), torch.tensor([True, False]), torch.arange(3).bfloat16(), "text", 7, None, {"pair": [1.5, 2]}],
+    "network": {0: weight, "step": torch.tensor(3.5)},
+    "rest": [*tensors, "text", 7, None, {"pair": [1.5, 2]}],
 }
 group = join_group()
 got = group.share_state(state if group.is_first else None)
@@ -94,7 +96,8 @@ if __name__ == "__main__":
     prepared = prepare(configuration.data, folder / f"prepared{group.rank}")
     told = []
     for _ in range(2):
-        with open_context(configuration, prepared, folder / f"best{group.rank}.safetensors", group) as setting:
+        best = folder / f"best{group.rank}.safetensors"
+        with open_context(configuration, prepared, best, group) as setting:
             drawn = torch.rand(8).tolist()
             masks = Masks(setting.network.module)
             fitted = fit(configuration, setting)

@@ -12,7 +12,10 @@ from pipeline.training.epoch_log import EpochLog
 
 
 class Told:
-    """What was logged, in order, and what a reader makes of it: of each step the last value, of `best/…` that of the highest step."""
+    """What was logged, in order, and what a reader makes of it.
+
+    A reader takes the last value of each step, and of `best/…` the value of the highest step.
+    """
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, int, float]] = []

@@ -1,4 +1,7 @@
-"""An exported network from a stranger: nothing of it runs before, while or after it is loaded but a network."""
+"""An exported network from a stranger.
+
+Nothing of it runs before, while or after it is loaded but a network.
+"""
 
 from __future__ import annotations
 
@@ -143,35 +146,74 @@ def set_in_program(*path: Any, value: Any) -> Callable[[Any], None]:
 
 GRAPH = ("graph_module", "graph")
 NODE = (*GRAPH, "nodes", 0)
+SIZE = (*GRAPH, "tensor_values", "x")
+SIGNATURE = ("graph_module", "module_call_graph", 0, "signature")
 CALL = "__import__('os').mkdir('executed')"
+OPENS_A_FILE = {
+    "target": "torch.ops.aten.from_file.default",
+    "inputs": [{"arg": {"as_string": "precious"}}],
+    "outputs": [],
+}
 EVIL: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "a size that is code": (PROGRAM, set_in_program(*GRAPH, "tensor_values", "x", value={"sizes": [{"as_expr": {"expr_str": CALL}}]})),
-    "a size of other functions": (PROGRAM, set_in_program(*GRAPH, "tensor_values", "x", value={"expr_str": "Pow(Integer(9), Integer(9))"})),
-    "a symbol that is code": (PROGRAM, set_in_program(*GRAPH, "tensor_values", "x", value={"expr_str": f'Symbol("{CALL}")'})),
-    "an operator that loads code": (PROGRAM, set_in_program(*NODE, "target", value="torch.hub.load")),
-    "an operator of Python": (PROGRAM, set_in_program(*NODE, "target", value="_operator.methodcaller")),
-    "an operator behind another": (PROGRAM, set_in_program(*NODE, "target", value="torch.ops.aten.conv2d.default.__class__")),
-    "an operator that opens a file": (
+    "a size that is code": (
         PROGRAM,
-        set_in_program(
-            *NODE, value={"target": "torch.ops.aten.from_file.default", "inputs": [{"arg": {"as_string": "precious"}}], "outputs": []}
-        ),
+        set_in_program(*SIZE, value={"sizes": [{"as_expr": {"expr_str": CALL}}]}),
     ),
-    "a name that is code": (PROGRAM, set_in_program(*NODE, "outputs", 0, "as_tensor", "name", value=f"x = {CALL}")),
-    "an input that is code": (PROGRAM, set_in_program(*GRAPH, "inputs", -1, "as_tensor", "name", value=f"x={CALL}")),
+    "a size of other functions": (
+        PROGRAM,
+        set_in_program(*SIZE, value={"expr_str": "Pow(Integer(9), Integer(9))"}),
+    ),
+    "a symbol that is code": (
+        PROGRAM,
+        set_in_program(*SIZE, value={"expr_str": f'Symbol("{CALL}")'}),
+    ),
+    "an operator that loads code": (
+        PROGRAM,
+        set_in_program(*NODE, "target", value="torch.hub.load"),
+    ),
+    "an operator of Python": (
+        PROGRAM,
+        set_in_program(*NODE, "target", value="_operator.methodcaller"),
+    ),
+    "an operator behind another": (
+        PROGRAM,
+        set_in_program(*NODE, "target", value="torch.ops.aten.conv2d.default.__class__"),
+    ),
+    "an operator that opens a file": (PROGRAM, set_in_program(*NODE, value=OPENS_A_FILE)),
+    "a name that is code": (
+        PROGRAM,
+        set_in_program(*NODE, "outputs", 0, "as_tensor", "name", value=f"x = {CALL}"),
+    ),
+    "an input that is code": (
+        PROGRAM,
+        set_in_program(*GRAPH, "inputs", -1, "as_tensor", "name", value=f"x={CALL}"),
+    ),
     "an argument name that is code": (
-        PROGRAM, set_in_program("graph_module", "module_call_graph", 0, "signature", "forward_arg_names", value=[f"x={CALL}"])
+        PROGRAM,
+        set_in_program(*SIGNATURE, "forward_arg_names", value=[f"x={CALL}"]),
     ),
-    "a tensor name that is code": (WEIGHTS, lambda raw: raw["config"].update({f'a"+{CALL}+"': raw["config"].pop("conv1.weight")})),
-    "a subgraph": (PROGRAM, set_in_program(*NODE, "inputs", 0, "arg", value={"as_graph": {"name": "x"}})),
-    "an object": (PROGRAM, set_in_program(*GRAPH, "custom_obj_values", value={"x": {"class_fqn": "y"}})),
+    "a tensor name that is code": (
+        WEIGHTS,
+        lambda raw: raw["config"].update({f'a"+{CALL}+"': raw["config"].pop("conv1.weight")}),
+    ),
+    "a subgraph": (
+        PROGRAM,
+        set_in_program(*NODE, "inputs", 0, "arg", value={"as_graph": {"name": "x"}}),
+    ),
+    "an object": (
+        PROGRAM,
+        set_in_program(*GRAPH, "custom_obj_values", value={"x": {"class_fqn": "y"}}),
+    ),
     "another structure": (
         PROGRAM,
-        set_in_program("graph_module", "module_call_graph", 0, "signature", "in_spec", value='[1, {"type": "collections.defaultdict"}]'),
+        set_in_program(*SIGNATURE, "in_spec", value='[1, {"type": "collections.defaultdict"}]'),
     ),
-    "a tensor elsewhere": (WEIGHTS, lambda raw: raw["config"]["conv1.weight"].update(path_name="../../weight_0")),
+    "a tensor elsewhere": (
+        WEIGHTS,
+        lambda raw: raw["config"]["conv1.weight"].update(path_name="../../weight_0"),
+    ),
     "no description": (PROGRAM, lambda raw: raw.clear()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("part", "change"), EVIL.values(), ids=EVIL)

@@ -480,7 +480,10 @@ def test_out_of_memory_names_the_batch_size_that_fits(tmp_path: Path) -> None:
         arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
     )
     found = re.fullmatch(
-        r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size (\d+) fits\n",
+        (
+            r"out of memory at data\.batch_size 200 \(step 1 of epoch 1\); data\.batch_size "
+            r"(\d+) fits\n"
+        ),
         done.stdout,
     )
     assert found is not None, done.stdout + done.stderr
@@ -560,7 +563,8 @@ def test_out_of_memory_in_the_midst_of_the_first_update_is_told(tmp_path: Path) 
         arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.stdout == (
-        "out of memory at data.batch_size 32 (step 1 of epoch 1); not even one image fits; a smaller data.image_size or network may\n"
+        "out of memory at data.batch_size 32 (step 1 of epoch 1); not even one image fits; a "
+        "smaller data.image_size or network may\n"
     ), done.stderr
 
 
@@ -580,7 +584,10 @@ def test_a_compiled_network_learns_the_same(train: Train) -> None:
 def test_without_a_compiler_compiling_is_refused() -> None:
     code = (
         "import torch; from pipeline.training.device import need_compiler\n"
-        "try:\n    need_compiler(torch.device('cpu'))\nexcept Exception as error:\n    print(type(error).__name__, error)"
+        "try:\n"
+        "    need_compiler(torch.device('cpu'))\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)"
     )
     environment = {**os.environ, "PATH": "", "CXX": "", "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(

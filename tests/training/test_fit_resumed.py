@@ -100,7 +100,10 @@ def trained(
     *callbacks: Callback,
     resume: bool = True,
 ) -> FitResult:
-    """Train in a folder, going on from what is there; fill `weights` of the best epoch and of the last."""
+    """Train in a folder, going on from what is there.
+
+    Fill `weights` with the weights of the best epoch and of the last.
+    """
     folder.mkdir(exist_ok=True)
     configuration = Configuration.model_validate(merge(BASE, EVERY_STEP, changes))
     setting = build_context(configuration, digits, folder)

@@ -79,7 +79,10 @@ COMMON, RARE = 0, 1
 
 
 def grey(labels: NDArray[np.int64], seed: int) -> NDArray[np.uint8]:
-    """Grey images, one standard deviation of their brightness brighter where the label is 1: classes that overlap."""
+    """Grey images of two classes that overlap.
+
+    With label 1 they are brighter by one standard deviation of their brightness.
+    """
     rng = np.random.default_rng(seed)
     brightness = 120 + 20 * (labels + rng.normal(size=len(labels)))
     images = np.broadcast_to(brightness[:, None, None, None], (len(labels), 3, 8, 8))
@@ -143,7 +146,10 @@ STANDING_STILL = {"optimizer": {"name": "sgd", "lr": 1e-12, "weight_decay": 0.0}
 def test_the_losses_of_an_epoch_are_means_over_all_images(
     tmp_path: Path, class_weights: str
 ) -> None:
-    """The training loss by weight of class, though batches of 50 differ in their weights; the validation loss without."""
+    """The training loss is weighed by class, the validation loss is not.
+
+    So it is although batches of 50 differ in their weights.
+    """
     setting, fitted = trained(
         tmp_path,
         {
@@ -274,9 +280,9 @@ def test_an_uneven_set_is_balanced_as_asked_and_measured_against_its_largest_cla
     (logged,) = workspace.client.get_metric_history(compared.rows[0]["run_id"], "majority_rate")
     assert logged.step == 1
     assert (
-        f"Always answering the largest class would be right in {share:.1%} of the validation images."
-        in compared.notes
-    )
+        f"Always answering the largest class would be right in {share:.1%} of the validation "
+        "images."
+    ) in compared.notes
 
 
 def test_runs_that_have_not_logged_the_majority_are_compared_without(workspace: Workspace) -> None:

@@ -24,11 +24,13 @@ GROUPS = {
     "resnet101": "conv1 bn1 layer1 layer2 layer3 layer4 fc",
     "small_cnn": "conv1 conv2 conv3 fc",
     "alexnet": "features.0 features.3 features.6 features.8 features.10 classifier",
-    "squeezenet1_1": "features.0 features.3 features.4 features.6 features.7 features.9 features.10 features.11 features.12 classifier",
-    "densenet121": "features.conv0 features.norm0 features.denseblock1 features.transition1 features.denseblock2 features.transition2 "
-    "features.denseblock3 features.transition3 features.denseblock4 features.norm5 classifier",
-    "mobilenet_v2": "features.0 features.1-2 features.3-4 features.5-6 features.7-8 features.9-10 features.11-12 features.13-14 "
-    "features.15 features.16 features.17-18 classifier",
+    "squeezenet1_1": "features.0 features.3 features.4 features.6 features.7 features.9 "
+    "features.10 features.11 features.12 classifier",
+    "densenet121": "features.conv0 features.norm0 features.denseblock1 features.transition1 "
+    "features.denseblock2 features.transition2 features.denseblock3 features.transition3 "
+    "features.denseblock4 features.norm5 classifier",
+    "mobilenet_v2": "features.0 features.1-2 features.3-4 features.5-6 features.7-8 features.9-10 "
+    "features.11-12 features.13-14 features.15 features.16 features.17-18 classifier",
 }
 
 

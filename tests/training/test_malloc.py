@@ -1,4 +1,7 @@
-"""A process keeps its memory while it trains, and gives it back when a training has ended, in whatever way."""
+"""A process keeps its memory while it trains.
+
+It gives the memory back when a training has ended, in whatever way.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def test_what_a_step_frees_is_kept_for_the_next() -> None:
 
 
 def test_what_imports_have_made_is_not_collected() -> None:
-    program = "import gc, pipeline.training.malloc as memory; memory.settle_memory(); print(gc.get_freeze_count())"
+    program = (
+        "import gc, pipeline.training.malloc as memory; memory.settle_memory(); "
+        "print(gc.get_freeze_count())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -111,7 +117,10 @@ ENDINGS = {
 def trained(
     digits: Prepared, folder: Path, error: BaseException | None, in_epoch: bool
 ) -> list[weakref.ref[torch.nn.Module]]:
-    """Train with processes that load; return a reference to the network, and where the training failed let go of the error."""
+    """Train with processes that load; return a reference to the network.
+
+    If the training failed, let go of the error.
+    """
     configuration = Configuration.model_validate(
         merge(BASE, {"data": {"workers": 2}, "training": {"epochs": 2}})
     )

@@ -1,4 +1,7 @@
-"""Number and memory formats: what may be chosen, and that the choice is by measurement and leaves no trace."""
+"""Number and memory formats: what may be chosen.
+
+The choice is by measurement and leaves no trace.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import models
 from pipeline.config import Configuration, Model, Training
 from pipeline.data.prepare_data import prepare
-from pipeline.jobs.precision_choice import _one_step
+from pipeline.jobs.precision_choice import _make_step
 from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
@@ -53,7 +56,10 @@ def test_fp16_is_a_candidate_on_cuda_only() -> None:
 
 
 class Stub:
-    """A step that takes a given time and gives a given loss, by form; notes which networks it was given."""
+    """A step that takes a given time and gives a given loss, by form.
+
+    It notes which networks it was given.
+    """
 
     def __init__(self, seconds: dict[str, float], losses: dict[str, float]) -> None:
         self.seconds, self.losses = seconds, losses
@@ -149,7 +155,7 @@ def test_measuring_moves_no_weights(tmp_path: Path) -> None:
         tmp_path,
         SINGLE_PROCESS,
     ) as setting:
-        step = _one_step(configuration, setting, setting.network.module, PLAIN)
+        step = _make_step(configuration, setting, setting.network.module, PLAIN)
         (batch,) = take_batches(setting.train.epoch(1), 1)
         before = [parameter.clone() for parameter in setting.network.module.parameters()]
         assert step(*batch) == step(*batch)

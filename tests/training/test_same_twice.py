@@ -1,4 +1,7 @@
-"""The same configuration, seed and number of threads give the same bits, for each kind of layer that families of networks have."""
+"""The same configuration, seed and number of threads give the same bits.
+
+So it is for each kind of layer that families of networks have.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ FAMILIES = [
 ]
 
 
-# More threads than one could add up in another order each time; where other tests run beside, they are slow.
+# More threads than one could add up in another order each time; where other tests run beside, they
+# are slow.
 TWO_THREADS = ("resnet18", "densenet121", "swin_t")
 
 

@@ -1,8 +1,7 @@
-"""Where labelled images come from: one file per kind of source."""
+"""Sources of labelled images: one file per kind of source."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from pipeline.config import Data
@@ -23,7 +22,7 @@ _OPTIONS = {
     "split_column": ("csv:PATH",),
     "group_column": ("csv:PATH",),
 }
-"""By field of `Data`, the sources that look at it."""
+"""The sources that read a field of `Data`, by the name of the field."""
 
 __all__ = ["SOURCES", "SPLITS", "Item", "Reader", "Source", "open_source"]
 
@@ -32,37 +31,48 @@ def open_source(data: Data) -> Source:
     """Return the source that ``data.source`` names.
 
     Raises:
-        UserError: Unknown source, options of another one, missing files, no images, or fewer than two classes.
+        UserError: The source is unknown, an option belongs to another source, files are missing,
+            there are no images, or there are fewer than two classes.
     """
-    kind, colon, path = data.source.partition(":")
-    if kind in (name.partition(":")[0] for name in SOURCES):
-        _refuse_options_of_others(data, kind)
-    if data.source == "digits":
-        source = open_digits()
-    elif kind == "folder" and path:
-        source = open_folder(path)
-    elif kind == "csv" and path:
-        source = open_csv(path, data)
-    elif kind == "torchvision" and path:
-        source = open_published(path, data.root)
-    elif kind == "npz" and path:
-        source = open_npz(path, data.max_pixels)
-    elif colon == "" and Path(data.source).expanduser().is_dir():
-        raise UserError(f"unknown data.source {data.source!r}; nearest: folder:{data.source}")
-    else:
-        raise unknown_name("data.source", data.source, SOURCES)
-    labels = Counter(item.label for item in source.items)
+    _refuse_options_of_others(data)
+    source = _open(data)
+    labels = {item.label for item in source.items}
     if len(labels) < 2:
         raise UserError(
-            f"data.source: {data.source!r} has one class only ({next(iter(labels))!r}); a classifier needs at least two classes"
+            f"data.source: {data.source!r} has one class only ({next(iter(labels))!r}); "
+            "a classifier needs at least two classes"
         )
     return source
 
 
-def _refuse_options_of_others(data: Data, kind: str) -> None:
+def _refuse_options_of_others(data: Data) -> None:
+    kind = _kind_of(data.source)
+    if kind not in map(_kind_of, SOURCES):
+        return
     for option, sources in _OPTIONS.items():
-        used = kind in (source.partition(":")[0] for source in sources)
-        if not used and getattr(data, option) != Data.model_fields[option].default:
+        is_used = kind in map(_kind_of, sources)
+        if not is_used and getattr(data, option) != Data.model_fields[option].default:
             raise UserError(
                 f"data.{option} belongs to {' and '.join(sources)}, got data.source {data.source!r}"
             )
+
+
+def _kind_of(source: str) -> str:
+    return source.partition(":")[0]
+
+
+def _open(data: Data) -> Source:
+    kind, colon, path = data.source.partition(":")
+    if data.source == "digits":
+        return open_digits()
+    if kind == "folder" and path:
+        return open_folder(path)
+    if kind == "csv" and path:
+        return open_csv(path, data)
+    if kind == "torchvision" and path:
+        return open_published(path, data.root)
+    if kind == "npz" and path:
+        return open_npz(path, data.max_pixels)
+    if not colon and Path(data.source).expanduser().is_dir():
+        raise UserError(f"unknown data.source {data.source!r}; nearest: folder:{data.source}")
+    raise unknown_name("data.source", data.source, SOURCES)

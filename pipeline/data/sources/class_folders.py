@@ -1,4 +1,4 @@
-"""One folder per class, or train, val and test above the class folders."""
+"""Images in one folder per class, or in class folders below train, val and test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def open_folder(path: str) -> Source:
     """List the images below a folder.
 
     Raises:
-        UserError: The folder is missing or cannot be read, holds no images in class folders, or has class folders beside ``train``.
+        UserError: The folder is missing or cannot be read, holds no images in class folders, or has
+            class folders beside ``train``.
     """
     root = Path(path).expanduser()
     try:
@@ -28,28 +29,16 @@ def open_folder(path: str) -> Source:
 
 def _open(path: str, root: Path) -> Source:
     if not root.is_dir():
-        siblings = (
-            [str(other) for other in root.parent.glob("*") if other.is_dir()]
-            if root.parent.is_dir()
-            else []
-        )
+        siblings = []
+        if root.parent.is_dir():
+            siblings = [str(other) for other in root.parent.glob("*") if other.is_dir()]
         raise UserError(
             f"data.source: folder {path!r} does not exist{nearest(str(root), siblings)}"
         )
     listing = Listing(root)
     found = _Found(listing)
-    folders = listing.folders("")
-    split_folders = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
-    if any(
-        SPLIT_NAMES[folder.lower()] == "train" and listing.folders(folder)
-        for folder in split_folders
-    ):
-        others = [folder for folder in folders if folder not in split_folders]
-        if others:
-            raise UserError(
-                f"data.source: {path!r} has class folders beside its train folder; move them into it, or rename train",
-                others,
-            )
+    split_folders = _find_split_folders(path, listing)
+    if split_folders:
         found.pass_over_strays("")
         for folder in split_folders:
             found.add_classes(folder, SPLIT_NAMES[folder.lower()])
@@ -68,14 +57,40 @@ def _open(path: str, root: Path) -> Source:
             unread,
         )
     warnings = [*unread, *found.warnings, *listing.warnings]
-    return Source(
-        str(root.resolve()), Files(root.resolve()), found.items, dict(listing.ignored), warnings
+    root = root.resolve()
+    return Source(str(root), Files(root), found.items, dict(listing.ignored), warnings)
+
+
+def _find_split_folders(path: str, listing: Listing) -> list[str]:
+    """Return the folders of the splits; none if the class folders lie in the root itself."""
+    folders = listing.folders("")
+    split_folders = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
+    has_train = any(
+        SPLIT_NAMES[folder.lower()] == "train" and listing.folders(folder)
+        for folder in split_folders
     )
+    if not has_train:
+        return []
+    others = [folder for folder in folders if folder not in split_folders]
+    if others:
+        raise UserError(
+            f"data.source: {path!r} has class folders beside its train folder; "
+            "move them into it, or rename train",
+            others,
+        )
+    return split_folders
 
 
 @dataclass
 class _Found:
-    """What has been found below a root; `labelled` are all files of class folders, images or not."""
+    """What has been found below a root.
+
+    Attributes:
+        listing: Lists the folders below the root.
+        items: All images.
+        labelled: Label and path of all files of class folders, images or not.
+        warnings: Warnings about class folders, and about images that lie in none.
+    """
 
     listing: Listing
     items: list[Item] = field(default_factory=list)
@@ -94,12 +109,17 @@ class _Found:
         self.pass_over_strays(folder)
 
     def pass_over_strays(self, folder: str) -> None:
-        """Count the pictures that lie beside the class folders; other files there (a README, a list) are nobody's loss."""
+        """Count the pictures that lie beside the class folders, and warn of them.
+
+        Other files there (a README, a list) are nobody's loss.
+        """
         strays = [name for name in self.listing.files(folder) if extension_of(name) in EXTENSIONS]
         self.listing.ignored.update(map(extension_of, strays))
-        if strays:
-            first = str(Path(folder, strays[0]))
-            lie = "image lies" if len(strays) == 1 else "images lie"
-            self.warnings.append(
-                f"{len(strays)} {lie} in no class folder, and cannot be used: {first!r}{' and others' * (len(strays) > 1)}"
-            )
+        if not strays:
+            return
+        lie = "1 image lies"
+        names = repr(str(Path(folder, strays[0])))
+        if len(strays) > 1:
+            lie = f"{len(strays)} images lie"
+            names += " and others"
+        self.warnings.append(f"{lie} in no class folder, and cannot be used: {names}")

@@ -10,7 +10,7 @@ from pipeline.data.sources.source import Arrays, Item, Source
 
 
 def open_digits() -> Source:
-    """Return the digits, built into scikit-learn."""
+    """Return the digits, which are built into scikit-learn."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -19,8 +19,5 @@ def open_digits() -> Source:
         Item(Arrays.path("digits", number), str(label))
         for number, label in enumerate(digits.target)
     ]
-    return Source(
-        "scikit-learn digits",
-        Arrays({"digits": pixels}, f"{zlib.crc32(pixels.tobytes()):08x}"),
-        items,
-    )
+    version = f"{zlib.crc32(pixels.tobytes()):08x}"
+    return Source("scikit-learn digits", Arrays({"digits": pixels}, version), items)

@@ -1,7 +1,7 @@
 """Arrays of images and labels in one .npz, in the layout of MedMNIST.
 
-Sets of this kind reach 13 GB, so that no array of images is ever in memory: it is unpacked to disk when the first of its
-images is read, and each image is mapped from there.
+Sets of this kind reach 13 GB, so no array of images is ever in memory. An array is unpacked to disk
+when the first of its images is read, and each image is mapped from there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,20 @@ from pipeline.data.sources.temporary_folder import temporary_folder
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.files import lock, new_file
 
-_NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
+_NAMES = (
+    "train_images",
+    "train_labels",
+    "val_images",
+    "val_labels",
+    "test_images",
+    "test_labels",
+)
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LONGEST_HEADER = 10_000
-"""Bytes, as NumPy's own limit, which it applies to what it has read already."""
+"""Most bytes of an array's header.
+
+NumPy has the same limit, but applies it to what it has read already.
+"""
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -42,31 +52,36 @@ _DAMAGED = (
     RuntimeError,
     OSError,
 )
-"""What zipfile and NumPy raise for a file that is no .npz, or damaged, encrypted or of an unknown compression."""
+"""Errors of zipfile and NumPy for a file that they cannot read.
+
+The file is no .npz, or it is damaged, encrypted or of an unknown compression.
+"""
 
 
 def open_npz(path: str, max_pixels: int = MAX_PIXELS) -> Source:
-    """List the images of an .npz with ``train_images`` and ``train_labels``, and perhaps the same of val and test.
+    """List the images of an .npz file.
 
-    What the file claims is checked before anything is unpacked; it may be as large as it likes.
+    It holds ``train_images`` and ``train_labels``, and perhaps the same for val and test. What the
+    file claims about itself is checked before anything is unpacked; it may be as large as it likes.
 
     Args:
-        path: Of the file.
-        max_pixels: An image of more is refused.
+        path: Path of the file.
+        max_pixels: Images of more pixels are refused.
 
     Raises:
-        UserError: The file is missing or no .npz, or an array is missing or of the wrong type or shape.
+        UserError: The file is missing or no .npz, or an array is missing or has the wrong type or
+            shape.
     """
     file = Path(path).expanduser()
     if not file.exists():
-        siblings = (
-            [str(other) for other in file.parent.glob("*.npz")] if file.parent.is_dir() else []
-        )
+        siblings = []
+        if file.parent.is_dir():
+            siblings = [str(other) for other in file.parent.glob("*.npz")]
         raise UserError(f"data.source: file {path!r} does not exist{nearest(str(file), siblings)}")
     if not file.is_file():
         raise UserError(f"data.source: {path!r} cannot be read as an .npz file: not a regular file")
     try:
-        version = _version(file)
+        version = _read_version(file)
         with zipfile.ZipFile(file) as archive:
             return _open(archive, file.resolve(), version, max_pixels)
     except _DAMAGED as error:
@@ -75,7 +90,7 @@ def open_npz(path: str, max_pixels: int = MAX_PIXELS) -> Source:
         ) from error
 
 
-def _version(file: Path) -> str:
+def _read_version(file: Path) -> str:
     status = file.stat()
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
@@ -87,54 +102,60 @@ def _open(archive: zipfile.ZipFile, file: Path, version: str, max_pixels: int) -
         if member.compress_type not in _COMPRESSIONS
     ]
     if packed:
-        # Of others a few bytes become gigabytes; NumPy writes none of them.
+        # Other methods make gigabytes out of a few bytes; NumPy writes none of them.
         raise UserError(
-            f"data.source: {file}: {packed[0]} is packed by another method than deflate; numpy.savez_compressed writes that"
+            f"data.source: {file}: {packed[0]} is packed by another method than deflate; "
+            "numpy.savez_compressed writes that"
         )
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    splits = _splits(names, file)
-    pixels = {
-        split: _pixels(archive, f"{split}_images", file, version, max_pixels) for split in splits
-    }
-    labels = {split: _labels(archive, split, file, pixels[split].shape[0]) for split in splits}
-    # Of equal width, so that as text they sort in the order of the numbers.
-    width = len(str(max(max(labels[split], default=0) for split in splits)))
-    items = [
-        Item(Arrays.path(split, number), f"{label:0{width}d}", split)
-        for split in splits
-        for number, label in enumerate(labels[split])
-    ]
+    splits = _find_splits(names, file)
+    pixels = {}
+    for split in splits:
+        pixels[split] = _open_pixels(archive, f"{split}_images", file, version, max_pixels)
+    labels = {split: _read_labels(archive, split, file, pixels[split].shape[0]) for split in splits}
+    largest = max(max(numbers, default=0) for numbers in labels.values())
+    # All labels have the same width, so that as text they sort in the order of the numbers.
+    width = len(str(largest))
+    items = []
+    for split, numbers in labels.items():
+        for place, label in enumerate(numbers):
+            items.append(Item(Arrays.path(split, place), f"{label:0{width}d}", split))
     return Source(str(file), Arrays(pixels, version), items)
 
 
-def _splits(names: list[str], file: Path) -> list[str]:
-    """Return the splits that there are, train first."""
+def _find_splits(names: list[str], file: Path) -> list[str]:
+    """Return the splits that the file has arrays of, train first."""
     for name in names:
         if name.endswith(("_images", "_labels")) and name not in _NAMES:
             raise UserError(
-                f"data.source: {file}: unknown array {name!r}{nearest(name, _NAMES)}; allowed: {', '.join(_NAMES)}"
+                f"data.source: {file}: unknown array {name!r}{nearest(name, _NAMES)}; "
+                f"allowed: {', '.join(_NAMES)}"
             )
-    splits = [
-        split
-        for split in SPLITS
-        if split == "train" or f"{split}_images" in names or f"{split}_labels" in names
-    ]
-    missing = [
-        f"{split}_{kind}"
-        for split in splits
-        for kind in ("images", "labels")
-        if f"{split}_{kind}" not in names
-    ]
+    splits = []
+    missing = []
+    for split in SPLITS:
+        own = [f"{split}_images", f"{split}_labels"]
+        if split == "train" or not set(own).isdisjoint(names):
+            splits.append(split)
+            missing += [name for name in own if name not in names]
     if missing:
         raise UserError(
-            f"data.source: {file} has no {' and no '.join(missing)}; arrays: {', '.join(names) or 'none'}"
+            f"data.source: {file} has no {' and no '.join(missing)}; "
+            f"arrays: {', '.join(names) or 'none'}"
         )
     return splits
 
 
 @dataclass(frozen=True)
 class _Header:
-    """Of an array: what its .npy file says of it, and where in that file it begins."""
+    """What the .npy file of an array says about it.
+
+    Attributes:
+        dtype: Type of the numbers.
+        shape: Shape of the array.
+        order: C, or F if the first index varies fastest.
+        offset: Place in the file where the numbers begin, in bytes.
+    """
 
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
@@ -165,21 +186,20 @@ class _Header:
             raise ValueError(f"{size} bytes where its header says {expected}")
 
 
-def _pixels(
+def _open_pixels(
     archive: zipfile.ZipFile, name: str, file: Path, version: str, max_pixels: int
 ) -> _Unpacked:
     with archive.open(f"{name}.npy") as stream:
         header = _Header.read(stream)
     rank = len(header.shape)
-    if (
-        header.dtype != np.uint8
-        or not (rank == 3 or (rank == 4 and header.shape[3] == 3))
-        or min(header.shape[1:]) < 1
-    ):
+    has_image_shape = rank == 3 or (rank == 4 and header.shape[3] == 3)
+    if header.dtype != np.uint8 or not has_image_shape or min(header.shape[1:]) < 1:
         raise UserError(
-            f"data.source: {file}: {name} is {header.describe()}; allowed: uint8 of shape (n, height, width) or (n, height, width, 3)"
+            f"data.source: {file}: {name} is {header.describe()}; "
+            "allowed: uint8 of shape (n, height, width) or (n, height, width, 3)"
         )
-    if problem := why_too_large(header.shape[2], header.shape[1], max_pixels):
+    problem = why_too_large(header.shape[2], header.shape[1], max_pixels)
+    if problem:
         raise UserError(f"data.source: {file}: {name} is {header.describe()}: {problem}")
     if name == "train_images" and not header.shape[0]:
         raise UserError(f"data.source: {file}: {name} holds no image")
@@ -188,17 +208,19 @@ def _pixels(
     return _Unpacked(unpacked, header.offset, header.shape, header.order, file, version)
 
 
-def _labels(archive: zipfile.ZipFile, split: str, file: Path, count: int) -> list[int]:
+def _read_labels(archive: zipfile.ZipFile, split: str, file: Path, count: int) -> list[int]:
     name = f"{split}_labels"
     with archive.open(f"{name}.npy") as stream:
         header = _Header.read(stream)
     if len(header.shape) == 2 and header.shape[1] > 1:
         raise UserError(
-            f"data.source: {file}: {name} has {header.shape[1]} labels an image; allowed: one, of shape (n,) or (n, 1)"
+            f"data.source: {file}: {name} has {header.shape[1]} labels an image; "
+            "allowed: one, of shape (n,) or (n, 1)"
         )
     if header.dtype.kind not in "iu" or header.shape[1:] not in ((), (1,)) or not header.shape:
         raise UserError(
-            f"data.source: {file}: {name} is {header.describe()}; allowed: whole numbers of shape (n,) or (n, 1)"
+            f"data.source: {file}: {name} is {header.describe()}; "
+            "allowed: whole numbers of shape (n,) or (n, 1)"
         )
     if header.shape[0] != count:
         raise UserError(
@@ -216,7 +238,12 @@ def _labels(archive: zipfile.ZipFile, split: str, file: Path, count: int) -> lis
 
 @dataclass(frozen=True)
 class _Unpacked(PixelsOnDisk):
-    """One array of an .npz, unpacked by whichever process is the first to read from it, for all of them."""
+    """One array of an .npz. The first process that reads from it unpacks it for all processes.
+
+    Attributes:
+        archive: The .npz file.
+        version: Version of the file, which must not change while it is read.
+    """
 
     archive: Path
     version: str
@@ -229,18 +256,18 @@ class _Unpacked(PixelsOnDisk):
         return super().__getitem__(number)
 
     def _unpack(self) -> None:
-        # UserError throughout: an OSError would be taken for one unreadable image, and met again with each of them.
+        # All errors become a UserError: an OSError would be taken for one unreadable image, and
+        # raised again for each of the others.
         try:
             with zipfile.ZipFile(self.archive) as archive:
-                if _version(self.archive) != self.version:
+                if _read_version(self.archive) != self.version:
                     raise UserError(f"data.source: {self.archive} has changed while it was read")
-                size, free = (
-                    archive.getinfo(self.file.name).file_size,
-                    shutil.disk_usage(self.file.parent).free,
-                )
+                size = archive.getinfo(self.file.name).file_size
+                free = shutil.disk_usage(self.file.parent).free
                 if size > free:
                     raise UserError(
-                        f"data.source: {self.archive}: {self.file.stem} takes {size} bytes unpacked, {tempfile.gettempdir()} has {free}; "
+                        f"data.source: {self.archive}: {self.file.stem} takes {size} bytes "
+                        f"unpacked, {tempfile.gettempdir()} has {free}; "
                         "set TMPDIR to a folder with more room"
                     )
                 with (
@@ -251,5 +278,6 @@ class _Unpacked(PixelsOnDisk):
                     shutil.copyfileobj(packed, unpacked, 1 << 20)
         except _DAMAGED as error:
             raise UserError(
-                f"data.source: {self.file.stem} of {self.archive} cannot be unpacked: {first_line(error)}"
+                f"data.source: {self.file.stem} of {self.archive} cannot be unpacked: "
+                f"{first_line(error)}"
             ) from error

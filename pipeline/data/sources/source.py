@@ -1,4 +1,4 @@
-"""What a source of labelled images is: a list of items, and a reader that opens one of them."""
+"""A source of labelled images: a list of items, and a reader that opens one of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.data.decode import Decoded, Decoding
 from pipeline.files import read_regular
 
 MOST_BYTES = 1 << 30
-"""Of an image's file or a list: far more than any has, and what memory takes."""
+"""Most bytes of an image's file or of a list: far more than any has, and few enough for memory."""
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -29,7 +29,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""How people name the three, in lower case."""
+"""The three splits by the names that people give them, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,11 @@ class Item:
     """One labelled image.
 
     Attributes:
-        path: Its name, of its own within the source.
+        path: Name of the image, which no other image of the source has.
         label: Class name.
-        split: Empty where the source leaves the choice to us.
-        group: Images of one group (a patient, a scene) stay on one side of a split; empty: of its own.
+        split: Split of the image; empty if the source leaves the choice to us.
+        group: Group of the image. Images of one group (a patient, a scene) stay on one side of a
+            split; if it is empty, the image is a group of its own.
     """
 
     path: str
@@ -50,19 +51,19 @@ class Item:
 
 
 class Reader(ABC):
-    """Opens the images of a source; small, so that worker processes can be given one."""
+    """Opens the images of a source; it is small, so that it can be sent to worker processes."""
 
     @abstractmethod
     def fingerprint(self, path: str) -> str:
         """Return a text that changes whenever the content may have changed, without reading it.
 
         Raises:
-            OSError: There is no such file.
+            OSError: There is no file of that name.
         """
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """Return the content, of which the SHA-256 identifies the image.
+        """Return the content; its SHA-256 identifies the image.
 
         Raises:
             OSError: The file cannot be read.
@@ -70,10 +71,12 @@ class Reader(ABC):
 
     @abstractmethod
     def image(self, content: bytes, decoding: Decoding) -> Decoded:
-        """Return the image that `read` has brought; one of more than `max_pixels` is refused where it would take decoding.
+        """Return the image of a content that `read` has returned.
+
+        An image of more than `max_pixels` is refused if it would have to be decoded.
 
         Raises:
-            Any of `pipeline.data.decode.UNREADABLE`: It is no image, or a damaged one.
+            Any of `pipeline.data.decode.UNREADABLE`: The content is no image, or a damaged one.
         """
 
 
@@ -84,8 +87,9 @@ class Files(Reader):
     root: Path
 
     def fingerprint(self, path: str) -> str:
-        # The time of change cannot be set back, as that of modification can by `cp -p` or `touch -r`.
-        status = os.stat(f"{self.root}{os.sep}{path}")  # noqa: PTH116 - as a Path it takes six times as long, for every image
+        # The time of change cannot be set back. The time of modification can, by `cp -p` or
+        # `touch -r`. The path stays a text: as a Path it takes six times as long, for every image.
+        status = os.stat(f"{self.root}{os.sep}{path}")  # noqa: PTH116
         return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
     def read(self, path: str) -> bytes:
@@ -105,13 +109,13 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class PixelsOnDisk:
-    """Pixels in an uncompressed file, of which one image at a time is mapped into memory.
+    """Pixels in an uncompressed file; one image at a time is mapped into memory.
 
     Attributes:
-        file: Holds them as bytes.
-        offset: Where in it they begin.
+        file: File that holds the pixels as bytes.
+        offset: Place in the file where the pixels begin, in bytes.
         shape: (images, height, width) or (images, height, width, 3).
-        order: C, or F where the first index varies fastest.
+        order: C, or F if the first index varies fastest.
     """
 
     file: Path
@@ -121,9 +125,8 @@ class PixelsOnDisk:
 
     def __getitem__(self, number: int, /) -> NDArray[np.uint8]:
         # A map that is kept would add every page ever read to this process's memory.
-        return np.array(
-            np.memmap(self.file, np.uint8, "r", self.offset, self.shape, self.order)[number]
-        )
+        pixels = np.memmap(self.file, np.uint8, "r", self.offset, self.shape, self.order)
+        return np.array(pixels[number])
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ class Arrays(Reader):
     """Images that are pixels already.
 
     Attributes:
-        arrays: By name; each uint8 of shape (images, height, width) or (images, height, width, 3). An image's path
-            is ``NAME/NUMBER``, with leading zeros.
-        version: Changes when the arrays may have changed.
+        arrays: Arrays by name; each is uint8 of shape (images, height, width) or (images, height,
+            width, 3). An image's path is ``NAME/NUMBER``, with leading zeros.
+        version: A text that changes when the arrays may have changed.
     """
 
     arrays: Mapping[str, Pixels]
@@ -145,15 +148,15 @@ class Arrays(Reader):
     def read(self, path: str) -> bytes:
         name, _, number = path.rpartition("/")
         pixels = self.arrays[name][int(number)]
-        shape = np.array(
-            pixels.shape[:2] + (1,) * (pixels.ndim == 2) + pixels.shape[2:], dtype="<u4"
-        )
-        return shape.tobytes() + pixels.tobytes()
+        shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
+        return np.array(shape, dtype="<u4").tobytes() + pixels.tobytes()
 
     def image(self, content: bytes, decoding: Decoding) -> Decoded:
         height, width, channels = np.frombuffer(content, dtype="<u4", count=3)
         pixels = np.frombuffer(content, dtype=np.uint8, offset=12).reshape(height, width, channels)
-        return Decoded(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).convert("RGB"))
+        if channels == 1:
+            pixels = pixels[:, :, 0]
+        return Decoded(Image.fromarray(pixels).convert("RGB"))
 
     @staticmethod
     def path(name: str, number: int) -> str:
@@ -166,11 +169,11 @@ class Source:
     """A set of labelled images.
 
     Attributes:
-        description: Where the images are, for people and for the recorded dataset.
-        reader: Opens them.
+        description: Text that says where the images are, for people and for the recorded dataset.
+        reader: Opens the images.
         items: Every image, in a fixed order.
-        ignored: Files that were passed over, counted by extension.
-        warnings: What is unusual about where they lie.
+        ignored: Number of files that were passed over, by extension.
+        warnings: What is unusual about the places where the images lie.
     """
 
     description: str

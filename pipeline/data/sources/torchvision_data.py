@@ -29,25 +29,29 @@ _ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "Flowers102": {split: {"split": split} for split in SPLITS},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
 }
-"""By data set and split, what torchvision's class is called with."""
+"""Arguments of torchvision's class, by data set and split."""
 
 _UNUSABLE = (RuntimeError, OSError, ValueError, TypeError, LookupError, AssertionError)
 """What torchvision's classes raise for files that are missing or damaged."""
 _NO_DOWNLOAD = (*_UNUSABLE, HTTPException, tarfile.TarError, zlib.error, EOFError)
 
 _TIMEOUT = 10.0
-"""Seconds without an answer; torchvision sets none, and asks each mirror again at each of its addresses."""
+"""Seconds after which a server that does not answer is given up.
+
+torchvision sets no limit, and asks each mirror again at each of its addresses.
+"""
 
 
 def open_published(name: str, root: str) -> Source:
-    """Return one of torchvision's data sets, downloaded where its files are missing.
+    """Return one of torchvision's data sets; it is downloaded if its files are missing.
 
     Args:
-        name: Of torchvision's class.
-        root: Folder that holds the files as torchvision lays them out; empty: ``datasets`` in torch.hub's folder.
+        name: Name of torchvision's class.
+        root: Folder that holds the files as torchvision lays them out; empty: ``datasets`` in
+            torch.hub's folder.
 
     Raises:
-        UserError: Unknown name, or files that are missing or damaged and cannot be downloaded.
+        UserError: The name is unknown, or files are missing or damaged and cannot be downloaded.
     """
     if name not in _ARGUMENTS:
         raise unknown_name("data.source torchvision set", name, _ARGUMENTS)
@@ -56,7 +60,8 @@ def open_published(name: str, root: str) -> Source:
     folder = (Path(root).expanduser() if root else Path(torch.hub.get_dir(), "datasets")).resolve()
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            f"data.root: {root!r} is a file; it must be the folder that holds the files of torchvision:{name}"
+            f"data.root: {root!r} is a file; "
+            f"it must be the folder that holds the files of torchvision:{name}"
         )
     try:
         return _open(name, folder)
@@ -72,34 +77,32 @@ def _open(name: str, root: Path, download: bool = False) -> Source:
     pixels: dict[str, PixelsOnDisk] = {}
     versions = []
     for split, arguments in _ARGUMENTS[name].items():
-        # CIFAR10's files are pickles, which can run code: torchvision reads them after their MD5 sums have been compared
-        # with those of the published files, and nobody can make another file of a given sum.
+        # CIFAR10's files are pickles, which can run code. torchvision reads them only after it has
+        # compared their MD5 sums with those of the published files, and nobody can make another
+        # file of a given sum.
         dataset = getattr(datasets, name)(root, download=download, **arguments)
         if hasattr(dataset, "data"):
             array: NDArray[np.uint8] = np.ascontiguousarray(dataset.data)
             version = f"{zlib.crc32(array.data):08x}"
-            pixels[split] = _on_disk(
-                array, temporary_folder(f"torchvision {name} {split} {version}")
-            )
+            folder = temporary_folder(f"torchvision {name} {split} {version}")
+            pixels[split] = _store_pixels(array, folder)
             versions.append(version)
             paths = [Arrays.path(split, number) for number in range(len(array))]
             labels = [int(target) for target in dataset.targets]
         else:
-            files: Sequence[Path] = (
-                dataset._images if name == "OxfordIIITPet" else dataset._image_files
-            )
+            files: Sequence[Path]
+            files = dataset._images if name == "OxfordIIITPet" else dataset._image_files
             paths = [file.relative_to(root).as_posix() for file in files]
             labels = dataset._labels
         names = [label.replace("/", "-").strip() for label in dataset.classes]
-        items += [
-            Item(path, names[label], split) for path, label in zip(paths, labels, strict=True)
-        ]
+        for path, label in zip(paths, labels, strict=True):
+            items.append(Item(path, names[label], split))
     reader = Arrays(pixels, "-".join(versions)) if pixels else Files(root)
     return Source(f"torchvision {name} in {root}", reader, items)
 
 
-def _on_disk(array: NDArray[np.uint8], folder: Path) -> PixelsOnDisk:
-    """Keep pixels in a file, so that memory and what worker processes are given stay small."""
+def _store_pixels(array: NDArray[np.uint8], folder: Path) -> PixelsOnDisk:
+    """Write pixels to a file, so that memory and what is sent to worker processes stay small."""
     file = folder / "pixels.bin"
     if not file.is_file():
         with new_file(file) as partial:
@@ -108,17 +111,21 @@ def _on_disk(array: NDArray[np.uint8], folder: Path) -> PixelsOnDisk:
 
 
 def _download(name: str, root: Path) -> None:
-    """Download a data set, or unpack what archives of it are there; a broken off attempt leaves nothing behind."""
+    """Download a data set, or unpack the archives of it that are there.
+
+    If this is broken off, nothing is left behind.
+    """
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    address, archives = _archives(name, getattr(datasets, name))
+    address, archives = _list_archives(name, getattr(datasets, name))
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     try:
-        # Aside, since torchvision takes half unpacked files for whole ones the next time.
+        # Files are unpacked in a folder aside: torchvision would take half unpacked files for whole
+        # ones the next time.
         with (
             tempfile.TemporaryDirectory(prefix=".download-", dir=existing) as temporary,
-            _timeout(_TIMEOUT),
+            _limit_waiting(_TIMEOUT),
         ):
             for archive, md5 in archives.items():
                 if check_integrity(root / archive, md5):
@@ -130,21 +137,23 @@ def _download(name: str, root: Path) -> None:
             _move(Path(temporary), root)
     except _NO_DOWNLOAD as error:
         raise UserError(
-            f"data.source: files of torchvision:{name} are missing or damaged in {root} and cannot be downloaded ({_reason(error)}); "
+            f"data.source: files of torchvision:{name} are missing or damaged in {root} "
+            f"and cannot be downloaded ({_reason_of(error)}); "
             f"put {', '.join(archives)} there, from {address}"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        # Its text would name the temporary folder.
+        # The error's whole text would name the temporary folder.
         return error.strerror
-    # torchvision lists what it tried in lines of their own, the last error at the end.
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    # torchvision lists what it tried, one try a line, with the last error at the end.
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
-def _archives(name: str, kind: Any) -> tuple[str, dict[str, str]]:
-    """Return where a data set's archives come from, and by their path below the root their MD5 sums."""
+def _list_archives(name: str, kind: Any) -> tuple[str, dict[str, str]]:
+    """Return the address of a data set's archives, and their MD5 sums by path below the root."""
     if name == "CIFAR10":
         return kind.url.removesuffix(kind.filename), {kind.filename: kind.tgz_md5}
     if name == "Flowers102":
@@ -160,7 +169,10 @@ def _archives(name: str, kind: Any) -> tuple[str, dict[str, str]]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move files and folders into a folder, over what is there, but for links to what is there."""
+    """Move files and folders into a folder, over what is there.
+
+    Links stay: they lead to what is there already.
+    """
     for child in source.iterdir():
         if child.is_dir() and (target / child.name).is_dir():
             _move(child, target / child.name)
@@ -169,7 +181,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
+def _limit_waiting(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
