@@ -212,7 +212,8 @@ def _restore_killed_later() -> None:
 def _isolate_children() -> None:
     """Let every process that this one starts import this package, whatever the current folder has.
 
-    Python would look in the current folder first, and so do the processes of multiprocessing.
+    Python would look in the current folder first, and the processes of multiprocessing start in
+    that way.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -18,7 +18,7 @@ _PAUSE = 10.0
 
 
 def run_within(seconds: float, task: Task) -> bool:
-    """Do a task in a thread of its own, and return whether it has ended within some seconds.
+    """Do a task in a thread of its own, wait `seconds` for it, and return whether it has ended.
 
     Raises:
         BaseException: The error that the task raised.
@@ -46,8 +46,8 @@ class Background:
     `flush` raises its error.
 
     Args:
-        most_waiting: Number of tasks that may wait. If there are more, `submit` blocks, so that
-            memory stays bounded if the disk is slow.
+        most_waiting: Number of tasks that may wait. Beyond it `submit` blocks, so that memory stays
+            bounded if the disk is slow.
     """
 
     def __init__(self, most_waiting: int = 64) -> None:

@@ -424,11 +424,18 @@ class Model(Section):
         return "store" if self.weights.startswith(("models:/", "runs:/")) else "published"
 
 
+OptimizerName = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+]
+
+
 class Optimizer(Section):
     """How weights are updated."""
 
-    name: Literal["sgd", "adam", "adamw"] = essential(
-        "adamw", "The optimizer: sgd, adam or adamw.", label="optimizer"
+    name: OptimizerName = essential(
+        "adamw", f"The optimizer: {', '.join(get_args(OptimizerName))}.", label="optimizer"
     )
     lr: float = essential(
         1e-3, "Learning rate; with a schedule, its highest value.", gt=0, label="lr"
@@ -496,6 +503,14 @@ class Schedule(Section):
         return raw
 
 
+BestMetric = Literal[
+    "val/accuracy",
+    "val/f1_macro",
+    "val/balanced_accuracy",
+    "val/loss",
+]
+
+
 class Training(Section):
     """How long the network trains, where, and with which random numbers."""
 
@@ -518,13 +533,11 @@ class Training(Section):
         "none",
         "balanced weighs each class in the training loss by the inverse of how frequent it is.",
     )
-    best_metric: Literal["val/accuracy", "val/f1_macro", "val/balanced_accuracy", "val/loss"] = (
-        more(
-            "val/accuracy",
-            "The metric that chooses the best epoch and ranks runs: its highest value is the best, "
-            "or the lowest loss; of equal ones the latest.",
-            shared="a study is ranked by one metric",
-        )
+    best_metric: BestMetric = more(
+        "val/accuracy",
+        "The metric that chooses the best epoch and ranks runs: its highest value is the best, "
+        "or the lowest loss; of equal ones the latest.",
+        shared="a study is ranked by one metric",
     )
     label_smoothing: float = more(
         0.0, "Part of each label that is spread evenly over all classes.", ge=0, lt=1

@@ -53,14 +53,26 @@ class Predicted(NamedTuple):
     bad: int
 
 
+class Output(NamedTuple):
+    """What is written.
+
+    Attributes:
+        file: The CSV file, which is written whole or not at all.
+        identifier: What becomes ``id``. None: the name, or the path relative to folder or list if
+            names repeat.
+        probabilities: Whether there is a column for each class.
+        bad: What is done about images that cannot be read. ``row``: they have a row without a
+            label. ``error``: they are wrong input, and nothing is written.
+    """
+
+    file: Path
+    identifier: Identifier | None
+    probabilities: bool
+    bad: Literal["row", "error"]
+
+
 def predict(
-    model_uri: str,
-    images: str,
-    out: Path,
-    identifier: Identifier | None,
-    probabilities: bool,
-    bad: Literal["row", "error"],
-    progress: Callable[[str, int, int], None],
+    model_uri: str, images: str, output: Output, progress: Callable[[str, int, int], None]
 ) -> Predicted:
     """Write ``id,label`` (and ``p_CLASS``) for a folder or a list of images, and ``OUT.json``.
 
@@ -70,12 +82,7 @@ def predict(
     Args:
         model_uri: URI of the model, ``models:/NAME@champion`` or ``runs:/ID/model``.
         images: A folder, or a text file with one path per line, relative to that file.
-        out: The CSV file, which is written whole or not at all.
-        identifier: What becomes ``id``. None: the name, or the path relative to folder or list if
-            names repeat.
-        probabilities: Whether there is a column for each class.
-        bad: What is done about images that cannot be read. ``row``: they have a row without a
-            label. ``error``: they are wrong input, and nothing is written.
+        output: What is written, and where.
         progress: Called with what is being done, the number of finished images, and that of all.
 
     Raises:
@@ -83,18 +90,19 @@ def predict(
             which are all listed; or names repeat that were asked for.
     """
     found = list_images(images)
-    ids = _choose_ids(found, identifier)
+    out = output.file
+    ids = _choose_ids(found, output.identifier)
     _need_writable(out)
     model, came_from = load_model(model_uri)
     reader = _Reader(found, model.preprocessing)
     try:
         with new_file(out) as partial:
-            _write_rows(partial, ids, model, probabilities, reader, progress)
-            if reader.unreadable and bad == "error":
+            _write_rows(partial, ids, model, output.probabilities, reader, progress)
+            if reader.unreadable and output.bad == "error":
                 raise _build_refusal(reader)
             if reader.unreadable:
                 _add_errors(partial, reader.unreadable)
-        chosen = identifier or ("relative path" if ids is found.paths else "name")
+        chosen = output.identifier or ("relative path" if ids is found.paths else "name")
         _write_record(out, came_from, images, chosen, model, reader)
     except OSError as error:
         raise Unwritable(

@@ -38,7 +38,7 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     for name in ("model_uri", "images"):
         if not getattr(own, name):
             raise UserError(f"option --{name} is needed; example: {PredictOptions.example}")
-    from pipeline.jobs.predict import predict
+    from pipeline.jobs.predict import Output, predict
     from pipeline.report.console import Counter, say
     from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
@@ -47,15 +47,8 @@ def run(own: PredictOptions, overrides: Raw) -> None:
     out = Path(own.out).expanduser()
     with keep_launched_run(workspace, "predict"), Counter() as counter:
         identifier = own.predict.id if "id" in own.predict.model_fields_set else None
-        done = predict(
-            own.model_uri,
-            own.images,
-            out,
-            identifier,
-            own.predict.probabilities,
-            own.predict.bad,
-            counter,
-        )
+        output = Output(out, identifier, own.predict.probabilities, own.predict.bad)
+        done = predict(own.model_uri, own.images, output, counter)
     without = ""
     if done.bad > 0:
         without = f", {done.bad} of them without a label since the image cannot be read"

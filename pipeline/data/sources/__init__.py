@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import Data
@@ -13,7 +14,16 @@ from pipeline.data.sources.source import SPLITS, Item, Reader, Source
 from pipeline.data.sources.torchvision_data import open_published
 from pipeline.errors import UserError, unknown_name
 
-SOURCES = ("digits", "folder:PATH", "csv:PATH", "torchvision:NAME", "npz:PATH")
+_OPENERS: dict[str, Callable[[str, Data], Source]] = {
+    "digits": lambda path, data: open_digits(),
+    "folder:PATH": lambda path, data: open_folder(path),
+    "csv:PATH": open_csv,
+    "torchvision:NAME": lambda path, data: open_published(path, data.root),
+    "npz:PATH": lambda path, data: open_npz(path, data.max_pixels),
+}
+"""Functions that open a source, by how it is written: from what stands behind the colon, and the
+other fields of `Data`."""
+SOURCES = tuple(_OPENERS)
 _OPTIONS = {
     "root": ("csv:PATH", "torchvision:NAME"),
     "labels": ("csv:PATH",),
@@ -62,17 +72,11 @@ def _kind_of(source: str) -> str:
 
 
 def _open(data: Data) -> Source:
-    kind, colon, path = data.source.partition(":")
-    if data.source == "digits":
-        return open_digits()
-    if kind == "folder" and path:
-        return open_folder(path)
-    if kind == "csv" and path:
-        return open_csv(path, data)
-    if kind == "torchvision" and path:
-        return open_published(path, data.root)
-    if kind == "npz" and path:
-        return open_npz(path, data.max_pixels)
-    if not colon and Path(data.source).expanduser().is_dir():
+    kind, _, path = data.source.partition(":")
+    for source, open_this in _OPENERS.items():
+        is_meant = kind == _kind_of(source) and path
+        if data.source == source or (is_meant and ":" in source):
+            return open_this(path, data)
+    if ":" not in data.source and Path(data.source).expanduser().is_dir():
         raise UserError(f"unknown data.source {data.source!r}; nearest: folder:{data.source}")
     raise unknown_name("data.source", data.source, SOURCES)
