@@ -283,14 +283,16 @@ class _Examination:
     def _examine(self, numbers: list[int]) -> Iterator[_Result]:
         starts = range(0, len(numbers), _CHUNK)
         chunks = deque(numbers[start : start + _CHUNK] for start in starts)
-        alone = Worker(self._source.reader, self._recipe, self._catalogue)
-        end = time.monotonic()
-        if len(numbers) < _MANY:
-            end += _ALONE_SECONDS
-        while chunks and time.monotonic() < end:
-            yield from self._examine_here(chunks.popleft(), alone)
-        if chunks:
-            yield from self._examine_in_processes(chunks, alone)
+        with contextlib.closing(
+            Worker(self._source.reader, self._recipe, self._catalogue)
+        ) as alone:
+            end = time.monotonic()
+            if len(numbers) < _MANY:
+                end += _ALONE_SECONDS
+            while chunks and time.monotonic() < end:
+                yield from self._examine_here(chunks.popleft(), alone)
+            if chunks:
+                yield from self._examine_in_processes(chunks, alone)
 
     def _examine_here(self, chunk: list[int], worker: Worker) -> Iterator[_Result]:
         return zip(chunk, worker.examine(self._paths(chunk)), strict=True)

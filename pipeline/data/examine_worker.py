@@ -114,6 +114,10 @@ class Worker:
         self._shard.flush()
         return results
 
+    def close(self) -> None:
+        """Close the shard."""
+        self._shard.close()
+
     def _examine(self, path: str) -> Found | Unreadable:
         try:
             content = self._reader.read(path)

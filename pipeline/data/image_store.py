@@ -113,6 +113,11 @@ class ShardWriter:
         if self._file is not None:
             self._file.flush()
 
+    def close(self) -> None:
+        """Close the shard's file; nothing is appended any more."""
+        if self._file is not None:
+            self._file.close()
+
 
 def sync(folder: Path, shard: str) -> None:
     """Wait until a shard's pixels have reached the disk."""

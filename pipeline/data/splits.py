@@ -331,7 +331,10 @@ def sample_images(items: Sequence[Item], data: Data) -> list[Item]:
 def _limit_counts(
     sizes: Mapping[tuple[str, str], int], limit: int, least: int
 ) -> dict[tuple[str, str], int]:
-    """Return how many of each kind of images are kept: `limit` in all, `least` of each kind."""
+    """Return how many images of each kind are kept.
+
+    They are `limit` in all, but at least `least` of each kind, or all of a smaller kind.
+    """
     share = min(1.0, limit / sum(sizes.values()))
     counts = {key: min(size, max(least, round(size * share))) for key, size in sizes.items()}
     while sum(counts.values()) > limit and max(counts.values()) > least:

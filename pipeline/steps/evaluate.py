@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config import Raw, essential, identifies_study
-from pipeline.report.format import format_percent
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
@@ -62,6 +61,8 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
 
 
 def _describe_scores(values: Mapping[str, float]) -> str:
+    from pipeline.report.format import format_percent
+
     accuracy = format_percent(values["test/accuracy"])
     low = format_percent(values["test/accuracy_low"])
     high = format_percent(values["test/accuracy_high"])

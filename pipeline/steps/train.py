@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Raw, essential
 from pipeline.errors import UserError
-from pipeline.jobs.check import check, replace_unreachable_weights
 from pipeline.steps.options import TrustOptions, list_given, read_experiment
 from pipeline.trust import trust_here
 
@@ -47,6 +46,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
+    from pipeline.jobs.check import check, replace_unreachable_weights
     from pipeline.jobs.prepare import prepare_images, with_white
     from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
     from pipeline.jobs.training_job import Job

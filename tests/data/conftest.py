@@ -35,7 +35,7 @@ def write_store(folder: Path, images: Iterable[NDArray[np.uint8]], num_shards: i
         for number, pixels in enumerate(images)
     ]
     for writer in writers:
-        writer.flush()
+        writer.close()
     return Store(folder, [writer.name for writer in writers], np.array(index, dtype=np.int64))
 
 

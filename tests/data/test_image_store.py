@@ -74,7 +74,7 @@ def test_two_writers_have_two_files(tmp_path: Path) -> None:
     first, second = ShardWriter(tmp_path), ShardWriter(tmp_path)
     for writer in (first, second):
         writer.append(np.zeros((3, 2, 2), np.uint8))
-        writer.flush()
+        writer.close()
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([first.name, second.name])
 
 

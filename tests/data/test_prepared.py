@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store_intact(
     prepare(old, tmp_path / "prepared")
     code = (
         "import resource, sys; from pathlib import Path; from pipeline.config import Data; "
-        "from pipeline.errors import UserError;from pipeline.data.prepared import prepare;"
+        "from pipeline.errors import UserError;from pipeline.data.prepare_data import prepare;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
         f"data = Data(source='folder:{root}', image_size=256, store_size=256)\n"
         f"try: prepare(data, Path({str(tmp_path / 'prepared')!r}))\n"

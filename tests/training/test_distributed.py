@@ -69,7 +69,7 @@ import json, sys
 from pathlib import Path
 import torch
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.training.build_context import open_context
 from pipeline.training.distributed import join_group
 from pipeline.training.fit import fit

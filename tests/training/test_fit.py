@@ -454,7 +454,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from pipeline.config import Configuration, merge
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.training.fit import fit
 from pipeline.errors import TrainingFailed
 from tests.training.small_training import BASE, build_context
@@ -524,7 +524,7 @@ from dataclasses import replace
 from pathlib import Path
 from torch import nn
 from pipeline.config import Configuration
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from pipeline.models import Network
 from pipeline.training.fit import fit
 from pipeline.errors import TrainingFailed

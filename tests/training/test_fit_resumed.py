@@ -245,7 +245,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from pipeline.config import Configuration
-from pipeline.data.prepared import prepare
+from pipeline.data.prepare_data import prepare
 from tests.training.small_training import BASE, ends_by
 from tests.training.test_fit_resumed import trained
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The choice is by measurement and leaves no trace.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_fp16_is_a_candidate_on_cuda_only() -> None:
 
 
 class Stub:
-    """A step that takes a given time and gives a given loss, by form.
+    """A step that takes a given time and gives a given loss, by form; and the clock that shows it.
 
     It notes which networks it was given.
     """
@@ -64,6 +63,10 @@ class Stub:
     def __init__(self, seconds: dict[str, float], losses: dict[str, float]) -> None:
         self.seconds, self.losses = seconds, losses
         self.networks: list[nn.Module] = []
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
 
     def __call__(self, module: nn.Module, form: Numerics):  # type: ignore[no-untyped-def]
         self.networks.append(module)
@@ -72,7 +75,7 @@ class Stub:
             with torch.no_grad():
                 for parameter in module.parameters():
                     parameter.add_(torch.rand_like(parameter))
-            time.sleep(self.seconds.get(str(form), 0.01))
+            self.now += self.seconds.get(str(form), 0.01)
             if str(form) in self.losses and self.losses[str(form)] < 0:
                 raise (RuntimeError if self.losses[str(form)] == -1 else ValueError)(
                     "'op' not implemented for 'BFloat16'\nmore"
@@ -117,12 +120,17 @@ class Stub:
     ],
 )
 def test_the_fastest_whose_loss_is_close_is_taken(
-    seconds: dict[str, float], losses: dict[str, float], expected: str, refused: dict[str, str]
+    seconds: dict[str, float],
+    losses: dict[str, float],
+    expected: str,
+    refused: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = models.build(Model(name="small_cnn"), 3, 16).module
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     stub = Stub(seconds, losses)
+    monkeypatch.setattr("pipeline.training.precision.time", stub)
     choice = find_fastest(list_candidates(Training(), CPU), module, stub, BATCHES, CPU)
     assert str(choice.numerics) == expected
     assert choice.refused == refused
@@ -133,13 +141,16 @@ def test_the_fastest_whose_loss_is_close_is_taken(
     assert Choice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
 
 
-def test_a_measurement_that_ends_early_is_compared_by_the_same_steps() -> None:
+def test_a_measurement_that_ends_early_is_compared_by_the_same_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Falling(Stub):
         def __call__(self, module: nn.Module, form: Numerics):  # type: ignore[no-untyped-def]
             step, losses = super().__call__(module, form), iter([2.0, 1.5, 1.2, 1.0])
             return lambda images, labels: step(images, labels) * next(losses)
 
     stub = Falling({"bf16 contiguous": 0.1}, {})
+    monkeypatch.setattr("pipeline.training.precision.time", stub)
     assert (
         find_fastest(list_candidates(Training(), CPU), nn.Linear(1, 1), stub, BATCHES, CPU).refused
         == {}
