@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace, open_workspace
-from tests.conftest import Cli, forget_trust, write_digits
+from tests.conftest import Cli, Finished, forget_trust, write_digits
 from tests.recorded.store import unpack
 
 
@@ -98,11 +98,20 @@ def test_a_study_half_done_goes_on_in_its_runs(cli: Cli, recorded: Path) -> None
     assert unfinished.info.run_id in {run.info.run_id for run in runs("half", state=names.COMPLETE)}
 
 
-def test_a_network_of_ones_own_is_evaluated(
-    cli: Cli, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _nothing_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Another test may have named the same code.
     forget_trust(monkeypatch, tmp_path / "state")
+
+
+def trust_and_run(cli: Cli, *arguments: str) -> Finished:
+    """Run a step that is refused at first, since nobody has named a run's code here."""
+    refused = cli(*arguments)
+    assert refused.code == 2 and "--trust" in refused.err, refused.err
+    return cli(*arguments, "--trust", refused.err.split()[-1])
+
+
+def test_a_network_of_ones_own_is_evaluated(cli: Cli, recorded: Path) -> None:
     (run,) = runs("own", state=names.COMPLETE)
     (recorded / "net.py").unlink()
     evaluate = [
@@ -114,10 +123,7 @@ def test_a_network_of_ones_own_is_evaluated(
         "--run_id",
         run.info.run_id,
     ]
-    # Nobody has named it here since release 0.1.0.
-    refused = cli(*evaluate)
-    assert refused.code == 2 and "--trust" in refused.err
-    done = cli(*evaluate, "--trust", refused.err.split()[-1])
+    done = trust_and_run(cli, *evaluate)
     assert done.code == 0, done.err
 
 
@@ -133,7 +139,7 @@ def test_a_training_on_weights_goes_on_by_its_old_hash_and_ends_as_it_began(
     (run,) = runs("own", state=names.INTERRUPTED)
     # Where it was begun nothing stood beside the weights, and its hash does not tell of this.
     (recorded / "preprocessing.json").write_text(json.dumps({"mean": [0.9] * 3, "std": [0.1] * 3}))
-    done = cli("train", "--run_id", run.info.run_id)
+    done = trust_and_run(cli, "train", "--run_id", run.info.run_id)
     assert done.code == 0, done.err
     assert "goes on after epoch 1" in done.out
     (after,) = [one for one in runs("own") if one.info.run_id == run.info.run_id]
@@ -169,7 +175,7 @@ def test_a_training_on_weights_without_a_checkpoint_is_not_begun_anew(
 ) -> None:
     (run,) = runs("own", state=names.INTERRUPTED)
     shutil.rmtree(recorded / "checkpoints" / "own")
-    refused = cli("train", "--run_id", run.info.run_id)
+    refused = trust_and_run(cli, "train", "--run_id", run.info.run_id)
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
     assert (
         f"run {run.info.run_id} was begun by release 0.1.0, and there is no checkpoint to go "

@@ -182,12 +182,18 @@ class Preprocessing:
 
 
 def _need_three_numbers(name: str, values: Any) -> None:
-    are_numbers = isinstance(values, list | tuple) and all(
-        isinstance(value, int | float) and isfinite(value) for value in values
-    )
+    are_numbers = isinstance(values, list | tuple) and all(map(_is_finite, values))
     if not are_numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
         needed = "three numbers above 0" if name == "std" else "three numbers"
         raise UserError(f"preprocessing: {name} {str(values)[:200]} given; {needed} are needed")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and isfinite(value)
+    except OverflowError:
+        # JSON has integers of any size.
+        return False
 
 
 def augmentations() -> dict[str, type[v2.Transform]]:

@@ -37,9 +37,8 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
         )
     lacking = _count_lacking_folds(compared)
     if lacking:
-        notes.append(
-            f"{lacking} configurations lack folds that others have, and stand after those."
-        )
+        they_lack = "configurations lack" if lacking > 1 else "configuration lacks"
+        notes.append(f"{lacking} {they_lack} folds that others have, and stand after those.")
     return notes + _describe_apart(rows, digest, metric) + _describe_unranked(rows)
 
 

@@ -144,8 +144,9 @@ class OwnPackage:
     def spec(self, fullname: str) -> ModuleSpec | None:
         """Return how a module of the package is loaded, or None if there is no such module."""
         dotted = fullname.removeprefix(self.name).lstrip(".")
-        path = self._find(dotted) if dotted else self.folder
-        self._found[dotted] = path
+        path: Path | None = self.folder
+        if dotted:
+            path = self._found[dotted] = self._find(dotted)
         if path is None:
             return None
         if path.is_file():

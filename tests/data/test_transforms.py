@@ -241,3 +241,11 @@ def test_one_image_is_resized_and_cropped_as_the_stored_ones(tmp_path: Path) -> 
     stored = prepared.images[1]
     left = (stored.shape[2] - 24) // 2
     assert np.array_equal(pixels, stored[:, 4:28, left : left + 24])
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), "0.5", None])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_strangers_mean_and_deviation_are_three_finite_numbers(name: str, value: object) -> None:
+    raw = {**PREPROCESSING.to_dict(), name: [0.5, value, 0.5]}
+    with pytest.raises(UserError, match=f"preprocessing: {name} .* three numbers"):
+        Preprocessing.from_dict(raw)

@@ -17,6 +17,7 @@ from pipeline.config import Configuration, Model
 from pipeline.errors import UserError
 from pipeline.files import sha256_over
 from pipeline.identity import FIRST_RELEASE, config_hash
+from pipeline.models.own_models import find_sources
 from pipeline.tracking import find_runs
 from pipeline.tracking.workspace import Workspace
 
@@ -456,3 +457,20 @@ def test_the_params_of_another_scripts_run_run_no_code(
         workspace.client.log_param(run.info.run_id, name, value)
     assert find_runs.to_row(workspace.client.get_run(run.info.run_id))["config_hash"] == ""
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_code_of_a_folder_that_is_a_package_is_run_once_to_find_its_files(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "net.py").write_text(
+        "from pathlib import Path\n"
+        "from pipeline.models import SmallCNN\n"
+        "def build(num_classes):\n"
+        "    with Path(__file__).with_name('runs').open('a') as runs:\n"
+        "        runs.write('x')\n"
+        "    return SmallCNN(num_classes)\n"
+    )
+    for _ in range(3):
+        find_sources(f"file:{tmp_path}/net.py:build", 3, 32)
+    assert (tmp_path / "runs").read_text() == "x"
