@@ -30,6 +30,18 @@ from pipeline.errors import Interrupted
 from pipeline.report.console import TrainingProgress
 from pipeline.tracking.workspace import Workspace, open_workspace
 
+SLOW_FIXTURES = {"cli", "smoke", "tracking_server", "postgres", "server", "two", "page", "precious"}
+"""Fixtures that run steps, servers or a browser."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs steps or servers as slow, and what is thorough."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SLOW_FIXTURES or item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.slow)
+
 
 def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
     """Return names to test, of which only the quick ones are no thorough tests."""
@@ -165,7 +177,7 @@ def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Pop
         "PYTHONUNBUFFERED": "1",
         **environment,
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         arguments,
         cwd=cwd,
         env=variables,
@@ -173,6 +185,21 @@ def start(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _pipes_are_closed() -> Iterator[None]:
+    """Close the pipes of processes that a test has started and killed."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is not None and process.stdout is not None:
+            process.stdout.close()
 
 
 def run_unprivileged(

@@ -141,9 +141,10 @@ def scoring_server(model: Path, limits: Mapping[str, str]) -> Iterator[ScoringSe
     ]
     variables = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **limits}
     # Not to a pipe: full of lines that nobody reads, it would stop the server.
-    process = subprocess.Popen(
-        command, cwd=model.parent, env=variables, stdout=log.open("w"), stderr=subprocess.STDOUT
-    )
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=model.parent, env=variables, stdout=output, stderr=subprocess.STDOUT
+        )
     server = ScoringServer(f"http://127.0.0.1:{port}", log, process)
     try:
         for _ in range(400):

@@ -18,6 +18,8 @@ import yaml
 
 from tests.conftest import PROJECT, QUICK, write_digits
 
+pytestmark = pytest.mark.slow
+
 Add = Callable[..., Path]
 
 
@@ -62,7 +64,8 @@ def extend(project: Path, heading: str) -> None:
 
 def run(project: Path, *arguments: str) -> str:
     """Run a step of the copy in its folder; return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(project)}
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    environment = {**os.environ, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, "-P", "-m", "pipeline", *arguments]
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, check=False

@@ -26,6 +26,8 @@ from pipeline.steps.options import fields_of, parse_options
 from pipeline.tracking import names
 from tests.conftest import PROJECT, place_store, start, wait_for, write_digits
 
+pytestmark = pytest.mark.slow
+
 MLFLOW = str(Path(sys.executable).with_name("mlflow"))
 
 

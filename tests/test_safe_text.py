@@ -201,6 +201,7 @@ def test_the_traceback_of_a_bug_has_no_password(capsys: pytest.CaptureFixture[st
     )
 
 
+@pytest.mark.slow
 def test_nothing_in_the_current_folder_is_executed_by_processes_of_ours(tmp_path: Path) -> None:
     """Processes that decode images and those that augment them.
 

@@ -34,6 +34,8 @@ from pipeline.tracking.workspace import Workspace
 from pipeline.training.exported_model import Classifier, save_exported
 from tests.conftest import Cli, Finished, forget_trust, interrupt, write_digits
 
+pytestmark = pytest.mark.slow
+
 
 def trainings(workspace: Workspace) -> list[Any]:
     ids = [one.experiment_id for one in workspace.client.search_experiments()]

@@ -17,6 +17,8 @@ from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli, Finished, run_unprivileged
 from tests.jobs.test_prepare import write_study
 
+pytestmark = pytest.mark.slow
+
 resource = pytest.importorskip("resource")
 
 SEVERAL = """

@@ -673,6 +673,7 @@ def test_all_rows_that_disagree_are_listed(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_folders", "extension"), [(1, ".png"), (1000, "")])
 def test_100_000_rows_are_listed_and_the_one_wrong_is_found(
     tmp_path: Path, num_folders: int, extension: str

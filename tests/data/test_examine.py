@@ -275,6 +275,7 @@ def started(*command: str | Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", ["1e9", "0"], ids=["this process", "worker processes"])
 def test_killed_at_any_moment_the_next_goes_on_from_what_is_done(
     photos: WriteImages, tmp_path: Path, alone: str
@@ -353,6 +354,7 @@ def _num_known(root: Path, prepared: Path) -> int:
     return len(known)
 
 
+@pytest.mark.slow
 def test_worker_processes_die_with_their_parent(photos: WriteImages, tmp_path: Path) -> None:
     root = photos({"cat": 2, "dog": 2})
     for number in range(100):

@@ -33,7 +33,7 @@ from tests.data import profiles
 from tests.fuzz.inputs import changed, fuzz
 from tests.model_server import GOOD, ScoringServer, encoded, small_and_large, text
 
-pytestmark = [pytest.mark.timeout(4000)]
+pytestmark = [pytest.mark.timeout(4000), pytest.mark.slow]
 
 
 def one_line(error: UserError) -> None:

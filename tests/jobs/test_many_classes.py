@@ -20,6 +20,8 @@ from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 
 def logged(
     workspace: Workspace, folder: Path, classes: list[str], labels: list[int], answers: list[int]

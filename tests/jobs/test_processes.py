@@ -24,6 +24,8 @@ from pipeline.tracking.workspace import Workspace
 from pipeline.training.inference import predict_logits
 from tests.conftest import Cli, start, wait_for
 
+pytestmark = pytest.mark.slow
+
 TWO = ("--training.processes", "2")
 
 

@@ -24,6 +24,8 @@ from tests.conftest import thorough_of
 from tests.models.published import FAMILIES, entry_of, published
 from tests.models.test_heads import starts_normally
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRANSFORMED = ("googlenet", "inception_v3")
 SMALL = ("googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")

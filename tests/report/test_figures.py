@@ -390,6 +390,7 @@ def test_a_long_comparison_is_high_enough_for_its_labels(tmp_path: Path) -> None
     assert long.shape[0] - short.shape[0] > 50 * 12
 
 
+@pytest.mark.slow
 def test_of_very_many_runs_the_first_have_a_row_each_and_the_last_says_where_the_others_lie(
     tmp_path: Path,
 ) -> None:

@@ -41,14 +41,11 @@ def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_pat
     (parent,) = runs("tune")
     assert "best/val_accuracy" in parent.data.metrics
     for figure in ("history", "importances", "slices"):
-        assert (
-            Image.open(
-                artifacts.download_artifact(
-                    open_workspace("quick"), parent.info.run_id, f"optuna/{figure}.png", tmp_path
-                )
-            ).width
-            > 300
-        )
+        name = f"optuna/{figure}.png"
+        workspace = open_workspace("quick")
+        file_of_figure = artifacts.download_artifact(workspace, parent.info.run_id, name, tmp_path)
+        with Image.open(file_of_figure) as picture:
+            assert picture.width > 300
     study = optuna.load_study(
         study_name=parent.data.tags[names.STUDY], storage=f"sqlite:///{quick.parent / 'optuna.db'}"
     )

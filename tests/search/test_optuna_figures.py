@@ -44,7 +44,9 @@ def test_a_study_by_loss_is_drawn_by_its_losses() -> None:
 def test_all_three_figures_are_written(tmp_path: Path, metric: str) -> None:
     files = write_figures(study_of([0.5, 0.8, 0.7, 0.9]), tmp_path, metric, 0.1)
     assert [file.name for file in files] == ["history.png", "importances.png", "slices.png"]
-    assert all(Image.open(file).width > 300 for file in files)
+    for file in files:
+        with Image.open(file) as picture:
+            assert picture.width > 300
 
 
 @pytest.mark.filterwarnings("error")

@@ -22,6 +22,8 @@ from tests.conftest import Cli, let_a_checkpoint_be_written
 from tests.search.test_study import LIST, SPACE, runs, study_file
 from tests.servers import PostgreSQL
 
+pytestmark = pytest.mark.slow
+
 
 def make_study(url: str, home: Path) -> str:
     study = optuna.create_study(

@@ -12,6 +12,8 @@ from pipeline.tracking import export, registry
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["cat", "dog"]
 
 

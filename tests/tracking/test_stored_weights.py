@@ -21,6 +21,8 @@ from pipeline.tracking.workspace import Workspace
 from pipeline.training.checkpoint import save_weights, weights_of
 from tests.conftest import Cli, write_digits
 
+pytestmark = pytest.mark.slow
+
 NORMALISATION = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 
 

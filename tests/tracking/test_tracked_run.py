@@ -19,6 +19,8 @@ from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("error", "status", "state"),

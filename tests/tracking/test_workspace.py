@@ -13,6 +13,8 @@ from pipeline.errors import Unwritable, UserError
 from pipeline.tracking.workspace import Workspace, open_workspace, results_folder
 from tests.conftest import start, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def unset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -104,6 +104,7 @@ def test_networks_of_release_0_1_0_are_good(tmp_path: Path) -> None:
         assert torch.equal(logits(file), logits(tmp_path / "copy.pt2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     thorough_of(

@@ -568,6 +568,7 @@ def test_out_of_memory_in_the_midst_of_the_first_update_is_told(tmp_path: Path) 
     ), done.stderr
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same(train: Train) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs g++ on a CPU")

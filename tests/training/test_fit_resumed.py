@@ -28,6 +28,8 @@ from pipeline.training.imbalance import balanced_probabilities
 from tests.conftest import PROJECT
 from tests.training.small_training import BASE, TIMES, build_context, ends_by
 
+pytestmark = pytest.mark.slow
+
 EVERY_STEP: dict[str, Any] = {"training": {"checkpoint_seconds": 0}}
 
 

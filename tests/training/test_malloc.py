@@ -27,6 +27,8 @@ from pipeline.training.fit import fit
 from pipeline.training.malloc import clear_frames
 from tests.training.small_training import BASE
 
+pytestmark = pytest.mark.slow
+
 STEPS = """
 import resource
 import numpy as np

@@ -27,6 +27,8 @@ from tests.conftest import PROJECT
 from tests.training.small_training import BASE, TIMES, build_context, ends_by
 from tests.training.test_fit_resumed import StopAfter, StoppedError
 
+pytestmark = pytest.mark.slow
+
 SMALL_GROUPS = ["conv1", "conv2", "conv3", "fc"]
 # Samples are never left out, however busy the machine is; the time of some tests is too short for
 # any to be afforded.
