@@ -34,15 +34,6 @@ SLOW_FIXTURES = {"cli", "smoke", "tracking_server", "postgres", "server", "two",
 """Fixtures that run steps, servers or a browser."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs steps or servers as slow, and what is thorough."""
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & SLOW_FIXTURES or item.get_closest_marker("thorough"):
-            item.add_marker(pytest.mark.slow)
-
-
 def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
     """Return names to test, of which only the quick ones are no thorough tests."""
     return [
@@ -82,11 +73,17 @@ class Finished:
 Cli = Callable[..., Finished]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the finished study together, at the beginning.
 
     Each process that runs one of them trains the study anew.
     """
+    for item in items:
+        # What runs steps or servers is slow, and what is thorough.
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SLOW_FIXTURES or item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "smoke" not in getattr(item, "fixturenames", ()))
 
 
