@@ -5,6 +5,7 @@ The rest of the pipeline need not know which family a name belongs to.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ from pipeline.models.heads import HEADS
 from pipeline.models.weights import BY_PLACE, Normalisation
 
 
-class Family:
+class Family(ABC):
     """The networks that come from one place. A subclass overrides what its networks have.
 
     Attributes:
@@ -34,10 +35,11 @@ class Family:
         IndexError,
     )
 
+    @abstractmethod
     def has(self, name: str) -> bool:
         """Whether `model.name` is one of this family."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(
         self, model: Model, num_classes: int, image_size: int, load: bool
     ) -> tuple[nn.Module, str]:
@@ -56,7 +58,6 @@ class Family:
             UserError: The network cannot be built for that image size, or its weights cannot be
                 had.
         """
-        raise NotImplementedError
 
     def identity(self, model: Model, num_classes: int, image_size: int) -> dict[str, str]:
         """Return what of the name enters a configuration's identity (see `pipeline.models.origin`).
