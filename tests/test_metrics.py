@@ -173,6 +173,7 @@ def test_scores_are_those_of_the_matrix_to_the_last_bit(classes: int) -> None:
     assert scores["balanced_accuracy"] == float((right[true > 0] / true[true > 0]).mean())
 
 
+@pytest.mark.slow
 def test_scores_of_many_classes_take_no_matrix() -> None:
     labels, logits = random_case(0, images=20, classes=10_000)
     tracemalloc.start()

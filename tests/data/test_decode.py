@@ -320,6 +320,7 @@ def test_a_damaged_picture_is_unreadable(content: bytes) -> None:
         decode(io.BytesIO(content))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "AVIF"]),

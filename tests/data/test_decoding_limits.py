@@ -195,6 +195,7 @@ def test_a_block_ends_when_its_seconds_are_used_up() -> None:
         time.sleep(0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(signal, "setitimer"), reason="this system has no timers of processor time"
 )
@@ -216,6 +217,7 @@ def call_without_end() -> None:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(signal, "setitimer"), reason="this system has no timers of processor time"
 )

@@ -53,7 +53,7 @@ def split_pictures(draw: st.DrawFn) -> tuple[list[int], list[str]]:
 
 
 @given(split_pictures())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_an_image_leaks_if_and_only_if_a_later_split_has_one_like_it(
     given_pictures: tuple[list[int], list[str]],
 ) -> None:
@@ -130,7 +130,7 @@ def gate_inputs(draw: st.DrawFn) -> tuple[list[int], list[str], list[str], list[
 
 
 @given(gate_inputs(), st.sampled_from(["warn", "group", "drop", "ignore"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_the_gate_keeps_each_picture_as_its_policy_says(
     inputs: tuple[list[int], list[str], list[str], list[int]], policy: str
 ) -> None:

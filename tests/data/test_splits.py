@@ -204,6 +204,7 @@ def grouped_items(groups: list[tuple[str, int]]) -> tuple[list[Item], np.ndarray
     return items, np.array(numbers)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(GROUPED, st.sampled_from([0, 2, 4]), st.integers(0, 100))
 def test_groups_are_never_divided(groups: list[tuple[str, int]], folds: int, seed: int) -> None:
@@ -223,6 +224,7 @@ def test_groups_are_never_divided(groups: list[tuple[str, int]], folds: int, see
             } == set(SPLITS)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.sampled_from("ab")), min_size=60, max_size=120),

@@ -18,6 +18,8 @@ from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import write_digits
 
+pytestmark = pytest.mark.slow
+
 
 def logged(
     workspace: Workspace, prepared: Prepared, *configurations: Configuration

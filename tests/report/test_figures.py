@@ -15,7 +15,7 @@ from pipeline.report import comparison_figure, confusion_figures, training_figur
 
 BLUE, ORANGE, GREY, DARKEST = (43, 108, 176), (221, 107, 32), (138, 147, 158), (8, 48, 107)
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]
 
 
 def pixels_of(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

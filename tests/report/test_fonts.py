@@ -115,6 +115,7 @@ def test_marks_that_only_shape_are_no_missing_characters(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_font_installed_later_is_found(tmp_path: Path) -> None:
     environment = {
         **os.environ,

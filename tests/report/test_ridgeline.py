@@ -20,6 +20,8 @@ from pipeline.training.tensorboard import History, Watch
 from tests.report.test_figures import count, pixels_of
 from tests.training.small_training import BASE, build_context
 
+pytestmark = pytest.mark.slow
+
 strictly = pytest.mark.filterwarnings("error::UserWarning")
 
 

@@ -151,6 +151,7 @@ def test_a_study_that_was_killed_before_its_parent_was_recorded_is_ours(
     assert [run.data.tags[names.STUDY] for run in runs("tune")] == ["mine"]
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_says_nothing_about_a_run(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from tests.model_server import (
     train_model,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {
     "PIPELINE_MAX_ROWS": "30",
     "PIPELINE_MAX_IMAGE_BYTES": "100000",

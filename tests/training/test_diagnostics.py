@@ -103,6 +103,7 @@ def test_baseline(digits: Prepared, tmp_path: Path) -> None:
     assert "is not above that of always answering the largest class, 9.8%" in flags[-1]["baseline"]
 
 
+@pytest.mark.slow
 def test_overfit(digits: Prepared, tmp_path: Path) -> None:
     # Labels at random can only be learnt by heart.
     labels = np.random.default_rng(0).permutation(digits.labels())

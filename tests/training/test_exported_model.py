@@ -13,6 +13,7 @@ from pipeline.config import Model
 from pipeline.training.exported_model import load_exported, save_exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18"])
 def test_an_exported_network_answers_alike_for_batches_of_any_size(
     name: str, tmp_path: Path

@@ -34,6 +34,8 @@ from pipeline.training.fit import fit
 from tests.conftest import Cli
 from tests.training.small_training import BASE, build_context
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -582,6 +582,7 @@ def test_a_compiled_network_learns_the_same(train: Train) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_a_compiler_compiling_is_refused() -> None:
     code = (
         "import torch; from pipeline.training.device import need_compiler\n"

@@ -18,6 +18,8 @@ from pipeline.training.fit import fit
 from tests.conftest import thorough_of
 from tests.training.small_training import TIMES, build_context
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"maxvit_t": 224, "inception_v3": 96, "vit_b_16": 32, "swin_t": 32, "small_cnn": 16}
 FAMILIES = [
     "alexnet",
