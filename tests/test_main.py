@@ -355,7 +355,8 @@ def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) ->
     assert "experiment: 'my digits' " in text
     assert text.count("- {model:") == 20
     assert len(set(re.findall(r"- \{model: .*", text))) == 20
-    assert "a training" in text
+    assert "# 36 images of 3 classes, 12 of each;" in text
+    assert "a training" in text and " 0 images a second" not in text
     assert cli("prepare", "--config", "mine.yaml").code == 0
     again = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
     assert again.code == 2

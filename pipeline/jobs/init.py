@@ -278,6 +278,9 @@ def _header(plan: Plan, out: Path, entries: Sequence[tuple[str, float, str]]) ->
     """Return the comment that opens the file: the question, the command, images and times."""
     least = min(plan.counts, key=plan.counts.__getitem__)
     most = max(plan.counts, key=plan.counts.__getitem__)
+    spread = f"from {plan.counts[least]} of {least!r} to {plan.counts[most]} of {most!r}"
+    if plan.counts[least] == plan.counts[most]:
+        spread = f"{plan.counts[most]} of each"
     total = sum(plan.counts.values())
     listed = sum(plan.training_seconds(name) for name, _, _ in entries)
     mean = float(np.mean([plan.training_seconds(name) for name in plan.seconds]))
@@ -286,7 +289,7 @@ def _header(plan: Plan, out: Path, entries: Sequence[tuple[str, float, str]]) ->
     for name in plan.seconds:
         training = format_duration(plan.training_seconds(name))
         speed = 1 / plan.seconds[name]
-        times.append(f"#   {name:<12} {training:>7} a training, {speed:.0f} images a second")
+        times.append(f"#   {name:<12} {training:>7} a training, {_count(speed)} images a second")
     times += [f"#   {name:<12} left out: {reason}" for name, reason in plan.left_out.items()]
     return [
         f"# Which ResNet or DenseNet classifies {plan.source} best?",
@@ -294,8 +297,7 @@ def _header(plan: Plan, out: Path, entries: Sequence[tuple[str, float, str]]) ->
         f"#   python -m pipeline main --config {shlex.quote(str(out))}",
         "#   (a first look in minutes: add --fast true)",
         "#",
-        f"# {total} images of {len(plan.counts)} classes, "
-        f"from {plan.counts[least]} of {least!r} to {plan.counts[most]} of {most!r};",
+        f"# {total} images of {len(plan.counts)} classes, {spread};",
         f"# always saying {most!r} would be right in {plan.counts[most] / total:.1%}.",
         f"# Median of the shorter sides: {plan.median_side} pixels.",
         f"# Measured on this machine ({plan.device}), {plan.epochs} epochs:",
@@ -304,6 +306,10 @@ def _header(plan: Plan, out: Path, entries: Sequence[tuple[str, float, str]]) ->
         f"and the {NUM_SEARCHED} searched after it",
         f"# about {format_duration(searched)}.",
     ]
+
+
+def _count(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def _data_section(plan: Plan) -> list[str]:

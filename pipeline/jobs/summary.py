@@ -90,7 +90,7 @@ def summarise(
         workspace: The open store.
         study: Name of the study, or empty.
         metric: The metric that ranks if there is no study: runs of another metric stand below, as
-            those on other data do. Empty: the metric of the latest run.
+            those on other data do. If no run has it, or it is empty, the metric of the latest run.
         images: Function that tells whether a run is on the images that are asked for. It is used
             only if there is no study; if no run is on them, the latest run tells the images.
 
@@ -109,7 +109,7 @@ def summarise(
     given = "" if name else metric
     of_metric = [row for row in asked if row["metric"] == given]
     latest = max(of_metric or asked, key=_start)
-    metric = given or latest["metric"]
+    metric = latest["metric"]
     digest = latest["data_digest"]
     ranked = _rank(rows, digest, metric)
     comparable = [row for row in ranked if not row["apart"]]

@@ -26,7 +26,7 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
     if max(repeated.values(), default=1) > 1:
         mean = ", the mean of its repeats for each configuration"
     notes = [
-        f"{len(rows)} trainings, {complete} complete, ranked by {title(metric)}{mean}; "
+        f"{count_trainings(len(rows))}, {complete} complete, ranked by {title(metric)}{mean}; "
         "only settings that differ are shown."
     ]
     majority_rate = logged_majority_rate(rows)
@@ -40,6 +40,11 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
         they_lack = "configurations lack" if lacking > 1 else "configuration lacks"
         notes.append(f"{lacking} {they_lack} folds that others have, and stand after those.")
     return notes + _describe_apart(rows, digest, metric) + _describe_unranked(rows)
+
+
+def count_trainings(number: int) -> str:
+    """Return a number of trainings as text."""
+    return "1 training" if number == 1 else f"{number} trainings"
 
 
 def _count_lacking_folds(compared: Sequence[find_runs.Row]) -> int:
@@ -112,8 +117,9 @@ def describe_target(
         if epoch is not None:
             met.append(f"{row['run_name']} at epoch {epoch}")
     if not met:
-        return [f"Target {target:g}: reached by none of {len(rows)} trainings."]
-    return [f"Target {target:g}: reached by {len(met)} of {len(rows)} trainings: {', '.join(met)}."]
+        return [f"Target {target:g}: reached by none of {count_trainings(len(rows))}."]
+    reached = f"{len(met)} of {count_trainings(len(rows))}"
+    return [f"Target {target:g}: reached by {reached}: {', '.join(met)}."]
 
 
 def _load_target(workspace: Workspace, parent: str) -> float:

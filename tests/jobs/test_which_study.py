@@ -400,6 +400,17 @@ def test_without_a_study_runs_of_another_metric_stand_below(
     assert champion_run(workspace, "quick").data.params["training.epochs"] == "8"
 
 
+def test_runs_of_a_metric_that_the_file_does_not_name_are_ranked_by_theirs(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
+    ok(cli, "train", "--config", quick, "--training.best_metric", "val/f1_macro")
+    done = ok(cli, "summary", "--config", quick)
+    assert ": 1 run\n" in done
+    page = (workspace.outputs / "comparison.md").read_text()
+    assert "1 training, 1 complete, ranked by validation macro F1" in page
+    assert "other metric" not in page
+
+
 def test_a_run_of_mlflow_run_is_read_by_its_recorded_configuration(
     cli: Cli, quick: Path, workspace: Workspace
 ) -> None:
