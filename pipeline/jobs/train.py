@@ -261,12 +261,15 @@ class TrackedTraining:
         self, run: TrackedRun, error: Exception, after_run: contextlib.ExitStack
     ) -> None:
         """Log what a training that an error has ended early has come to."""
+        all_have_ended = isinstance(error, Pruned | TrainingFailed)
+        if not all_have_ended:
+            # Other processes are still in this training. It is noted first: what has ended the
+            # training may make logging fail too.
+            self._context.group.is_broken = self._context.group.size > 1
         result = result_of(error)
         if result is not None:
             self._log.conclude(result, error)
-        if not isinstance(error, Pruned | TrainingFailed):
-            # Other processes are still in this training.
-            self._context.group.is_broken = self._context.group.size > 1
+        if not all_have_ended:
             return
         self._log_best(run)
         run.flush()

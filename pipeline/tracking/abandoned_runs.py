@@ -73,8 +73,10 @@ def has_never_begun(run: Run, database: Path | None) -> bool:
     if not _is_for_us(run) or (database is None and time.time() - made < _LONGEST_BUILD):
         return False
     for process in psutil.process_iter(["cmdline", "create_time"]):
-        is_older = process.info["create_time"] <= made
-        if is_older and _is_launcher(process) and _may_use(process, database):
+        # Of a process of another user, the system may not tell when it started.
+        started = process.info["create_time"]
+        is_younger = started is not None and started > made
+        if _is_launcher(process) and not is_younger and _may_use(process, database):
             return False
     return True
 

@@ -22,7 +22,7 @@ from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.inference import predict_logits
-from tests.conftest import Cli, start, wait_for
+from tests.conftest import PROJECT, Cli, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +40,42 @@ def curve(workspace: Workspace, run: Any, metric: str) -> list[tuple[int, float]
         (entry.step, entry.value)
         for entry in workspace.client.get_metric_history(run.info.run_id, metric)
     ]
+
+
+FAULT = """
+import errno, os
+if os.environ.get("RANK") == "0":
+    from tensorboard.summary.writer import record_writer
+    write, written = record_writer.RecordWriter.write, []
+    def fail(self, data):
+        written.append(data)
+        if len(written) > 40:
+            raise OSError(errno.EIO, "Input/output error")
+        return write(self, data)
+    record_writer.RecordWriter.write = fail
+"""
+"""Code that a Python process runs at its start: the first of a group cannot write its events."""
+
+
+def test_a_fault_that_also_keeps_the_end_from_being_logged_ends_the_study(
+    quick: Path, tmp_path: Path
+) -> None:
+    raw = yaml.safe_load(quick.read_text())
+    raw["configs"] = [{"training": {"epochs": 30}}, {"optimizer": {"lr": 1e-3}}]
+    quick.write_text(yaml.safe_dump(raw))
+    fault = tmp_path / "fault"
+    fault.mkdir()
+    (fault / "sitecustomize.py").write_text(FAULT)
+    command = [sys.executable, "-m", "pipeline", "tune", "--config", str(quick), *TWO]
+    path = os.pathsep.join((str(fault), str(PROJECT)))
+    process = start(command, quick.parent, PYTHONPATH=path, OMP_NUM_THREADS="1")
+    try:
+        # The second trial would wait for a process that is still in the first one.
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Input/output error" in out and "trial 2 of 2" not in out
 
 
 @pytest.mark.thorough

@@ -105,6 +105,23 @@ class Places(RuleBasedStateMachine):
             if PLACE in trial.user_attrs and KEY not in trial.user_attrs
         }
         self.most = max(self.wanted, len(begun) + len(entries))
+        self.what_is_to_do_is_what_is_missing()
+
+    def what_is_to_do_is_what_is_missing(self) -> None:
+        entries = self.entries()
+        trials = self.study.get_trials(deepcopy=False)
+        assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+        waiting = waiting_trials(self.study)
+        places = [trial.user_attrs[PLACE] for trial in waiting]
+        assert len(set(places)) == len(places)
+        listed = {trial.user_attrs[KEY] for trial in waiting if KEY in trial.user_attrs}
+        assert listed <= set(entries)
+        done = {
+            trial.user_attrs[KEY]
+            for trial in finished_trials(self.study, entries)
+            if KEY in trial.user_attrs
+        }
+        assert listed | done == set(entries) and not listed & done
 
     def ask(self) -> optuna.Trial | None:
         entries = self.entries()
