@@ -9,10 +9,12 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from mlflow.entities import Metric
@@ -209,12 +211,12 @@ def test_who_reached_the_target_is_told_by_the_epochs_that_count(
     before = run.info.start_time - 1000
     # Of an epoch that was trained again since: its last value counts.
     workspace.client.log_batch(run.info.run_id, [Metric("val/accuracy", 0.99, before, 1)])
-    assert "Target 0.9: reached by none of 1 trainings." in summarise(workspace).notes
+    assert "Target 0.9: reached by none of 1 training." in summarise(workspace).notes
     later = run.info.end_time + 1000
     again = [Metric("val/accuracy", 0.99, later, 2), Metric("best/val_accuracy", 0.99, later, 3)]
     workspace.client.log_batch(run.info.run_id, again)
     assert (
-        f"Target 0.9: reached by 1 of 1 trainings: {run.info.run_name} at epoch 2."
+        f"Target 0.9: reached by 1 of 1 training: {run.info.run_name} at epoch 2."
         in summarise(workspace).notes
     )
 
@@ -514,6 +516,25 @@ def test_a_complete_run_names_the_way_to_train_on(
     further = cli(*way.split(), "--config", quick)
     assert further.code == 0, further.err
     assert len(trainings(workspace)) == 2
+
+
+def test_a_process_whose_start_the_system_does_not_tell_is_no_launcher(
+    cli: Cli, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = psutil.process_iter
+
+    def with_unknown(attributes: list[str]) -> Iterator[psutil.Process]:
+        for process in processes(attributes):
+            process.info = dict.fromkeys(attributes)
+            yield process
+
+    monkeypatch.setattr(psutil, "process_iter", with_unknown)
+    run = workspace.client.create_run(
+        workspace.experiment_id, tags={"mlflow.project.entryPoint": "tune"}
+    )
+    for name in ("config", "experiment", "fast"):
+        workspace.client.log_param(run.info.run_id, name, "x")
+    assert cli("reconcile").out.endswith("1 run ended as interrupted\n")
 
 
 def test_reconcile_ends_what_mlflow_run_has_never_begun(cli: Cli, workspace: Workspace) -> None:
