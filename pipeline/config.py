@@ -325,6 +325,14 @@ class Data(Section):
         **_OF_IMAGES,
     )
 
+    ordered: bool = more(
+        False,
+        "Whether the classes are grades in the natural order of their names (0, 1, … 10). "
+        "Cohen's kappa then counts an error by its squared distance.",
+        hashed=False,
+        shared="all runs of a study are scored alike",
+    )
+
     @field_validator("background")
     @classmethod
     def _check_colour(cls, name: str) -> str:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
+Counts = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
 
-CALIBRATION_BINS = 15
 MOST_IN_MATRIX = 1000
 """Most classes for which a confusion matrix is kept as a matrix.
 
@@ -58,41 +57,25 @@ def score(labels: Labels, logits: Floats) -> dict[str, float]:
     return {
         "accuracy": float(right.sum() / len(labels)),
         "loss": cross_entropy(labels, logits),
+        **class_means(right, true, predicted),
+    }
+
+
+def class_means(right: Counts, true: Counts, predicted: Counts) -> dict[str, float]:
+    """Return f1_macro and balanced_accuracy, as fractions, from counts of shape (classes,).
+
+    Args:
+        right: Number of images of each class that were answered rightly.
+        true: Number of images of each class.
+        predicted: Number of images for which each class was answered.
+    """
+    return {
         # Twice the true positives over themselves and all errors; 0 for a class that neither occurs
         # nor is predicted.
         "f1_macro": float((2 * right / np.maximum(true + predicted, 1)).mean()),
         # The mean recall of the classes that occur.
         "balanced_accuracy": float((right[true > 0] / true[true > 0]).mean()),
     }
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of `correct` out of `total`, as fractions.
-
-    Wilson, E. B. (1927), "Probable inference, the law of succession, and statistical inference",
-    Journal of the American Statistical Association 22, without continuity correction.
-    """
-    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def calibration_error(labels: Labels, logits: Floats) -> float:
-    """Return the expected calibration error.
-
-    It is the mean gap between confidence and accuracy over 15 equal bins.
-
-    Guo et al. (2017), "On calibration of modern neural networks", https://arxiv.org/abs/1706.04599.
-    """
-    predicted = probabilities(logits)
-    confidence = predicted.max(axis=1)
-    correct = predicted.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = []
-    for number in np.unique(bins):
-        in_bin = bins == number
-        gap = abs(correct[in_bin].mean() - confidence[in_bin].mean())
-        gaps.append(gap * in_bin.mean())
-    return float(np.sum(gaps))
 
 
 def majority_rate(train_labels: Labels, labels: Labels, num_classes: int) -> float:

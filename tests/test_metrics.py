@@ -80,45 +80,6 @@ def test_probabilities_sum_to_one(seed: int, classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [(322, 350, 88.7, 94.4), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0), (1, 2, 9.5, 90.5)],
-)
-def test_wilson_interval_in_percent(correct: int, total: int, low: float, high: float) -> None:
-    assert [round(100 * end, 1) for end in metrics.wilson_interval(correct, total)] == [low, high]
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.integers(1, 2000), st.data())
-def test_the_interval_holds_the_fraction_and_stays_in_bounds(
-    total: int, data: st.DataObject
-) -> None:
-    correct = data.draw(st.integers(0, total))
-    low, high = metrics.wilson_interval(correct, total)
-    assert 0 <= low <= correct / total + 1e-12
-    assert correct / total - 1e-12 <= high <= 1
-    assert low < high
-
-
-def test_calibration_error_worked_out_by_hand() -> None:
-    # Four images at 80% confidence of which two are right, one right one at 60%:
-    # 4/5 * 0.3 + 1/5 * 0.4.
-    logits = np.log(np.array([[0.8, 0.2]] * 4 + [[0.6, 0.4]]))
-    assert metrics.calibration_error(np.array([0, 0, 1, 1, 0]), logits) == pytest.approx(0.32)
-
-
-def test_a_sure_and_right_network_has_no_calibration_error() -> None:
-    assert metrics.calibration_error(
-        np.array([0, 1]), np.array([[99.0, 0.0], [0.0, 99.0]])
-    ) == pytest.approx(0)
-
-
-def test_a_sure_and_wrong_network_has_the_largest_calibration_error() -> None:
-    assert metrics.calibration_error(
-        np.array([1, 0]), np.array([[99.0, 0.0], [0.0, 99.0]])
-    ) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
     ("train_labels", "labels", "rate"),
     [
         ([0, 1, 1, 1, 2], [1, 1, 0, 2], 0.5),

@@ -70,7 +70,7 @@ def prepare(
     images = _open_images(source, examined, recipe, numbers)
     digest = _compute_digest(manifest, examined.is_changed[numbers])
     prepared = _assemble(data, recipe, source.description, manifest, images, digest)
-    _write_lists(prepared, inspection, numbers)
+    _write_lists(prepared, inspection)
     if on_report:
         report = report_content.complete_report(prepared, inspection, source, splits)
         on_report(report, _make_thumbnails(source, examined, recipe))
@@ -121,11 +121,13 @@ def _make_manifest(
     paths = [items[number].path for number in numbers]
     labels = [items[number].label for number in numbers]
     hashes = [contents[place].hex() for place in order]
+    groups = [items[number].group for number in numbers]
     manifest = pd.DataFrame(
         {
             "path": pd.array(paths, dtype="str"),
             "label": pd.Categorical(labels),
             "split": pd.Categorical([splits[place] for place in order]),
+            "group": pd.Categorical(groups),
             "sha256": pd.array(hashes, dtype="str"),
         }
     )
@@ -165,9 +167,7 @@ def _assemble(
     )
 
 
-def _write_lists(
-    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
-) -> None:
+def _write_lists(prepared: Prepared, inspection: quality_gate.Inspection) -> None:
     """Write the manifest and what describes it; files that would be equal stay as they are.
 
     Raises:
@@ -183,7 +183,7 @@ def _write_lists(
         "classes.json": json.dumps(prepared.classes, ensure_ascii=False, indent=1),
         "data.json": json.dumps(description, ensure_ascii=False, indent=1),
         # The manifest is written last: if it is there, the rest is.
-        "manifest.csv": _format_manifest(prepared, inspection, numbers),
+        "manifest.csv": _format_manifest(prepared, inspection),
     }
     try:
         prepared.folder.mkdir(parents=True, exist_ok=True)
@@ -195,13 +195,10 @@ def _write_lists(
         ) from error
 
 
-def _format_manifest(
-    prepared: Prepared, inspection: quality_gate.Inspection, numbers: NDArray[np.int64]
-) -> str:
+def _format_manifest(prepared: Prepared, inspection: quality_gate.Inspection) -> str:
     """Return manifest.csv: the images that are used, then those that are left out, with reasons."""
     columns = ["path", "label", "split", "group", "sha256", "reason"]
-    groups = [inspection.items[number].group for number in numbers]
-    used = prepared.manifest.assign(group=groups, reason="")
+    used = prepared.manifest.assign(reason="")
     left_out = []
     for number, why in sorted(inspection.quarantined.items()):
         item = inspection.items[number]

@@ -39,8 +39,8 @@ class Prepared:
         source: Description of the source that the images came from.
         digest: 32 hex digits over images, labels and splits or folds.
         classes: Class names; an image's label is an index into them.
-        manifest: One row per image that is used: path, label, split, sha256. With folds a split is
-            ``fold 0`` … or ``test``.
+        manifest: One row per image that is used: path, label, split, group (may be empty), sha256.
+            With folds a split is ``fold 0`` … or ``test``.
         images: The decoded pixels, in the manifest's order.
         data: The configuration that they were prepared from; its `white` is no longer ``auto``.
         version: Version of the decoding.
@@ -86,6 +86,19 @@ class Prepared:
         """Return every image's label as an index into `classes`, shape (images,)."""
         labels = pd.Categorical(self.manifest["label"], categories=self.classes)
         return np.asarray(labels.codes, dtype=np.int64)
+
+    def groups(self, split: str) -> NDArray[np.int64] | None:
+        """Return a number for the group of each of a split's images; None if none has a group.
+
+        An image without a group is a group of its own.
+        """
+        named = self.manifest["group"].iloc[self.positions(split)].to_numpy(dtype=object)
+        alone = named == ""
+        if alone.all():
+            return None
+        numbers = np.unique(named.astype(str), return_inverse=True)[1]
+        numbers[alone] = len(named) + np.arange(int(alone.sum()))
+        return np.asarray(numbers, dtype=np.int64)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""

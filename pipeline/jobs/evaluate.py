@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,10 @@ from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
 from pipeline.report.console import say
+from pipeline.scores.calibration import fit_temperature, reliability
+from pipeline.scores.evaluation import Evaluation
+from pipeline.scores.intervals import LEAST_GROUPS
+from pipeline.tracking import names
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import resolve_device
@@ -83,14 +88,25 @@ def evaluate(
             f"but {prepared.source} is now {prepared.digest[:8]}: "
             "images, labels or splits have changed"
         )
-    labels, logits = _compute_logits(restored, data, prepared, resolve_device(device))
+    compute_on = resolve_device(device)
+    labels, logits = _compute_logits(restored, data, prepared, "test", compute_on)
     classes = restored.classes
-    values = _score(prepared, labels, logits, len(classes))
-    table = metrics.per_class(labels, logits, classes).iloc[natural_order(classes)]
+    temperature = restored.temperature
+    if temperature is None:
+        # A run of an earlier release has fitted none.
+        temperature = fit_temperature(*_compute_logits(restored, data, prepared, "val", compute_on))
+    order = natural_order(classes)
+    grades = np.argsort(order) if data.ordered else None
+    evaluation = Evaluation(labels, logits, prepared.groups("test"), grades)
+    values = _score(evaluation, temperature)
+    train_labels = prepared.labels()[prepared.positions("train")]
+    values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, len(classes))
+    table = metrics.per_class(labels, logits, classes).iloc[order]
     run = RunLog(workspace, run_id)
     log_confusion(run, "test", labels, logits, classes, _describe(values, len(labels)))
-    _log_tables(run, table, _tabulate_predictions(prepared, classes, labels, logits), len(classes))
+    _log_tables(run, table, _tabulate_predictions(prepared, classes, evaluation), len(classes))
     # Last, so that a run with test metrics has the files too.
+    values[names.TEMPERATURE] = temperature
     run.metrics(values)
     return values, table
 
@@ -138,47 +154,65 @@ def _choose_images(
 
 
 def _compute_logits(
-    restored: Restored, data: Data, prepared: Prepared, device: torch.device
+    restored: Restored, data: Data, prepared: Prepared, split: str, device: torch.device
 ) -> tuple[metrics.Labels, metrics.Floats]:
-    """Return labels (images,) and logits (images, classes) of the test images."""
-    images = Images(prepared.images, prepared.positions("test"), prepared.labels(), data.image_size)
+    """Return labels (images,) and logits (images, classes) of the images of a split."""
+    positions = prepared.positions(split)
+    images = Images(prepared.images, positions, prepared.labels(), data.image_size)
     loader = Loader(images, data.batch_size)
     return predict_logits(restored.network.to(device), loader, restored.preprocessing, device)
 
 
-def _score(
-    prepared: Prepared, labels: metrics.Labels, logits: metrics.Floats, num_classes: int
-) -> dict[str, float]:
-    values = {f"test/{name}": value for name, value in metrics.score(labels, logits).items()}
-    correct = int((logits.argmax(axis=1) == labels).sum())
-    low, high = metrics.wilson_interval(correct, len(labels))
-    values["test/accuracy_low"] = low
-    values["test/accuracy_high"] = high
-    values["test/ece"] = metrics.calibration_error(labels, logits)
-    train_labels = prepared.labels()[prepared.positions("train")]
-    values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, num_classes)
-    return values
+def _score(evaluation: Evaluation, temperature: float) -> dict[str, float]:
+    """Return the scores on the test images, the ends of their intervals, and calibration errors.
+
+    A score that has no value, such as kappa where there is only one class, is left out.
+    """
+    labels, logits = evaluation.labels, evaluation.logits
+    scores = {
+        **metrics.score(labels, logits),
+        **evaluation.scores(),
+        "roc_auc": evaluation.roc_auc(),
+    }
+    for name, (low, high) in evaluation.intervals().items():
+        scores[f"{name}_low"] = low
+        scores[f"{name}_high"] = high
+    before = reliability(labels, logits)
+    after = reliability(labels, logits, temperature)
+    scores["ece"] = before.error()
+    scores["ece_debiased"] = before.debiased_error()
+    scores["calibrated_loss"] = metrics.cross_entropy(labels, logits / temperature)
+    scores["calibrated_ece"] = after.error()
+    scores["calibrated_ece_debiased"] = after.debiased_error()
+    return {f"test/{name}": value for name, value in scores.items() if not math.isnan(value)}
 
 
 def _describe(values: Mapping[str, float], num_images: int) -> str:
+    interval = f"fewer than {LEAST_GROUPS} groups: no interval"
+    if "test/accuracy_low" in values:
+        low, high = values["test/accuracy_low"], values["test/accuracy_high"]
+        interval = f"95% interval {low:.1%} to {high:.1%}"
     return (
-        f"test: {values['test/accuracy']:.2%} of {num_images} images (95% interval "
-        f"{values['test/accuracy_low']:.1%} to {values['test/accuracy_high']:.1%}); "
+        f"test: {values['test/accuracy']:.2%} of {num_images} images ({interval}); "
         f"always the largest class: {values['test/majority_rate']:.1%}"
     )
 
 
 def _tabulate_predictions(
-    prepared: Prepared, classes: list[str], labels: metrics.Labels, logits: metrics.Floats
+    prepared: Prepared, classes: list[str], evaluation: Evaluation
 ) -> pd.DataFrame:
-    """Return a row per test image: path, true and predicted class, probability of each class."""
-    shares = metrics.probabilities(logits)
-    names = np.array(classes)
-    columns = {
-        "path": prepared.manifest["path"].to_numpy()[prepared.positions("test")],
-        "true": names[labels],
-        "predicted": names[shares.argmax(axis=1)],
-    }
+    """Return a row per test image: path, group, true and predicted class, their probabilities.
+
+    There is a column ``group`` only if images have groups.
+    """
+    shares = evaluation.probabilities
+    names_of_classes = np.array(classes)
+    manifest = prepared.manifest.iloc[prepared.positions("test")]
+    columns = {"path": manifest["path"].to_numpy()}
+    if evaluation.groups is not None:
+        columns["group"] = manifest["group"].to_numpy(dtype=object)
+    columns["true"] = names_of_classes[evaluation.labels]
+    columns["predicted"] = names_of_classes[shares.argmax(axis=1)]
     for number, name in enumerate(classes):
         columns[f"p_{name}"] = shares[:, number]
     return pd.DataFrame(columns)

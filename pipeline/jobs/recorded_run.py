@@ -23,6 +23,7 @@ from pipeline.files import child_path
 from pipeline.models.own_models import find_own_file, find_sources
 from pipeline.models.state_dicts import load_state
 from pipeline.models.torchvision_weights import correct_recorded
+from pipeline.scores.temperature import valid_temperature
 from pipeline.tracking import artifacts, find_runs, names
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.exported_model import classes_from
@@ -38,6 +39,8 @@ class Restored:
         classes: Names of the classes, in the order of the network's outputs.
         preprocessing: What is done to images before the network sees them.
         data_digest: Digest of the images it was trained on; empty if the run has recorded none.
+        temperature: What its logits are divided by, see `pipeline.scores.calibration`; None if the
+            run has recorded none.
     """
 
     configuration: Configuration
@@ -45,6 +48,7 @@ class Restored:
     classes: list[str]
     preprocessing: Preprocessing
     data_digest: str
+    temperature: float | None = None
 
 
 def get_complete_run(workspace: Workspace, run_id: str) -> Any:
@@ -83,7 +87,8 @@ def restore_network(workspace: Workspace, run_id: str) -> Restored:
         checkpoint = artifacts.download_artifact(workspace, run_id, names.CHECKPOINT, folder)
         load_state(network, checkpoint, configuration.model.name)
     digest = run.data.tags.get(names.DATA_DIGEST, "")
-    return Restored(configuration, network.eval(), classes, preprocessing, digest)
+    temperature = valid_temperature(run.data.metrics.get(names.TEMPERATURE))
+    return Restored(configuration, network.eval(), classes, preprocessing, digest, temperature)
 
 
 def load_preprocessing(

@@ -60,7 +60,12 @@ def export_model(workspace: Workspace, run_id: str) -> str:
         return existing
     restored = restore_network(workspace, run_id)
     return export.log_model(
-        workspace, run_id, restored.network, restored.classes, restored.preprocessing
+        workspace,
+        run_id,
+        restored.network,
+        restored.classes,
+        restored.preprocessing,
+        1.0 if restored.temperature is None else restored.temperature,
     )
 
 

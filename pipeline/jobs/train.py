@@ -21,6 +21,7 @@ from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
+from pipeline.scores.calibration import fit_temperature
 from pipeline.tracking import artifacts, export, find_runs, names
 from pipeline.tracking.tracked_run import Pruned, TrackedRun
 from pipeline.tracking.workspace import Workspace
@@ -246,12 +247,14 @@ class TrackedTraining:
         """Log what the training has come to, and export the network if that is wanted."""
         self._log.conclude(result)
         self._log_best(run)
+        temperature = fit_temperature(result.labels, result.logits)
+        run.metrics({names.TEMPERATURE: temperature})
         if self._placement.export:
             module = self._context.network.module
             load_state(module, self._context.checkpoint, self._job.configuration.model.name)
             classes = self._job.prepared.classes
             preprocessing = self._context.preprocessing
-            export.log_model(self._workspace, run.id, module, classes, preprocessing)
+            export.log_model(self._workspace, run.id, module, classes, preprocessing, temperature)
         run.flush()
         after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
         metric = self._job.configuration.training.best_metric

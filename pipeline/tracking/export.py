@@ -24,7 +24,13 @@ import pipeline
 from pipeline.data.transforms import Preprocessing
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace
-from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, save_exported
+from pipeline.training.exported_model import (
+    CALIBRATION,
+    CLASSES,
+    NETWORK,
+    PREPROCESSING,
+    save_exported,
+)
 
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "torch", "torchvision")
 _SIGNATURE = ModelSignature(
@@ -55,6 +61,7 @@ def log_model(
     network: nn.Module,
     classes: Sequence[str],
     preprocessing: Preprocessing,
+    temperature: float = 1.0,
 ) -> str:
     """Export a trained network and log it to a run as LoggedModel ``model``.
 
@@ -65,6 +72,7 @@ def log_model(
         classes: Names of the classes in the order of the logits.
         preprocessing: The preprocessing of the images. It is kept in the model, so that a caller
             never chooses it.
+        temperature: What the logits are divided by, see `pipeline.scores.calibration`.
 
     Returns:
         Id of the model.
@@ -74,7 +82,7 @@ def log_model(
         return existing
     package = Path(pipeline.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
-        files = _write_files(Path(folder), network, classes, preprocessing)
+        files = _write_files(Path(folder), network, classes, preprocessing, temperature)
         with _current_experiment(str(workspace.client.get_run(run_id).info.experiment_id)):
             info = Model.log(
                 artifact_path=None,
@@ -92,17 +100,23 @@ def log_model(
 
 
 def _write_files(
-    folder: Path, network: nn.Module, classes: Sequence[str], preprocessing: Preprocessing
+    folder: Path,
+    network: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    temperature: float,
 ) -> dict[str, Path]:
     """Write the files that a served model reads; return them by name."""
     files = {
         "network": folder / NETWORK,
         "classes": folder / CLASSES,
         "preprocessing": folder / PREPROCESSING,
+        "calibration": folder / CALIBRATION,
     }
     save_exported(network, preprocessing.image_size, files["network"])
     files["classes"].write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
     files["preprocessing"].write_text(json.dumps(preprocessing.to_dict()))
+    files["calibration"].write_text(json.dumps({"temperature": temperature}))
     return files
 
 

@@ -42,6 +42,9 @@ STATUS_OF_STATE = {
 Pruning is no failure: the trial did what it was meant to do.
 """
 
+TEMPERATURE = "temperature"
+"""Metric of complete trainings: what logits are divided by, see `pipeline.scores.calibration`."""
+
 CHECKPOINT = "checkpoint/best.safetensors"
 CONFIG = "config.yaml"
 CLASSES = "classes.json"

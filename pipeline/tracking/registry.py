@@ -10,6 +10,7 @@ from typing import NamedTuple
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts, list_artifacts
+from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 
@@ -17,13 +18,21 @@ from pipeline.config import parse_yaml
 from pipeline.errors import UserError, first_line
 from pipeline.tracking import artifacts, export, names
 from pipeline.tracking.workspace import Workspace, is_away
-from pipeline.training.exported_model import CLASSES, NETWORK, PREPROCESSING, Classifier
+from pipeline.training.exported_model import (
+    CALIBRATION,
+    CLASSES,
+    NETWORK,
+    PREPROCESSING,
+    Classifier,
+)
 
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 """Number of characters that a tag of a version may have."""
 _DESCRIPTION = "MLmodel"
 _FILES = tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK))
+_CALIBRATION = f"artifacts/{CALIBRATION}"
+"""Models of earlier releases do not have it."""
 
 
 def register(workspace: Workspace, run_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -110,6 +119,8 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
             # this machine.
             description = _download(uri, _DESCRIPTION, folder)
             files = [_download(uri, name, folder) for name in _FILES]
+            if _find_files(uri, _CALIBRATION):
+                _download(uri, _CALIBRATION, folder)
         except (MlflowException, OSError, ValueError) as error:
             if is_away(error):
                 raise
@@ -135,11 +146,19 @@ def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:
     }
 
 
-def _download(uri: str, name: str, folder: Path) -> Path:
+def _find_files(uri: str, name: str) -> list[FileInfo]:
+    """Return the model's files of that path: one, or none."""
     place, _, _ = f"{uri}/{name}".rpartition("/")
-    for entry in list_artifacts(artifact_uri=place):
-        if entry.path.rpartition("/")[2] == name.rpartition("/")[2]:
-            artifacts.need_room(entry.file_size or 0, folder, name)
+    return [
+        entry
+        for entry in list_artifacts(artifact_uri=place)
+        if entry.path.rpartition("/")[2] == name.rpartition("/")[2]
+    ]
+
+
+def _download(uri: str, name: str, folder: Path) -> Path:
+    for entry in _find_files(uri, name):
+        artifacts.need_room(entry.file_size or 0, folder, name)
     return Path(download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(folder)))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, first_line
+from pipeline.scores.temperature import HIGHEST, LOWEST, valid_temperature
 from pipeline.training.device import is_out_of_memory
 from pipeline.training.exported_archive import UnsafeArchive, write_checked
 
@@ -25,6 +26,8 @@ from pipeline.training.exported_archive import UnsafeArchive, write_checked
 NETWORK = "network.pt2"
 CLASSES = "classes.json"
 PREPROCESSING = "preprocessing.json"
+CALIBRATION = "calibration.json"
+"""It holds the temperature. Models of earlier releases have none."""
 
 BATCH_SIZE = 64
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -93,13 +96,14 @@ class Classifier:
     """An exported network with the names of its classes and its preprocessing.
 
     Args:
-        folder: Folder of ``network.pt2``, ``classes.json`` and ``preprocessing.json``, from
-            whatever source: nothing of them is executed.
+        folder: Folder of ``network.pt2``, ``classes.json``, ``preprocessing.json`` and perhaps
+            ``calibration.json``, from whatever source: nothing of them is executed.
         device: The device that computes; empty: a GPU if there is one.
 
     Attributes:
         classes: Names of the classes in the order of the probabilities.
         preprocessing: The preprocessing that the network was trained with.
+        temperature: What the logits are divided by, so that confidence is nearer to accuracy.
 
     Raises:
         UserError: A file is missing, or holds something else.
@@ -114,6 +118,7 @@ class Classifier:
             self.preprocessing = Preprocessing.from_dict(
                 json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
             )
+            self.temperature = _load_temperature(folder / CALIBRATION)
             self._network = load_exported(folder / NETWORK, self._device)
         except FileNotFoundError as error:
             raise UserError(f"there is no {Path(error.filename).name} in it") from error
@@ -138,7 +143,7 @@ class Classifier:
                     f"the network gives {tuple(logits.shape)} for {len(pixels)} images "
                     f"and {len(self.classes)} classes"
                 )
-            parts.append(logits.double().softmax(1).cpu().numpy())
+            parts.append((logits.double() / self.temperature).softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
     def _compute_logits(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -155,6 +160,24 @@ class Classifier:
                 f"{first_line(error)}"
             ) from error
         return logits
+
+
+def _load_temperature(file: Path) -> float:
+    """Return the temperature that stands in a file, 1 if there is no file.
+
+    Raises:
+        UserError: The file holds no temperature.
+    """
+    if not file.is_file():
+        return 1.0
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    temperature = valid_temperature(raw.get("temperature") if isinstance(raw, dict) else None)
+    if temperature is None:
+        raise UserError(
+            f"{CALIBRATION}: a temperature from {LOWEST:g} to {HIGHEST:g} is needed, "
+            f"got {str(raw)[:200]}"
+        )
+    return temperature
 
 
 def classes_from(raw: object) -> list[str]:

@@ -1,0 +1,1 @@
+"""What test answers say: scores with intervals, calibration, and which differences are real."""

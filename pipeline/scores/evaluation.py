@@ -1,0 +1,213 @@
+"""All scores of one pass over a split, with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import metrics
+from pipeline.metrics import Floats, Labels, probabilities
+from pipeline.scores import intervals
+
+Copies = NDArray[np.int64]
+
+TOP = 5
+MOST_SORTED = 300_000
+"""Most images times classes of which the area under the curve gets an interval.
+
+Each resample goes through all probabilities; with so many that takes a quarter of a minute.
+"""
+
+
+@dataclass(frozen=True)
+class _SortedClass:
+    """The images in the order of the probability of one class, lowest first.
+
+    Attributes:
+        order: Numbers of the images, shape (images,).
+        is_true: Whether each of them is of the class.
+        starts: Place at which the images of the same probability start.
+        ends: Place behind the last of them.
+    """
+
+    order: NDArray[np.int64]
+    is_true: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, probability: Floats, is_true: NDArray[np.bool_]) -> _SortedClass:
+        """Sort images by their probability of a class, both of shape (images,)."""
+        order = np.argsort(probability, kind="stable")
+        ordered = probability[order]
+        starts = np.searchsorted(ordered, ordered, side="left")
+        ends = np.searchsorted(ordered, ordered, side="right")
+        return cls(order, is_true[order], starts, ends)
+
+    def area(self, copies: Copies) -> float:
+        """Return the area under the ROC curve; NaN if all images are of the class, or none is.
+
+        It is the share of pairs, one image of the class and one of the others, of which that of the
+        class has the higher probability; equal ones count half.
+        """
+        weights = copies[self.order]
+        others = np.where(self.is_true, 0, weights)
+        below = np.concatenate([[0], np.cumsum(others)])
+        positives = np.where(self.is_true, weights, 0)
+        pairs = int(positives.sum()) * int(others.sum())
+        if pairs == 0:
+            return math.nan
+        ranks = (below[self.starts] + below[self.ends]) / 2
+        return float((positives * ranks).sum() / pairs)
+
+
+class Evaluation:
+    """Answers to the images of a split, and their scores.
+
+    Attributes:
+        labels: True classes, shape (images,).
+        logits: Logits, shape (images, classes).
+        groups: Group of each image, shape (images,); None if images stand for themselves.
+        correct: Whether each answer is right, shape (images,).
+        probabilities: Softmax of the logits, shape (images, classes).
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        logits: Floats,
+        groups: NDArray[np.int64] | None = None,
+        grades: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Note the answers.
+
+        Args:
+            labels: True classes, shape (images,).
+            logits: Logits, shape (images, classes).
+            groups: Group of each image, shape (images,); None if images stand for themselves.
+            grades: Place of each class in the order of the classes, shape (classes,), if they have
+                one: taking a class for the next is then a smaller error than taking it for the
+                last. None: they have none.
+        """
+        self.labels = labels
+        self.logits = logits
+        self.groups = groups
+        self._grades = grades
+        self.probabilities = probabilities(logits)
+        self._answers = logits.argmax(axis=1)
+        self.correct = self._answers == labels
+        of_label = logits[np.arange(len(labels)), labels]
+        self._in_top = (logits > of_label[:, None]).sum(axis=1) < TOP
+        self._keeps = logits.size <= MOST_SORTED
+        self._kept: list[_SortedClass] = []
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data."""
+        return self.logits.shape[1]
+
+    def scores(self, copies: Copies | None = None) -> dict[str, float]:
+        """Return the scores that any number of copies of each image have.
+
+        They are f1_macro, balanced_accuracy, kappa, and with more than five classes top5_accuracy,
+        as fractions; kappa is from -1 to 1.
+
+        Args:
+            copies: Number of copies of each image, shape (images,); None: each counts once.
+        """
+        if copies is None:
+            copies = np.ones(len(self.labels), dtype=np.int64)
+        right = self._count(self.labels, np.where(self.correct, copies, 0))
+        true = self._count(self.labels, copies)
+        predicted = self._count(self._answers, copies)
+        found = {
+            **metrics.class_means(right, true, predicted),
+            "kappa": self._kappa(copies, true, predicted),
+        }
+        if self.num_classes > TOP:
+            found["top5_accuracy"] = float(copies[self._in_top].sum() / copies.sum())
+        return found
+
+    def roc_auc(self, copies: Copies | None = None) -> float:
+        """Return the area under the ROC curve of each class against the others, their mean.
+
+        Classes that do not occur are left out; it is NaN if there is only one.
+
+        Args:
+            copies: Number of copies of each image, shape (images,); None: each counts once.
+        """
+        if copies is None:
+            copies = np.ones(len(self.labels), dtype=np.int64)
+        areas = [one.area(copies) for one in self._sorted_classes()]
+        known = [area for area in areas if not math.isnan(area)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    def _sorted_classes(self) -> Iterator[_SortedClass]:
+        """Yield the images in the order of each class; if there are few, they stay sorted."""
+        yield from self._kept
+        for number in range(len(self._kept), self.num_classes):
+            is_true = self.labels == number
+            found = _SortedClass.of(self.probabilities[:, number], is_true)
+            if self._keeps:
+                self._kept.append(found)
+            yield found
+
+    def intervals(self) -> dict[str, intervals.Interval]:
+        """Return 95% intervals of the scores, of accuracy too.
+
+        That of accuracy, and without groups that of top5_accuracy, is Wilson's; the others' are
+        found by resampling images, or groups. With fewer than `intervals.LEAST_GROUPS` groups
+        there are none; there is none of the area under the curve where resampling it would take
+        minutes.
+        """
+        rates = {"accuracy": self.correct}
+        if self.num_classes > TOP and self.groups is None:
+            rates["top5_accuracy"] = self._in_top
+        found = {}
+        for name, right in rates.items():
+            interval = intervals.rate_interval(right, self.groups)
+            if interval is not None:
+                found[name] = interval
+        resampled = intervals.resampled_intervals(self._resampled, len(self.labels), self.groups)
+        return {**resampled, **found}
+
+    def _resampled(self, copies: Copies) -> dict[str, float]:
+        found = self.scores(copies)
+        if self._keeps:
+            found["roc_auc"] = self.roc_auc(copies)
+        return found
+
+    def _count(self, classes: Labels, copies: Copies) -> NDArray[np.float64]:
+        return np.bincount(classes, copies, self.num_classes)
+
+    def _kappa(
+        self, copies: Copies, true: NDArray[np.float64], predicted: NDArray[np.float64]
+    ) -> float:
+        """Return Cohen's kappa: the agreement with the labels beyond what chance would give.
+
+        Cohen, J. (1960), "A coefficient of agreement for nominal scales", Educational and
+        Psychological Measurement 20. For ordered classes errors count by their squared distance:
+        Cohen, J. (1968), "Weighted kappa", Psychological Bulletin 70. It is NaN if chance alone
+        would give full agreement.
+
+        Args:
+            copies: Number of copies of each image, shape (images,).
+            true: Number of images of each true class, shape (classes,).
+            predicted: Number of images of each predicted class, shape (classes,).
+        """
+        number = copies.sum()
+        grades = self._grades
+        if grades is not None:
+            distances = (grades[self.labels] - grades[self._answers]) ** 2
+            seen = float((copies * distances).sum() / number)
+            means = (grades * true).sum() / number, (grades * predicted).sum() / number
+            squares = (grades**2 * (true + predicted)).sum() / number
+            by_chance = float(squares - 2 * means[0] * means[1])
+        else:
+            seen = float(copies[~self.correct].sum() / number)
+            by_chance = float(1 - (true * predicted).sum() / number**2)
+        return 1 - seen / by_chance if by_chance > 0 else math.nan
