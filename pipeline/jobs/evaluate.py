@@ -38,7 +38,8 @@ MOST_AS_CSV = 100
 
 The table has a column for each class, so that of more classes it becomes large.
 """
-_WHERE = (
+_OF_USER = (
+    "ordered",
     "source",
     "root",
     "labels",
@@ -47,9 +48,9 @@ _WHERE = (
     "split_column",
     "group_column",
 )
-"""Fields of data that say where images are, and which columns their list has.
+"""Fields of data that a user may know better than the run.
 
-A user may know this better than the run.
+They say where images are, which columns their list has, and whether classes are grades.
 """
 
 
@@ -65,8 +66,8 @@ def evaluate(
         workspace: The open store.
         run_id: Id of a complete training.
         device: The device to compute on; its values are those of ``training.device``.
-        data_options: Options on data that the user has given. Those that say where the images are
-            take the place of the run's.
+        data_options: Options on data that the user has given. Those that say where the images are,
+            and whether classes are grades, take the place of the run's.
 
     Returns:
         The metrics logged (``test/accuracy`` …), and precision and recall per class.
@@ -77,7 +78,7 @@ def evaluate(
     """
     workspace.need_writable(*workspace.artifacts)
     restored = restore_network(workspace, run_id)
-    given = {name: value for name, value in (data_options or {}).items() if name in _WHERE}
+    given = {name: value for name, value in (data_options or {}).items() if name in _OF_USER}
     data = _choose_images(workspace, restored, run_id, given)
     prepared = prepare_as_recorded(
         workspace, data, restored.data_digest, restored.preprocessing.decoding

@@ -108,7 +108,7 @@ class Evaluation:
     @property
     def num_classes(self) -> int:
         """Number of classes of the data."""
-        return self.logits.shape[1]
+        return int(self.logits.shape[1])
 
     def scores(self, copies: Copies | None = None) -> dict[str, float]:
         """Return the scores that any number of copies of each image have.
@@ -182,7 +182,7 @@ class Evaluation:
         return found
 
     def _count(self, classes: Labels, copies: Copies) -> NDArray[np.float64]:
-        return np.bincount(classes, copies, self.num_classes)
+        return np.asarray(np.bincount(classes, copies, self.num_classes), dtype=np.float64)
 
     def _kappa(
         self, copies: Copies, true: NDArray[np.float64], predicted: NDArray[np.float64]

@@ -23,10 +23,11 @@ class EvaluateOptions(TrustOptions):
     @staticmethod
     def reads(name: str) -> bool:
         """Whether the step reads a field of a configuration."""
-        return identifies_study(name) or name in ("study.name", "training.device")
+        return identifies_study(name) or name in _READ
 
 
 OPTIONS = EvaluateOptions
+_READ = ("study.name", "training.device", "data.ordered")
 
 
 def run(own: EvaluateOptions, overrides: Raw) -> None:
@@ -47,12 +48,15 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
             need_no_other_options(own.run_id, overrides)
             need_own_experiment(workspace, own.run_id, list_given(own, "experiment", "fast"))
             run_ids = [own.run_id]
+            data_options = overrides.get("data", {})
         else:
             compared = summarise_experiment(workspace, experiment, reads_images=True)
             run_ids = leading_runs(compared)
+            ordered = experiment.base.data.ordered
+            data_options = {**overrides.get("data", {}), "ordered": ordered}
         for run_id in run_ids:
             values, per_class = evaluate(
-                workspace, run_id, experiment.base.training.device, overrides.get("data", {})
+                workspace, run_id, experiment.base.training.device, data_options
             )
             show_table(
                 *scores_table(per_class), texts=["class"], expendable=["images", "precision"]
@@ -64,9 +68,12 @@ def _describe_scores(values: Mapping[str, float]) -> str:
     from pipeline.report.format import format_percent
 
     accuracy = format_percent(values["test/accuracy"])
-    low = format_percent(values["test/accuracy_low"])
-    high = format_percent(values["test/accuracy_high"])
+    interval = "no interval, since there are few groups of images"
+    if "test/accuracy_low" in values:
+        low = format_percent(values["test/accuracy_low"])
+        high = format_percent(values["test/accuracy_high"])
+        interval = f"95% interval {low} to {high}"
     return (
-        f"test accuracy {accuracy}, 95% interval {low} to {high}; "
+        f"test accuracy {accuracy}, {interval}; "
         f"loss {values['test/loss']:.4f}, macro F1 {values['test/f1_macro']:.4f}"
     )

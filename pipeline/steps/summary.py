@@ -26,10 +26,11 @@ class SummaryOptions(TrustOptions):
     @staticmethod
     def reads(name: str) -> bool:
         """Whether the step reads a field of a configuration."""
-        return identifies_study(name) or name in ("study.name", "training.device")
+        return identifies_study(name) or name in _READ
 
 
 OPTIONS = SummaryOptions
+_READ = ("study.name", "training.device", "data.ordered")
 
 
 def run(own: SummaryOptions, overrides: Raw) -> None:
@@ -51,8 +52,9 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     with keep_launched_run(workspace, "summary"):
         wants_all = own.evaluate == "all"
         compared = summarise_experiment(workspace, experiment, reads_images=wants_all)
+        data_options = {**overrides.get("data", {}), "ordered": experiment.base.data.ordered}
         if wants_all and evaluate_all(
-            workspace, compared, experiment.base.training.device, overrides.get("data", {})
+            workspace, compared, experiment.base.training.device, data_options
         ):
             compared = compared.read_again(workspace)
         write_summary(workspace, compared)

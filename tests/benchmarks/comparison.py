@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import binomtest
 
 from pipeline.scores.intervals import rate_interval
 from pipeline.scores.significance import TestResults, Word, judge
