@@ -108,6 +108,7 @@ def evaluate(
     _log_tables(run, table, _tabulate_predictions(prepared, classes, evaluation), len(classes))
     # Last, so that a run with test metrics has the files too.
     values[names.TEMPERATURE] = temperature
+    values[names.TEST_IMAGES] = len(labels)
     run.metrics(values)
     return values, table
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +14,12 @@ from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
 from pipeline.files import new_file
 from pipeline.jobs.summary_notes import describe_ranking, describe_target, logged_majority_rate
+from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
 from pipeline.ranking import by_configuration, can_be_ranked, rank
 from pipeline.report import comparison_figure, tables
 from pipeline.report.console import say, show_table
+from pipeline.scores.significance import Verdict
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
@@ -37,6 +39,8 @@ class Summary:
         rows: The runs as ranked by `pipeline.ranking.rank`; those that cannot be ranked come last.
         notes: What a reader of the table should know.
         data_digest: Digest of the images of the runs that are ranked.
+        verdicts: How each configuration compares with the leading one on the test images, by the
+            run id of its best run; empty before `with_verdicts`.
     """
 
     study: str
@@ -45,6 +49,7 @@ class Summary:
     rows: Sequence[find_runs.Row]
     notes: list[str]
     data_digest: str
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
     def ranked(self, evaluated: bool = False) -> list[find_runs.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
@@ -243,9 +248,16 @@ def _count_runs(rows: Sequence[find_runs.Row]) -> str:
 
 def summarise_and_write(workspace: Workspace, study: str = "", metric: str = "") -> Summary:
     """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
-    compared = summarise(workspace, study, metric)
+    compared = with_verdicts(workspace, summarise(workspace, study, metric))
     write_summary(workspace, compared)
     return compared
+
+
+def with_verdicts(workspace: Workspace, compared: Summary) -> Summary:
+    """Return the comparison with a verdict for each configuration, and what is said of them."""
+    verdicts = judge_configurations(workspace, compared.ranked())
+    notes = [*compared.notes, *describe_verdicts(verdicts)]
+    return replace(compared, verdicts=verdicts, notes=notes)
 
 
 def write_summary(workspace: Workspace, compared: Summary) -> None:
@@ -268,7 +280,7 @@ def _write_files(folder: Path, compared: Summary) -> None:
     people = tables.table_for_people(compared.rows, compared.metric)
     whole = tables.comparison_table(compared.rows)
     whole.to_csv(folder / "comparison.csv", index=False)
-    configurations = tables.configurations_table(compared.rows)
+    configurations = tables.configurations_table(compared.rows, compared.verdicts)
     configurations.to_csv(folder / "configurations.csv", index=False)
     _draw_comparison(folder / "comparison.png", compared, people)
     markdown = tables.to_markdown(people, compared.title, compared.notes)

@@ -22,6 +22,7 @@ from pipeline.report.format import (
     to_number,
 )
 from pipeline.safe_text import escape_markdown, make_visible
+from pipeline.scores.significance import Verdict
 
 COLUMNS = [
     "run_id",
@@ -62,6 +63,23 @@ _SETTINGS = ["model", "weights", "freeze", "optimizer", "lr", "schedule", "weigh
 _SCORES = ["val_accuracy", "val_loss", "test_accuracy", "seconds"]
 _SECTIONS = ("model", "optimizer", "schedule", "training", "data")
 """Sections of a configuration, in the order in which people read settings."""
+
+_VERDICT = [
+    "verdict",
+    "behind",
+    "behind_low",
+    "behind_high",
+    "p_value",
+    "p_holm",
+    "compared_by",
+    "images_needed",
+    "seeds_needed",
+]
+"""Columns of a configuration's comparison with the leading one.
+
+``behind`` is by how much its test accuracy is lower, as a fraction, with a 95% interval for this
+pair alone; ``p_holm`` is the p-value corrected for the number of configurations.
+"""
 
 MOST_CLASSES = 20
 """Number of classes whose scores are printed."""
@@ -116,25 +134,54 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def configurations_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def configurations_table(
+    rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Verdict] | None = None
+) -> pd.DataFrame:
     """Return one row per configuration of complete runs, in the order given.
 
     Repeats are merged to mean and standard deviation. A test accuracy is there only if all repeats
     are evaluated: the mean of some is not that of the configuration. `test_repeats` says how many
     are. The metric that a configuration ranks by, and its mean, are the columns `metric` and
-    `value`.
+    `value`. The last columns compare it with the leading configuration, see
+    `pipeline.scores.significance`.
+
+    Args:
+        rows: Runs, best first.
+        verdicts: The comparisons, by the run id of a configuration's first run.
     """
     complete = [row for row in rows if row.get("state") == "complete"]
-    merged = [_merge(group) for group in ranking.by_configuration(complete)]
+    merged = []
+    for group in ranking.by_configuration(complete):
+        verdict = (verdicts or {}).get(str(group[0]["run_id"]))
+        merged.append({**_merge(group), **_describe_verdict(verdict)})
     columns = ["config_hash", "repeats", *_SETTINGS]
     for name in _SCORES:
         columns += [name, f"{name}_std"]
     columns += ["parameters", "data_digest", "run_ids"]
-    columns += ["test_repeats", "metric", "value", "value_std"]
+    columns += ["test_repeats", "metric", "value", "value_std", *_VERDICT]
     table = pd.DataFrame(merged, columns=columns)
-    for column in ("epochs", "parameters"):
+    for column in ("epochs", "parameters", "images_needed", "seeds_needed"):
         table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
     return table
+
+
+def _describe_verdict(verdict: Verdict | None) -> dict[str, Any]:
+    if verdict is None:
+        return {}
+    values: dict[str, Any] = {"verdict": verdict.word}
+    difference = verdict.difference
+    if difference is not None:
+        values |= {
+            "behind": difference.value,
+            "behind_low": difference.low,
+            "behind_high": difference.high,
+            "p_value": difference.p_value,
+            "p_holm": verdict.corrected_p,
+            "compared_by": difference.method,
+            "images_needed": difference.images_needed,
+            "seeds_needed": difference.seeds_needed,
+        }
+    return values
 
 
 def _merge(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

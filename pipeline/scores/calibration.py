@@ -57,12 +57,12 @@ class Reliability:
     def debiased_error(self) -> float:
         """Return the expected calibration error less what chance adds to it, at least 0.
 
-        Of few images each bin's accuracy lies beside its expectation, so that even a network whose
-        confidence is right has an error above 0. What is taken off is the error that the accuracies
-        have on average, if they are drawn around those seen, less the error seen: Kumar et al.
-        (2019), "Verified uncertainty calibration", https://arxiv.org/abs/1909.10155, for gaps that
-        are not squared. The mean of the absolute value of a normal variable is known, so that
-        nothing is drawn.
+        With few images, each bin's accuracy lies beside its expectation, so that even a network
+        whose confidence is right has an error above 0. What is taken off is the error that the
+        accuracies have on average, if they are drawn around those seen, less the error seen: Kumar
+        et al. (2019), "Verified uncertainty calibration", https://arxiv.org/abs/1909.10155, for
+        gaps that are not squared. The mean of the absolute value of a normal variable is known, so
+        that nothing is drawn.
         """
         gaps = self.accuracies - self.confidences
         deviations = np.sqrt(self.accuracies * (1 - self.accuracies) / self.counts)

@@ -38,7 +38,12 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_all
-    from pipeline.jobs.summary import show_summary, summarise_experiment, write_summary
+    from pipeline.jobs.summary import (
+        show_summary,
+        summarise_experiment,
+        with_verdicts,
+        write_summary,
+    )
     from pipeline.report.console import say
     from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace
@@ -57,6 +62,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
             workspace, compared, experiment.base.training.device, data_options
         ):
             compared = compared.read_again(workspace)
+        compared = with_verdicts(workspace, compared)
         write_summary(workspace, compared)
     show_summary(compared)
     for note in compared.notes:

@@ -199,8 +199,19 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),
+        "test_images": _count_test_images(params, metrics),
     }
     return found | _ranking_columns(params, metrics) | {"params": dict(params)}
+
+
+def _count_test_images(params: Mapping[str, str], metrics: Mapping[str, float]) -> int | None:
+    """Return the number of images that a run was tested on, or None if it has not logged it."""
+    given = params.get(names.TEST_IMAGES) or metrics.get(names.TEST_IMAGES)
+    try:
+        return int(float(given)) if given else None
+    except (ValueError, OverflowError):
+        # A param that anybody may write.
+        return None
 
 
 def _ranking_columns(params: Mapping[str, str], metrics: Mapping[str, float]) -> Row:

@@ -42,6 +42,8 @@ STATUS_OF_STATE = {
 Pruning is no failure: the trial did what it was meant to do.
 """
 
+TEST_IMAGES = "test/images"
+"""Metric of evaluated runs: number of test images. Runs of other programs may have it as param."""
 TEMPERATURE = "temperature"
 """Metric of complete trainings: what logits are divided by, see `pipeline.scores.calibration`."""
 

@@ -107,7 +107,7 @@ def test_the_files_describe_the_data(photos: WriteImages, tmp_path: Path) -> Non
     prepared = prepare(data_of(photos({"cat": 5, "dog": 5})), tmp_path / "prepared")
     written = pd.read_csv(prepared.folder / "manifest.csv", dtype=str, keep_default_na=False)
     assert list(written) == ["path", "label", "split", "group", "sha256", "reason"]
-    assert list(prepared.manifest) == ["path", "label", "split", "sha256"]
+    assert list(prepared.manifest) == ["path", "label", "split", "group", "sha256"]
     for column in prepared.manifest:
         assert written[column].tolist() == prepared.manifest[column].tolist()
     assert json.loads((prepared.folder / "classes.json").read_text()) == ["cat", "dog"]

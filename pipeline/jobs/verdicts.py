@@ -1,0 +1,145 @@
+"""Compare the leading configuration with the others on the test images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from pipeline.errors import UserError
+from pipeline.ranking import by_configuration
+from pipeline.scores.significance import MOST_COMPARED, TestResults, Verdict, Word, judge
+from pipeline.tracking import artifacts, find_runs
+from pipeline.tracking.workspace import Workspace
+
+PREDICTIONS = "test/predictions.parquet"
+"""Artifact of an evaluated run."""
+_WORDS: Sequence[Word] = ("not told apart", "worse", "better on test")
+_COLUMNS = ["path", "true", "predicted"]
+
+
+def judge_configurations(
+    workspace: Workspace, ranked: Sequence[find_runs.Row]
+) -> dict[str, Verdict]:
+    """Return a verdict for each configuration, by the run id of its best run.
+
+    A configuration counts as evaluated if all its repeats are, as in the table of configurations.
+
+    Args:
+        workspace: The open store.
+        ranked: Complete runs that can be compared, in the order of `pipeline.ranking.rank`.
+    """
+    configurations = by_configuration(ranked)
+    paths: list[str] | None = None
+    results: list[TestResults | None] = []
+    for runs in configurations:
+        if len(results) > MOST_COMPARED or not _are_evaluated(runs):
+            # What is not compared is not looked at.
+            results.append(None)
+            continue
+        answers = [_load_answers(workspace, str(run["run_id"])) for run in runs]
+        if not results and answers[0] is not None:
+            # The others are compared on the leader's images.
+            paths = answers[0]["path"].tolist()
+        results.append(_merge(runs, answers, paths))
+    verdicts = judge(results)
+    found = {}
+    for runs, verdict in zip(configurations, verdicts, strict=True):
+        found[str(runs[0]["run_id"])] = verdict
+    return found
+
+
+def _are_evaluated(runs: Sequence[Mapping[str, Any]]) -> bool:
+    return all(run["test_accuracy"] is not None for run in runs)
+
+
+def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
+    """Return a run's answers, a row for each test image, or None if it has kept none.
+
+    The columns are those of `_COLUMNS`, and ``group`` if the images have groups.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = artifacts.download_artifact(workspace, run_id, PREDICTIONS, Path(folder))
+            there = parquet.read_schema(file).names
+            # The probabilities, a column for each class, are not needed.
+            columns = [name for name in (*_COLUMNS, "group") if name in there]
+            table = pd.read_parquet(file, columns=columns)
+        except (UserError, ValueError, OSError):
+            # The run is of another program, or its file is damaged.
+            return None
+    if not set(_COLUMNS) <= set(table.columns) or table["path"].duplicated().any():
+        return None
+    return table.sort_values("path", ignore_index=True)
+
+
+def _merge(
+    runs: Sequence[Mapping[str, Any]],
+    answers: Sequence[pd.DataFrame | None],
+    paths: Sequence[str] | None,
+) -> TestResults | None:
+    """Return the results of a configuration.
+
+    They hold its answers only if those of all its runs are known, on the images of `paths`.
+    """
+    accuracies = [float(run["test_accuracy"]) for run in runs]
+    correct: list[NDArray[np.bool_]] = []
+    for table in answers:
+        if table is not None and table["path"].tolist() == paths:
+            correct.append((table["true"] == table["predicted"]).to_numpy())
+    if len(correct) == len(runs):
+        return TestResults(accuracies, len(correct[0]), np.array(correct), _groups(answers[0]))
+    num_images = runs[0].get("test_images")
+    if not num_images:
+        return None
+    return TestResults(accuracies, int(num_images))
+
+
+def _groups(table: pd.DataFrame | None) -> NDArray[np.int64] | None:
+    """Return a number for the group of each image; an image without a group is one by itself."""
+    if table is None or "group" not in table.columns:
+        return None
+    names = table["group"].astype(str).to_numpy(dtype=object)
+    alone = names == ""
+    names[alone] = [f"\n{number}" for number in np.flatnonzero(alone)]
+    numbers = np.unique(names.astype(str), return_inverse=True)[1]
+    return np.asarray(numbers, dtype=np.int64)
+
+
+def describe_verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Say how sure the comparison on the test images is, a line each; nothing without others."""
+    if len(verdicts) < 2:
+        return []
+    others = list(verdicts.values())[1:]
+    words = Counter(verdict.word for verdict in others)
+    methods = {verdict.difference.method for verdict in others if verdict.difference is not None}
+    if not methods:
+        return [
+            "Nothing is compared on test images: the leading configuration and another one must "
+            "be evaluated (summary --evaluate all)."
+        ]
+    counts = []
+    for word in _WORDS:
+        if words[word]:
+            counts.append(f"{words[word]} {word}")
+    line = (
+        f"On the test images, of {_count(len(others) - words[None])} beside the leader: "
+        f"{', '.join(counts)} (95%, corrected for their number)."
+    )
+    if "repeats" not in methods:
+        line += " This is of these runs alone: another seed may turn it round (study.repeats)."
+    notes = [line]
+    if words[None]:
+        notes.append(f"Not compared, since not evaluated: {_count(words[None])}.")
+    return notes
+
+
+def _count(number: int) -> str:
+    return "1 configuration" if number == 1 else f"{number} configurations"
