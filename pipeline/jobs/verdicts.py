@@ -119,8 +119,8 @@ def describe_verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:
         return []
     others = list(verdicts.values())[1:]
     words = Counter(verdict.word for verdict in others)
-    methods = {verdict.difference.method for verdict in others if verdict.difference is not None}
-    if not methods:
+    differences = [verdict.difference for verdict in others if verdict.difference is not None]
+    if not differences:
         return [
             "Nothing is compared on test images: the leading configuration and another one must "
             "be evaluated (summary --evaluate all)."
@@ -133,7 +133,7 @@ def describe_verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:
         f"On the test images, of {_count(len(others) - words[None])} beside the leader: "
         f"{', '.join(counts)} (95%, corrected for their number)."
     )
-    if "repeats" not in methods:
+    if not any(difference.counts_seeds for difference in differences):
         line += " This is of these runs alone: another seed may turn it round (study.repeats)."
     notes = [line]
     if words[None]:

@@ -72,6 +72,7 @@ _VERDICT = [
     "p_value",
     "p_holm",
     "compared_by",
+    "counts_seeds",
     "images_needed",
     "seeds_needed",
 ]
@@ -178,6 +179,7 @@ def _describe_verdict(verdict: Verdict | None) -> dict[str, Any]:
             "p_value": difference.p_value,
             "p_holm": verdict.corrected_p,
             "compared_by": difference.method,
+            "counts_seeds": difference.counts_seeds,
             "images_needed": difference.images_needed,
             "seeds_needed": difference.seeds_needed,
         }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.floating[Any]]
+Method = Literal["McNemar", "paired", "unpaired"]
 Word = Literal["leader", "not told apart", "worse", "better on test"]
 
 ALPHA = 0.05
@@ -77,8 +78,10 @@ class Difference:
         low: Lower end of its 95% interval, for this pair alone.
         high: Upper end of it.
         p_value: Probability of a difference as large if there were none.
-        method: ``McNemar`` (the two runs), ``repeats`` (the two configurations), or ``unpaired``
-            (no answers per image are known).
+        method: ``McNemar`` or ``paired``, by the answers to each image; ``unpaired``, since only
+            the accuracies are known.
+        counts_seeds: Whether it counts that another seed would have given another score. If not, it
+            is of these runs alone.
         images_needed: How many test images would tell the two apart with 80% power; None if no
             number of them would.
         seeds_needed: How many trainings of each would; None if no number of them would, or if
@@ -89,7 +92,8 @@ class Difference:
     low: float
     high: float
     p_value: float
-    method: Literal["McNemar", "repeats", "unpaired"]
+    method: Method
+    counts_seeds: bool
     images_needed: int | None
     seeds_needed: int | None
 
@@ -200,7 +204,7 @@ def compare(leader: TestResults, other: TestResults, seeds: SeedVariance) -> Dif
         _Part(variance, freedom),
         _seed_part(leader, other, seeds),
         len(gaps),
-        "repeats" if seeds.freedom else "McNemar",
+        "paired",
         seeds,
     )
 
@@ -263,6 +267,7 @@ def _compare_two_runs(gaps: Array) -> Difference:
         min(1.0, centre + reach),
         p_value,
         "McNemar",
+        False,
         _images_needed(value, variance, 0.0, number),
         None,
     )
@@ -291,17 +296,18 @@ def _by_t_test(
     images: _Part,
     of_seeds: _Part,
     num_images: int,
-    method: Literal["McNemar", "repeats", "unpaired"],
+    method: Method,
     seeds: SeedVariance,
 ) -> Difference:
+    counts_seeds = seeds.freedom > 0
     variance = images.variance + of_seeds.variance
     if math.isinf(variance):
         # One image, or one group of them, says nothing.
-        return Difference(value, -1.0, 1.0, 1.0, method, None, None)
+        return Difference(value, -1.0, 1.0, 1.0, method, counts_seeds, None, None)
     if variance == 0:
         # All images were answered alike by all trainings.
         p_value = 1.0 if value == 0 else 0.0
-        return Difference(value, value, value, p_value, method, None, None)
+        return Difference(value, value, value, p_value, method, counts_seeds, None, None)
     freedom = _degrees_of_freedom(images, of_seeds)
     error = math.sqrt(variance)
     p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
@@ -312,6 +318,7 @@ def _by_t_test(
         min(1.0, value + reach),
         p_value,
         method,
+        counts_seeds,
         _images_needed(value, images.variance, of_seeds.variance, num_images),
         _seeds_needed(value, images.variance, seeds, num_images),
     )

@@ -83,7 +83,7 @@ def test_repeats_tell_configurations_apart(workspace: Workspace) -> None:
         "near": "not told apart",
         "far": "worse",
     }
-    assert table["compared_by"].tolist()[1:] == ["repeats", "repeats"]
+    assert table["compared_by"].tolist()[1:] == ["paired", "paired"]
     far = table.loc["far"]
     assert far["behind_low"] < far["behind"] < far["behind_high"]
     assert far["behind"] == pytest.approx(0.21, abs=0.01)
@@ -133,6 +133,7 @@ def test_accuracies_alone_are_compared_by_the_number_of_images(workspace: Worksp
         "near": "not told apart",
     }
     assert set(table["compared_by"].dropna()) == {"unpaired"}
+    assert "another seed" not in (workspace.outputs / "comparison.md").read_text()
 
 
 def test_answers_to_other_images_are_not_paired(workspace: Workspace) -> None:

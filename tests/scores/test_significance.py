@@ -51,7 +51,7 @@ def test_two_runs_are_compared_by_the_images_that_only_one_answers_rightly() -> 
     other[[98, 99]] = True
     other[[0, 1]] = False
     found = compare(answers(leader), answers(other), NO_REPEATS)
-    assert found.method == "McNemar"
+    assert found.method == "McNemar" and not found.counts_seeds
     assert found.value == pytest.approx(0.08)
     # The share of 2 or less, or of 10 or more, of 12 fair coins.
     assert found.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)
@@ -74,7 +74,7 @@ def test_repeats_add_the_variance_of_the_seeds_to_that_of_the_images() -> None:
     assert found.p_value == pytest.approx(2 * stats.t.sf(gaps.mean() / error, freedom))
     reach = stats.t.ppf(0.975, freedom) * error
     assert (found.low, found.high) == pytest.approx((gaps.mean() - reach, gaps.mean() + reach))
-    assert found.method == "repeats"
+    assert found.method == "paired" and found.counts_seeds
 
 
 def test_without_seeds_the_t_test_is_the_paired_one() -> None:
@@ -112,7 +112,7 @@ def test_without_answers_the_variances_of_both_are_added() -> None:
     of_seeds = 0.0002
     freedom = (of_images + of_seeds) ** 2 / (of_images**2 / 698 + of_seeds**2 / 2)
     error = math.sqrt(of_images + of_seeds)
-    assert found.method == "unpaired"
+    assert found.method == "unpaired" and found.counts_seeds
     assert found.p_value == pytest.approx(2 * stats.t.sf(0.06 / error, freedom))
 
 
@@ -215,7 +215,7 @@ def test_a_difference_below_one_image_is_not_worth_any_number() -> None:
 def test_one_image_or_one_group_says_nothing(groups: list[int] | None) -> None:
     leader = answers([1], [1], groups=groups)
     found = compare(leader, answers([0], [0], groups=groups), SeedVariance(1e-4, 2))
-    assert found == Difference(1.0, -1.0, 1.0, 1.0, "repeats", None, None)
+    assert found == Difference(1.0, -1.0, 1.0, 1.0, "paired", True, None, None)
 
 
 def test_trainings_that_all_answer_alike_are_not_told_apart() -> None:
