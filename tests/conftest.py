@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -28,6 +29,7 @@ from pipeline import trust
 from pipeline.__main__ import main
 from pipeline.errors import Interrupted
 from pipeline.report.console import TrainingProgress
+from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace, open_workspace
 
 SLOW_FIXTURES = {"cli", "smoke", "tracking_server", "postgres", "server", "two", "page", "precious"}
@@ -230,6 +232,16 @@ def run_unprivileged(
         check=False,
         timeout=300,
     )
+
+
+def calibrated(workspace: Workspace, run_id: str, shares: pd.DataFrame) -> Any:
+    """Return the probabilities that evaluating a run has kept as its served model gives them.
+
+    Their shape is (images, classes).
+    """
+    temperature = workspace.client.get_run(run_id).data.metrics[names.TEMPERATURE]
+    powers = shares.to_numpy() ** (1 / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:

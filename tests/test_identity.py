@@ -26,7 +26,7 @@ NOT_HASHED = {
     "training.processes",
     "data.bad", "data.duplicates", "data.near_distance", "data.folds", "data.fold", "data.store",
     "data.max_pixels", "data.root", "data.labels", "data.image_column", "data.label_column",
-    "data.split_column", "data.group_column", "tracking.log_images",
+    "data.split_column", "data.group_column", "data.ordered", "tracking.log_images",
 }  # fmt: skip
 APPLIES_UNDER = {
     "optimizer.momentum": {"optimizer.name": "sgd"},

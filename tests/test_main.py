@@ -83,7 +83,8 @@ def is_read(step: str, name: str) -> bool:
         return section in ("data", "tracking")
     if step == "init":
         return name == "training.device" or (section == "data" and name not in CHOSEN_BY_INIT)
-    if step not in ("evaluate", "summary", "register") or name == "training.device":
+    of_evaluation = name in ("training.device", "data.ordered")
+    if step not in ("evaluate", "summary", "register") or of_evaluation:
         return step in ("evaluate", "summary")
     return name == "study.name" or (
         section not in ("study", "tracking") and name not in OF_NO_INFLUENCE

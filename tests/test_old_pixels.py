@@ -25,7 +25,7 @@ from pipeline.jobs import prepare as job
 from pipeline.search import study as search
 from pipeline.tracking import artifacts, find_runs, names, study_runs
 from pipeline.tracking.workspace import Workspace
-from tests.conftest import Cli, interrupt
+from tests.conftest import Cli, calibrated, interrupt
 from tests.data import profiles
 
 ADOBE = profiles.rgb_profile(profiles.ADOBE_RGB, partial(profiles.power, gamma=2.19921875))
@@ -115,14 +115,15 @@ def test_a_run_is_evaluated_and_its_model_predicts_on_the_pixels_it_was_trained_
     )
     assert done.code == 0, done.err
     shares = [f"p_{name}" for name in sorted(path.name for path in (folder / "digits").iterdir())]
-    assert np.allclose(pd.read_csv("predictions.csv")[shares], table[shares], atol=1e-4)
+    expected = calibrated(workspace, run["run_id"], table[shares])
+    assert np.allclose(pd.read_csv("predictions.csv")[shares], expected, atol=1e-4)
     served = mlflow.pyfunc.load_model(f"runs:/{run['run_id']}/model")
     content = [
         base64.b64encode((folder / "digits" / path).read_bytes()).decode() for path in table["path"]
     ]
     assert np.allclose(
         np.stack(served.predict(pd.DataFrame({"image": content}))["probabilities"]),
-        table[shares],
+        expected,
         atol=1e-4,
     )
     # The next training is another one, on other pixels.

@@ -13,6 +13,7 @@ import pandas as pd
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Experiment
 from pipeline.files import new_file
+from pipeline.jobs.setting_effects import effects_of
 from pipeline.jobs.summary_notes import describe_ranking, describe_target, logged_majority_rate
 from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
@@ -282,6 +283,8 @@ def _write_files(folder: Path, compared: Summary) -> None:
     whole.to_csv(folder / "comparison.csv", index=False)
     configurations = tables.configurations_table(compared.rows, compared.verdicts)
     configurations.to_csv(folder / "configurations.csv", index=False)
+    effects = tables.effects_table(effects_of(compared.ranked()))
+    effects.to_csv(folder / "effects.csv", index=False)
     _draw_comparison(folder / "comparison.png", compared, people)
     markdown = tables.to_markdown(people, compared.title, compared.notes)
     (folder / "comparison.md").write_text(markdown, encoding="utf-8")

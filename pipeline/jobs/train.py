@@ -50,6 +50,7 @@ class Placement:
         single: Whether the training is no part of a study. It then takes the run that ``mlflow
             run`` has made, if there is one, and has the report on the images itself.
         on_run: Called with the run id before training starts.
+        is_searched: Whether the search drew the configuration, and no person chose it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Placement:
     run_id: str = ""
     single: bool = False
     on_run: Callable[[str], None] = lambda run_id: None
+    is_searched: bool = False
 
     def tags(self, data_digest: str) -> dict[str, str]:
         """Return the tags of a run at this place, for the digest of its images."""
@@ -70,6 +72,8 @@ class Placement:
             tags[names.STUDY] = self.study
         if self.place is not None:
             tags[names.TRIAL] = str(self.place)
+        if self.is_searched:
+            tags[names.SEARCHED] = "true"
         return tags
 
 

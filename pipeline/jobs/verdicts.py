@@ -65,6 +65,8 @@ def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
 
     The columns are those of `_COLUMNS`, and ``group`` if the images have groups.
     """
+    if not artifacts.has_artifact(workspace, run_id, PREDICTIONS):
+        return None
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = artifacts.download_artifact(workspace, run_id, PREDICTIONS, Path(folder))
@@ -73,7 +75,7 @@ def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
             columns = [name for name in (*_COLUMNS, "group") if name in there]
             table = pd.read_parquet(file, columns=columns)
         except (UserError, ValueError, OSError):
-            # The run is of another program, or its file is damaged.
+            # The file is damaged.
             return None
     if not set(_COLUMNS) <= set(table.columns) or table["path"].duplicated().any():
         return None

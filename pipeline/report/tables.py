@@ -22,6 +22,7 @@ from pipeline.report.format import (
     to_number,
 )
 from pipeline.safe_text import escape_markdown, make_visible
+from pipeline.scores.effects import Effect
 from pipeline.scores.significance import Verdict
 
 COLUMNS = [
@@ -209,6 +210,36 @@ def _merge(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
+    """Return one row for each setting and two of its values, for programs.
+
+    ``pairs`` is the number of pairs of configurations that differ in the setting alone;
+    ``searched_pairs`` of them have one that the search drew. ``NAME_mean``, ``NAME_std``,
+    ``NAME_low`` and ``NAME_high`` describe their differences in a metric: second value less first.
+    """
+    metrics = ("validation", "test")
+    columns = ["setting", "from", "to", "pairs", "searched_pairs"]
+    for metric in metrics:
+        columns += [f"{metric}_{end}" for end in ("mean", "std", "low", "high")]
+    lines = []
+    for effect in effects:
+        line = {
+            "setting": effect.setting,
+            "from": effect.before,
+            "to": effect.after,
+            "pairs": effect.num_pairs,
+            "searched_pairs": effect.num_searched,
+        }
+        for metric in metrics:
+            found = effect.differences.get(metric, ())
+            line[f"{metric}_mean"] = effect.mean(metric)
+            line[f"{metric}_std"] = effect.deviation(metric)
+            line[f"{metric}_low"] = min(found, default=math.nan)
+            line[f"{metric}_high"] = max(found, default=math.nan)
+        lines.append(line)
+    return pd.DataFrame(lines, columns=columns)
+
+
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return for each run its settings that are not the same in all runs.
 
@@ -216,7 +247,7 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     has an effect; a gamma that comes with its schedule is not looked at. Networks of one's own may
     differ in nothing but their code: they are told apart by the hash of the configuration.
     """
-    params = [_with_effect(row.get("params") or {}) for row in rows]
+    params = [settings_with_effect(row.get("params") or {}) for row in rows]
     names = _differing_names(params)
     # The text of a run, and the name of its network or of the network's file.
     shown = []
@@ -259,7 +290,7 @@ def _describe_some(params: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(texts)
 
 
-def _with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
+def settings_with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that have an effect; a gamma that comes with its schedule is None."""
     found = {name: value for name, value in params.items() if applies(name, params)}
     if "schedule.gamma" in found:

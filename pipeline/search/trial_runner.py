@@ -196,6 +196,7 @@ class TrialRunner:
             place=place,
             run_id=run_id,
             on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+            is_searched=ENTRY not in trial.user_attrs,
         )
 
     def _callbacks(self, trial: optuna.Trial, job: Job, fold_number: int) -> list[Callback]:

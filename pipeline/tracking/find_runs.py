@@ -196,6 +196,7 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "data_digest": tags.get(names.DATA_DIGEST, ""),
         "start_time": run.info.start_time,
         "trial": tags.get(names.TRIAL),
+        "is_searched": tags.get(names.SEARCHED) == "true",
         "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),

@@ -56,6 +56,30 @@ def log_rows(workspace: Workspace) -> None:
         client.set_terminated(run_id)
 
 
+def test_the_effect_of_each_setting_is_that_of_its_pairs(workspace: Workspace) -> None:
+    log_rows(workspace)
+    summarise_and_write(workspace)
+    table = pd.read_csv(workspace.outputs / "effects.csv")
+    table = table.set_index(["setting", "from", "to"])
+    # Over resnet18, 34, 50 and 101, each at 5e-5, the means of their two runs.
+    decay = table.loc[("schedule.name", "exponential", "none")]
+    assert decay["pairs"] == 4 and decay["searched_pairs"] == 0
+    differences = [
+        (89.714 + 87.428) - (86.571 + 86.857),
+        (90.285 + 89.428) - (90.857 + 84.571),
+        (91.142 + 91.142) - (90.000 + 92.000),
+        (90.000 + 86.571) - (91.428 + 91.714),
+    ]
+    halves = [difference / 200 for difference in differences]
+    assert decay["test_mean"] == pytest.approx(sum(halves) / 4)
+    assert (decay["test_low"], decay["test_high"]) == pytest.approx((min(halves), max(halves)))
+    # DEFAULT is another name for each network: they have the same weights.
+    assert table.loc[("model.name", "resnet18", "resnet50"), "pairs"] == 3
+    lr = table.loc["optimizer.lr"]
+    assert lr["pairs"].tolist() == [3]
+    assert "model.weights" not in table.index.get_level_values(0)
+
+
 def test_equal_rows_are_repeats_and_no_row_is_told_apart(workspace: Workspace) -> None:
     log_rows(workspace)
     compared = summarise_and_write(workspace)

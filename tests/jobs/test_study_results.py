@@ -22,7 +22,7 @@ from pipeline.jobs.summary import summarise
 from pipeline.report.tables import COLUMNS
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
-from tests.conftest import PROJECT, Cli
+from tests.conftest import PROJECT, Cli, calibrated
 
 SMOKE = str(PROJECT / "experiments" / "smoke.yaml")
 
@@ -143,6 +143,7 @@ def test_the_comparison_stands_in_the_folder_and_on_the_parent(in_smoke: Workspa
         "comparison.html",
         "comparison.png",
         "configurations.csv",
+        "effects.csv",
     }
     assert {file.name for file in in_smoke.outputs.iterdir()} == {*files, "prepare"}
     assert {file.name for file in (in_smoke.outputs / "prepare").iterdir()} == {
@@ -369,10 +370,7 @@ def test_predict_equals_evaluation_on_the_same_images(
         == 0
     )
     columns = [f"p_{digit}" for digit in range(10)]
-    temperature = in_smoke.client.get_run(best(in_smoke)).data.metrics[names.TEMPERATURE]
-    # Evaluation keeps probabilities as they were trained.
-    expected = kept[columns].to_numpy() ** (1 / temperature)
-    expected /= expected.sum(axis=1, keepdims=True)
+    expected = calibrated(in_smoke, best(in_smoke), kept[columns])
     assert pd.read_csv(out)[columns].to_numpy() == pytest.approx(expected, abs=1e-5)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.tracking import artifacts, find_runs, study_runs
 from pipeline.tracking.workspace import Workspace
-from tests.conftest import Cli
+from tests.conftest import Cli, calibrated
 
 
 @pytest.fixture
@@ -94,7 +94,8 @@ def test_predictions_are_those_of_the_evaluation(
         "true",
     )
     shares = [name for name in table.columns if name.startswith("p_")]
-    assert np.allclose(pd.read_csv("predictions.csv")[shares], table[shares], atol=1e-4)
+    expected = calibrated(workspace, row["run_id"], table[shares])
+    assert np.allclose(pd.read_csv("predictions.csv")[shares], expected, atol=1e-4)
     parquet = pd.read_parquet(
         artifacts.download_artifact(
             workspace, row["run_id"], "test/predictions.parquet", scans.parent / "down"
