@@ -25,6 +25,7 @@ from pipeline.data.sources import SPLITS
 from pipeline.data.splits import fold_name
 from pipeline.files import write_whole
 from pipeline.identity import data_digest
+from pipeline.scores.intervals import number_groups
 
 NORMALISATION_SAMPLE = 2000
 """Largest number of training images from which mean and standard deviation are computed."""
@@ -92,13 +93,7 @@ class Prepared:
 
         An image without a group is a group of its own.
         """
-        named = self.manifest["group"].iloc[self.positions(split)].to_numpy(dtype=object)
-        alone = named == ""
-        if alone.all():
-            return None
-        numbers = np.unique(named.astype(str), return_inverse=True)[1]
-        numbers[alone] = len(named) + np.arange(int(alone.sum()))
-        return np.asarray(numbers, dtype=np.int64)
+        return number_groups(self.manifest["group"].iloc[self.positions(split)].tolist())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many images each class has in each split."""

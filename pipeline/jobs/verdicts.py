@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from pipeline.errors import UserError
 from pipeline.ranking import by_configuration
+from pipeline.scores.intervals import number_groups
 from pipeline.scores.significance import MOST_COMPARED, TestResults, Verdict, Word, judge
 from pipeline.tracking import artifacts, find_runs
 from pipeline.tracking.workspace import Workspace
@@ -105,14 +106,10 @@ def _merge(
 
 
 def _groups(table: pd.DataFrame | None) -> NDArray[np.int64] | None:
-    """Return a number for the group of each image; an image without a group is one by itself."""
+    """Return a number for the group of each image; None if they have none."""
     if table is None or "group" not in table.columns:
         return None
-    names = table["group"].astype(str).to_numpy(dtype=object)
-    alone = names == ""
-    names[alone] = [f"\n{number}" for number in np.flatnonzero(alone)]
-    numbers = np.unique(names.astype(str), return_inverse=True)[1]
-    return np.asarray(numbers, dtype=np.int64)
+    return number_groups(table["group"].astype(str).tolist())
 
 
 def describe_verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:

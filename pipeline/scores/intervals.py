@@ -7,7 +7,7 @@ thousand images of twenty patients say less than a thousand images of a thousand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,21 @@ LEAST_GROUPS = 20
 """Fewest groups of which an interval is given: of fewer nobody knows how much groups differ."""
 DRAWS = 1000
 _TAIL = (1 + LEVEL) / 2
+
+
+def number_groups(names: Sequence[str]) -> NDArray[np.int64] | None:
+    """Return a number for the group of each image, shape (images,); None if none has a group.
+
+    Args:
+        names: Name of each image's group; an image whose name is empty is a group of its own.
+    """
+    named = np.array(names, dtype=str)
+    alone = named == ""
+    if alone.all():
+        return None
+    numbers = np.asarray(np.unique(named, return_inverse=True)[1], dtype=np.int64)
+    numbers[alone] = len(named) + np.arange(int(alone.sum()))
+    return numbers
 
 
 def wilson_interval(correct: float, total: float) -> Interval:
