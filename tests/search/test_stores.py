@@ -333,10 +333,10 @@ def test_two_folders_on_a_server_that_start_at_once(
     ]
     told = [process.communicate()[0] for process in processes]
     codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 2], told
     mlflow.set_tracking_uri(tracking_server.uri)
     workspace = open_workspace("folders30")
     (study,) = (one.name for one in study_runs.find_studies(workspace))
-    assert sorted(codes) == [0, 2], told
     assert "is being tuned by process" in told[codes.index(2)]
     assert [run.info.status for run in study_runs.find_study_parents(workspace, study)] == [
         "FINISHED"
