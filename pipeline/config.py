@@ -630,6 +630,10 @@ class Tracking(Section):
     )
 
 
+Evaluated = Literal["all", "best", "none"]
+"""Which complete runs of a study are evaluated."""
+
+
 class Study(Section):
     """How many configurations are tried, and how."""
 
@@ -652,6 +656,11 @@ class Study(Section):
         "none",
         "When a searched trial is given up early, which saves epochs and misses more of the best; "
         "entries of the list are never given up.",
+    )
+    evaluate: Evaluated = essential(
+        "all",
+        "Which complete runs are evaluated on the test images at the study's end: all, as the "
+        "comparison needs, those of the best configuration, or none (main: at least the best).",
     )
     target: float = more(
         0.0,

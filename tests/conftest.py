@@ -276,6 +276,7 @@ base:
   model: {name: small_cnn}
   optimizer: {lr: 3.0e-3}
   training: {epochs: 3, precision: fp32, memory_format: contiguous}
+study: {evaluate: none}
 """
 
 

@@ -97,6 +97,7 @@ ANOTHER: dict[str, Any] = {
     "study.pruner": "median",
     "study.storage": "sqlite:///other.db",
     "study.target": 0.75,
+    "study.evaluate": "best",
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 

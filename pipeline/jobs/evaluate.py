@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from pipeline import metrics
-from pipeline.config import Data, parse
+from pipeline.config import Data, Evaluated, parse
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
@@ -23,6 +23,7 @@ from pipeline.jobs.recorded_run import Restored, restore_network
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
+from pipeline.ranking import by_configuration
 from pipeline.report.console import say
 from pipeline.scores.calibration import fit_temperature, reliability
 from pipeline.scores.evaluation import Evaluation
@@ -113,20 +114,34 @@ def evaluate(
     return values, table
 
 
-def evaluate_all(
-    workspace: Workspace, compared: Summary, device: str, data_options: Mapping[str, Any]
+def evaluate_runs(
+    workspace: Workspace,
+    compared: Summary,
+    which: Evaluated,
+    device: str,
+    data_options: Mapping[str, Any],
 ) -> int:
     """Evaluate the complete runs that are not evaluated yet; return how many were evaluated.
 
     If only some of them cannot be evaluated, these are named and left out.
 
+    Args:
+        workspace: The open store.
+        compared: The runs. Their order, and so the best of them, is that of validation alone.
+        which: All of them, the repeats of the best configuration, or none.
+        device: As for `evaluate`.
+        data_options: As for `evaluate`.
+
     Raises:
         UserError: None of them can be evaluated; the message is that of the first one.
     """
-    missing = [row for row in compared.ranked() if row["test_accuracy"] is None]
+    asked: Sequence[Mapping[str, Any]] = [] if which == "none" else compared.ranked()
+    if asked and which == "best":
+        asked = by_configuration(asked)[0]
+    missing = [row for row in asked if row["test_accuracy"] is None]
     refused: list[UserError] = []
-    for row in missing:
-        say(f"evaluating {row['run_name']}")
+    for number, row in enumerate(missing, start=1):
+        say(f"evaluating {row['run_name']} ({number} of {len(missing)})")
         try:
             evaluate(workspace, row["run_id"], device, data_options)
         except UserError as error:

@@ -92,7 +92,7 @@ def tune(
         log_study(run, experiment, prepared, found.identity)
         _end_abandoned_trials(workspace, study)
         TrialRunner(workspace, experiment, study, run, prepared, jobs).run()
-        compared = conclude_study(workspace, study, found.name, run)
+        compared = conclude_study(workspace, experiment, study, found.name, run)
         then(found.name)
     return Tuned(found.name, run.id, compared)
 

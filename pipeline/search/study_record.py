@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import optuna
 from pipeline import ranking
 from pipeline.config import Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.jobs.augmentation_preview import log_previews
+from pipeline.jobs.evaluate import evaluate_runs
 from pipeline.jobs.prepare import log_report, majority_rate
 from pipeline.jobs.register import export_model
-from pipeline.jobs.summary import Summary, summarise_and_write
+from pipeline.jobs.summary import Summary, summarise, summarise_and_write
 from pipeline.report import tables
 from pipeline.safe_text import escape_markdown, hide_passwords
 from pipeline.search.optuna_figures import write_figures
@@ -71,9 +73,11 @@ def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
 
 
 def conclude_study(
-    workspace: Workspace, study: optuna.Study, name: str, run: TrackedRun
+    workspace: Workspace, experiment: Experiment, study: optuna.Study, name: str, run: TrackedRun
 ) -> Summary:
-    """Log comparison, figures and best configuration to the parent, and export the best network.
+    """Evaluate the trainings as `study.evaluate` says, and log the outcome to the parent.
+
+    That is comparison, figures and best configuration. The best network is exported.
 
     Returns:
         The comparison of the study's trainings.
@@ -81,6 +85,7 @@ def conclude_study(
     Raises:
         PipelineError: No training is complete.
     """
+    _evaluate(workspace, experiment, summarise(workspace, name))
     compared = summarise_and_write(workspace, name)
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
@@ -96,6 +101,13 @@ def conclude_study(
     export_model(workspace, best["run_id"])
     _log_best(workspace, best, run)
     return compared
+
+
+def _evaluate(workspace: Workspace, experiment: Experiment, compared: Summary) -> None:
+    """Evaluate trainings on this process's own images; one that cannot be is named and left out."""
+    which, base = experiment.study.evaluate, experiment.base
+    with suppress(UserError):
+        evaluate_runs(workspace, compared, which, base.training.device, base.data.model_dump())
 
 
 def _log_best(workspace: Workspace, best: Mapping[str, Any], run: TrackedRun) -> None:

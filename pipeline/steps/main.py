@@ -15,8 +15,7 @@ class MainOptions(FastOptions):
         "With fast, -fast is added.",
     )
     summary = (
-        "Prepare the images, run the study, evaluate its best run, compare, "
-        "and register the champion."
+        "Prepare the images, run the study, evaluate its runs, compare, and register the champion."
     )
     example = "python -m pipeline main --config experiments/smoke.yaml"
 
@@ -31,9 +30,9 @@ def run(own: MainOptions, overrides: Raw) -> None:
 
     need_processes(experiment.base.training)
     from pipeline.experiment import experiment_name
-    from pipeline.jobs.evaluate import evaluate
+    from pipeline.jobs.evaluate import evaluate_runs
     from pipeline.jobs.register import find_best_evaluated, register
-    from pipeline.jobs.summary import leading_runs, show_summary, summarise, summarise_and_write
+    from pipeline.jobs.summary import show_summary, summarise, summarise_and_write
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import view_urls, write_views
@@ -46,8 +45,8 @@ def run(own: MainOptions, overrides: Raw) -> None:
 
     def conclude(study: str) -> None:
         # All repeats are evaluated: the score of a configuration is their mean.
-        for run_id in leading_runs(summarise(workspace, study)):
-            evaluate(workspace, run_id, experiment.base.training.device)
+        device = experiment.base.training.device
+        evaluate_runs(workspace, summarise(workspace, study), "best", device, {})
         compared = summarise_and_write(workspace, study)
         best, _ = find_best_evaluated(compared)
         champion = register(workspace, name, best)

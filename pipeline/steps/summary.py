@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pipeline.config import Raw, essential, identifies_study
+from pipeline.config import Evaluated, Raw, essential, identifies_study
 from pipeline.errors import Unwritable
 from pipeline.steps.options import TrustOptions, read_experiment
 from pipeline.trust import trust_here
@@ -13,9 +11,10 @@ from pipeline.trust import trust_here
 class SummaryOptions(TrustOptions):
     """Options of summary."""
 
-    evaluate: Literal["none", "all"] = essential(
+    evaluate: Evaluated = essential(
         "none",
-        "all evaluates every complete run that is not evaluated yet; none evaluates nothing.",
+        "Which complete runs that are not evaluated yet are evaluated: all, those of the best "
+        "configuration, or none.",
     )
     summary = (
         "Write and print the comparison of a study: the one of the experiment file, "
@@ -37,7 +36,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     """Compare the runs of a study."""
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
-    from pipeline.jobs.evaluate import evaluate_all
+    from pipeline.jobs.evaluate import evaluate_runs
     from pipeline.jobs.summary import (
         show_summary,
         summarise_experiment,
@@ -55,12 +54,11 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
         show_summary(summarise_experiment(workspace, experiment))
         raise Unwritable(f"nothing is written: {refused}") from None
     with keep_launched_run(workspace, "summary"):
-        wants_all = own.evaluate == "all"
-        compared = summarise_experiment(workspace, experiment, reads_images=wants_all)
+        reads_images = own.evaluate != "none"
+        compared = summarise_experiment(workspace, experiment, reads_images)
         data_options = {**overrides.get("data", {}), "ordered": experiment.base.data.ordered}
-        if wants_all and evaluate_all(
-            workspace, compared, experiment.base.training.device, data_options
-        ):
+        device = experiment.base.training.device
+        if evaluate_runs(workspace, compared, own.evaluate, device, data_options):
             compared = compared.read_again(workspace)
         compared = with_verdicts(workspace, compared)
         write_summary(workspace, compared)

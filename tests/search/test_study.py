@@ -19,7 +19,9 @@ from tests.conftest import PROJECT, Cli, Finished, interrupt
 def study_file(quick: Path, **parts: Any) -> Path:
     """Write the quick experiment with further parts."""
     file = quick.with_name("study.yaml")
-    file.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), **parts}))
+    raw = yaml.safe_load(quick.read_text())
+    study = {**raw["study"], **parts.pop("study", {})}
+    file.write_text(yaml.safe_dump({**raw, **parts, "study": study}))
     return file
 
 
