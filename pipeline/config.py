@@ -649,7 +649,15 @@ class Study(Section):
         ge=0,
     )
     repeats: int = more(
-        1, "How often each entry of the list is trained, each time with the next seed.", ge=1
+        1,
+        "How often each entry of the list is trained, each time with the next seed; "
+        "with study.only, how often each of those is trained in all.",
+        ge=1,
+    )
+    only: str = more(
+        "",
+        "Hashes of configurations of the study, separated by commas: nothing new is searched, and "
+        "these are trained until each has study.repeats trainings.",
     )
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
     pruner: Literal["hyperband", "median", "none"] = essential(

@@ -98,6 +98,7 @@ ANOTHER: dict[str, Any] = {
     "study.storage": "sqlite:///other.db",
     "study.target": 0.75,
     "study.evaluate": "best",
+    "study.only": "0123456789ab",
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 

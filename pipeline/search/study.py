@@ -22,11 +22,12 @@ from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
 from pipeline.search.own_study import IDENTITY, PARENT, find_own_study, keep_pruner, open_study
+from pipeline.search.repeats import find_repeated
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import STUDIES, Database
 from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
-from pipeline.tracking import study_runs
+from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
 from pipeline.tracking.workspace import Workspace
@@ -78,6 +79,10 @@ def tune(
     jobs = _check_configurations(workspace, experiment, prepared)
     found = _find_study(workspace, experiment, prepared, database.storage)
     experiment = keep_pruner(workspace, experiment, found.name, found.parent)
+    begun = experiment
+    if experiment.study.only:
+        experiment = _only_repeats(workspace, experiment, found, prepared, database.storage)
+        jobs = _check_configurations(workspace, replace(experiment, space={}), prepared)
     in_use = (
         f"study {found.name!r} is being tuned by another process on this machine; "
         "wait for it, or give another study.name"
@@ -89,7 +94,7 @@ def tune(
         study = open_study(database.storage, experiment, found.name, found.is_new)
         study.set_user_attr(PARENT, run.id)
         study.set_user_attr(IDENTITY, found.identity)
-        log_study(run, experiment, prepared, found.identity)
+        log_study(run, begun, prepared, found.identity)
         _end_abandoned_trials(workspace, study)
         TrialRunner(workspace, experiment, study, run, prepared, jobs).run()
         compared = conclude_study(workspace, experiment, study, found.name, run)
@@ -234,6 +239,26 @@ def _find_study(
     refuse_if_tuned(workspace, name)
     parent = recorded.get(PARENT) or study_runs.find_study_parent(workspace, name)
     return _FoundStudy(name, identity, parent, is_new=study is None)
+
+
+def _only_repeats(
+    workspace: Workspace,
+    experiment: Experiment,
+    found: _FoundStudy,
+    prepared: Prepared,
+    storage: BaseStorage,
+) -> Experiment:
+    """Return the experiment with the repeats that `study.only` asks for in place of its list."""
+    if found.is_new:
+        raise UserError(
+            f"study.only: study {found.name} has no trainings yet; tune it without study.only first"
+        )
+    trials = storage.get_all_trials(storage.get_study_id_from_name(found.name), deepcopy=False)
+    rows = find_runs.find_trainings(workspace, found.name)
+    entries = find_repeated(experiment, trials, rows, prepared.digest)
+    if not entries:
+        say(f"study.only: each of them has {experiment.study.repeats} trainings or more already")
+    return replace(experiment, entries=entries)
 
 
 def _end_abandoned_trials(workspace: Workspace, study: optuna.Study) -> None:

@@ -39,6 +39,7 @@ from pipeline.search.trials import (
     enqueue_missing,
     finished_trials,
     is_point,
+    next_place,
     place_of,
     put_back,
     waiting_trials,
@@ -72,12 +73,16 @@ class TrialRunner:
 
     def __post_init__(self) -> None:
         self._by_key: dict[str, Job] = {}
-        for job in self.jobs[: self.experiment.trials]:
+        # Repeats that are asked for come beside the trials that the study is to have.
+        self._are_repeats = bool(self.experiment.study.only)
+        self._total = len(self.jobs) if self._are_repeats else self.experiment.trials
+        for job in self.jobs[: self._total]:
             self._by_key[f"{job.config_hash}:{job.seed}"] = job
 
     def run(self) -> None:
         """Train until the study has its number of trials."""
-        self._say_what_is_left_out()
+        if not self._are_repeats:
+            self._say_what_is_left_out()
         self._enqueue()
         while self._is_more_to_do():
             trial = self.study.ask()
@@ -111,12 +116,15 @@ class TrialRunner:
         run_ids = {row["run_id"] for row in rows}
         repeated = enqueue_missing(self.study, self.experiment, entries, run_ids)
         done = finished_trials(self.study, self._by_key)
-        if done or any(repeated):
+        if self._are_repeats:
+            self._total = next_place(self.study)
+            say(f"study {name} goes on: {len(self.jobs)} trainings are repeats with other seeds")
+        elif done or any(repeated):
             say(f"study {name} goes on: {_describe(done, self.experiment.trials, repeated)}")
 
     def _is_more_to_do(self) -> bool:
-        if waiting_trials(self.study):
-            return True
+        if waiting_trials(self.study) or self._are_repeats:
+            return bool(waiting_trials(self.study))
         return len(finished_trials(self.study, self._by_key)) < self.experiment.trials
 
     def _put_back(self, trial: optuna.Trial) -> None:
@@ -130,7 +138,7 @@ class TrialRunner:
             place = place_of(trial)
             configuration = self._choose_configuration(trial, place)
             settings = describe_settings(configuration.flat())
-            say(f"trial {place + 1} of {self.experiment.trials}: {settings}")
+            say(f"trial {place + 1} of {self._total}: {settings}")
             job = self._prepare_job(trial, configuration, place)
             score = self._train_folds(trial, job, place)
         except Pruned as pruned:

@@ -1,0 +1,104 @@
+"""Further trainings of configurations that a study has: ``study.only`` with ``study.repeats``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+
+from optuna.trial import FrozenTrial
+
+from pipeline.config import Configuration
+from pipeline.errors import UserError, unknown_name
+from pipeline.experiment import Experiment
+from pipeline.ranking import can_be_ranked
+from pipeline.search.space import build_configuration
+from pipeline.search.trials import ENTRY, RUN_ID
+from pipeline.tracking import find_runs
+
+
+def find_repeated(
+    experiment: Experiment,
+    trials: Sequence[FrozenTrial],
+    rows: Sequence[find_runs.Row],
+    digest: str,
+) -> list[Configuration]:
+    """Return what is to be trained so that each asked configuration has its number of repeats.
+
+    A configuration keeps the seeds that it has, and gets the next ones. Those that the search drew
+    can be repeated as those of the list can.
+
+    Args:
+        experiment: The experiment; `study.only` names the configurations by their hashes, or by how
+            these begin, and `study.repeats` how many trainings each is to have in all.
+        trials: The trials of Optuna's study.
+        rows: The study's trainings.
+        digest: Digest of the study's images.
+
+    Raises:
+        UserError: The study has no such configuration, or several.
+    """
+    known: dict[str, list[find_runs.Row]] = {}
+    for row in rows:
+        if can_be_ranked(row) and row["data_digest"] == digest:
+            known.setdefault(row["config_hash"], []).append(row)
+    trial_of_run = {trial.user_attrs.get(RUN_ID): trial for trial in trials}
+    entries: list[Configuration] = []
+    for config_hash in _resolve(experiment.study.only, known):
+        repeats = known[config_hash]
+        configuration = _find_configuration(experiment, repeats, trial_of_run)
+        entries += _further_seeds(configuration, repeats, experiment.study.repeats)
+    return entries
+
+
+def _resolve(asked: str, known: Iterable[str]) -> list[str]:
+    """Return the hashes that are asked for, each once."""
+    found: dict[str, None] = {}
+    hashes = sorted(known)
+    for text in filter(None, map(str.strip, asked.split(","))):
+        matching = [config_hash for config_hash in hashes if config_hash.startswith(text)]
+        if not matching:
+            raise unknown_name("configuration in study.only", text, hashes)
+        if len(matching) > 1:
+            raise UserError(
+                f"study.only: {text!r} may be any of {', '.join(matching)}; give more of its digits"
+            )
+        found[matching[0]] = None
+    if not found:
+        raise UserError(f"study.only: {asked!r} names no configuration; there are:", hashes)
+    return list(found)
+
+
+def _find_configuration(
+    experiment: Experiment,
+    repeats: Sequence[find_runs.Row],
+    trial_of_run: Mapping[str | None, FrozenTrial],
+) -> Configuration:
+    """Return a configuration as Optuna's study has it: nothing of a run's files is trusted."""
+    for row in repeats:
+        trial = trial_of_run.get(row["run_id"])
+        if trial is None:
+            continue
+        if ENTRY in trial.user_attrs:
+            return Configuration.model_validate(trial.user_attrs[ENTRY])
+        return build_configuration(trial.params, experiment)
+    raise UserError(
+        f"study.only: the runs of {repeats[0]['config_hash']} were trained by another study; "
+        "write the configuration into the experiment's list"
+    )
+
+
+def _further_seeds(
+    configuration: Configuration, repeats: Sequence[find_runs.Row], wanted: int
+) -> list[Configuration]:
+    """Return a configuration once for each training that it lacks."""
+    data = configuration.data
+    num_folds = data.folds if data.fold == "all" else 1
+    seeds = sorted({int(row["seed"]) for row in repeats})
+    complete = [seed for seed in seeds if sum(row["seed"] == seed for row in repeats) >= num_folds]
+    for seed in count(seeds[0]):
+        if len(seeds) >= wanted:
+            break
+        if seed not in seeds:
+            seeds.append(seed)
+    missing = [seed for seed in seeds[:wanted] if seed not in complete]
+    return [configuration.change("training", seed=seed) for seed in missing]
