@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 
@@ -93,8 +94,9 @@ def _further_seeds(
     """Return a configuration once for each training that it lacks."""
     data = configuration.data
     num_folds = data.folds if data.fold == "all" else 1
-    seeds = sorted({int(row["seed"]) for row in repeats})
-    complete = [seed for seed in seeds if sum(row["seed"] == seed for row in repeats) >= num_folds]
+    folds_of = Counter(int(row["seed"]) for row in repeats)
+    complete = {seed for seed, folds in folds_of.items() if folds >= num_folds}
+    seeds = sorted(folds_of)
     for seed in count(seeds[0]):
         if len(seeds) >= wanted:
             break
