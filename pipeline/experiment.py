@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -76,6 +76,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+Command = Callable[[str, str], str]
+"""Returns what to type for a step with further options; an empty text if nobody knows it."""
+
+
+def no_command(step: str, options: str) -> str:
+    """Return nothing: how the experiment was called is not known."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An experiment file with the overrides applied.
@@ -91,6 +100,7 @@ class Experiment:
         overrides: Nested values that win over everything else.
         raw_base: Base as the file has it.
         fast: Whether every configuration is scaled down.
+        command: Returns what to type for a step of this experiment.
     """
 
     path: Path
@@ -102,6 +112,7 @@ class Experiment:
     overrides: Raw
     raw_base: Raw
     fast: bool
+    command: Command = no_command
 
     @property
     def trials(self) -> int:

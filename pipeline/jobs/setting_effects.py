@@ -12,9 +12,10 @@ from pipeline import models
 from pipeline.config import Model, declared, facts_of
 from pipeline.errors import UserError
 from pipeline.ranking import by_configuration
-from pipeline.report.tables import settings_with_effect
+from pipeline.report.settings_text import settings_with_effect
 from pipeline.scores.effects import Configuration, Effect, find_effects
 from pipeline.tracking import find_runs
+from pipeline.tracking.stored_weights import name_as_recorded
 
 VALIDATION, TEST = "validation", "test"
 _DEFAULT = "DEFAULT"
@@ -69,6 +70,29 @@ def _common_name(name: str, weights: str) -> str:
     except UserError:
         return weights
     return _DEFAULT if named == default else weights
+
+
+def with_resolved_weights(row: find_runs.Row) -> find_runs.Row:
+    """Return a run whose weights, if they are called DEFAULT, have the name they stand for.
+
+    Then two runs of the same weights do not look as if they differed in them.
+    """
+    params = row["params"]
+    if params.get("model.weights") != _DEFAULT:
+        return row
+    name = _default_weights(str(params.get("model.name", "")))
+    return {**row, "params": {**params, "model.weights": name}}
+
+
+@lru_cache(maxsize=1024)
+def _default_weights(network: str) -> str:
+    if ":" in network:
+        return _DEFAULT
+    try:
+        model = Model(name=network, weights=_DEFAULT)
+        return str(name_as_recorded(model, models.origin(model)).weights)
+    except (UserError, ValueError):
+        return _DEFAULT
 
 
 def _depend_on(setting: str) -> Iterable[str]:

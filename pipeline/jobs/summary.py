@@ -6,20 +6,29 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import UserError, nearest
-from pipeline.experiment import Experiment
+from pipeline.experiment import Command, Experiment, no_command
 from pipeline.files import new_file
-from pipeline.jobs.setting_effects import effects_of
-from pipeline.jobs.summary_notes import describe_ranking, describe_target, logged_majority_rate
+from pipeline.jobs.setting_effects import effects_of, with_resolved_weights
+from pipeline.jobs.summary_notes import (
+    describe_ranking,
+    describe_target,
+    load_target,
+    logged_majority_rate,
+)
 from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
 from pipeline.ranking import by_configuration, can_be_ranked, rank
-from pipeline.report import comparison_figure, tables
+from pipeline.report import comparison_figure, people_table, tables
+from pipeline.report.conclusion import write_conclusion
 from pipeline.report.console import say, show_table
+from pipeline.report.merged import Row, merge_repeats
+from pipeline.report.settings_text import common_settings
 from pipeline.scores.significance import Verdict
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.run_log import RunLog
@@ -42,6 +51,9 @@ class Summary:
         data_digest: Digest of the images of the runs that are ranked.
         verdicts: How each configuration compares with the leading one on the test images, by the
             run id of its best run; empty before `with_verdicts`.
+        conclusion: What follows from the comparison, in sentences; empty before `with_verdicts`.
+        target: The score that the study is to reach; 0: none.
+        command: Returns what to type for a step of the same study.
     """
 
     study: str
@@ -51,6 +63,15 @@ class Summary:
     notes: list[str]
     data_digest: str
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    conclusion: Sequence[str] = ()
+    target: float = 0.0
+    command: Command = no_command
+
+    @cached_property
+    def configurations(self) -> list[Row]:
+        """One row for each configuration that is ranked, and for each run that is not."""
+        rows = [with_resolved_weights(row) for row in self.rows]
+        return merge_repeats(rows, self.verdicts, self.target)
 
     def ranked(self, evaluated: bool = False) -> list[find_runs.Row]:
         """Return the complete runs, best first; with `evaluated` those that have test scores."""
@@ -68,7 +89,8 @@ class Summary:
         def is_on_same_images(row: find_runs.Row) -> bool:
             return bool(row["data_digest"] == self.data_digest)
 
-        return summarise(workspace, self.study, self.metric, is_on_same_images)
+        again = summarise(workspace, self.study, self.metric, is_on_same_images)
+        return replace(again, command=self.command)
 
     @property
     def majority_rate(self) -> float | None:
@@ -120,8 +142,12 @@ def summarise(
     ranked = _rank(rows, digest, metric)
     comparable = [row for row in ranked if not row["apart"]]
     notes = describe_ranking(ranked, digest, metric)
-    notes += describe_target(workspace, parent, comparable)
-    return Summary(name, parent, metric, ranked, notes, digest)
+    common = common_settings([row for row in comparable if can_be_ranked(row)])
+    if common:
+        notes.append(f"The same in all: {common}.")
+    target = load_target(workspace, parent) if parent else 0.0
+    notes += describe_target(workspace, target, comparable)
+    return Summary(name, parent, metric, ranked, notes, digest, target=target)
 
 
 def _choose_study(workspace: Workspace, name: str) -> study_runs.Study | None:
@@ -202,7 +228,7 @@ def summarise_experiment(
     if chosen.name:
         compared = summarise(workspace, chosen.name, experiment.base.training.best_metric)
         say(f"{chosen.described}: {_count_runs(compared.rows)}")
-        return compared
+        return replace(compared, command=experiment.command) if chosen.is_own else compared
     compared = _summarise_trainings(workspace, experiment, reads_images)
     digest = compared.data_digest
     sources = [
@@ -247,18 +273,26 @@ def _count_runs(rows: Sequence[find_runs.Row]) -> str:
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
 
 
-def summarise_and_write(workspace: Workspace, study: str = "", metric: str = "") -> Summary:
+def summarise_and_write(
+    workspace: Workspace, study: str = "", metric: str = "", command: Command = no_command
+) -> Summary:
     """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
-    compared = with_verdicts(workspace, summarise(workspace, study, metric))
+    compared = replace(summarise(workspace, study, metric), command=command)
+    compared = with_verdicts(workspace, compared)
     write_summary(workspace, compared)
     return compared
 
 
 def with_verdicts(workspace: Workspace, compared: Summary) -> Summary:
-    """Return the comparison with a verdict for each configuration, and what is said of them."""
+    """Return the comparison with a verdict for each configuration, and what follows from them."""
     verdicts = judge_configurations(workspace, compared.ranked())
-    notes = [*compared.notes, *describe_verdicts(verdicts)]
-    return replace(compared, verdicts=verdicts, notes=notes)
+    judged = replace(
+        compared, verdicts=verdicts, notes=[*compared.notes, *describe_verdicts(verdicts)]
+    )
+    conclusion = write_conclusion(
+        judged.configurations, judged.metric, judged.command, judged.target
+    )
+    return replace(judged, conclusion=conclusion)
 
 
 def write_summary(workspace: Workspace, compared: Summary) -> None:
@@ -278,7 +312,7 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
 
 
 def _write_files(folder: Path, compared: Summary) -> None:
-    people = tables.table_for_people(compared.rows, compared.metric)
+    people = people_table.table_for_people(compared.configurations, compared.metric)
     whole = tables.comparison_table(compared.rows)
     whole.to_csv(folder / "comparison.csv", index=False)
     configurations = tables.configurations_table(compared.rows, compared.verdicts)
@@ -286,24 +320,25 @@ def _write_files(folder: Path, compared: Summary) -> None:
     effects = tables.effects_table(effects_of(compared.ranked()))
     effects.to_csv(folder / "effects.csv", index=False)
     _draw_comparison(folder / "comparison.png", compared, people)
-    markdown = tables.to_markdown(people, compared.title, compared.notes)
+    paragraphs = [*compared.conclusion, *compared.notes]
+    markdown = people_table.to_markdown(people, compared.title, paragraphs)
     (folder / "comparison.md").write_text(markdown, encoding="utf-8")
-    page = tables.to_html(people, compared.title, compared.notes, "comparison.png")
+    page = people_table.to_html(people, compared.title, paragraphs, "comparison.png")
     (folder / "comparison.html").write_text(page, encoding="utf-8")
 
 
 def _draw_comparison(file: Path, compared: Summary, people: pd.DataFrame) -> None:
-    """Draw the runs that can be compared and have a value.
+    """Draw the configurations that can be compared, and other runs that have a value.
 
     Args:
         file: The figure.
         compared: The comparison.
-        people: The table for people, with a row for each run.
+        people: The table for people, with a row for each of them.
     """
     rows = []
     labels = []
     texts = zip(people["#"], people["run"], people["settings"], strict=True)
-    for row, (place, run, settings) in zip(compared.rows, texts, strict=True):
+    for row, (place, run, settings) in zip(compared.configurations, texts, strict=True):
         if row["value"] is not None and not row["apart"]:
             rows.append(row)
             labels.append(_shorten(f"{place}  {run}  {settings}"))
@@ -315,9 +350,11 @@ def _shorten(text: str) -> str:
 
 
 def show_summary(compared: Summary) -> None:
-    """Print the comparison."""
+    """Print the comparison, and below it what follows from it."""
     show_table(
-        tables.table_for_people(compared.rows, compared.metric),
+        people_table.table_for_people(compared.configurations, compared.metric),
         compared.title,
-        expendable=tables.least_important(compared.metric),
+        expendable=people_table.least_important(compared.metric),
     )
+    for sentence in compared.conclusion:
+        say(sentence)

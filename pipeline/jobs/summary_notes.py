@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from pipeline.ranking import can_be_ranked, score, title
+from pipeline.ranking import DEFAULT, can_be_ranked, score, text, title
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
+
+
+_TIED = 3
+"""Number of runs from which it is said that they share a value."""
 
 
 def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
@@ -35,6 +40,7 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
             f"Always answering the largest class would be right in {majority_rate:.1%} "
             "of the validation images."
         )
+    notes += _describe_ties(compared)
     lacking = _count_lacking_folds(compared)
     if lacking:
         they_lack = "configurations lack" if lacking > 1 else "configuration lacks"
@@ -45,6 +51,20 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
 def count_trainings(number: int) -> str:
     """Return a number of trainings as text."""
     return "1 training" if number == 1 else f"{number} trainings"
+
+
+def _describe_ties(compared: Sequence[find_runs.Row]) -> list[str]:
+    """Say how many runs share the most frequent value, if that are three or more."""
+    values = Counter(row["value"] for row in compared if row["value"] is not None)
+    value, number = max(values.items(), key=itemgetter(1), default=(None, 0))
+    if value is None or number < _TIED:
+        return []
+    metric = compared[0]["metric"]
+    shared = f"{number} of {count_trainings(len(compared))} share {text(value, metric)}"
+    num_images = compared[0]["val_images"]
+    if metric == DEFAULT and num_images:
+        return [f"{shared}, where one validation image is {100 / num_images:.2f} points."]
+    return [f"{shared}; the lower validation loss goes first."]
 
 
 def _count_lacking_folds(compared: Sequence[find_runs.Row]) -> int:
@@ -96,19 +116,18 @@ def logged_majority_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def describe_target(
-    workspace: Workspace, parent: str, rows: Sequence[Mapping[str, Any]]
+    workspace: Workspace, target: float, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Say which trainings reached the study's target, and at which epoch first.
 
     Args:
         workspace: The open store.
-        parent: Run id of the study, or empty.
+        target: The study's target; 0: none.
         rows: The runs that can be compared.
 
     Returns:
         One line; none if the study has no target.
     """
-    target = _load_target(workspace, parent) if parent else 0.0
     if not target:
         return []
     met = []
@@ -122,7 +141,8 @@ def describe_target(
     return [f"Target {target:g}: reached by {reached}: {', '.join(met)}."]
 
 
-def _load_target(workspace: Workspace, parent: str) -> float:
+def load_target(workspace: Workspace, parent: str) -> float:
+    """Return the score that a study is to reach, as its run has it; 0 if it has none."""
     try:
         return float(find_runs.get_run(workspace, parent).data.tags.get(names.TARGET, 0))
     except ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,17 @@ from pyarrow import parquet
 from pipeline.errors import UserError
 from pipeline.ranking import by_configuration
 from pipeline.scores.intervals import number_groups
-from pipeline.scores.significance import MOST_COMPARED, TestResults, Verdict, Word, judge
+from pipeline.scores.significance import MOST_COMPARED, TestResults, Verdict, judge
 from pipeline.tracking import artifacts, find_runs
 from pipeline.tracking.workspace import Workspace
 
 PREDICTIONS = "test/predictions.parquet"
 """Artifact of an evaluated run."""
-_WORDS: Sequence[Word] = ("not told apart", "worse", "better on test")
+_METHODS = {
+    "McNemar": "by the images that only one of two runs answers rightly (McNemar's exact test)",
+    "paired": "image by image (t-test)",
+    "unpaired": "by their accuracies alone, since answers to each image are not known (t-test)",
+}
 _COLUMNS = ["path", "true", "predicted"]
 
 
@@ -113,32 +116,13 @@ def _groups(table: pd.DataFrame | None) -> NDArray[np.int64] | None:
 
 
 def describe_verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:
-    """Say how sure the comparison on the test images is, a line each; nothing without others."""
-    if len(verdicts) < 2:
+    """Say by what the configurations are compared, in one line; nothing without others."""
+    differences = [verdict.difference for verdict in verdicts.values()]
+    known = [difference for difference in differences if difference is not None]
+    methods = dict.fromkeys(_METHODS[difference.method] for difference in known)
+    if not methods:
         return []
-    others = list(verdicts.values())[1:]
-    words = Counter(verdict.word for verdict in others)
-    differences = [verdict.difference for verdict in others if verdict.difference is not None]
-    if not differences:
-        return [
-            "Nothing is compared on test images: the leading configuration and another one must "
-            "be evaluated (summary --evaluate all)."
-        ]
-    counts = []
-    for word in _WORDS:
-        if words[word]:
-            counts.append(f"{words[word]} {word}")
-    line = (
-        f"On the test images, of {_count(len(others) - words[None])} beside the leader: "
-        f"{', '.join(counts)} (95%, corrected for their number)."
-    )
-    if not any(difference.counts_seeds for difference in differences):
-        line += " This is of these runs alone: another seed may turn it round (study.repeats)."
-    notes = [line]
-    if words[None]:
-        notes.append(f"Not compared, since not evaluated: {_count(words[None])}.")
-    return notes
-
-
-def _count(number: int) -> str:
-    return "1 configuration" if number == 1 else f"{number} configurations"
+    return [
+        f"Test accuracy is compared with the leader's {' or '.join(methods)}, at 95%, "
+        "corrected for the number of configurations (Holm)."
+    ]

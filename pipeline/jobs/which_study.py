@@ -47,10 +47,12 @@ class Chosen(NamedTuple):
             trainings of the experiment.
         described: Text for people that says which study it is, on which images, and why it was
             taken if that is not plain.
+        is_own: Whether file and options identify the study, so that `tune` goes on with it.
     """
 
     name: str
     described: str
+    is_own: bool = True
 
 
 def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool = False) -> Chosen:
@@ -78,7 +80,7 @@ def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool 
     studies = study_runs.find_studies(workspace)
     if not studies:
         _need_no_study(workspace, experiment)
-        return Chosen("", "")
+        return Chosen("", "", is_own=False)
     found = _find_matching(workspace, experiment, studies)
     if found:
         first = _choose_by_images(workspace, experiment, found, reads_images)
@@ -87,7 +89,7 @@ def find_study(workspace: Workspace, experiment: Experiment, reads_images: bool 
         raise _no_matching_study(workspace, experiment, studies)
     latest = studies[0]
     why = f"the latest, since none has base and space of {experiment.path}"
-    return Chosen(latest.name, f"{_describe(latest)}; {why}")
+    return Chosen(latest.name, f"{_describe(latest)}; {why}", is_own=False)
 
 
 def _get_named_study(workspace: Workspace, experiment: Experiment) -> study_runs.Study:

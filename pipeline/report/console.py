@@ -77,6 +77,10 @@ def _break_at_spaces(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
+_WORDS = ("verdict", "notes")
+"""Columns of tables that hold words, but no numbers alone."""
+
+
 def show_table(
     table: pd.DataFrame,
     title: str,
@@ -103,7 +107,7 @@ def show_table(
     )
     printed = Table(title=Text(make_visible(title)), title_justify="left")
     for name, width in shown.widths.items():
-        side: JustifyMethod = "left" if name in shown.texts else "right"
+        side: JustifyMethod = "left" if name in (*shown.texts, *_WORDS) else "right"
         printed.add_column(name, justify=side, width=width, overflow="fold")
     for row in shown.cells.to_dict("records"):
         is_ranked = row.get("#", "0").isdigit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,3 +65,12 @@ def format_percent(value: Any) -> str:
     """Return a fraction as ``98.14%``, nothing for a missing one."""
     number = to_number(value)
     return "" if number is None else f"{100 * number:.2f}%"
+
+
+def format_speed(value: Any) -> str:
+    """Return images a second with at most three digits; nothing for a missing number."""
+    number = to_number(value)
+    if number is None or number <= 0:
+        return ""
+    digits = 2 - math.floor(math.log10(number))
+    return f"{round(number, digits):,.{max(0, digits)}f}"

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.scores.intervals import LEAST_GROUPS, Interval, rate_interval, wilson_interval
+
 Array = NDArray[np.floating[Any]]
 Method = Literal["McNemar", "paired", "unpaired"]
 Word = Literal["leader", "not told apart", "worse", "better on test"]
@@ -107,11 +109,14 @@ class Verdict:
         difference: The comparison with the leader; None for the leader itself and for what is not
             compared.
         corrected_p: P-value after Holm's correction; None where there is no difference.
+        interval: 95% interval of its own test accuracy; None if it is not evaluated, or if nothing
+            tells how sure it is.
     """
 
     word: Word | None
     difference: Difference | None
     corrected_p: float | None
+    interval: Interval | None = None
 
 
 def pool_seed_variance(results: Sequence[TestResults]) -> SeedVariance:
@@ -150,14 +155,56 @@ def judge(results: Sequence[TestResults | None]) -> list[Verdict]:
         else:
             differences.append(None)
     corrected = iter(correct_p_values([one.p_value for one in differences if one is not None]))
-    verdicts = [Verdict("leader", None, None)]
-    for difference in differences[1:]:
+    intervals: list[Interval | None] = []
+    for one in results:
+        intervals.append(None if one is None else accuracy_interval(one, seeds))
+    verdicts = [Verdict("leader", None, None, intervals[0])]
+    for difference, interval in zip(differences[1:], intervals[1:], strict=True):
         if difference is None:
-            verdicts.append(Verdict(None, None, None))
+            verdicts.append(Verdict(None, None, None, interval))
         else:
             p_value = next(corrected)
-            verdicts.append(Verdict(_word(difference, p_value), difference, p_value))
+            verdicts.append(Verdict(_word(difference, p_value), difference, p_value, interval))
     return verdicts
+
+
+def accuracy_interval(results: TestResults, seeds: SeedVariance) -> Interval | None:
+    """Return the 95% interval of a configuration's test accuracy, the mean of its trainings.
+
+    It is Wilson's interval of as many images as give a rate the variance that the mean has, by the
+    images and by the seeds, with the quantile of Student's distribution that their degrees of
+    freedom ask for (see `pipeline.scores.intervals.effective_number`).
+
+    Args:
+        results: The configuration.
+        seeds: Variance between the trainings of a configuration. If nothing is known of it, the
+            interval is of these trainings alone.
+
+    Returns:
+        The interval; None if the images come in too few groups.
+    """
+    groups = results.groups
+    if groups is not None and len(np.unique(groups)) < LEAST_GROUPS:
+        return None
+    accuracy = results.accuracy
+    by_rate = accuracy * (1 - accuracy)
+    number = results.num_images
+    if len(results.accuracies) == 1 and seeds.freedom == 0:
+        if results.correct is not None:
+            return rate_interval(results.correct[0], groups)
+        return wilson_interval(accuracy * number, number)
+    images = _Part(by_rate / number, max(1, number - 1))
+    if results.correct is not None:
+        images = _Part(*variance_of_mean(results.correct.mean(axis=0), groups))
+    of_seeds = _Part(seeds.value / len(results.accuracies), seeds.freedom)
+    variance = images.variance + of_seeds.variance
+    if by_rate == 0 or variance == 0 or math.isinf(variance):
+        worth = float(number if groups is None else len(np.unique(groups)))
+        return wilson_interval(accuracy * worth, worth)
+    freedom = _degrees_of_freedom(images, of_seeds)
+    quantile = float(stats.norm.ppf(1 - ALPHA / 2) / stats.t.ppf(1 - ALPHA / 2, freedom))
+    worth = by_rate / variance * quantile**2
+    return wilson_interval(accuracy * worth, worth)
 
 
 def _word(difference: Difference, corrected_p: float) -> Word:

@@ -25,7 +25,8 @@ from pipeline.jobs.resume import lock_run
 from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
-from pipeline.report.tables import best_value_text, describe_settings
+from pipeline.report.people_table import best_value_text
+from pipeline.report.settings_text import describe_settings
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import fail_at_once

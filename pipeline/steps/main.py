@@ -47,7 +47,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
         # All repeats are evaluated: the score of a configuration is their mean.
         device = experiment.base.training.device
         evaluate_runs(workspace, summarise(workspace, study), "best", device, {})
-        compared = summarise_and_write(workspace, study)
+        compared = summarise_and_write(workspace, study, command=experiment.command)
         best, _ = find_best_evaluated(compared)
         champion = register(workspace, name, best)
         show_summary(compared)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -27,6 +31,7 @@ from pipeline.config import (
     essential,
     facts_of,
     field_names,
+    flatten,
     merge,
     parse,
     parse_yaml,
@@ -35,6 +40,8 @@ from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load_experiment
 
 DEFAULT_FILE = "experiments/digits.yaml"
+_OF_ONE_CALL = ("study.trials", "study.repeats", "study.only", "study.evaluate")
+"""Options that say what one call of a step does; they do not tell which study is meant."""
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -230,7 +237,30 @@ def read_experiment(own: Any, overrides: Raw) -> Experiment:
     file = Path(path).expanduser()
     if not file.exists() and (PROJECT / file).exists():
         path = str(PROJECT / file)
-    return load_experiment(path, overrides, own.experiment, fast=getattr(own, "fast", False))
+    loaded = load_experiment(path, overrides, own.experiment, fast=getattr(own, "fast", False))
+    return replace(loaded, command=partial(_write_command, own, overrides))
+
+
+def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
+    """Return what to type for another step of the same experiment, as this one was called.
+
+    Args:
+        own: The own parameters of this step.
+        overrides: The options on sections that were given.
+        step: Name of the other step.
+        further: Options of it that are added.
+    """
+    options = import_module(f"pipeline.steps.{step}").OPTIONS
+    words = []
+    for name in ("config", "experiment", "fast"):
+        value = getattr(own, name, None)
+        if value not in (None, options.model_fields[name].default):
+            words += [f"--{name}", str(value).lower() if name == "fast" else str(value)]
+    for name, value in flatten(overrides):
+        if options.reads(name) and name not in _OF_ONE_CALL:
+            is_text = not isinstance(value, list | tuple | dict | bool)
+            words += [f"--{name}", str(value) if is_text else json.dumps(value)]
+    return " ".join(filter(None, ("python -m pipeline", step, shlex.join(words), further)))
 
 
 def render_help(step: str, options: type[Options]) -> str:

@@ -51,7 +51,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
     from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
-    from pipeline.report.tables import best_value_text
+    from pipeline.report.people_table import best_value_text
     from pipeline.tracking.ui_views import write_views
     from pipeline.tracking.workspace import open_workspace
 

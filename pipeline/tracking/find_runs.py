@@ -50,6 +50,11 @@ _METRICS = {
     "parameters": "parameters",
     "majority_rate": "majority_rate",
     "seconds": "seconds",
+    "ece": "test/ece",
+    "ece_by_chance": "test/ece_by_chance",
+    "multiply_adds": names.MULTIPLY_ADDS,
+    "images_per_second": names.SPEED,
+    "weights_bytes": names.WEIGHTS_BYTES,
 }
 
 
@@ -200,14 +205,25 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "fold": params.get("data.fold", "0"),
         "study": tags.get(names.STUDY, ""),
         "reason": tags.get(names.REASON, ""),
-        "test_images": _count_test_images(params, metrics),
+        "test_images": _count_images(names.TEST_IMAGES, params, metrics),
+        "val_images": _count_images(names.VAL_IMAGES, params, metrics),
+        "flags": _load_flags(tags),
     }
     return found | _ranking_columns(params, metrics) | {"params": dict(params)}
 
 
-def _count_test_images(params: Mapping[str, str], metrics: Mapping[str, float]) -> int | None:
-    """Return the number of images that a run was tested on, or None if it has not logged it."""
-    given = params.get(names.TEST_IMAGES) or metrics.get(names.TEST_IMAGES)
+def _load_flags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags of a training, by name."""
+    flags = {}
+    for name, text in tags.items():
+        if name.startswith(names.FLAG):
+            flags[name.removeprefix(names.FLAG)] = text
+    return flags
+
+
+def _count_images(name: str, params: Mapping[str, str], metrics: Mapping[str, float]) -> int | None:
+    """Return the number of images of a split, or None if the run has not logged it."""
+    given = params.get(name) or metrics.get(name)
     try:
         return int(float(given)) if given else None
     except (ValueError, OverflowError):

@@ -46,6 +46,16 @@ Pruning is no failure: the trial did what it was meant to do.
 
 TEST_IMAGES = "test/images"
 """Metric of evaluated runs: number of test images. Runs of other programs may have it as param."""
+VAL_IMAGES = "val/images"
+"""Metric of evaluated runs: number of validation images. As `TEST_IMAGES`."""
+MULTIPLY_ADDS = "cost/multiply_adds"
+"""Metric of evaluated runs: multiplications and additions that one image takes, in pairs."""
+SPEED = "cost/images_per_second"
+"""Metric of evaluated runs: images a second that the network answers on `COST`'s machine."""
+WEIGHTS_BYTES = "cost/weights_bytes"
+"""Metric of evaluated runs: size of the network's weights in bytes."""
+COST = "pipeline.cost"
+"""Tag of evaluated runs: network, size of its images and machine that `SPEED` was measured with."""
 TEMPERATURE = "temperature"
 """Metric of complete trainings: what logits are divided by, see `pipeline.scores.calibration`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline import ranking
 
+TIE = 1.25
+"""Ratio of validation losses from which a tie in the score is said to hide the worse one."""
 GAP = 0.1
 """Training minus validation accuracy above which a network is said to overfit.
 
@@ -25,7 +28,8 @@ class Flag(NamedTuple):
     """Something that a person should know about a training.
 
     Attributes:
-        name: ``collapse``, ``baseline``, ``overfit``, ``not_finite`` or ``still_improving``.
+        name: ``collapse``, ``baseline``, ``overfit``, ``not_finite``, ``still_improving`` or
+            ``tie``.
         text: One line with the numbers.
     """
 
@@ -48,6 +52,8 @@ class Diagnostics:
     - ``not_finite``: a loss is NaN or infinite.
     - ``still_improving``: the last planned epoch is better than all before. An equal score, which
       also makes the last epoch the best, is no improvement.
+    - ``tie``: the epoch that is kept has the score of an earlier one, and a far worse validation
+      loss (see `TIE`).
 
     All but ``not_finite`` are raised from the second epoch on; collapse and overfit also in a
     training's only epoch. In the first epoch the running statistics of BatchNorm lag behind, and a
@@ -72,11 +78,14 @@ class Diagnostics:
         self._gap = gap
         self._best_metric = best_metric
         self._best = -math.inf
+        self._tied: list[tuple[int, float]] = []
         self._flags: list[Flag] = []
 
     def resume(self, history: Iterable[Mapping[str, float]]) -> None:
         """Go on with a training that has the metrics of these epochs."""
-        self._best = max(map(self._score, history), default=-math.inf)
+        self._best = -math.inf
+        for epoch, values in enumerate(history, start=1):
+            self._note(epoch, values)
 
     def after_epoch(
         self,
@@ -97,8 +106,7 @@ class Diagnostics:
         """
         best_before = self._best
         score = self._score(values)
-        if math.isfinite(score):
-            self._best = max(best_before, score)
+        self._note(epoch, values)
         found = [flag_not_finite(values)]
         if epoch > 1 or epochs == 1:
             collapsed = find_collapse(predicted_classes, self._num_classes)
@@ -112,6 +120,7 @@ class Diagnostics:
                 f"({ranking.title(self._best_metric)} {reached}); more epochs may help"
             )
             found.append(Flag("still_improving", text))
+        found.append(self._find_tie())
         self._flags = [flag for flag in found if flag is not None]
         return list(self._flags)
 
@@ -122,6 +131,31 @@ class Diagnostics:
         """
         others = [flag for flag in self._flags if flag.name != "not_finite"]
         return [Flag("not_finite", reason), *others]
+
+    def _note(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Note an epoch that is the best so far, or as good as that."""
+        score = self._score(values)
+        if not math.isfinite(score) or score < self._best:
+            return
+        if score > self._best:
+            self._tied = []
+        self._best = score
+        self._tied.append((epoch, values["val/loss"]))
+
+    def _find_tie(self) -> Flag | None:
+        """Return the flag of a kept epoch whose loss is far worse than that of an equal one."""
+        if len(self._tied) < 2:
+            return None
+        kept, loss = self._tied[-1]
+        other, lowest = min(self._tied, key=itemgetter(1))
+        if not loss > TIE * lowest > 0:
+            return None
+        return Flag(
+            "tie",
+            f"epoch {kept} is kept, as good as epoch {other} by "
+            f"{ranking.title(self._best_metric)}, but its validation loss {loss:.4f} is "
+            f"{loss / lowest:.1f} times that of epoch {other}, {lowest:.4f}",
+        )
 
     def _score(self, values: Mapping[str, float]) -> float:
         return ranking.score(values[self._best_metric], self._best_metric)

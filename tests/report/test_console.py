@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline import ranking
-from pipeline.report import console, tables
+from pipeline.report import console, people_table, tables
 from tests.report.test_tables import row
 
 WIDTHS = [40, 60, 80, 100, 140, 250]
@@ -75,7 +75,7 @@ def study(count: int = 20, metric: str = "val/accuracy") -> pd.DataFrame:
             "value": 0.5,
         }
         rows.append(row(f"r{number}", settings, **values))
-    return tables.table_for_people(rows, metric)
+    return people_table.table_for_people(rows, metric)
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -104,14 +104,14 @@ def numbers(text: str) -> list[str]:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_number_of_a_comparison_is_broken(terminal: Terminal, width: int) -> None:
     printed, table = terminal(width), study()
-    console.show_table(table, "Comparison", expendable=tables.least_important("val/accuracy"))
+    console.show_table(table, "Comparison", expendable=people_table.least_important("val/accuracy"))
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     shown = [text for line in cells(printed.getvalue()) for text in line]
     allowed = {number for text in table.to_numpy().ravel() for number in numbers(text)}
     assert {number for text in shown for number in numbers(text)} <= allowed
     # Each cell of figures stands on one line.
-    for column in ("val accuracy", "val loss", "test accuracy (95%)", "parameters", "time"):
+    for column in ("val accuracy", "test accuracy (95%)", "parameters", "time"):
         if column not in left_out(printed.getvalue()):
             assert {text for text in table[column] if text} <= set(shown), column
 
@@ -122,7 +122,7 @@ def test_rank_run_settings_and_what_ranks_are_always_shown(
     terminal: Terminal, width: int, metric: str
 ) -> None:
     printed, table = terminal(width), study(6, metric)
-    console.show_table(table, "Comparison", expendable=tables.least_important(metric))
+    console.show_table(table, "Comparison", expendable=people_table.least_important(metric))
     columns = list(zip(*cells(printed.getvalue()), strict=True))
     texts = ["".join(cell.replace(" ", "") for cell in column) for column in columns]
     assert texts[0] == "".join(table["#"])
@@ -136,10 +136,14 @@ def test_rank_run_settings_and_what_ranks_are_always_shown(
 
 def test_what_is_left_out_is_named(terminal: Terminal) -> None:
     narrow = terminal(60)
-    console.show_table(study(3), "Comparison", expendable=tables.least_important("val/accuracy"))
-    assert left_out(narrow.getvalue()) == ["parameters", "time", "val loss", "test accuracy (95%)"]
+    console.show_table(
+        study(3), "Comparison", expendable=people_table.least_important("val/accuracy")
+    )
+    assert left_out(narrow.getvalue()) == ["parameters", "time", "test accuracy (95%)"]
     wide = terminal(200)
-    console.show_table(study(3), "Comparison", expendable=tables.least_important("val/accuracy"))
+    console.show_table(
+        study(3), "Comparison", expendable=people_table.least_important("val/accuracy")
+    )
     assert left_out(wide.getvalue()) == []
     assert cells(wide.getvalue())[0][:2] == ["1", "00 mobilenet_v3_small"]
 
@@ -168,13 +172,15 @@ def test_a_terminal_that_is_too_narrow_for_anything_is_no_error(
     terminal: Terminal, width: int
 ) -> None:
     printed = terminal(width)
-    console.show_table(study(2), "Comparison", expendable=tables.least_important("val/accuracy"))
+    console.show_table(
+        study(2), "Comparison", expendable=people_table.least_important("val/accuracy")
+    )
     assert printed.getvalue()
 
 
 def test_a_table_without_rows_is_no_error(terminal: Terminal) -> None:
     printed = terminal(80)
-    console.show_table(tables.table_for_people([]), "Comparison")
+    console.show_table(people_table.table_for_people([]), "Comparison")
     assert printed.getvalue().strip() == ""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import ranking
 from pipeline.config import Configuration, nest
-from pipeline.report import tables
+from pipeline.report import people_table, settings_text, tables
 from pipeline.report.format import format_duration, format_percent
 
 FIRST_COLUMNS = [
@@ -45,7 +45,6 @@ PEOPLES_COLUMNS = [
     "run",
     "settings",
     "val accuracy",
-    "val loss",
     "test accuracy (95%)",
     "parameters",
     "time",
@@ -183,9 +182,8 @@ def test_no_complete_run_is_an_empty_table() -> None:
     "metric", ["val/accuracy", "val/loss", "val/f1_macro", "val/balanced_accuracy"]
 )
 def test_what_ranks_is_never_expendable(metric: str) -> None:
-    columns = list(tables.table_for_people([row(metric=metric, value=0.5)], metric))
-    expendable = tables.least_important(metric)
-    assert set(expendable) < set(columns)
+    columns = list(people_table.table_for_people([row(metric=metric, value=0.5)], metric))
+    expendable = people_table.least_important(metric)
     ranked = ranking.title(metric).replace("validation", "val")
     assert ranked in columns and ranked not in expendable
 
@@ -214,11 +212,14 @@ def test_only_settings_that_differ_are_shown() -> None:
         row(settings={"optimizer.lr": 1e-3}),
         row(settings={"optimizer.lr": 5e-5, "schedule.name": "cosine"}),
     ]
-    assert tables.differing_settings(rows) == ["lr 0.001, decay none", "lr 5e-05, decay cosine"]
+    assert settings_text.differing_settings(rows) == [
+        "lr 0.001, decay none",
+        "lr 5e-05, decay cosine",
+    ]
 
 
 def test_equal_runs_differ_in_nothing() -> None:
-    assert tables.differing_settings([row(), row()]) == ["", ""]
+    assert settings_text.differing_settings([row(), row()]) == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["model.name", "data.source", "data.workers", "training.device"])
@@ -229,7 +230,17 @@ def test_what_is_no_setting_is_not_shown(name: str) -> None:
         "data.workers": 2,
         "training.device": "cpu",
     }[name]
-    assert tables.differing_settings([row(), row(settings={name: other})]) == ["", ""]
+    named = {"run_name": "resnet18 and resnet34"}
+    rows = [row(**named), row(settings={name: other}, **named)]
+    assert settings_text.differing_settings(rows) == ["", ""]
+
+
+def test_a_network_that_run_names_do_not_tell_is_a_setting() -> None:
+    rows = [
+        row(run_name=f"bold-fox-{number}", settings={"model.name": name, "optimizer.lr": lr})
+        for number, (name, lr) in enumerate([("resnet18", 1e-3), ("resnet34", 1e-4)])
+    ]
+    assert settings_text.differing_settings(rows) == ["resnet18, lr 0.001", "resnet34, lr 0.0001"]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +256,7 @@ def test_what_is_no_setting_is_not_shown(name: str) -> None:
 )
 def test_settings_that_differ_can_be_told_apart(name: str, one: Any, other: Any) -> None:
     under = {"optimizer.name": "sgd"} if name == "optimizer.momentum" else {}
-    first, second = tables.differing_settings(
+    first, second = settings_text.differing_settings(
         [row(settings={**under, name: one}), row(settings={**under, name: other})]
     )
     assert first != second
@@ -256,7 +267,7 @@ def test_a_setting_without_effect_is_not_shown() -> None:
         row(settings={"optimizer.name": "adam", "optimizer.momentum": momentum})
         for momentum in (0.9, 0.95)
     ]
-    assert tables.differing_settings(rows) == ["", ""]
+    assert settings_text.differing_settings(rows) == ["", ""]
 
 
 def test_a_gamma_that_all_have_who_use_it_is_not_shown() -> None:
@@ -265,7 +276,7 @@ def test_a_gamma_that_all_have_who_use_it_is_not_shown() -> None:
         for name in ("exponential", "cosine", "exponential")
     ]
     rows = [row(settings=some) for some in settings]
-    assert tables.differing_settings(rows) == [
+    assert settings_text.differing_settings(rows) == [
         "decay exponential",
         "decay cosine",
         "decay exponential",
@@ -277,23 +288,22 @@ def test_a_gamma_of_ones_own_is_shown() -> None:
         row(settings={"schedule.name": "exponential", "schedule.gamma": gamma})
         for gamma in (0.9, 0.8)
     ]
-    assert tables.differing_settings(rows) == ["gamma 0.9", "gamma 0.8"]
+    assert settings_text.differing_settings(rows) == ["gamma 0.9", "gamma 0.8"]
 
 
 def test_a_gamma_that_comes_with_the_schedule_is_not_shown() -> None:
     rows = [row(settings={"schedule.name": name}) for name in ("exponential", "step")]
-    assert tables.differing_settings(rows) == ["decay exponential", "decay step"]
+    assert settings_text.differing_settings(rows) == ["decay exponential", "decay step"]
 
 
-def test_eight_columns_for_people() -> None:
-    table = tables.table_for_people([row()])
+def test_few_columns_for_people() -> None:
+    table = people_table.table_for_people([row()])
     assert list(table.columns) == PEOPLES_COLUMNS
     assert table.loc[0].tolist() == [
         "1",
         "run r1",
         "",
         "98.14%",
-        "0.0500",
         "92.00% (88.7 to 94.4)",
         "11.2 M",
         "48 s",
@@ -301,13 +311,17 @@ def test_eight_columns_for_people() -> None:
 
 
 def test_a_metric_of_its_own_has_a_column_of_its_own() -> None:
-    table = tables.table_for_people([row(metric="val/f1_macro", value=0.8765)], "val/f1_macro")
+    table = people_table.table_for_people(
+        [row(metric="val/f1_macro", value=0.8765)], "val/f1_macro"
+    )
     assert list(table.columns) == [*PEOPLES_COLUMNS[:3], "val macro F1", *PEOPLES_COLUMNS[3:]]
     assert table["val macro F1"].tolist() == ["87.65%"]
 
 
 def test_a_run_of_another_metric_has_no_rank() -> None:
-    table = tables.table_for_people([row(), row(apart="other metric"), row(apart="other data")])
+    table = people_table.table_for_people(
+        [row(), row(apart="other metric"), row(apart="other data")]
+    )
     assert table["#"].tolist() == ["1", "other metric", "other data"]
 
 
@@ -319,7 +333,13 @@ def test_runs_that_cannot_be_ranked_show_their_state_instead_of_a_rank() -> None
         row(state="failed", val_accuracy=None),
         row(val_accuracy=math.nan),
     ]
-    assert tables.table_for_people(rows)["#"].tolist() == ["1", "2", "pruned", "failed", "complete"]
+    assert people_table.table_for_people(rows)["#"].tolist() == [
+        "1",
+        "2",
+        "pruned",
+        "failed",
+        "no score",
+    ]
 
 
 def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
@@ -328,7 +348,7 @@ def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
         for value in (0.9, None, math.nan, 1.797e308)
         for state in ("complete", "pruned")
     ]
-    assert [text.isdigit() for text in tables.table_for_people(rows)["#"]] == [
+    assert [text.isdigit() for text in people_table.table_for_people(rows)["#"]] == [
         ranking.can_be_ranked(one) for one in rows
     ]
 
@@ -336,12 +356,13 @@ def test_ranks_are_given_to_those_the_ranking_ranks() -> None:
 @pytest.mark.parametrize("missing", [None, math.nan, 1.797e308])
 def test_missing_scores_are_blank_for_people(missing: float | None) -> None:
     names = ("val_accuracy", "val_loss", "test_accuracy", "parameters", "seconds")
-    table = tables.table_for_people([row(**dict.fromkeys(names, missing))])
+    table = people_table.table_for_people([row(**dict.fromkeys(names, missing))])
     assert table.loc[0].tolist()[3:] == [""] * 5
+    assert list(table)[3:5] == ["val accuracy", "val loss"]
 
 
 def test_a_test_score_without_interval_stands_alone() -> None:
-    assert tables.table_for_people([row(test_accuracy_low=None)])[
+    assert people_table.table_for_people([row(test_accuracy_low=None)])[
         "test accuracy (95%)"
     ].tolist() == ["92.00%"]
 
@@ -375,7 +396,7 @@ def test_percents(value: float | None, text: str) -> None:
     ("count", "text"), [(11181642, "11.2 M"), (26154, "26,154"), (100000, "0.1 M")]
 )
 def test_numbers_of_parameters(count: int, text: str) -> None:
-    assert tables.table_for_people([row(parameters=count)])["parameters"].tolist() == [text]
+    assert people_table.table_for_people([row(parameters=count)])["parameters"].tolist() == [text]
 
 
 def test_scores_per_class_as_text() -> None:
@@ -437,8 +458,8 @@ def parsed(page: str) -> Cells:
 
 
 def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
-    table = tables.table_for_people([row(run_name=HOSTILE)])
-    page = tables.to_html(table, HOSTILE, [HOSTILE], figure='x"onerror="alert(1)')
+    table = people_table.table_for_people([row(run_name=HOSTILE)])
+    page = people_table.to_html(table, HOSTILE, [HOSTILE], figure='x"onerror="alert(1)')
     parser = parsed(page)
     assert "script" not in [tag for tag, _ in parser.tags]
     assert HOSTILE in parser.cells
@@ -448,8 +469,8 @@ def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
 
 
 def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
-    table = tables.table_for_people([row(), row(state="failed", val_accuracy=None)])
-    parser = parsed(tables.to_html(table, "Comparison", ["a note"]))
+    table = people_table.table_for_people([row(), row(state="failed", val_accuracy=None)])
+    parser = parsed(people_table.to_html(table, "Comparison", ["a note"]))
     assert parser.cells == [str(value) for line in table.itertuples(index=False) for value in line]
     assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [
         None,
@@ -460,8 +481,10 @@ def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
 
 
 def test_the_markdown_has_a_line_per_run() -> None:
-    lines = tables.to_markdown(
-        tables.table_for_people([row("r1"), row("r2")]), "Comparison", ["a note"]
+    lines = people_table.to_markdown(
+        people_table.table_for_people([row("r1"), row("r2", parameters=5)]),
+        "Comparison",
+        ["a note"],
     ).splitlines()
     assert lines[0] == "# Comparison"
     assert "a note" in lines
@@ -470,8 +493,8 @@ def test_the_markdown_has_a_line_per_run() -> None:
 
 
 def test_the_markdown_escapes_bars() -> None:
-    last = tables.to_markdown(
-        tables.table_for_people([row(run_name="a|b")]), "Comparison", []
+    last = people_table.to_markdown(
+        people_table.table_for_people([row(run_name="a|b")]), "Comparison", []
     ).splitlines()[-1]
     assert "a\\|b" in last
     assert last.replace("\\|", "").count("|") == len(PEOPLES_COLUMNS) + 1
@@ -482,7 +505,7 @@ def test_a_training_is_described_by_what_tells_it_apart() -> None:
         nest({"optimizer.lr": 0.001, "schedule.name": "cosine"})
     ).flat()
     assert (
-        tables.describe_settings(params)
+        settings_text.describe_settings(params)
         == "resnet18, weights none, lr 0.001, wd 0.0001, decay cosine"
     )
 
@@ -493,8 +516,13 @@ def test_networks_of_ones_own_that_differ_in_their_code_are_told_apart() -> None
         row("a", config_hash="a" * 12, params=params),
         row("b", config_hash="b" * 12, params={**params, "optimizer.lr": "0.001"}),
     ]
-    assert tables.differing_settings(rows) == ["configuration aaaaaa", "configuration bbbbbb"]
-    assert tables.differing_settings([rows[0], row("c", config_hash="a" * 12, params=params)]) == [
+    assert settings_text.differing_settings(rows) == [
+        "configuration aaaaaa",
+        "configuration bbbbbb",
+    ]
+    assert settings_text.differing_settings(
+        [rows[0], row("c", config_hash="a" * 12, params=params)]
+    ) == [
         "",
         "",
     ]
@@ -502,4 +530,4 @@ def test_networks_of_ones_own_that_differ_in_their_code_are_told_apart() -> None
 
 def test_a_number_that_nobody_writes_out_is_short() -> None:
     rows = [row("a", params={"optimizer.lr": "1e+30"}), row("b", params={"optimizer.lr": "0.001"})]
-    assert tables.differing_settings(rows) == ["lr 1e+30", "lr 0.001"]
+    assert settings_text.differing_settings(rows) == ["lr 1e+30", "lr 0.001"]

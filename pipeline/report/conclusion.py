@@ -1,0 +1,317 @@
+"""A comparison in words: what leads, how sure that is, what is wrong, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import ranking
+from pipeline.experiment import Command
+from pipeline.report.format import format_duration, format_percent, to_number
+from pipeline.report.merged import name_configuration
+from pipeline.report.settings_text import differing_settings
+from pipeline.scores.intervals import LEAST_GROUPS
+from pipeline.scores.problems import GAP_ERRORS, gap_in_errors
+from pipeline.scores.significance import Difference, Verdict, Word
+
+Row = Mapping[str, Any]
+
+MOST_REPEATED = 6
+"""Most configurations that are to be trained with further seeds, the leader among them."""
+MORE_SEEDS = 2
+"""Further seeds that are proposed: two of them make the first estimate of what seeds do."""
+_WORTH_SAYING = 1.2
+"""Ratio of cost from which another configuration is said to be cheaper."""
+_GAP = "validation far above test"
+_MISSED = "target missed"
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The ranked configurations of a comparison.
+
+    Attributes:
+        rows: Results of `merge_repeats` that are ranked, the leader first.
+        names: What they are called in a sentence.
+        metric: The metric that ranks them.
+    """
+
+    rows: Sequence[Row]
+    names: Sequence[str]
+    metric: str
+
+    @property
+    def leader(self) -> Row:
+        """The configuration that leads on validation."""
+        return self.rows[0]
+
+    def with_word(self, word: Word | None) -> list[int]:
+        """Return the numbers of the configurations beside the leader of that verdict."""
+        others = enumerate(self.rows[1:], start=1)
+        return [number for number, row in others if _word(row) == word]
+
+    def differences(self) -> list[Difference]:
+        """Return the comparisons with the leader."""
+        verdicts: list[Verdict | None] = [row["verdict"] for row in self.rows]
+        found = [verdict.difference for verdict in verdicts if verdict is not None]
+        return [difference for difference in found if difference is not None]
+
+    def count_problem(self, name: str) -> int:
+        """Return the number of configurations with a problem."""
+        number = 0
+        for row in self.rows:
+            number += any(problem.name == name for problem in row["problems"])
+        return number
+
+
+def _word(row: Row) -> Word | None:
+    verdict: Verdict | None = row["verdict"]
+    return None if verdict is None else verdict.word
+
+
+def write_conclusion(
+    rows: Sequence[Row], metric: str, command: Command, target: float = 0.0
+) -> list[str]:
+    """Return the conclusion of a comparison, a sentence or two each; empty if nothing is ranked.
+
+    Args:
+        rows: Results of `merge_repeats`.
+        metric: The metric that ranks them.
+        command: Returns what to type for a step.
+        target: The score that the study is to reach; 0: none.
+    """
+    ranked = [row for row in rows if ranking.can_be_ranked(row) and not row.get("apart")]
+    if not ranked:
+        return []
+    pairs = zip(ranked, differing_settings(ranked), strict=True)
+    names = [name_configuration(row, settings) for row, settings in pairs]
+    judged = _Judged(ranked, names, metric)
+    sentences = [
+        _describe_leader(judged),
+        _describe_others(judged),
+        _describe_seeds(judged),
+        _describe_gap(judged),
+        *_describe_leaders_problems(judged),
+        _describe_target(judged, target),
+        _describe_next(judged, command),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def number_word(number: int) -> str:
+    """Return a number up to ten as a word, a larger one in digits."""
+    return _WORDS[number] if number < len(_WORDS) else f"{number:,}"
+
+
+def _configurations(number: int) -> str:
+    return f"{number_word(number)} configuration{'' if number == 1 else 's'}"
+
+
+def _describe_leader(judged: _Judged) -> str:
+    leader = judged.leader
+    value = ranking.text(leader["value"], judged.metric) if leader["value"] is not None else ""
+    text = f"{judged.names[0]} leads on {ranking.title(judged.metric)} with {value}"
+    if leader["value"] is None:
+        text = f"{judged.names[0]} leads on validation"
+    tied = sum(row["value"] == leader["value"] for row in judged.rows[1:])
+    if tied and judged.metric != "val/loss":
+        text += f" (as {_configurations(tied)} more; the lower validation loss decides)"
+    repeats = leader["repeats"]
+    if leader["test_accuracy"] is None:
+        return f"{text}; on the test images it is not evaluated."
+    of_runs = f"mean of {repeats} runs" if repeats > 1 else "one run"
+    low, high = to_number(leader["test_accuracy_low"]), to_number(leader["test_accuracy_high"])
+    interval = f"no interval: fewer than {LEAST_GROUPS} groups of images"
+    if low is not None and high is not None:
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{text}: {leader['test_accuracy']:.1%} on test ({of_runs}; {interval})."
+
+
+def _describe_others(judged: _Judged) -> str:
+    others = len(judged.rows) - 1
+    if not others or not judged.differences():
+        return ""
+    alike, worse = judged.with_word("not told apart"), judged.with_word("worse")
+    texts = []
+    if alike:
+        are = "is" if len(alike) == 1 else "are"
+        texts.append(
+            f"{_configurations(len(alike)).capitalize()} {are} not told apart from it"
+            + _describe_cheapest(judged, alike)
+        )
+    if len(worse) == others:
+        texts.append("All others are worse" if others > 1 else "The other one is worse")
+    elif worse:
+        are = "is" if len(worse) == 1 else "are"
+        texts.append(f"{number_word(len(worse)).capitalize()} {are} worse")
+    for number in judged.with_word("better on test"):
+        accuracy = format_percent(judged.rows[number]["test_accuracy"])
+        texts.append(
+            f"{judged.names[number]} is better on test ({accuracy}), though not on validation"
+        )
+    unknown = judged.with_word(None)
+    if unknown:
+        are = "is" if len(unknown) == 1 else "are"
+        text = f"{_configurations(len(unknown)).capitalize()} {are} not compared"
+        if all(judged.rows[number]["test_accuracy"] is None for number in unknown):
+            text += ", since not evaluated"
+        texts.append(text)
+    return ". ".join(texts) + "."
+
+
+def _describe_cheapest(judged: _Judged, alike: Sequence[int]) -> str:
+    """Return which of the configurations that are not told apart costs least, if that is much."""
+    for column, is_speed in (("images_per_second", True), ("parameters", False)):
+        own = to_number(judged.leader.get(column))
+        if not own:
+            continue
+        ratios: list[tuple[float, int]] = []
+        for number in alike:
+            cost = to_number(judged.rows[number].get(column))
+            if cost:
+                ratios.append((cost / own if is_speed else own / cost, -number))
+        ratio, number = max(ratios, default=(0.0, 0))
+        if ratio >= _WORTH_SAYING:
+            than = "times faster" if is_speed else "times fewer parameters"
+            verb = "" if is_speed else "with "
+            which = "it is" if len(alike) == 1 else f"the cheapest is {judged.names[-number]},"
+            return f"; {which} {verb}{ratio:.1f} {than}"
+        if ratios:
+            return ""
+    return ""
+
+
+def _describe_seeds(judged: _Judged) -> str:
+    differences = judged.differences()
+    if not differences or any(difference.counts_seeds for difference in differences):
+        return ""
+    return "This is of these runs alone: another seed may turn it round."
+
+
+def _describe_gap(judged: _Judged) -> str:
+    total = len(judged.rows)
+    number = judged.count_problem(_GAP)
+    gaps = _common_gap(judged)
+    if gaps:
+        text = f"In all of them validation is above test, by {gaps}"
+    elif number:
+        whose = "In it" if total == 1 else f"In {number_word(number)} of {number_word(total)}"
+        text = f"{whose} validation is far above test"
+    else:
+        return ""
+    return (
+        f"{text}: look for near-duplicates in training and validation, or for test images "
+        "from elsewhere."
+    )
+
+
+def _common_gap(judged: _Judged) -> str:
+    """Return by how much validation is above test, if it is so in all runs, and far on average.
+
+    The runs answered the same images, so that their mean is as uncertain as one of them.
+    """
+    gaps = []
+    means = {"val_accuracy": 0.0, "test_accuracy": 0.0}
+    runs: list[Row] = []
+    for row in judged.rows:
+        runs += row["runs"]
+    for run in runs:
+        val, test = (to_number(run.get(name)) for name in means)
+        if val is None or test is None or val <= test:
+            return ""
+        gaps.append(100 * (val - test))
+        means["val_accuracy"] += val / len(runs)
+        means["test_accuracy"] += test / len(runs)
+    num_val, num_test = (judged.leader.get(name) for name in ("val_images", "test_images"))
+    if len(judged.rows) < 2 or not num_val or not num_test:
+        return ""
+    errors = gap_in_errors(means["val_accuracy"], num_val, means["test_accuracy"], num_test)
+    return f"{min(gaps):.1f} to {max(gaps):.1f} points" if errors > GAP_ERRORS else ""
+
+
+def _describe_leaders_problems(judged: _Judged) -> list[str]:
+    told = (_MISSED, _GAP)
+    problems = [one for one in judged.leader["problems"] if one.name not in told]
+    return [f"Of the leader: {problem.text}." for problem in problems]
+
+
+def _describe_target(judged: _Judged, target: float) -> str:
+    if not target:
+        return ""
+    reached = len(judged.rows) - judged.count_problem(_MISSED)
+    if not reached:
+        return f"The target {target:g} is not reached."
+    return f"The target {target:g} is reached by {number_word(reached)} of {len(judged.rows)}."
+
+
+def _describe_next(judged: _Judged, command: Command) -> str:
+    leader = judged.leader
+    names = [problem.name for problem in leader["problems"]]
+    if {"collapsed", "not above majority"} & set(names):
+        return "Next: look at the images and the learning rate; nothing has been learned yet."
+    if leader["test_accuracy"] is None:
+        typed = command("summary", "--evaluate all")
+        return _next("evaluate" if typed else "evaluate (summary --evaluate all)", typed)
+    alike = judged.with_word("not told apart")
+    if not alike:
+        return _next("register it", command("register", ""))
+    differences = [judged.rows[number]["verdict"].difference for number in alike]
+    counts_seeds = any(difference.counts_seeds for difference in differences)
+    by_seeds = any(difference.seeds_needed for difference in differences)
+    if counts_seeds and not by_seeds:
+        return _describe_more_images(judged, alike, command)
+    return _describe_repeats(judged, [0, *alike][:MOST_REPEATED], command)
+
+
+def _next(act: str, command: str) -> str:
+    return f"Next: {act}: {command}" if command else f"Next: {act}."
+
+
+def _describe_more_images(judged: _Judged, alike: Sequence[int], command: Command) -> str:
+    """Say that seeds alone tell no configurations apart, and what would."""
+    needed: list[tuple[int, int]] = []
+    for number in alike:
+        images = judged.rows[number]["verdict"].difference.images_needed
+        if images is not None:
+            needed.append((images, number))
+    text = "Neither more seeds nor more test images alone would tell them apart"
+    if needed:
+        images, number = min(needed)
+        text = (
+            "More seeds would not tell them apart; "
+            f"{images:,} test images would tell {judged.names[number]} from the leader"
+        )
+    return f"{text}. " + _next("register the one that suits", command("register", ""))
+
+
+def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command) -> str:
+    """Say which configurations to train with further seeds, and how long that takes."""
+    seeds_of = []
+    hashes = []
+    for number in numbers:
+        row = judged.rows[number]
+        seeds_of.append(len({run.get("seed") for run in row["runs"]}))
+        hashes.append(str(row["config_hash"]))
+    wanted = max(seeds_of) + MORE_SEEDS
+    seconds = 0.0
+    for number, seeds in zip(numbers, seeds_of, strict=True):
+        row = judged.rows[number]
+        each = to_number(row["seconds"]) or 0.0
+        seconds += each * row["repeats"] / seeds * (wanted - seeds)
+    lacking = {wanted - seeds for seeds in seeds_of}
+    more = f"with {number_word(MORE_SEEDS)} more seeds"
+    if len(lacking) > 1:
+        more = f"until each has {number_word(wanted)} seeds"
+    which = "these" if len(numbers) == len(judged.rows) else "the first"
+    act = f"train {which} {number_word(len(numbers))} {more}"
+    if len(numbers) <= len(judged.with_word("not told apart")):
+        act = f"train the first {number_word(len(numbers))} of these {more}"
+    if not all(hashes):
+        return f"Next: {act} (study.repeats)."
+    options = f"--study.repeats {wanted} --study.only {','.join(hashes)}"
+    typed = command("tune", options)
+    if not typed:
+        typed = f"tune with the study's file and {options}"
+    return f"Next: {act}: {typed} (about {format_duration(seconds)} by their times so far)"
