@@ -18,6 +18,7 @@ from pipeline.data.loader import Images, Loader
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.check import need_known_images
+from pipeline.jobs.cost import BATCH, find_cost
 from pipeline.jobs.prepare import prepare_as_recorded
 from pipeline.jobs.recorded_run import Restored, restore_network
 from pipeline.jobs.summary import Summary
@@ -25,7 +26,7 @@ from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
 from pipeline.ranking import by_configuration
 from pipeline.report.console import say
-from pipeline.scores.calibration import fit_temperature, reliability
+from pipeline.scores.calibration import error_by_chance, fit_temperature, reliability
 from pipeline.scores.evaluation import Evaluation
 from pipeline.scores.intervals import LEAST_GROUPS
 from pipeline.tracking import names
@@ -110,7 +111,11 @@ def evaluate(
     # Last, so that a run with test metrics has the files too.
     values[names.TEMPERATURE] = temperature
     values[names.TEST_IMAGES] = len(labels)
-    run.metrics(values)
+    values[names.VAL_IMAGES] = len(prepared.positions("val"))
+    images = _load_some(restored, data, prepared, compute_on)
+    measured_with, cost = find_cost(workspace, restored.network, restored.configuration, images)
+    run.tag({names.COST: measured_with})
+    run.metrics({**values, **cost})
     return values, table
 
 
@@ -174,10 +179,22 @@ def _compute_logits(
     restored: Restored, data: Data, prepared: Prepared, split: str, device: torch.device
 ) -> tuple[metrics.Labels, metrics.Floats]:
     """Return labels (images,) and logits (images, classes) of the images of a split."""
-    positions = prepared.positions(split)
-    images = Images(prepared.images, positions, prepared.labels(), data.image_size)
-    loader = Loader(images, data.batch_size)
+    loader = Loader(_images_of(data, prepared, split), data.batch_size)
     return predict_logits(restored.network.to(device), loader, restored.preprocessing, device)
+
+
+def _images_of(data: Data, prepared: Prepared, split: str) -> Images:
+    positions = prepared.positions(split)
+    return Images(prepared.images, positions, prepared.labels(), data.image_size)
+
+
+def _load_some(
+    restored: Restored, data: Data, prepared: Prepared, device: torch.device
+) -> torch.Tensor:
+    """Return a batch of test images as the network gets them."""
+    batches = Loader(_images_of(data, prepared, "test"), BATCH).epoch(0)
+    images, _ = next(iter(batches))
+    return restored.preprocessing.normalise(images.to(device))
 
 
 def _score(evaluation: Evaluation, temperature: float) -> dict[str, float]:
@@ -200,6 +217,7 @@ def _score(evaluation: Evaluation, temperature: float) -> dict[str, float]:
     scores["ece_debiased"] = before.debiased_error()
     scores["calibrated_loss"] = metrics.cross_entropy(labels, logits / temperature)
     scores["calibrated_ece"] = after.error()
+    scores["ece_by_chance"] = error_by_chance(evaluation.probabilities.max(axis=1))
     scores["calibrated_ece_debiased"] = after.debiased_error()
     return {f"test/{name}": value for name, value in scores.items() if not math.isnan(value)}
 

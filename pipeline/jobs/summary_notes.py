@@ -11,7 +11,6 @@ from pipeline.ranking import DEFAULT, can_be_ranked, score, text, title
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
 
-
 _TIED = 3
 """Number of runs from which it is said that they share a value."""
 
