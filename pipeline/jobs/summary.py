@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Command, Experiment, no_command
 from pipeline.files import new_file
+from pipeline.jobs.comparison_parts import describe_parts
 from pipeline.jobs.setting_effects import effects_of, with_resolved_weights
 from pipeline.jobs.summary_notes import (
     describe_ranking,
@@ -25,6 +26,7 @@ from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
 from pipeline.ranking import by_configuration, can_be_ranked, rank
 from pipeline.report import comparison_figure, people_table, tables
+from pipeline.report.comparison_page import to_html
 from pipeline.report.conclusion import write_conclusion
 from pipeline.report.console import say, show_table
 from pipeline.report.merged import Row, merge_repeats
@@ -300,7 +302,7 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
     workspace.need_writable(workspace.outputs, *workspace.artifacts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_files(folder, compared)
+        _write_files(workspace, folder, compared)
         workspace.outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
             # All or none: a table of today beside a figure of yesterday would mislead.
@@ -311,19 +313,26 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
             RunLog(workspace, compared.parent).files(folder, "summary")
 
 
-def _write_files(folder: Path, compared: Summary) -> None:
+def _write_files(workspace: Workspace, folder: Path, compared: Summary) -> None:
     people = people_table.table_for_people(compared.configurations, compared.metric)
     whole = tables.comparison_table(compared.rows)
     whole.to_csv(folder / "comparison.csv", index=False)
     configurations = tables.configurations_table(compared.rows, compared.verdicts)
     configurations.to_csv(folder / "configurations.csv", index=False)
-    effects = tables.effects_table(effects_of(compared.ranked()))
-    effects.to_csv(folder / "effects.csv", index=False)
+    effects = effects_of(compared.ranked())
+    tables.effects_table(effects).to_csv(folder / "effects.csv", index=False)
     _draw_comparison(folder / "comparison.png", compared, people)
     paragraphs = [*compared.conclusion, *compared.notes]
     markdown = people_table.to_markdown(people, compared.title, paragraphs)
     (folder / "comparison.md").write_text(markdown, encoding="utf-8")
-    page = people_table.to_html(people, compared.title, paragraphs, "comparison.png")
+    parts = describe_parts(
+        workspace,
+        compared.configurations,
+        compared.metric,
+        effects,
+        (folder / "comparison.png").read_bytes(),
+    )
+    page = to_html(compared.title, compared.conclusion, compared.notes, people, parts)
     (folder / "comparison.html").write_text(page, encoding="utf-8")
 
 

@@ -47,7 +47,7 @@ def merge_repeats(
     for row in rows:
         if row.get("apart") or not ranking.can_be_ranked(row):
             alone = {"runs": [row], "repeats": 1, "problems": [], "verdict": None}
-            merged.append({**row, **alone, "is_pareto": False})
+            merged.append({**row, **alone, "is_pareto": False, "params": _settings_of(row)})
     return merged
 
 
@@ -65,15 +65,20 @@ def _merge(runs: Sequence[Mapping[str, Any]], verdict: Verdict | None, target: f
     elif verdict is not None:
         low, high = verdict.interval or (None, None)
         merged["test_accuracy_low"], merged["test_accuracy_high"] = low, high
-    settings = dict(runs[0].get("params") or {})
-    if runs[0].get("config_hash"):
-        for name in _OF_ONE_RUN:
-            settings.pop(name, None)
-    merged["params"] = settings
+    merged["params"] = _settings_of(runs[0])
     merged["runs"], merged["repeats"] = list(runs), len(runs)
     merged["problems"] = find_problems(runs, target)
     merged["verdict"] = verdict
     return merged
+
+
+def _settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's params but for those in which repeats of its configuration differ."""
+    settings = dict(run.get("params") or {})
+    if run.get("config_hash"):
+        for name in _OF_ONE_RUN:
+            settings.pop(name, None)
+    return settings
 
 
 def _mark_pareto(merged: Sequence[Row]) -> None:

@@ -1,8 +1,7 @@
-"""The comparison as people read it: few columns of text, as a table, Markdown or a page."""
+"""The comparison as people read it: few columns of text, as a table or as Markdown."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,24 +17,9 @@ from pipeline.report.format import (
     to_number,
 )
 from pipeline.report.settings_text import differing_settings
-from pipeline.safe_text import escape_markdown, make_visible
+from pipeline.safe_text import escape_markdown
 from pipeline.scores.problems import describe_short
 from pipeline.scores.significance import Verdict
-
-# A backslash at the end of a line joins the line with the next one.
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; \
-padding: 0 1rem; color: #1c2430; }
-table { border-collapse: collapse; width: 100%; }
-th { text-align: left; border-bottom: 2px solid #1c2430; }
-th, td { padding: .35rem .7rem; white-space: nowrap; }
-td:nth-child(3) { white-space: normal; }
-td:nth-child(n+4), th:nth-child(n+4) { text-align: right; font-variant-numeric: tabular-nums; }
-tbody tr { border-bottom: 1px solid #dfe3e8; }
-tbody tr:first-child { background: #e8f3ec; font-weight: 600; }
-tbody tr.unranked { color: #77808c; }
-img { max-width: 100%; margin-top: 1.5rem; }
-"""
 
 
 def table_for_people(
@@ -159,33 +143,3 @@ def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 
 def _markdown_row(cells: Iterable[Any]) -> str:
     return "| " + " | ".join(escape_markdown(str(cell)) for cell in cells) + " |"
-
-
-def to_html(table: pd.DataFrame, title: str, notes: Sequence[str], figure: str = "") -> str:
-    """Return a table of text as a standalone page.
-
-    Args:
-        table: Result of `table_for_people`.
-        title: Heading of the page.
-        notes: Paragraphs above the table.
-        figure: Name of a PNG beside the page, shown below the table; empty: none is shown.
-    """
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
-    body = ""
-    for row in table.itertuples(index=False):
-        mark = "" if str(row[0]).isdigit() else " class=unranked"
-        cells = "".join(f"<td>{html.escape(make_visible(str(value)))}</td>" for value in row)
-        body += f"<tr{mark}>{cells}</tr>\n"
-    paragraphs = "".join(f"<p>{html.escape(make_visible(note))}</p>\n" for note in notes)
-    picture = ""
-    if figure:
-        picture = f'<img src="{html.escape(figure)}" alt="comparison of the runs">\n'
-    heading = html.escape(title)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{heading}</title>"
-        f"<style>{_STYLE}</style>\n"
-        f"<h1>{heading}</h1>\n"
-        f"{paragraphs}<table><thead><tr>{head}</tr></thead><tbody>\n"
-        f"{body}</tbody></table>\n"
-        f"{picture}</html>\n"
-    )

@@ -45,7 +45,8 @@ def _setting_labels() -> dict[str, str]:
     return labels
 
 
-_LABELS = _setting_labels()
+SETTING_LABELS = _setting_labels()
+"""Label of each field that may tell runs apart, by its dotted name."""
 
 
 def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -98,7 +99,9 @@ def common_settings(rows: Sequence[Mapping[str, Any]]) -> str:
         value = values.pop() if len(values) == 1 else None
         if value is not None:
             shown = format_short(value)
-            texts.append(shown if name in _OWN_WORDS else f"{_LABELS.get(name, name)} {shown}")
+            texts.append(
+                shown if name in _OWN_WORDS else f"{SETTING_LABELS.get(name, name)} {shown}"
+            )
     return ", ".join(texts)
 
 
@@ -108,7 +111,7 @@ def _differing_names(params: Sequence[Mapping[str, Any]]) -> list[str]:
     for some in params:
         unknown |= {name for name in some if "." in name and field_info(name) is None}
     names = []
-    for name in (*_LABELS, *sorted(unknown)):
+    for name in (*SETTING_LABELS, *sorted(unknown)):
         values = {some[name] for some in params if name in some}
         if len(values) > 1:
             names.append(name)
@@ -119,7 +122,7 @@ def _describe_some(params: Mapping[str, Any], names: Sequence[str]) -> str:
     texts = []
     for name in names:
         if params.get(name) is not None:
-            texts.append(f"{_LABELS.get(name, name)} {format_short(params[name])}")
+            texts.append(f"{SETTING_LABELS.get(name, name)} {format_short(params[name])}")
     return ", ".join(texts)
 
 
@@ -141,5 +144,5 @@ def describe_settings(params: Mapping[str, Any]) -> str:
     """
     texts = [str(params["model.name"])]
     for name in ("model.weights", "optimizer.lr", "optimizer.weight_decay", "schedule.name"):
-        texts.append(f"{_LABELS[name]} {format_short(params[name])}")
+        texts.append(f"{SETTING_LABELS[name]} {format_short(params[name])}")
     return ", ".join(texts)

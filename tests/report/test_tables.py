@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -427,57 +426,6 @@ def test_of_many_classes_the_worst_are_shown() -> None:
         "test scores of the 20 of 2,000 classes with the lowest F1 (all: the run's "
         "test/per_class.csv)"
     )
-
-
-HOSTILE = '<script>alert("x")</script> & more'
-
-
-class Cells(HTMLParser):
-    """Collects the text of cells and the names of all elements."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "td":
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "td":
-            self.cells[-1] += data.rstrip("\n")
-
-
-def parsed(page: str) -> Cells:
-    parser = Cells()
-    parser.feed(page)
-    parser.close()
-    return parser
-
-
-def test_the_page_escapes_what_runs_and_notes_are_named() -> None:
-    table = people_table.table_for_people([row(run_name=HOSTILE)])
-    page = people_table.to_html(table, HOSTILE, [HOSTILE], figure='x"onerror="alert(1)')
-    parser = parsed(page)
-    assert "script" not in [tag for tag, _ in parser.tags]
-    assert HOSTILE in parser.cells
-    assert page.count("&lt;script&gt;") == 4
-    (image,) = [attributes for tag, attributes in parser.tags if tag == "img"]
-    assert set(image) == {"src", "alt"} and image["src"] == 'x"onerror="alert(1)'
-
-
-def test_the_page_has_each_cell_and_marks_the_unranked() -> None:
-    table = people_table.table_for_people([row(), row(state="failed", val_accuracy=None)])
-    parser = parsed(people_table.to_html(table, "Comparison", ["a note"]))
-    assert parser.cells == [str(value) for line in table.itertuples(index=False) for value in line]
-    assert [attributes.get("class") for tag, attributes in parser.tags if tag == "tr"] == [
-        None,
-        None,
-        "unranked",
-    ]
-    assert "img" not in [tag for tag, _ in parser.tags]
 
 
 def test_the_markdown_has_a_line_per_run() -> None:
