@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import (
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_curve,
+)
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -167,3 +171,27 @@ def per_class(labels: Labels, logits: Floats, classes: Sequence[str]) -> pd.Data
             "images": values[3],
         }
     )
+
+
+def roc_points(
+    is_true: NDArray[np.bool_], probability: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the false and the true positive rates of an ROC curve, both of shape (points,).
+
+    Args:
+        is_true: Whether each image is of the class, shape (images,).
+        probability: Probability of the class, shape (images,).
+    """
+    false_rates, true_rates, _ = roc_curve(is_true, probability)
+    return false_rates, true_rates
+
+
+def precision_recall_points(
+    is_true: NDArray[np.bool_], probability: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the recalls and the precisions of a curve, both of shape (points,).
+
+    The arguments are those of `roc_points`.
+    """
+    precisions, recalls, _ = precision_recall_curve(is_true, probability)
+    return recalls, precisions

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,27 +17,21 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
 from pipeline.jobs.check import need_known_images
 from pipeline.jobs.cost import BATCH, find_cost
+from pipeline.jobs.evaluation_log import EvaluatedRun, log_evaluation
 from pipeline.jobs.prepare import prepare_as_recorded
 from pipeline.jobs.recorded_run import Restored, restore_network
 from pipeline.jobs.summary import Summary
-from pipeline.jobs.training_log import log_confusion
 from pipeline.natural_order import natural_order
 from pipeline.ranking import by_configuration
 from pipeline.report.console import say
 from pipeline.scores.calibration import error_by_chance, fit_temperature, reliability
 from pipeline.scores.evaluation import Evaluation
-from pipeline.scores.intervals import LEAST_GROUPS
 from pipeline.tracking import names
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.device import resolve_device
 from pipeline.training.inference import predict_logits
 
-MOST_AS_CSV = 100
-"""Number of classes up to which the predictions are kept as CSV too.
-
-The table has a column for each class, so that of more classes it becomes large.
-"""
 _OF_USER = (
     "ordered",
     "source",
@@ -106,8 +98,7 @@ def evaluate(
     values["test/majority_rate"] = metrics.majority_rate(train_labels, labels, len(classes))
     table = metrics.per_class(labels, logits, classes).iloc[order]
     run = RunLog(workspace, run_id)
-    log_confusion(run, "test", labels, logits, classes, _describe(values, len(labels)))
-    _log_tables(run, table, _tabulate_predictions(prepared, classes, evaluation), len(classes))
+    log_evaluation(run, EvaluatedRun(prepared, classes, evaluation, temperature, values), table)
     # Last, so that a run with test metrics has the files too.
     values[names.TEMPERATURE] = temperature
     values[names.TEST_IMAGES] = len(labels)
@@ -220,47 +211,3 @@ def _score(evaluation: Evaluation, temperature: float) -> dict[str, float]:
     scores["ece_by_chance"] = error_by_chance(evaluation.probabilities.max(axis=1))
     scores["calibrated_ece_debiased"] = after.debiased_error()
     return {f"test/{name}": value for name, value in scores.items() if not math.isnan(value)}
-
-
-def _describe(values: Mapping[str, float], num_images: int) -> str:
-    interval = f"fewer than {LEAST_GROUPS} groups: no interval"
-    if "test/accuracy_low" in values:
-        low, high = values["test/accuracy_low"], values["test/accuracy_high"]
-        interval = f"95% interval {low:.1%} to {high:.1%}"
-    return (
-        f"test: {values['test/accuracy']:.2%} of {num_images} images ({interval}); "
-        f"always the largest class: {values['test/majority_rate']:.1%}"
-    )
-
-
-def _tabulate_predictions(
-    prepared: Prepared, classes: list[str], evaluation: Evaluation
-) -> pd.DataFrame:
-    """Return a row per test image: path, group, true and predicted class, their probabilities.
-
-    There is a column ``group`` only if images have groups.
-    """
-    shares = evaluation.probabilities
-    names_of_classes = np.array(classes)
-    manifest = prepared.manifest.iloc[prepared.positions("test")]
-    columns = {"path": manifest["path"].to_numpy()}
-    if evaluation.groups is not None:
-        columns["group"] = manifest["group"].to_numpy(dtype=object)
-    columns["true"] = names_of_classes[evaluation.labels]
-    columns["predicted"] = names_of_classes[shares.argmax(axis=1)]
-    for number, name in enumerate(classes):
-        columns[f"p_{name}"] = shares[:, number]
-    return pd.DataFrame(columns)
-
-
-def _log_tables(
-    run: RunLog, per_class: pd.DataFrame, predictions: pd.DataFrame, num_classes: int
-) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        test = Path(temporary) / "test"
-        test.mkdir()
-        per_class.to_csv(test / "per_class.csv", index=False)
-        predictions.to_parquet(test / "predictions.parquet", index=False)
-        if num_classes <= MOST_AS_CSV:
-            predictions.to_csv(test / "predictions.csv", index=False)
-        run.files(test, "test")

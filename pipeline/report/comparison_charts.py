@@ -61,8 +61,7 @@ def draw_curves(file: Path, trainings: Sequence[Curves], metric: str) -> None:
         left.yaxis.set_major_formatter(PercentFormatter(1))
     left.set_title(ranking.title(metric))
     right.set_title("learning rate")
-    rates = [rate for training in trainings for rate in training.learning_rates.values()]
-    if any(rate > 0 for rate in rates):
+    if any(max(training.learning_rates.values(), default=0.0) > 0 for training in trainings):
         right.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("epoch")

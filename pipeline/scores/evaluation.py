@@ -104,6 +104,7 @@ class Evaluation:
         self._in_top = (logits > of_label[:, None]).sum(axis=1) < TOP
         self._keeps = logits.size <= MOST_SORTED
         self._kept: list[_SortedClass] = []
+        self._areas: list[float] = []
 
     @property
     def num_classes(self) -> int:
@@ -140,11 +141,21 @@ class Evaluation:
         Args:
             copies: Number of copies of each image, shape (images,); None: each counts once.
         """
-        if copies is None:
-            copies = np.ones(len(self.labels), dtype=np.int64)
-        areas = [one.area(copies) for one in self._sorted_classes()]
-        known = [area for area in areas if not math.isnan(area)]
+        known = [area for area in self.class_areas(copies) if not math.isnan(area)]
         return math.fsum(known) / len(known) if known else math.nan
+
+    def class_areas(self, copies: Copies | None = None) -> list[float]:
+        """Return the area under the ROC curve of each class; NaN if the class does not occur.
+
+        Args:
+            copies: Number of copies of each image, shape (images,); None: each counts once.
+        """
+        if copies is not None:
+            return [one.area(copies) for one in self._sorted_classes()]
+        if not self._areas:
+            once = np.ones(len(self.labels), dtype=np.int64)
+            self._areas = [one.area(once) for one in self._sorted_classes()]
+        return self._areas
 
     def _sorted_classes(self) -> Iterator[_SortedClass]:
         """Yield the images in the order of each class; if there are few, they stay sorted."""

@@ -32,6 +32,8 @@ _OF_FLAGS = {
     "not_finite": "loss not finite",
 }
 """What the flags of trainings are called, see `pipeline.training.diagnostics`."""
+_OF_LAST_EPOCH = ("collapse", "baseline", "overfit")
+"""Flags that judge the last epoch, which need not be the one that is kept."""
 
 
 class Problem(NamedTuple):
@@ -59,7 +61,8 @@ def find_problems(runs: Sequence[Run], target: float = 0.0) -> list[Problem]:
     for run in runs:
         for name, text in run.get("flags", {}).items():
             if name in _OF_FLAGS:
-                found.setdefault(_OF_FLAGS[name], []).append(text)
+                when = "in its last epoch " if name in _OF_LAST_EPOCH else ""
+                found.setdefault(_OF_FLAGS[name], []).append(when + text)
         judges: Sequence[tuple[str, Callable[[Run], str]]] = (
             ("validation far above test", _describe_gap),
             ("badly calibrated", _describe_calibration),

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import Data
 from pipeline.data.decode import EXTENSIONS, Decoding
 from pipeline.data.sources import Source, open_source
-from pipeline.data.sources.csv_file import open_csv
+from pipeline.data.sources.csv_file import load_further_columns, open_csv
 from pipeline.data.sources.source import SPLIT_NAMES, Item
 from pipeline.errors import UserError
 from tests.data.conftest import WriteImages
@@ -697,3 +697,18 @@ def test_100_000_rows_are_listed_and_the_one_wrong_is_found(
         error.message == f"data.source: '{file}', line 77779: '{names[0]}.png' is in line 2 already"
     )
     assert error.findings == []
+
+
+def test_further_columns_are_what_is_said_of_each_image(tmp_path: Path) -> None:
+    text = "image,label,scanner, age ,,twice,twice\na.png,cat,Zeiss,7,x,1,2\nb.png,dog,,8,y,3,4\n"
+    file = write(tmp_path, text)
+    data = Data(source=f"csv:{file}")
+    assert load_further_columns(str(file), data) == {
+        "scanner": {"a.png": "Zeiss", "b.png": ""},
+        "age": {"a.png": "7", "b.png": "8"},
+    }
+    # A column that says the group says nothing further.
+    grouped = Data(source=f"csv:{file}", group_column="scanner")
+    assert list(load_further_columns(str(file), grouped)) == ["age"]
+    with pytest.raises(UserError, match="does not exist"):
+        load_further_columns(str(tmp_path / "gone.csv"), data)

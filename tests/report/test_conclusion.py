@@ -373,8 +373,8 @@ def test_what_is_wrong_with_the_leader_is_told_of_it_alone() -> None:
     overfits[0]["flags"] = OVERFITS
     assert not said(conclude(sound, overfits), "Of the leader")
     assert (
-        "Of the leader: training accuracy 97.6% is 13.4 points above validation's 84.2%."
-        in conclude(overfits, sound)
+        "Of the leader: in its last epoch training accuracy 97.6% is 13.4 points above "
+        "validation's 84.2%." in conclude(overfits, sound)
     )
     unsure = configuration("resnet50", 320, ece=0.15, ece_by_chance=0.02, flags=OVERFITS)
     assert sum("Of the leader: " in sentence for sentence in conclude(unsure)) == 2
@@ -560,7 +560,7 @@ def test_a_whole_conclusion_reads_in_order() -> None:
         "One configuration is not told apart from it; ",
         "This is of these runs alone",
         "In all of them validation is above test, by ",
-        "Of the leader: training accuracy",
+        "Of the leader: in its last epoch training accuracy",
         "The target 0.98 is not reached.",
         "Next: train the first two with two more seeds: ",
     ]
@@ -568,3 +568,56 @@ def test_a_whole_conclusion_reads_in_order() -> None:
     assert [
         sentence.startswith(opening) for sentence, opening in zip(sentences, openings, strict=True)
     ] == [True] * 7
+
+
+def misleads(why: str) -> pytest.MarkDecorator:
+    """Mark a test of a sentence that is not true yet."""
+    return pytest.mark.xfail(strict=True, reason=why)
+
+
+@misleads("what has no score counts as reaching the target")
+def test_a_configuration_without_score_does_not_reach_the_target() -> None:
+    assert not said(conclude(configuration("resnet18", 320, value=None), target=0.95), "reached by")
+
+
+@misleads("the fewest groups are named whatever the reason")
+def test_few_groups_are_named_only_where_there_are_groups() -> None:
+    runs = configuration("resnet18", 320, 318)
+    assert not said(conclude_from([Verdict("leader", None, None)], runs), "groups of images")
+
+
+@misleads("the leader and the third are called the first two")
+def test_those_that_are_not_told_apart_are_not_the_first_if_a_worse_one_is_between() -> None:
+    leader, worse, alike = (
+        configuration(name, right)
+        for name, right in (("resnet18", 320), ("resnet34", 200), ("resnet50", 318))
+    )
+    assert not said(conclude(leader, worse, alike), "train the first two")
+
+
+@misleads("one collapsed repeat is enough")
+def test_where_most_repeats_have_learned_something_is_learned() -> None:
+    leader = configuration("resnet18", 320, 318, 319)
+    leader[2]["flags"] = {"collapse": "predicts 1 of 10 classes"}
+    assert not said(conclude(leader), "nothing has been learned")
+
+
+@misleads("of the others nothing is said, and the leader is to be registered")
+def test_a_leader_is_not_registered_while_no_other_one_is_evaluated() -> None:
+    leader, other = configuration("resnet18", 320), configuration("resnet34", None)
+    sentences = conclude(leader, other, command=typed)
+    assert said(sentences, "not compared, since not evaluated")
+    assert sentences[-1] == "Next: evaluate: pipeline summary --evaluate all"
+
+
+@misleads("a time that is not known counts as none")
+def test_times_that_are_not_known_are_not_told() -> None:
+    pair = [configuration(name, 320, seconds=None) for name in ("resnet18", "resnet34")]
+    assert not said(conclude(*pair, command=typed), "about 0 s")
+
+
+@misleads("a difference of one run is taken for that of all seeds")
+def test_seeds_that_were_never_tried_are_not_called_useless() -> None:
+    leader = configuration("resnet18", 320, 319)
+    sentences = conclude(leader, configuration("resnet34", 319), command=typed)
+    assert said(sentences, "Next: train these two until each has ")

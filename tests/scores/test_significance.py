@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.scores import significance
+from pipeline.scores.intervals import LEAST_GROUPS, rate_interval, wilson_interval
 from pipeline.scores.significance import (
     Difference,
     SeedVariance,
     TestResults,
+    accuracy_interval,
     compare,
     correct_p_values,
     judge,
@@ -222,3 +224,99 @@ def test_trainings_that_all_answer_alike_are_not_told_apart() -> None:
     same = answers(right_in(10, 10), right_in(10, 10))
     found = compare(same, same, SeedVariance(0.0, 2))
     assert (found.value, found.p_value, found.low, found.high) == (0.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("right", [0, 1, 175, 320, 350])
+def test_the_interval_of_a_single_run_is_wilsons(right: int) -> None:
+    expected = wilson_interval(right, 350)
+    assert accuracy_interval(answers(right_in(right)), NO_REPEATS) == expected
+    assert accuracy_interval(TestResults([right / 350], 350), NO_REPEATS) == pytest.approx(expected)
+
+
+def test_the_interval_of_a_single_run_of_groups_is_that_of_evaluation() -> None:
+    groups = np.arange(350) // 7
+    correct = right_in(300)
+    found = accuracy_interval(answers(correct, groups=groups), NO_REPEATS)
+    assert found is not None and found == rate_interval(correct, groups)
+    low, high = wilson_interval(300, 350)
+    assert found[0] < low and found[1] > high
+
+
+def test_of_fewer_than_twenty_groups_there_is_no_interval() -> None:
+    for number in (1, LEAST_GROUPS - 1, LEAST_GROUPS):
+        groups = np.arange(350) % number
+        for rows in ([right_in(300)], [right_in(300), right_in(310)]):
+            for seeds in (NO_REPEATS, SeedVariance(0.01**2, 3)):
+                found = accuracy_interval(answers(*rows, groups=groups), seeds)
+                assert (found is None) == (number < LEAST_GROUPS)
+
+
+def test_the_interval_of_repeats_is_wilsons_of_what_their_variance_is_worth() -> None:
+    one = answers(right_in(300), right_in(310))
+    assert one.correct is not None
+    share = 305 / 350
+    of_images = one.correct.mean(axis=0).var(ddof=1) / 350
+    of_seeds = 0.02**2 / 2
+    freedom = (of_images + of_seeds) ** 2 / (of_images**2 / 349 + of_seeds**2 / 4)
+    quantiles = stats.norm.ppf(0.975) / stats.t.ppf(0.975, freedom)
+    worth = share * (1 - share) / (of_images + of_seeds) * quantiles**2
+    found = accuracy_interval(one, SeedVariance(0.02**2, 4))
+    assert found == pytest.approx(wilson_interval(share * worth, worth))
+    assert worth < 210
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_seeds_that_differ_more_make_the_interval_wider(is_answered: bool) -> None:
+    rows = [right_in(300), right_in(310)]
+    one = answers(*rows) if is_answered else TestResults([300 / 350, 310 / 350], 350)
+    widths = []
+    for deviation in (0.0, 0.005, 0.01, 0.02, 0.05):
+        found = accuracy_interval(one, SeedVariance(deviation**2, 2))
+        assert found is not None and 0 <= found[0] < 305 / 350 < found[1] <= 1
+        widths.append(found[1] - found[0])
+    assert widths == sorted(widths) and len(set(widths)) == len(widths)
+
+
+def test_repeats_of_others_make_the_interval_of_a_single_run_wider() -> None:
+    single = answers(right_in(320))
+    repeated = answers(right_in(300), right_in(320))
+    alone, among = judge([single])[0].interval, judge([single, repeated])[0].interval
+    assert alone == wilson_interval(320, 350)
+    assert among is not None and among[0] < alone[0] and among[1] > alone[1]
+
+
+@pytest.mark.parametrize("right", [0, 350])
+def test_answers_that_are_all_alike_still_have_an_interval(right: int) -> None:
+    one = answers(right_in(right), right_in(right))
+    assert accuracy_interval(one, SeedVariance(0.0, 1)) == wilson_interval(right, 350)
+    groups = np.arange(350) // 7
+    grouped = answers(right_in(right), right_in(right), groups=groups)
+    assert accuracy_interval(grouped, SeedVariance(0.0, 1)) == wilson_interval(right / 7, 50)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "deviation", "num_others", "num_groups"),
+    [(2, 0.01, 0, None), (3, 0.02, 0, None), (3, 0.02, 3, None), (2, 0.03, 3, None),
+     (3, 0.02, 0, 40)],
+)  # fmt: skip
+def test_the_interval_of_repeats_holds_the_accuracy_of_all_images_and_seeds(
+    repeats: int, deviation: float, num_others: int, num_groups: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = None if num_groups is None else np.arange(350) % num_groups
+
+    def train(ease: NDArray[np.float64], accuracy: float) -> TestResults:
+        """Return what trainings answer that differ by seed, on images that differ in ease."""
+        abilities = rng.normal(accuracy, deviation, (repeats, 1))
+        return answers(*(rng.random((repeats, 350)) < ease + abilities), groups=groups)
+
+    covered = 0
+    for _ in range(1000):
+        # Shares stay well below 1, so that 0.75 is the mean over all images and seeds.
+        ease = rng.uniform(-0.15, 0.15, num_groups or 350)
+        ease = ease if groups is None else ease[groups]
+        results = [train(ease, 0.75), *(train(ease, 0.7) for _ in range(num_others))]
+        found = accuracy_interval(results[0], pool_seed_variance(results))
+        assert found is not None
+        covered += found[0] <= 0.75 <= found[1]
+    assert covered >= 900

@@ -228,3 +228,105 @@ def test_improvement_is_by_the_best_metric_and_known_after_a_resume(
         assert [
             flag.name for flag in diagnostics.after_epoch(2, 2, {**VALUES, metric: last}, ALL)
         ] == expected
+
+
+def ties(*epochs: tuple[float, float], metric: str = "val/accuracy") -> list[str]:
+    """Return the text of the flag ``tie`` after each epoch, empty where it is not raised.
+
+    Args:
+        epochs: Score and validation loss of each.
+        metric: The metric of that score.
+    """
+    diagnostics = Diagnostics(10, 0.1, best_metric=metric)
+    texts = []
+    for number, (score, loss) in enumerate(epochs, start=1):
+        values = {**VALUES, "val/loss": loss, metric: score}
+        flags = dict(diagnostics.after_epoch(number, 100, values, ALL))
+        texts.append(flags.get("tie", ""))
+    return texts
+
+
+def test_an_equal_score_hides_a_far_worse_loss() -> None:
+    first, second = ties((0.9, 0.1), (0.9, 0.25))
+    assert first == ""
+    assert second == (
+        "epoch 2 is kept, as good as epoch 1 by validation accuracy, but its validation loss "
+        "0.2500 is 2.5 times that of epoch 1, 0.1000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_tie"), [(0.6251, True), (0.625, False), (0.5, False), (0.1, False)]
+)
+def test_a_loss_up_to_a_quarter_higher_is_not_told(loss: float, is_tie: bool) -> None:
+    assert [bool(text) for text in ties((0.9, 0.5), (0.9, loss))] == [False, is_tie]
+
+
+def test_epochs_that_are_no_better_than_the_kept_one_change_nothing() -> None:
+    told = "epoch 4 is kept, as good as epoch 2 by "
+    worse = (0.8, 0.01)
+    texts = ties(worse, (0.9, 0.1), worse, (0.9, 0.2), worse)
+    assert [text.startswith(told) for text in texts] == [False, False, False, True, True]
+    assert texts[4] == texts[3]
+    assert ties((0.8, 0.01), (0.9, 1.0), (0.85, 0.01)) == [""] * 3
+
+
+def test_of_several_equal_epochs_the_last_is_kept_and_that_of_the_lowest_loss_named() -> None:
+    texts = ties((0.9, 0.2), (0.9, 0.1), (0.9, 0.15), (0.9, 0.4), (0.9, 0.11))
+    # The last but one is the worst, and not kept any more after the last.
+    assert [bool(text) for text in texts] == [False, False, True, True, False]
+    assert texts[3].startswith("epoch 4 is kept, as good as epoch 2 by ")
+    assert texts[3].endswith("0.4000 is 4.0 times that of epoch 2, 0.1000")
+
+
+def test_a_better_epoch_withdraws_a_tie() -> None:
+    assert [bool(text) for text in ties((0.9, 0.1), (0.9, 0.2), (0.91, 5.0), (0.9, 0.1))] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_tie_is_by_the_best_metric_and_a_loss_hides_none() -> None:
+    assert ties((0.9, 0.1), (0.9, 0.2), metric="val/f1_macro")[1].startswith(
+        "epoch 2 is kept, as good as epoch 1 by validation macro F1, but"
+    )
+    # By the loss itself, equal epochs have equal losses, whatever their accuracy.
+    assert ties((0.3, 0.3), (0.3, 0.3), (0.4, 0.4), metric="val/loss") == [""] * 3
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_tie(score: float) -> None:
+    assert ties((score, 0.1), (score, 0.9)) == [""] * 2
+
+
+def test_losses_of_zero_have_no_ratio() -> None:
+    assert ties((0.9, 0.0), (0.9, 0.5)) == [""] * 2
+
+
+def test_a_tie_with_an_epoch_before_a_resume_is_told() -> None:
+    before = [{**VALUES, "val/loss": loss} for loss in (0.1, 0.3)]
+    for history, expected in ((before, ["tie"]), (before[1:], []), ([], [])):
+        diagnostics = Diagnostics(10, 0.1)
+        diagnostics.resume(history)
+        found = diagnostics.after_epoch(3, 100, {**VALUES, "val/loss": 0.3}, ALL)
+        assert [flag.name for flag in found] == expected
+
+
+def test_the_epoch_that_a_tie_names_is_the_one_that_fit_keeps(
+    digits: Prepared, tmp_path: Path
+) -> None:
+    # So small a step changes no answer: all epochs tie.
+    configuration = Configuration.model_validate(
+        merge(BASE, {"optimizer": {"name": "sgd", "lr": 1e-12}})
+    )
+    setting = build_context(configuration, digits, tmp_path)
+    fitted = fit(configuration, setting, [])
+    scores = [epoch["val/accuracy"] for epoch in fitted.history]
+    assert len(set(scores)) == 1 and fitted.best_epoch == len(scores)
+    diagnostics = Diagnostics(10, 0.1)
+    # The loss of the first epoch as it might have been.
+    diagnostics.resume([{**fitted.history[0], "val/loss": 0.01}, *fitted.history[1:-1]])
+    flags = dict(diagnostics.after_epoch(len(scores), 100, fitted.history[-1], ALL))
+    assert flags["tie"].startswith(f"epoch {fitted.best_epoch} is kept, as good as epoch 1 by ")

@@ -55,6 +55,36 @@ def open_csv(path: str, data: Data) -> Source:
     return Source(str(table.file.resolve()), Files(rows.images.root), items)
 
 
+def load_further_columns(path: str, data: Data) -> dict[str, dict[str, str]]:
+    """Return what a CSV says of its images beside class, split and group.
+
+    Args:
+        path: Path of the CSV.
+        data: As for `open_csv`.
+
+    Returns:
+        For each further column, by its name, the value of each image by its path. Columns whose
+        name is empty or stands twice are left out.
+
+    Raises:
+        UserError: The file, or the column of the images, is missing.
+    """
+    table = _read("data.source", path, data.image_column)
+    images = _open_images(table.file, data)
+    used = {data.image_column, data.label_column, data.split_column, data.group_column, ""}
+    place = table.find_column("image_column", data.image_column)
+    columns: dict[str, dict[str, str]] = {}
+    for number, name in enumerate(table.columns):
+        if name in used or table.columns.count(name) > 1:
+            continue
+        values = columns.setdefault(name, {})
+        for _, fields in table.rows:
+            if len(fields) == len(table.columns):
+                with suppress(WrongRow):
+                    values[images.find(fields[place].strip())] = fields[number].strip()
+    return columns
+
+
 @dataclass(frozen=True)
 class _Table:
     """A CSV.

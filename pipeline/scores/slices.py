@@ -1,0 +1,71 @@
+"""Test accuracy in parts of the images: by group, and by what a list says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.scores.intervals import wilson_interval
+
+MOST_VALUES = 50
+"""Most values of a column of which each is a slice."""
+LEAST_IMAGES = 3
+"""Fewest images that a value has on average if each value is a slice."""
+PARTS = 4
+COLUMNS = ["column", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "behind_rest"]
+
+
+def slice_accuracy(correct: NDArray[np.bool_], columns: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return the accuracy in each slice of the images, of each column the worst slice first.
+
+    The interval is Wilson's 95% interval of the slice alone; ``behind_rest`` is by how much its
+    accuracy is lower than that of all other images. A column of too many different numbers
+    (`MOST_VALUES`, `LEAST_IMAGES`) is cut into `PARTS` ranges of as many images each; one of as
+    many different texts, such as a comment on each image, has no slices, unless it is the group.
+
+    Args:
+        correct: Whether each image is answered rightly, shape (images,).
+        columns: What is known of the images, by the name of the column, each of shape (images,).
+            Images whose value is empty are in no slice.
+    """
+    found = []
+    for name, values in columns.items():
+        table = _slice_by(correct, _as_slices(name, values))
+        table.insert(0, "column", name)
+        found.append(table)
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(found, ignore_index=True)[COLUMNS]
+
+
+def _as_slices(name: str, values: pd.Series) -> pd.Series:
+    """Return the slice of each image as text, empty for none."""
+    texts = values.fillna("").astype(str).str.strip().reset_index(drop=True)
+    known = int((texts != "").sum())
+    if name == "group" or texts.nunique() <= min(MOST_VALUES, known // LEAST_IMAGES):
+        return texts
+    numbers = pd.to_numeric(texts.where(texts != ""), errors="coerce")
+    if (numbers.isna() & (texts != "")).any():
+        return pd.Series("", index=texts.index)
+    ranges = pd.qcut(numbers, PARTS, duplicates="drop")
+    shown = [f"{one.left:g} to {one.right:g}" for one in ranges.cat.categories]
+    return ranges.cat.rename_categories(shown).astype(str).where(numbers.notna(), "")
+
+
+def _slice_by(correct: NDArray[np.bool_], slices: pd.Series) -> pd.DataFrame:
+    lines = []
+    total = int(correct.sum())
+    for value, places in slices.groupby(slices).indices.items():
+        number = len(places)
+        if value == "":
+            continue
+        right = int(correct[places].sum())
+        low, high = wilson_interval(right, number)
+        rest = len(correct) - number
+        behind = (total - right) / rest - right / number if rest else np.nan
+        lines.append((value, number, right / number, low, high, behind))
+    table = pd.DataFrame(lines, columns=COLUMNS[1:])
+    return table.sort_values(["accuracy", "images"], kind="stable", ignore_index=True)
