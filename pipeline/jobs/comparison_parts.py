@@ -60,7 +60,7 @@ def _describe_one_by_one(rows: Sequence[Row], ranked: Sequence[Row], names: Sequ
             said.append(f"{problem.name}{share}: {problem.text}")
         said += _describe_difference(row)
         if said:
-            trainings = ", ".join(str(run["run_name"]) for run in row["runs"])
+            trainings = ", ".join(str(run["run_name"]).partition(",")[0] for run in row["runs"])
             entries[f"{place}. {name} (run {trainings})"] = said
     for row in rows[len(ranked) :]:
         why = row["apart"] or row["state"]
@@ -162,7 +162,7 @@ def _load_matrices(workspace: Workspace, ranked: Sequence[Row], names: Sequence[
     for row, name in zip(ranked[:MOST_MATRICES], names, strict=False):
         content = load_picture(workspace, str(row["run_id"]), _MATRIX)
         if row["test_accuracy"] is not None and content:
-            pictures.append(Picture(content, f"{row['run_name']}: {name}"))
+            pictures.append(Picture(content, f"{row['run_name'].partition(',')[0]}: {name}"))
     return Part("Confusion matrices on the test images", "", pictures)
 
 

@@ -16,6 +16,7 @@ from pipeline import metrics
 from pipeline.data.prepared import Prepared
 from pipeline.data.sources.csv_file import load_further_columns
 from pipeline.errors import UserError
+from pipeline.jobs.predictions_table import tabulate_predictions
 from pipeline.jobs.training_log import log_confusion
 from pipeline.report import evaluation_figures
 from pipeline.scores.calibration import reliability
@@ -72,7 +73,9 @@ def log_evaluation(run: RunLog, done: EvaluatedRun, per_class: pd.DataFrame) -> 
         slices = _find_slices(done)
         if len(slices):
             slices.to_csv(test / "slices.csv", index=False)
-        predictions = _tabulate_predictions(done)
+        predictions = tabulate_predictions(
+            done.prepared, "test", labels, evaluation.probabilities, classes
+        )
         predictions.to_parquet(test / "predictions.parquet", index=False)
         if len(classes) <= MOST_AS_CSV:
             predictions.to_csv(test / "predictions.csv", index=False)
@@ -146,22 +149,3 @@ def _find_slices(done: EvaluatedRun) -> pd.DataFrame:
             for name, values in further.items():
                 columns[name] = manifest["path"].map(values)
     return slice_accuracy(done.evaluation.correct, columns)
-
-
-def _tabulate_predictions(done: EvaluatedRun) -> pd.DataFrame:
-    """Return a row per test image: path, group, true and predicted class, their probabilities.
-
-    There is a column ``group`` only if images have groups.
-    """
-    prepared, evaluation = done.prepared, done.evaluation
-    shares = evaluation.probabilities
-    names_of_classes = np.array(done.classes)
-    manifest = prepared.manifest.iloc[prepared.positions("test")]
-    columns = {"path": manifest["path"].to_numpy()}
-    if evaluation.groups is not None:
-        columns["group"] = manifest["group"].to_numpy(dtype=object)
-    columns["true"] = names_of_classes[evaluation.labels]
-    columns["predicted"] = names_of_classes[shares.argmax(axis=1)]
-    for number, name in enumerate(done.classes):
-        columns[f"p_{name}"] = shares[:, number]
-    return pd.DataFrame(columns)

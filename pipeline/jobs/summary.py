@@ -24,16 +24,18 @@ from pipeline.jobs.summary_notes import (
 )
 from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
-from pipeline.ranking import by_configuration, can_be_ranked, rank
+from pipeline.ranking import by_configuration, can_be_ranked, rank, title
 from pipeline.report import comparison_figure, people_table, tables
 from pipeline.report.comparison_page import to_html
 from pipeline.report.conclusion import write_conclusion
 from pipeline.report.console import say, show_table
 from pipeline.report.merged import Row, merge_repeats
-from pipeline.report.settings_text import common_settings
+from pipeline.report.settings_text import common_settings, differing_names
+from pipeline.safe_text import escape_markdown
 from pipeline.scores.significance import Verdict
-from pipeline.tracking import find_runs, study_runs
+from pipeline.tracking import find_runs, names, study_runs
 from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.ui_views import write_views
 from pipeline.tracking.workspace import Workspace
 
 _APART = ("", "other metric", "other data")
@@ -310,7 +312,28 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
                 partial = written.enter_context(new_file(workspace.outputs / file.name))
                 partial.write_bytes(file.read_bytes())
         if compared.parent:
-            RunLog(workspace, compared.parent).files(folder, "summary")
+            run = RunLog(workspace, compared.parent)
+            run.files(folder, "summary")
+            if compared.conclusion:
+                run.tag({names.NOTE: _describe_for_ui(workspace, compared)})
+            params = [row["params"] for row in compared.configurations]
+            write_views(workspace, compared.metric, differing_names(params))
+
+
+def _describe_for_ui(workspace: Workspace, compared: Summary) -> str:
+    """Return the description of a study's run: what follows from it, and the figure."""
+    best = compared.ranked()[0]
+    experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
+    link = f"#/experiments/{experiment_id}/runs/{best['run_id']}"
+    value = f"{title(best['metric'])} {people_table.best_value_text(best)}"
+    figure = f"get-artifact?path=summary%2Fcomparison.png&run_uuid={compared.parent}"
+    paragraphs = [
+        f"Best: [{escape_markdown(best['run_name'])}]({link}), {value}.",
+        *map(people_table.markdown_sentence, compared.conclusion),
+        f"![comparison]({figure})",
+        "The whole comparison is `summary/comparison.html` among the artifacts.",
+    ]
+    return "\n\n".join(paragraphs)
 
 
 def _write_files(workspace: Workspace, folder: Path, compared: Summary) -> None:

@@ -133,7 +133,7 @@ def describe_target(
     for row in rows:
         epoch = _find_first_epoch(workspace, row, target)
         if epoch is not None:
-            met.append(f"{row['run_name']} at epoch {epoch}")
+            met.append(f"{str(row['run_name']).partition(',')[0]} at epoch {epoch}")
     if not met:
         return [f"Target {target:g}: reached by none of {count_trainings(len(rows))}."]
     reached = f"{len(met)} of {count_trainings(len(rows))}"

@@ -15,6 +15,7 @@ from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserErro
 from pipeline.files import child_path, remove_child
 from pipeline.jobs.helper_processes import call_helpers, train_in_group
 from pipeline.jobs.precision_choice import choose_precision
+from pipeline.jobs.predictions_table import log_validation
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.recorded_run import load_preprocessing
 from pipeline.jobs.training_job import Job, open_job_context
@@ -251,6 +252,7 @@ class TrackedTraining:
         """Log what the training has come to, and export the network if that is wanted."""
         self._log.conclude(result)
         self._log_best(run)
+        log_validation(run, self._job.prepared, result.labels, result.logits)
         temperature = fit_temperature(result.labels, result.logits)
         run.metrics({names.TEMPERATURE: temperature})
         if self._placement.export:

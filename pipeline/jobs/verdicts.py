@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from pipeline.errors import UserError
+from pipeline.jobs.predictions_table import OF_TEST
 from pipeline.ranking import by_configuration
 from pipeline.scores.intervals import number_groups
 from pipeline.scores.significance import MOST_COMPARED, TestResults, Verdict, judge
 from pipeline.tracking import artifacts, find_runs
 from pipeline.tracking.workspace import Workspace
 
-PREDICTIONS = "test/predictions.parquet"
-"""Artifact of an evaluated run."""
 _METHODS = {
     "McNemar": "by the images that only one of two runs answers rightly (McNemar's exact test)",
     "paired": "image by image (t-test)",
@@ -69,11 +68,11 @@ def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
 
     The columns are those of `_COLUMNS`, and ``group`` if the images have groups.
     """
-    if not artifacts.has_artifact(workspace, run_id, PREDICTIONS):
+    if not artifacts.has_artifact(workspace, run_id, OF_TEST):
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = artifacts.download_artifact(workspace, run_id, PREDICTIONS, Path(folder))
+            file = artifacts.download_artifact(workspace, run_id, OF_TEST, Path(folder))
             there = parquet.read_schema(file).names
             # The probabilities, a column for each class, are not needed.
             columns = [name for name in (*_COLUMNS, "group") if name in there]

@@ -66,8 +66,8 @@ def draw_roc_and_precision(
 ) -> None:
     """Draw ROC and precision-recall curves of each class against the others.
 
-    Of many classes there are those with the lowest area under the ROC curve. Of two classes there
-    is one curve: that of the other one is its mirror image.
+    If there are many classes, those with the lowest area under the ROC curve are drawn. Two classes
+    have one curve: that of the other one is its mirror image.
 
     Args:
         file: PNG to write.

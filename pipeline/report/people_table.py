@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from pipeline.report.settings_text import differing_settings
 from pipeline.safe_text import escape_markdown
 from pipeline.scores.problems import describe_short
 from pipeline.scores.significance import Verdict
+
+_NAME_OF_TRIAL = re.compile(r"\d{2,} [^ ]+, ")
+"""How the name of a study's training begins: place, network, settings."""
 
 
 def table_for_people(
@@ -80,6 +84,9 @@ def _idle_columns(table: pd.DataFrame, ranked_by: str) -> list[str]:
 def _name_runs(row: Mapping[str, Any]) -> str:
     repeats = int(row.get("repeats") or 1)
     name = str(row.get("run_name"))
+    # What the names of a study's runs say beside place and network, the settings say too.
+    if _NAME_OF_TRIAL.match(name):
+        name = name.partition(", ")[0]
     return f"{name} ×{repeats}" if repeats > 1 else name
 
 
@@ -133,12 +140,21 @@ def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """Return a table of text as a Markdown document."""
     lines = [f"# {escape_markdown(title)}", ""]
     for note in notes:
-        lines.append(f"{escape_markdown(note)}\n")
+        lines.append(f"{markdown_sentence(note)}\n")
     lines.append(_markdown_row(table.columns))
     lines.append("|" + "---|" * len(table.columns))
     for row in table.itertuples(index=False):
         lines.append(_markdown_row(row))
     return "\n".join(lines) + "\n"
+
+
+def markdown_sentence(sentence: str) -> str:
+    """Return a sentence for Markdown; a command at its end stands as code, to be copied."""
+    before, command, after = sentence.partition("python -m pipeline ")
+    if not command or "`" in sentence:
+        return escape_markdown(sentence)
+    typed, about, rest = (command + after).partition(" (about ")
+    return f"{escape_markdown(before)}`{typed}`{escape_markdown(about + rest)}"
 
 
 def _markdown_row(cells: Iterable[Any]) -> str:

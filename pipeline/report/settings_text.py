@@ -57,13 +57,13 @@ def differing_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     differ in nothing but their code: they are told apart by the hash of the configuration.
     """
     params = [settings_with_effect(row.get("params") or {}) for row in rows]
-    names = _differing_names(params)
+    names = differing_names(params)
     networks = [Path(str(some.get("model.name", ""))).name for some in params]
     is_named = len(set(networks)) == 1 or _are_named(rows, networks)
     # The text of a run, and the name of its network or of the network's file.
     shown = []
     for some, network in zip(params, networks, strict=True):
-        text = _describe_some(some, names)
+        text = describe_some(some, names)
         if not is_named and network:
             text = f"{network}, {text}" if text else network
         shown.append((text, network))
@@ -105,8 +105,12 @@ def common_settings(rows: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(texts)
 
 
-def _differing_names(params: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the dotted names of settings with more than one value; unknown settings come last."""
+def differing_names(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the dotted names of settings with more than one value; unknown settings come last.
+
+    Args:
+        params: The settings of each configuration, by dotted name, as text.
+    """
     unknown: set[str] = set()
     for some in params:
         unknown |= {name for name in some if "." in name and field_info(name) is None}
@@ -118,7 +122,8 @@ def _differing_names(params: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _describe_some(params: Mapping[str, Any], names: Sequence[str]) -> str:
+def describe_some(params: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return some settings as text, such as ``lr 0.001, decay cosine``."""
     texts = []
     for name in names:
         if params.get(name) is not None:

@@ -21,6 +21,11 @@ from pipeline.jobs.prepare import prepare_images, prepare_variant
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
+from pipeline.report.settings_text import (
+    SETTING_LABELS,
+    differing_names,
+    settings_with_effect,
+)
 from pipeline.search.own_study import IDENTITY, PARENT, find_own_study, keep_pruner, open_study
 from pipeline.search.repeats import find_repeated
 from pipeline.search.study_record import conclude_study, log_study
@@ -96,7 +101,8 @@ def tune(
         study.set_user_attr(IDENTITY, found.identity)
         log_study(run, begun, prepared, found.identity)
         _end_abandoned_trials(workspace, study)
-        TrialRunner(workspace, experiment, study, run, prepared, jobs).run()
+        telling = _telling_settings(begun)
+        TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
         compared = conclude_study(workspace, experiment, study, found.name, run)
         then(found.name)
     return Tuned(found.name, run.id, compared)
@@ -259,6 +265,17 @@ def _only_repeats(
     if not entries:
         say(f"study.only: each of them has {experiment.study.repeats} trainings or more already")
     return replace(experiment, entries=entries)
+
+
+def _telling_settings(experiment: Experiment) -> list[str]:
+    """Return the settings in which the list and the space of a study differ."""
+    params = []
+    for entry in experiment.entries:
+        params.append({name: find_runs.as_param(value) for name, value in entry.flat().items()})
+    differing = differing_names([settings_with_effect(some) for some in params])
+    telling = dict.fromkeys([*differing, *experiment.space])
+    of_one_run = ("model.name", "training.seed", "data.fold")
+    return [name for name in SETTING_LABELS if name in telling and name not in of_one_run]
 
 
 def _end_abandoned_trials(workspace: Workspace, study: optuna.Study) -> None:

@@ -20,8 +20,7 @@ from pipeline.jobs.evaluate import evaluate_runs
 from pipeline.jobs.prepare import log_report, majority_rate
 from pipeline.jobs.register import export_model
 from pipeline.jobs.summary import Summary, summarise, summarise_and_write
-from pipeline.report import people_table
-from pipeline.safe_text import escape_markdown, hide_passwords
+from pipeline.safe_text import hide_passwords
 from pipeline.search.optuna_figures import write_figures
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.tracked_run import TrackedRun
@@ -122,8 +121,4 @@ def _log_best(workspace: Workspace, best: Mapping[str, Any], run: TrackedRun) ->
     with tempfile.TemporaryDirectory() as folder:
         file = artifacts.download_artifact(workspace, run_id, names.CONFIG, Path(folder))
         run.text("best_config.yaml", file.read_text(encoding="utf-8"))
-    experiment_id = workspace.client.get_run(run_id).info.experiment_id
-    link = f"[{escape_markdown(best['run_name'])}](#/experiments/{experiment_id}/runs/{run_id})"
-    value = f"{ranking.title(best['metric'])} {people_table.best_value_text(best)}"
-    note = f"Best: {link}, {value}. Comparison: artifacts, folder `summary`."
-    run.tag({names.BEST_RUN: run_id, names.NOTE: note})
+    run.tag({names.BEST_RUN: run_id})

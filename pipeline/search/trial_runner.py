@@ -26,7 +26,11 @@ from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
 from pipeline.report.people_table import best_value_text
-from pipeline.report.settings_text import describe_settings
+from pipeline.report.settings_text import (
+    describe_settings,
+    describe_some,
+    settings_with_effect,
+)
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import fail_at_once
@@ -51,6 +55,9 @@ from pipeline.tracking.workspace import STORE_ERRORS, Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.distributed import join_group
 
+_LONGEST_NAME = 80
+"""Length of a run's name, of which a legend of the MLflow UI shows about the half."""
+
 
 @dataclass
 class TrialRunner:
@@ -63,6 +70,7 @@ class TrialRunner:
         parent: The study's run.
         prepared: Images of the experiment's base.
         jobs: The checked trainings of the list. Equal entries have different seeds.
+        telling: Dotted names of the settings that tell the study's configurations apart.
     """
 
     workspace: Workspace
@@ -71,6 +79,7 @@ class TrialRunner:
     parent: TrackedRun
     prepared: Prepared
     jobs: list[Job]
+    telling: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._by_key: dict[str, Job] = {}
@@ -199,7 +208,7 @@ class TrialRunner:
     def _placement(self, trial: optuna.Trial, job: Job, place: int, run_id: str) -> Placement:
         fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         return Placement(
-            self._run_name(job.configuration.model.name, place) + fold,
+            self._run_name(job.configuration.flat(), place) + fold,
             parent=self.parent.id,
             study=self.study.study_name,
             place=place,
@@ -248,7 +257,7 @@ class TrialRunner:
         Returns:
             The error, to be raised.
         """
-        name = self._run_name(str(params["model.name"]), place)
+        name = self._run_name(params, place)
         placement = Placement(name, self.parent.id, self.study.study_name, place)
         tags = placement.tags(self.prepared.digest)
         run = TrackedRun(self.workspace, "train", name, tags=tags)
@@ -257,8 +266,15 @@ class TrialRunner:
             raise error
         return error
 
-    def _run_name(self, model: str, place: int) -> str:
-        return f"{place:02d} {Path(model.removeprefix(FILE).partition(':')[0]).name}"
+    def _run_name(self, settings: Mapping[str, Any], place: int) -> str:
+        """Return the name of a run: its place, its network, and what tells it from others."""
+        model = str(settings["model.name"]).removeprefix(FILE).partition(":")[0]
+        name = f"{place:02d} {Path(model).name}"
+        texts = {field: find_runs.as_param(value) for field, value in settings.items()}
+        further = describe_some(settings_with_effect(texts), self.telling)
+        if further:
+            name = f"{name}, {further}"
+        return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _describe(done: Sequence[FrozenTrial], total: int, repeated: Repeated) -> str:

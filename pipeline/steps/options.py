@@ -38,6 +38,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.experiment import Experiment, load_experiment
+from pipeline.safe_text import hide_passwords
 
 DEFAULT_FILE = "experiments/digits.yaml"
 _OF_ONE_CALL = ("study.trials", "study.repeats", "study.only", "study.evaluate")
@@ -260,7 +261,9 @@ def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
         if options.reads(name) and name not in _OF_ONE_CALL:
             is_text = not isinstance(value, list | tuple | dict | bool)
             words += [f"--{name}", str(value) if is_text else json.dumps(value)]
-    return " ".join(filter(None, ("python -m pipeline", step, shlex.join(words), further)))
+    # It is written into files and runs that others may read.
+    given = hide_passwords(shlex.join(words))
+    return " ".join(filter(None, ("python -m pipeline", step, given, further)))
 
 
 def render_help(step: str, options: type[Options]) -> str:

@@ -11,6 +11,7 @@ import base64
 import json
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -35,16 +36,25 @@ _COLUMN_WIDTHS = {
 """Columns in their order, with their width in pixels; they fit a window of 1,600 pixels."""
 
 _COMPARED_PARAMS = ["model.name", "optimizer.lr", "schedule.name"]
-"""Axes of the parallel coordinates. With more axes the labels overlap."""
+"""Axes of the parallel coordinates of trainings of which it is not known what differs."""
+_MOST_AXES = 4
+"""With more axes than this the labels overlap."""
+_MOST_SETTINGS = 5
 
 
-def write_views(workspace: Workspace, metric: str) -> None:
+def write_views(workspace: Workspace, metric: str, settings: Sequence[str] = ()) -> None:
     """Save two views with the experiment: its trainings as a table, and their curves.
 
     The table begins with the training that is best by the metric.
+
+    Args:
+        workspace: The open store.
+        metric: The metric that ranks the trainings.
+        settings: Dotted names of the settings that differ, of which the first have a column each,
+            and are axes of the chart. Nothing is known of them before a study is tuned.
     """
-    _save_view(workspace, _CURVES, "Training curves", _charts(metric), metric)
-    _save_view(workspace, _TABLE, "Trainings, best first", {}, metric)
+    _save_view(workspace, _CURVES, "Training curves", _charts(metric, settings), metric, settings)
+    _save_view(workspace, _TABLE, "Trainings, best first", {}, metric, settings)
     direction = str(not ranking.is_lower_better(metric)).lower()
     tags = {"name": ranking.best_name(metric), "greaterIsBetter": direction}
     for key, value in tags.items():
@@ -64,11 +74,19 @@ def view_urls(workspace: Workspace) -> dict[str, str]:
 
 
 def _save_view(
-    workspace: Workspace, key: str, title: str, charts: dict[str, Any], metric: str
+    workspace: Workspace,
+    key: str,
+    title: str,
+    charts: dict[str, Any],
+    metric: str,
+    settings: Sequence[str],
 ) -> None:
     ranked_by = f"metrics.`{ranking.best_name(metric)}`"
     first, *others = _COLUMN_WIDTHS.items()
-    widths = dict([first, (ranked_by, 125), *others])
+    differing = [(f"params.`{name}`", 105) for name in settings[:_MOST_SETTINGS]]
+    if settings:
+        others = [column for column in others if not column[0].startswith("params.")]
+    widths = dict([first, (ranked_by, 125), *others, *differing])
     state = {
         "searchFilter": f"tags.`{names.STEP}` = 'train'",
         "orderByKey": ranked_by,
@@ -93,7 +111,7 @@ def _save_view(
     )
 
 
-def _charts(metric: str) -> dict[str, Any]:
+def _charts(metric: str, settings: Sequence[str]) -> dict[str, Any]:
     best = ranking.best_name(metric)
     parallel = _chart(
         "PARALLEL",
@@ -101,7 +119,7 @@ def _charts(metric: str) -> dict[str, Any]:
         "",
         showAllRuns=True,
         selectedMetrics=[best],
-        selectedParams=_COMPARED_PARAMS,
+        selectedParams=list(settings[:_MOST_AXES]) or _COMPARED_PARAMS,
     )
     bars = [
         _chart("BAR", "best", name, displayName=name) for name in (best, ranking.on_test(metric))
