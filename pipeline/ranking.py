@@ -132,14 +132,15 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     keys = [ranking_key(run) for run in group]
     negative_scores, losses, parameters, starts = zip(*keys, strict=True)
     return {
-        "score": -_exact_mean(negative_scores),
-        "val_loss": _exact_mean(losses),
+        "score": -exact_mean(negative_scores),
+        "val_loss": exact_mean(losses),
         "parameters": min(parameters),
         "start_time": min(starts),
     }
 
 
-def _exact_mean(values: Sequence[float]) -> float:
+def exact_mean(values: Sequence[float]) -> float:
+    """Return the mean of some numbers; that of equal ones is the same number."""
     if not np.isfinite(values).all():
         return float(np.mean(values))
     # The floating-point mean of equal numbers may differ from them in the last digit.

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Configuration
@@ -92,8 +93,9 @@ def count_multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
         image: Shape (1, 3, height, width).
     """
     counter = FlopCounterMode(display=False)
-    # With gradients, attention takes the way that the counter knows.
-    with torch.enable_grad(), counter:
+    # With gradients, and of the plain kind, attention is made of products that the counter knows.
+    image = image.detach().clone().requires_grad_()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         network(image)
     return int(counter.get_total_flops()) // 2
 

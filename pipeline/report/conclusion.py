@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.report.format import format_duration, format_percent, to_number
 from pipeline.report.merged import name_configuration
 from pipeline.report.settings_text import differing_settings
 from pipeline.scores.intervals import LEAST_GROUPS
-from pipeline.scores.problems import GAP_ERRORS, gap_in_errors
+from pipeline.scores.problems import GAP_ERRORS, Problem, gap_in_errors
 from pipeline.scores.significance import Difference, Verdict, Word
 
 Row = Mapping[str, Any]
@@ -25,6 +26,7 @@ _WORTH_SAYING = 1.2
 """Ratio of cost from which another configuration is said to be cheaper."""
 _GAP = "validation far above test"
 _MISSED = "target missed"
+_UNLEARNED = ("collapsed", "not above majority")
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -122,8 +124,11 @@ def _describe_leader(judged: _Judged) -> str:
     if leader["test_accuracy"] is None:
         return f"{text}; on the test images it is not evaluated."
     of_runs = f"mean of {repeats} runs" if repeats > 1 else "one run"
-    low, high = to_number(leader["test_accuracy_low"]), to_number(leader["test_accuracy_high"])
-    interval = f"no interval: fewer than {LEAST_GROUPS} groups of images"
+    ends = (to_number(leader.get(f"test_accuracy_{end}")) for end in ("low", "high"))
+    low, high = ends
+    interval = "no interval"
+    if leader["verdict"] is not None and leader["verdict"].has_few_groups:
+        interval = f"no interval: fewer than {LEAST_GROUPS} groups of images"
     if low is not None and high is not None:
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
     return f"{text}: {leader['test_accuracy']:.1%} on test ({of_runs}; {interval})."
@@ -131,7 +136,7 @@ def _describe_leader(judged: _Judged) -> str:
 
 def _describe_others(judged: _Judged) -> str:
     others = len(judged.rows) - 1
-    if not others or not judged.differences():
+    if not others or judged.leader["test_accuracy"] is None:
         return ""
     alike, worse = judged.with_word("not told apart"), judged.with_word("worse")
     texts = []
@@ -240,7 +245,8 @@ def _describe_leaders_problems(judged: _Judged) -> list[str]:
 def _describe_target(judged: _Judged, target: float) -> str:
     if not target:
         return ""
-    reached = len(judged.rows) - judged.count_problem(_MISSED)
+    scored = sum(to_number(row["value"]) is not None for row in judged.rows)
+    reached = scored - judged.count_problem(_MISSED)
     if not reached:
         return f"The target {target:g} is not reached."
     return f"The target {target:g} is reached by {number_word(reached)} of {len(judged.rows)}."
@@ -248,21 +254,25 @@ def _describe_target(judged: _Judged, target: float) -> str:
 
 def _describe_next(judged: _Judged, command: Command) -> str:
     leader = judged.leader
-    names = [problem.name for problem in leader["problems"]]
-    if {"collapsed", "not above majority"} & set(names):
+    if any(_is_unlearned(problem, leader["repeats"]) for problem in leader["problems"]):
         return "Next: look at the images and the learning rate; nothing has been learned yet."
-    if leader["test_accuracy"] is None:
+    if leader["test_accuracy"] is None or (len(judged.rows) > 1 and not judged.differences()):
         typed = command("summary", "--evaluate all")
         return _next("evaluate" if typed else "evaluate (summary --evaluate all)", typed)
     alike = judged.with_word("not told apart")
     if not alike:
         return _next("register it", command("register", ""))
     differences = [judged.rows[number]["verdict"].difference for number in alike]
-    counts_seeds = any(difference.counts_seeds for difference in differences)
     by_seeds = any(difference.seeds_needed for difference in differences)
-    if counts_seeds and not by_seeds:
+    are_repeated = all(judged.rows[number]["repeats"] > 1 for number in (0, *alike))
+    if are_repeated and not by_seeds:
         return _describe_more_images(judged, alike, command)
     return _describe_repeats(judged, [0, *alike][:MOST_REPEATED], command)
+
+
+def _is_unlearned(problem: Problem, repeats: int) -> bool:
+    """Whether a problem says that most trainings of a configuration have learned nothing."""
+    return problem.name in _UNLEARNED and 2 * problem.num_runs > repeats
 
 
 def _next(act: str, command: str) -> str:
@@ -298,13 +308,15 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     seconds = 0.0
     for number, seeds in zip(numbers, seeds_of, strict=True):
         row = judged.rows[number]
-        each = to_number(row["seconds"]) or 0.0
-        seconds += each * row["repeats"] / seeds * (wanted - seeds)
+        each = to_number(row["seconds"])
+        # A time that is not known makes the sum unknown.
+        seconds += math.nan if each is None else each * row["repeats"] / seeds * (wanted - seeds)
     lacking = {wanted - seeds for seeds in seeds_of}
     more = f"with {number_word(MORE_SEEDS)} more seeds"
     if len(lacking) > 1:
         more = f"until each has {number_word(wanted)} seeds"
-    which = "these" if len(numbers) == len(judged.rows) else "the first"
+    is_first = list(numbers) == list(range(len(numbers))) and len(numbers) < len(judged.rows)
+    which = "the first" if is_first else "these"
     act = f"train {which} {number_word(len(numbers))} {more}"
     if len(numbers) <= len(judged.with_word("not told apart")):
         act = f"train the first {number_word(len(numbers))} of these {more}"
@@ -314,4 +326,6 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     typed = command("tune", options)
     if not typed:
         typed = f"tune with the study's file and {options}"
+    if math.isnan(seconds):
+        return f"Next: {act}: {typed}"
     return f"Next: {act}: {typed} (about {format_duration(seconds)} by their times so far)"

@@ -58,12 +58,12 @@ def _merge(runs: Sequence[Mapping[str, Any]], verdict: Verdict | None, target: f
         known = [number for number in found if number is not None]
         is_whole = len(known) == len(runs) or not name.startswith("test")
         # The mean of some repeats on test is not that of the configuration.
-        merged[name] = statistics.fmean(known) if known and is_whole else None
+        merged[name] = ranking.exact_mean(known) if known and is_whole else None
         merged[f"{name}_std"] = statistics.stdev(known) if len(known) > 1 else math.nan
-    if merged["test_accuracy"] is None or (verdict is None and len(runs) > 1):
-        merged["test_accuracy_low"] = merged["test_accuracy_high"] = None
-    elif verdict is not None:
-        low, high = verdict.interval or (None, None)
+    interval = verdict.interval if verdict is not None else None
+    if interval is not None or len(runs) > 1 or merged["test_accuracy"] is None:
+        # A single run that is not compared keeps its own.
+        low, high = interval or (None, None)
         merged["test_accuracy_low"], merged["test_accuracy_high"] = low, high
     merged["params"] = _settings_of(runs[0])
     merged["runs"], merged["repeats"] = list(runs), len(runs)

@@ -23,6 +23,7 @@ LEAST_ECE = 0.05
 LEAST_SPREAD = 0.03
 """Difference between the test accuracies of repeats up to which nobody need care."""
 _UNSTABLE = 0.05
+_HUGE = 1e300
 _OF_FLAGS = {
     "collapse": "collapsed",
     "baseline": "not above majority",
@@ -104,12 +105,19 @@ def gap_in_errors(val_accuracy: float, num_val: int, test_accuracy: float, num_t
     return gap / error
 
 
+def _number(value: Any) -> float | None:
+    """Return a value as a number, None if it is none; MLflow stores infinity as 1.8e308."""
+    if value is None or not math.isfinite(value) or abs(value) > _HUGE:
+        return None
+    return float(value)
+
+
 def _describe_gap(run: Run) -> str:
-    val, test = run.get("val_accuracy"), run.get("test_accuracy")
+    val, test = _number(run.get("val_accuracy")), _number(run.get("test_accuracy"))
     num_val, num_test = run.get("val_images"), run.get("test_images")
-    if None in (val, test) or not num_val or not num_test:
+    if val is None or test is None or not num_val or not num_test:
         return ""
-    if gap_in_errors(float(val or 0), num_val, float(test or 0), num_test) <= GAP_ERRORS:
+    if gap_in_errors(val, num_val, test, num_test) <= GAP_ERRORS:
         return ""
     return (
         f"validation accuracy {val:.1%} is far above test accuracy {test:.1%}: look for "
@@ -118,7 +126,7 @@ def _describe_gap(run: Run) -> str:
 
 
 def _describe_calibration(run: Run) -> str:
-    error, by_chance = run.get("ece"), run.get("ece_by_chance")
+    error, by_chance = _number(run.get("ece")), _number(run.get("ece_by_chance"))
     if error is None or by_chance is None or error <= max(LEAST_ECE, by_chance):
         return ""
     return (
@@ -133,7 +141,8 @@ def _describe_spread(runs: Sequence[Run]) -> str:
     It is a chi-squared test of their variance. That they were tested on the same images makes it
     the more cautious.
     """
-    accuracies = [run["test_accuracy"] for run in runs if run.get("test_accuracy") is not None]
+    found = [_number(run.get("test_accuracy")) for run in runs]
+    accuracies = [accuracy for accuracy in found if accuracy is not None]
     num_images = runs[0].get("test_images")
     if len(accuracies) < 2 or not num_images:
         return ""
@@ -154,7 +163,8 @@ def _describe_spread(runs: Sequence[Run]) -> str:
 
 def _describe_target(runs: Sequence[Run], target: float) -> str:
     metric = runs[0].get("metric", ranking.DEFAULT)
-    values = [run["value"] for run in runs if run.get("value") is not None]
+    found = [_number(run.get("value")) for run in runs]
+    values = [value for value in found if value is not None]
     if not target or not values:
         return ""
     mean = statistics.fmean(values)

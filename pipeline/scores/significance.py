@@ -111,12 +111,14 @@ class Verdict:
         corrected_p: P-value after Holm's correction; None where there is no difference.
         interval: 95% interval of its own test accuracy; None if it is not evaluated, or if nothing
             tells how sure it is.
+        has_few_groups: Whether it has no interval since the images come in too few groups.
     """
 
     word: Word | None
     difference: Difference | None
     corrected_p: float | None
     interval: Interval | None = None
+    has_few_groups: bool = False
 
 
 def pool_seed_variance(results: Sequence[TestResults]) -> SeedVariance:
@@ -158,7 +160,8 @@ def judge(results: Sequence[TestResults | None]) -> list[Verdict]:
     intervals: list[Interval | None] = []
     for one in results:
         intervals.append(None if one is None else accuracy_interval(one, seeds))
-    verdicts = [Verdict("leader", None, None, intervals[0])]
+    are_few = leader is not None and _are_few(leader.groups)
+    verdicts = [Verdict("leader", None, None, intervals[0], are_few)]
     for difference, interval in zip(differences[1:], intervals[1:], strict=True):
         if difference is None:
             verdicts.append(Verdict(None, None, None, interval))
@@ -166,6 +169,10 @@ def judge(results: Sequence[TestResults | None]) -> list[Verdict]:
             p_value = next(corrected)
             verdicts.append(Verdict(_word(difference, p_value), difference, p_value, interval))
     return verdicts
+
+
+def _are_few(groups: NDArray[np.int64] | None) -> bool:
+    return groups is not None and len(np.unique(groups)) < LEAST_GROUPS
 
 
 def accuracy_interval(results: TestResults, seeds: SeedVariance) -> Interval | None:
@@ -184,7 +191,7 @@ def accuracy_interval(results: TestResults, seeds: SeedVariance) -> Interval | N
         The interval; None if the images come in too few groups.
     """
     groups = results.groups
-    if groups is not None and len(np.unique(groups)) < LEAST_GROUPS:
+    if _are_few(groups):
         return None
     accuracy = results.accuracy
     by_rate = accuracy * (1 - accuracy)

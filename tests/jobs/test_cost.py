@@ -93,16 +93,10 @@ def count_by_formula() -> int:
 PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the counter does not know _scaled_dot_product_flash_attention_for_cpu"
-)
 def test_the_multiply_adds_of_attention() -> None:
     assert count_multiply_adds(transformer(), PICTURE) == count_by_formula()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="without gradients attention is one operation that is not counted"
-)
 @pytest.mark.parametrize("trained", [[], ["heads"]])
 def test_a_frozen_transformer_costs_as_much_as_another(trained: list[str]) -> None:
     network = transformer()

@@ -159,6 +159,17 @@ def test_whether_repeats_are_unstable_turns_at_one_in_twenty() -> None:
         assert names_of(on_test(0.5 - reach, 1000), on_test(0.5 + reach, 1000)) == expected
 
 
+def test_of_three_repeats_all_deviations_count() -> None:
+    # The variance 0.0016 is 6.4 times 1 / 4000; chi-squared with two degrees of freedom is 12.8.
+    assert stats.chi2.sf(12.8, 2) < 0.002
+    assert names_of(*(on_test(accuracy, 1000) for accuracy in (0.46, 0.5, 0.54))) == ["unstable"]
+    # As far apart, but for a third in between: chi-squared is 5.9.
+    pair = on_test(0.4728, 1000), on_test(0.5272, 1000)
+    assert names_of(*pair) == ["unstable"]
+    assert stats.chi2.sf(2 * 0.0272**2 * 4000, 2) > 0.05
+    assert names_of(pair[0], on_test(0.5, 1000), pair[1]) == []
+
+
 def test_a_difference_that_nobody_need_care_about_is_not_unstable() -> None:
     # 2.9 points of a million images are no chance; neither are 3.1.
     assert names_of(on_test(0.9, 10**6), on_test(0.929, 10**6)) == []
@@ -204,7 +215,6 @@ def test_a_target_of_a_loss_is_missed_from_above() -> None:
     assert names_of(run, target=0.25) == [] and names_of(run, target=0.3) == []
 
 
-@pytest.mark.xfail(strict=True, reason="what is no number counts as one that is beyond any bound")
 @pytest.mark.parametrize(
     "runs",
     [
