@@ -58,6 +58,8 @@ class Summary:
         conclusion: What follows from the comparison, in sentences; empty before `with_verdicts`.
         target: The score that the study is to reach; 0: none.
         command: Returns what to type for a step of the same study.
+        title: Heading of the table.
+        folder: Folder below the experiment's outputs that it is written into; empty: these.
     """
 
     study: str
@@ -70,6 +72,8 @@ class Summary:
     conclusion: Sequence[str] = ()
     target: float = 0.0
     command: Command = no_command
+    title: str = ""
+    folder: str = ""
 
     @cached_property
     def configurations(self) -> list[Row]:
@@ -104,11 +108,6 @@ class Summary:
         """
         return logged_majority_rate(self.rows)
 
-    @property
-    def title(self) -> str:
-        """Heading of the table."""
-        return f"Comparison of {self.study or 'all trainings'}"
-
 
 def summarise(
     workspace: Workspace,
@@ -135,11 +134,35 @@ def summarise(
     rows = find_runs.find_trainings(workspace, name)
     if not rows:
         raise _no_trainings(workspace)
-    asked = rows
-    if not name:
-        asked = [row for row in rows if images(row)] or rows
-    given = "" if name else metric
-    of_metric = [row for row in asked if row["metric"] == given]
+    if name:
+        images, metric = _are_any, ""
+    compared = compare_rows(workspace, rows, metric, images, parent)
+    title = f"Comparison of {name or 'all trainings'}"
+    return replace(compared, study=name, title=title)
+
+
+def _are_any(row: find_runs.Row) -> bool:
+    return True
+
+
+def compare_rows(
+    workspace: Workspace,
+    rows: Sequence[find_runs.Row],
+    metric: str = "",
+    images: Callable[[find_runs.Row], bool] = _are_any,
+    parent: str = "",
+) -> Summary:
+    """Rank runs: those on the images, and by the metric, of the latest one that is asked for.
+
+    Args:
+        workspace: The open store.
+        rows: The runs.
+        metric: The metric that is asked for, if one of the runs has it.
+        images: Function that tells whether a run is on the images that are asked for.
+        parent: Run id of their study, or empty.
+    """
+    asked = [row for row in rows if images(row)] or rows
+    of_metric = [row for row in asked if row["metric"] == metric]
     latest = max(of_metric or asked, key=_start)
     metric = latest["metric"]
     digest = latest["data_digest"]
@@ -151,7 +174,7 @@ def summarise(
         notes.append(f"The same in all: {common}.")
     target = load_target(workspace, parent) if parent else 0.0
     notes += describe_target(workspace, target, comparable)
-    return Summary(name, parent, metric, ranked, notes, digest, target=target)
+    return Summary("", parent, metric, ranked, notes, digest, target=target)
 
 
 def _choose_study(workspace: Workspace, name: str) -> study_runs.Study | None:
@@ -305,11 +328,12 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_files(workspace, folder, compared)
-        workspace.outputs.mkdir(parents=True, exist_ok=True)
+        outputs = workspace.outputs / compared.folder
+        outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
             # All or none: a table of today beside a figure of yesterday would mislead.
             for file in folder.iterdir():
-                partial = written.enter_context(new_file(workspace.outputs / file.name))
+                partial = written.enter_context(new_file(outputs / file.name))
                 partial.write_bytes(file.read_bytes())
         if compared.parent:
             run = RunLog(workspace, compared.parent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline.config import Evaluated, Raw, essential, identifies_study
-from pipeline.errors import Unwritable
+from pipeline.errors import Unwritable, UserError
 from pipeline.steps.options import TrustOptions, read_experiment
 from pipeline.trust import trust_here
 
@@ -15,6 +17,16 @@ class SummaryOptions(TrustOptions):
         "none",
         "Which complete runs that are not evaluated yet are evaluated: all, those of the best "
         "configuration, or none.",
+    )
+    experiments: str = essential(
+        "",
+        "Names of experiments, separated by commas: their trainings are compared, instead of a "
+        "study's, in outputs/EXPERIMENT/selected.",
+    )
+    filter: str = essential(
+        "",
+        "Filter in MLflow's words, such as \"params.`model.name` = 'resnet18'\": the trainings of "
+        "the experiment that it finds are compared, or those of the experiments named.",
     )
     summary = (
         "Write and print the comparison of a study: the one of the experiment file, "
@@ -37,6 +49,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_runs
+    from pipeline.jobs.selected_runs import summarise_selected
     from pipeline.jobs.summary import (
         show_summary,
         summarise_experiment,
@@ -53,16 +66,27 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
         workspace = open_workspace(experiment.name, reads_only=True)
         show_summary(summarise_experiment(workspace, experiment))
         raise Unwritable(f"nothing is written: {refused}") from None
+    are_selected = bool(own.experiments or own.filter)
+    if are_selected and experiment.study.name:
+        raise UserError(
+            "study.name: a study is named, and filter or experiments select other trainings; "
+            "leave one of them out"
+        )
+    metric = experiment.base.training.best_metric
+    select = partial(summarise_selected, workspace, own.experiments, own.filter, metric)
     with keep_launched_run(workspace, "summary"):
         reads_images = own.evaluate != "none"
-        compared = summarise_experiment(workspace, experiment, reads_images)
+        if are_selected:
+            compared = select()
+        else:
+            compared = summarise_experiment(workspace, experiment, reads_images)
         data_options = {**overrides.get("data", {}), "ordered": experiment.base.data.ordered}
         device = experiment.base.training.device
         if evaluate_runs(workspace, compared, own.evaluate, device, data_options):
-            compared = compared.read_again(workspace)
+            compared = select() if are_selected else compared.read_again(workspace)
         compared = with_verdicts(workspace, compared)
         write_summary(workspace, compared)
     show_summary(compared)
     for note in compared.notes:
         say(note)
-    say(f"tables and figure in {workspace.outputs}")
+    say(f"tables and figure in {workspace.outputs / compared.folder}")

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline import models, ranking
 from pipeline.config import Configuration, field_info, nest, parse, parse_yaml
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.identity import FIRST_RELEASE, TrainingIdentity, config_hash
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.workspace import Workspace
@@ -109,22 +109,37 @@ def get_lifecycle(workspace: Workspace, run_id: str) -> str:
         return ""
 
 
-def find_trainings(workspace: Workspace, study: str = "") -> list[Row]:
+def find_trainings(workspace: Workspace, study: str = "", condition: str = "") -> list[Row]:
     """Return one row for each training of the experiment, or of one of its studies.
 
     Runs are found by the tag ``pipeline.experiment``. If no run has it, they are looked for in the
     MLflow experiment of that name.
+
+    Args:
+        workspace: The open store.
+        study: Name of the study, or empty.
+        condition: A further filter in MLflow's words, or empty.
+
+    Raises:
+        UserError: The filter is none.
     """
-    condition = (
-        f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}' "
-        f"and tags.`{names.STEP}` = 'train'"
-    )
+    conditions = [
+        f"tags.`{names.EXPERIMENT}` = '{quote(workspace.experiment)}'",
+        f"tags.`{names.STEP}` = 'train'",
+    ]
     if study:
         # A training may belong to several studies. Their names stand in one tag.
-        condition += f" and tags.`{names.STUDY}` LIKE '%{quote(study)}%'"
-    runs = search(workspace, condition)
-    if not runs and not study:
-        runs = _find_untagged_trainings(workspace)
+        conditions.append(f"tags.`{names.STUDY}` LIKE '%{quote(study)}%'")
+    if condition:
+        conditions.append(condition)
+    try:
+        runs = search(workspace, " and ".join(conditions))
+        if not runs and not study:
+            runs = _find_untagged_trainings(workspace, condition)
+    except MlflowException as error:
+        if not condition or error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise UserError(f"filter: {condition!r} given; {first_line(error)}") from None
     rows: list[Row] = []
     for run in runs:
         is_wanted = not study or _is_of_study(run, study)
@@ -133,11 +148,11 @@ def find_trainings(workspace: Workspace, study: str = "") -> list[Row]:
     return rows
 
 
-def _find_untagged_trainings(workspace: Workspace) -> list[Run]:
+def _find_untagged_trainings(workspace: Workspace, condition: str) -> list[Run]:
     experiment = workspace.client.get_experiment_by_name(workspace.experiment)
     if not experiment:
         return []
-    runs = search(workspace, "", [experiment.experiment_id])
+    runs = search(workspace, condition, [experiment.experiment_id])
     return [run for run in runs if run.data.metrics and names.STEP not in run.data.tags]
 
 
