@@ -71,3 +71,52 @@ def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Wor
     link = page.get_by_role("link", name=compared.rows[0]["run_name"]).first
     link.wait_for(timeout=60_000)
     assert compared.rows[0]["run_id"] in str(link.get_attribute("href"))
+
+
+def test_the_parent_tells_the_conclusion_and_shows_the_figure(
+    server: str, page: Page, in_smoke: Workspace
+) -> None:
+    from pipeline.jobs.summary import summarise
+
+    parent = summarise(in_smoke).parent
+    page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{parent}")
+    page.get_by_text("Show more").first.click(timeout=60_000)
+    page.get_by_text("leads on validation accuracy with").first.wait_for(timeout=30_000)
+    figure = page.locator("img[src*='get-artifact']").first
+    figure.wait_for(timeout=30_000)
+    page.wait_for_function("image => image.naturalWidth > 500", arg=figure.element_handle())
+
+
+def test_the_page_of_the_comparison_opens_among_the_artifacts(
+    server: str, page: Page, in_smoke: Workspace
+) -> None:
+    from pipeline.jobs.summary import summarise
+
+    compared = summarise(in_smoke)
+    page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}/artifacts")
+    page.get_by_text("summary", exact=True).first.click(timeout=60_000)
+    page.get_by_text("comparison.html").first.click(timeout=30_000)
+    frame = page.frame_locator("iframe").first
+    frame.get_by_text("leads on validation accuracy with").wait_for(timeout=30_000)
+    text = frame.locator("body").inner_text()
+    for row in compared.rows:
+        assert f"{row['val_accuracy']:.2%}" in text
+    assert frame.locator("img[alt^='02 resnet18']").count() == 1
+
+
+def test_the_page_of_the_comparison_is_sorted_by_a_click(page: Page, in_smoke: Workspace) -> None:
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((in_smoke.outputs / "comparison.html").as_uri())
+    runs = page.locator("tbody td:nth-child(2)")
+    before = runs.all_inner_texts()
+    page.get_by_role("button", name="val accuracy").click()
+    assert runs.all_inner_texts() == before[::-1]
+    page.get_by_role("button", name="val accuracy").click()
+    assert runs.all_inner_texts() == before
+    assert page.locator("th[aria-sort=descending]").inner_text() == "val accuracy"
+    # On a telephone the page itself is not wider than the screen.
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert said == []

@@ -340,8 +340,14 @@ def write_summary(workspace: Workspace, compared: Summary) -> None:
             run.files(folder, "summary")
             if compared.conclusion:
                 run.tag({names.NOTE: _describe_for_ui(workspace, compared)})
-            params = [row["params"] for row in compared.configurations]
-            write_views(workspace, compared.metric, differing_names(params))
+            write_views(workspace, compared.metric, _find_differing(compared.configurations))
+
+
+def _find_differing(rows: Sequence[Row]) -> list[str]:
+    """Return the dotted names of the settings that differ, the network first."""
+    params = [row["params"] for row in rows]
+    networks = {some.get("model.name") for some in params}
+    return [*(["model.name"] if len(networks) > 1 else []), *differing_names(params)]
 
 
 def _describe_for_ui(workspace: Workspace, compared: Summary) -> str:

@@ -108,7 +108,7 @@ def _compute_maps(network: nn.Module, layer: _Layer, images: Tensor, classes: Te
     """Return maps that are not scaled, of shape (images, height, width)."""
     with LayerCAM(network, layer.name, reshape_transform=layer.arrange) as extractor:
         logits = _run(network, images)
-        maps: Tensor = extractor(classes.tolist(), logits, normalized=False)[0]
+        maps: Tensor = extractor(classes.tolist(), _contrast(logits), normalized=False)[0]
         # In its sum torchcam leaves out what is no number.
         for values in (*extractor.hook_a, *extractor.hook_g):
             if values is None or not values.isfinite().all():
@@ -215,3 +215,7 @@ def _scale(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     is_flat = extent <= 1e-5 * np.abs(highest)
     scaled = (maps - lowest) / np.where(is_flat, 1, extent)
     return np.where(is_flat, np.float32(0), scaled)
+
+
+def _contrast(logits: Tensor) -> Tensor:
+    return logits - logits.mean(dim=1, keepdim=True)

@@ -129,7 +129,7 @@ class Clocked(nn.Module):
     def __init__(self, seconds: Iterator[float]) -> None:
         super().__init__()
         self.seconds = seconds
-        self.now = 0.0
+        self.now = 100.0
         self.sizes: list[int] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,7 @@ def test_the_interval_is_that_of_the_configuration() -> None:
     runs = [row("r0", test_accuracy=0.9), row("r1", seed=1, test_accuracy=0.8)]
     other = row("r2", "other", test_accuracy=0.5)
     verdicts = judge([TestResults([0.9, 0.8], 350), TestResults([0.5], 350)])
+    assert merge_repeats(runs)[0]["test_accuracy_std"] == pytest.approx(0.1 / math.sqrt(2))
     first, second = merge_repeats([*runs, other], dict(zip(("r0", "r2"), verdicts, strict=True)))
     assert (first["test_accuracy_low"], first["test_accuracy_high"]) == verdicts[0].interval
     assert (second["test_accuracy_low"], second["test_accuracy_high"]) == verdicts[1].interval
