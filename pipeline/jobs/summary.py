@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Command, Experiment, no_command
 from pipeline.files import new_file
 from pipeline.jobs.comparison_parts import describe_parts
+from pipeline.jobs.label_review import write_label_review
 from pipeline.jobs.setting_effects import effects_of, with_resolved_weights
 from pipeline.jobs.summary_notes import (
     describe_ranking,
@@ -301,12 +303,16 @@ def _count_runs(rows: Sequence[find_runs.Row]) -> str:
 
 
 def summarise_and_write(
-    workspace: Workspace, study: str = "", metric: str = "", command: Command = no_command
+    workspace: Workspace,
+    study: str = "",
+    metric: str = "",
+    command: Command = no_command,
+    images: Prepared | None = None,
 ) -> Summary:
     """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
     compared = replace(summarise(workspace, study, metric), command=command)
     compared = with_verdicts(workspace, compared)
-    write_summary(workspace, compared)
+    write_summary(workspace, compared, images)
     return compared
 
 
@@ -322,12 +328,20 @@ def with_verdicts(workspace: Workspace, compared: Summary) -> Summary:
     return replace(judged, conclusion=conclusion)
 
 
-def write_summary(workspace: Workspace, compared: Summary) -> None:
-    """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run."""
+def write_summary(workspace: Workspace, compared: Summary, images: Prepared | None = None) -> None:
+    """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run.
+
+    Args:
+        workspace: The open store.
+        compared: The comparison.
+        images: The images of its runs. With them, labels that may be wrong are looked for too.
+    """
     workspace.need_writable(workspace.outputs, *workspace.artifacts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_files(workspace, folder, compared)
+        if images is not None and images.digest == compared.data_digest:
+            write_label_review(workspace, folder, compared.ranked(), images)
         outputs = workspace.outputs / compared.folder
         outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:

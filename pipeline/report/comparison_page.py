@@ -43,7 +43,7 @@ tbody tr.leader { background: #e8f3ec; font-weight: 600; }
 tbody tr.alike { background: #f4f9f6; } tbody tr.unranked { color: #77808c; }
 img { max-width: 100%; height: auto; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(34rem, 1fr)); \
-gap: 1.2rem; }
+gap: 1.2rem; } .small { grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); }
 figure { margin: .6rem 0; break-inside: avoid; } figcaption { overflow-wrap: anywhere; }
 dt { font-weight: 600; margin-top: .7rem; overflow-wrap: anywhere; } dd { margin: 0 0 0 1.2rem; }
 @media (max-width: 45rem) { body { margin: 1rem auto; } .pictures { display: block; } \
@@ -78,7 +78,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 """
-_TEXTS = ("run", "settings", "notes")
+_TEXTS = ("run", "settings", "notes", "image", "label", "answer")
 _CLASS_OF_VERDICT = {"leader": "leader", "not told apart": "alike"}
 
 
@@ -104,12 +104,14 @@ class Part:
         text: A sentence below the heading, or empty.
         pictures: Its pictures; several stand side by side.
         entries: What is said of something, by its name.
+        are_small: Whether many pictures stand in one line.
     """
 
     title: str
     text: str = ""
     pictures: Sequence[Picture] = ()
     entries: Mapping[str, Sequence[str]] | None = None
+    are_small: bool = False
 
 
 def to_html(
@@ -172,7 +174,8 @@ def _table(table: pd.DataFrame) -> str:
     heads = "".join(f"<th><button>{_text(name)}</button></th>" for name in table.columns)
     body = ""
     for number, row in enumerate(table.to_dict("records")):
-        mark = _CLASS_OF_VERDICT.get(str(row.get("verdict")), "" if number else "leader")
+        is_leader = number == 0 and "settings" in row
+        mark = _CLASS_OF_VERDICT.get(str(row.get("verdict")), "leader" if is_leader else "")
         if not str(row.get("#", "0")).isdigit():
             mark = "unranked"
         cells = ""
@@ -190,7 +193,8 @@ def _part(number: int, part: Part) -> str:
     text = f"<p>{_text(part.text)}</p>" if part.text else ""
     pictures = "".join(_figure(picture) for picture in part.pictures)
     if len(part.pictures) > 1:
-        pictures = f"<div class=pictures>{pictures}</div>"
+        size = " small" if part.are_small else ""
+        pictures = f"<div class='pictures{size}'>{pictures}</div>"
     entries = ""
     for name, said in (part.entries or {}).items():
         entries += f"<dt>{_text(name)}</dt>"

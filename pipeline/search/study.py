@@ -103,7 +103,7 @@ def tune(
         _end_abandoned_trials(workspace, study)
         telling = _telling_settings(begun)
         TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
-        compared = conclude_study(workspace, experiment, study, found.name, run)
+        compared = conclude_study(workspace, experiment, study, run, prepared)
         then(found.name)
     return Tuned(found.name, run.id, compared)
 

@@ -72,7 +72,11 @@ def _choices_of_augmentation(experiment: Experiment) -> list[Configuration]:
 
 
 def conclude_study(
-    workspace: Workspace, experiment: Experiment, study: optuna.Study, name: str, run: TrackedRun
+    workspace: Workspace,
+    experiment: Experiment,
+    study: optuna.Study,
+    run: TrackedRun,
+    prepared: Prepared,
 ) -> Summary:
     """Evaluate the trainings as `study.evaluate` says, and log the outcome to the parent.
 
@@ -84,8 +88,9 @@ def conclude_study(
     Raises:
         PipelineError: No training is complete.
     """
+    name = study.study_name
     _evaluate(workspace, experiment, summarise(workspace, name))
-    compared = summarise_and_write(workspace, name, command=experiment.command)
+    compared = summarise_and_write(workspace, name, "", experiment.command, prepared)
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
             run.file(figure, "optuna")

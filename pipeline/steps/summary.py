@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from pipeline.config import Evaluated, Raw, essential, identifies_study
@@ -49,6 +50,7 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     trust_here(own.trust)
     experiment = read_experiment(own, overrides)
     from pipeline.jobs.evaluate import evaluate_runs
+    from pipeline.jobs.prepare import prepare_images
     from pipeline.jobs.selected_runs import summarise_selected
     from pipeline.jobs.summary import (
         show_summary,
@@ -85,7 +87,11 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
         if evaluate_runs(workspace, compared, own.evaluate, device, data_options):
             compared = select() if are_selected else compared.read_again(workspace)
         compared = with_verdicts(workspace, compared)
-        write_summary(workspace, compared)
+        images = None
+        if reads_images and not are_selected:
+            with suppress(UserError):
+                images = prepare_images(workspace, experiment.base.data)
+        write_summary(workspace, compared, images)
     show_summary(compared)
     for note in compared.notes:
         say(note)

@@ -1,0 +1,81 @@
+"""Labels that may be wrong, found by what runs have answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.config import Data
+from pipeline.data.prepare_data import prepare
+from pipeline.data.prepared import Prepared
+from pipeline.jobs.label_review import NAME, write_label_review
+from pipeline.jobs.predictions_table import OF_TEST, OF_VALIDATION, tabulate_predictions
+from pipeline.tracking.workspace import Workspace
+from tests.conftest import write_digits
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def digits(folder: Path) -> Prepared:
+    source = write_digits(folder / "digits", 30)
+    return prepare(Data(source=f"folder:{source}", image_size=16), folder / "prepared")
+
+
+def log_answers(workspace: Workspace, images: Prepared, wrong: int, private: str = "true") -> dict:
+    """Log a run that is sure of each label, but for that of one test image."""
+    client = workspace.client
+    run_id = client.create_run(workspace.experiment_id).info.run_id
+    for split, path in (("val", OF_VALIDATION), ("test", OF_TEST)):
+        labels = images.labels()[images.positions(split)]
+        shares = np.full((len(labels), 3), 0.05)
+        shares[np.arange(len(labels)), labels] = 0.9
+        if split == "test":
+            shares[wrong] = np.roll(shares[wrong], 1)
+        table = tabulate_predictions(images, split, labels, shares, images.classes)
+        table.to_parquet(Path(path).name)
+        client.log_artifact(run_id, Path(path).name, str(Path(path).parent))
+    return {"run_id": run_id, "params": {"tracking.log_images": private}}
+
+
+def test_the_label_that_no_network_believes_comes_first(
+    workspace: Workspace, digits: Prepared, tmp_path: Path
+) -> None:
+    runs = [log_answers(workspace, digits, wrong=2) for _ in range(2)]
+    write_label_review(workspace, tmp_path, runs, digits)
+    table = pd.read_csv(tmp_path / f"{NAME}.csv")
+    # Nothing is said of images that the networks were trained on.
+    assert len(table) == len(digits.positions("val")) + len(digits.positions("test"))
+    place = digits.positions("test")[2]
+    first = table.iloc[0]
+    assert first["path"] == digits.manifest["path"].iloc[place]
+    assert first["label"] == digits.manifest["label"].iloc[place] != first["answer"]
+    assert (first["runs"], first["runs_that_agree"], bool(first["suspected"])) == (2, 2, True)
+    assert table["suspected"].sum() == 1
+    page = (tmp_path / f"{NAME}.html").read_text()
+    assert "1 of " in page and page.count("<img src=") == 12
+    assert "(2 of 2 runs)" in page
+
+
+def test_private_images_are_not_shown(
+    workspace: Workspace, digits: Prepared, tmp_path: Path
+) -> None:
+    runs = [log_answers(workspace, digits, 2), log_answers(workspace, digits, 2, "false")]
+    write_label_review(workspace, tmp_path, runs, digits)
+    assert "<img" not in (tmp_path / f"{NAME}.html").read_text()
+
+
+def test_runs_without_answers_leave_nothing(
+    workspace: Workspace, digits: Prepared, tmp_path: Path
+) -> None:
+    run_id = workspace.client.create_run(workspace.experiment_id).info.run_id
+    write_label_review(workspace, tmp_path, [{"run_id": run_id, "params": {}}], digits)
+    assert list(tmp_path.glob(f"{NAME}*")) == []
+    (damaged,) = [log_answers(workspace, digits, 2)]
+    for file in Path("mlruns").rglob("predictions.parquet"):
+        file.write_bytes(b"no parquet")
+    write_label_review(workspace, tmp_path, [damaged], digits)
+    assert list(tmp_path.glob(f"{NAME}*")) == []
