@@ -9,12 +9,12 @@ from typing import Any
 
 from pipeline import ranking
 from pipeline.experiment import Command
-from pipeline.report.format import format_duration, format_percent, to_number
+from pipeline.report.format import format_duration, to_number
 from pipeline.report.merged import name_configuration
 from pipeline.report.settings_text import differing_settings
 from pipeline.scores.intervals import LEAST_GROUPS
 from pipeline.scores.problems import GAP_ERRORS, Problem, gap_in_errors
-from pipeline.scores.significance import Difference, Verdict, Word
+from pipeline.scores.significance import MOST_COMPARED, Difference, Verdict, Word
 
 Row = Mapping[str, Any]
 
@@ -117,12 +117,12 @@ def _describe_leader(judged: _Judged) -> str:
     text = f"{judged.names[0]} leads on {ranking.title(judged.metric)} with {value}"
     if leader["value"] is None:
         text = f"{judged.names[0]} leads on validation"
-    tied = sum(row["value"] == leader["value"] for row in judged.rows[1:])
-    if tied and judged.metric != "val/loss":
-        text += f" (as {_configurations(tied)} more; the lower validation loss decides)"
+    text += _describe_ties(judged)
     repeats = leader["repeats"]
     if leader["test_accuracy"] is None:
-        return f"{text}; on the test images it is not evaluated."
+        known = sum(to_number(run.get("test_accuracy")) is not None for run in leader["runs"])
+        what = "not all of its runs are" if known else "it is not"
+        return f"{text}; on the test images {what} evaluated."
     of_runs = f"mean of {repeats} runs" if repeats > 1 else "one run"
     ends = (to_number(leader.get(f"test_accuracy_{end}")) for end in ("low", "high"))
     low, high = ends
@@ -132,6 +132,24 @@ def _describe_leader(judged: _Judged) -> str:
     if low is not None and high is not None:
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
     return f"{text}: {leader['test_accuracy']:.1%} on test ({of_runs}; {interval})."
+
+
+def _describe_ties(judged: _Judged) -> str:
+    """Say how many others have the leader's score, and whether their loss has decided."""
+    leader = judged.leader
+    tied = [row for row in judged.rows[1:] if row["value"] == leader["value"]]
+    if not tied or leader["value"] is None or judged.metric == "val/loss":
+        return ""
+    losses = [to_number(row.get("val_loss")) for row in tied]
+    own = to_number(leader.get("val_loss"))
+    decides = own is not None and all(loss is not None and own < loss for loss in losses)
+    why = "; the lower validation loss decides" if decides else ""
+    more = "one more configuration has" if len(tied) == 1 else f"{_more(len(tied))} have"
+    return f" ({more} the same{why})"
+
+
+def _more(number: int) -> str:
+    return f"{number_word(number)} more configurations"
 
 
 def _describe_others(judged: _Judged) -> str:
@@ -152,7 +170,7 @@ def _describe_others(judged: _Judged) -> str:
         are = "is" if len(worse) == 1 else "are"
         texts.append(f"{number_word(len(worse)).capitalize()} {are} worse")
     for number in judged.with_word("better on test"):
-        accuracy = format_percent(judged.rows[number]["test_accuracy"])
+        accuracy = f"{judged.rows[number]['test_accuracy']:.1%}"
         texts.append(
             f"{judged.names[number]} is better on test ({accuracy}), though not on validation"
         )
@@ -181,8 +199,9 @@ def _describe_cheapest(judged: _Judged, alike: Sequence[int]) -> str:
         if ratio >= _WORTH_SAYING:
             than = "times faster" if is_speed else "times fewer parameters"
             verb = "" if is_speed else "with "
-            which = "it is" if len(alike) == 1 else f"the cheapest is {judged.names[-number]},"
-            return f"; {which} {verb}{ratio:.1f} {than}"
+            if len(alike) > 1:
+                return f"; the cheapest is {judged.names[-number]}, {verb}{ratio:.1f} {than}"
+            return f"; that one {'is' if is_speed else 'has'} {ratio:.1f} {than}"
         if ratios:
             return ""
     return ""
@@ -202,8 +221,9 @@ def _describe_gap(judged: _Judged) -> str:
     if gaps:
         text = f"In all of them validation is above test, by {gaps}"
     elif number:
-        whose = "In it" if total == 1 else f"In {number_word(number)} of {number_word(total)}"
-        text = f"{whose} validation is far above test"
+        text = f"In {number_word(number)} of {number_word(total)} validation is far above test"
+        if total == 1:
+            text = "Its validation accuracy is far above test"
     else:
         return ""
     return (
@@ -233,13 +253,19 @@ def _common_gap(judged: _Judged) -> str:
     if len(judged.rows) < 2 or not num_val or not num_test:
         return ""
     errors = gap_in_errors(means["val_accuracy"], num_val, means["test_accuracy"], num_test)
-    return f"{min(gaps):.1f} to {max(gaps):.1f} points" if errors > GAP_ERRORS else ""
+    ends = dict.fromkeys((f"{min(gaps):.1f}", f"{max(gaps):.1f}"))
+    return f"{' to '.join(ends)} points" if errors > GAP_ERRORS else ""
 
 
 def _describe_leaders_problems(judged: _Judged) -> list[str]:
     told = (_MISSED, _GAP)
     problems = [one for one in judged.leader["problems"] if one.name not in told]
-    return [f"Of the leader: {problem.text}." for problem in problems]
+    runs = judged.leader["repeats"]
+    sentences = []
+    for problem in problems:
+        share = f", in {problem.num_runs} of {runs} runs" if problem.num_runs < runs else ""
+        sentences.append(f"Of the leader{share}: {problem.text}.")
+    return sentences
 
 
 def _describe_target(judged: _Judged, target: float) -> str:
@@ -249,25 +275,31 @@ def _describe_target(judged: _Judged, target: float) -> str:
     reached = scored - judged.count_problem(_MISSED)
     if not reached:
         return f"The target {target:g} is not reached."
-    return f"The target {target:g} is reached by {number_word(reached)} of {len(judged.rows)}."
+    total = number_word(len(judged.rows))
+    return f"The target {target:g} is reached by {number_word(reached)} of {total}."
 
 
 def _describe_next(judged: _Judged, command: Command) -> str:
     leader = judged.leader
     if any(_is_unlearned(problem, leader["repeats"]) for problem in leader["problems"]):
         return "Next: look at the images and the learning rate; nothing has been learned yet."
-    if leader["test_accuracy"] is None or (len(judged.rows) > 1 and not judged.differences()):
+    if any(row["test_accuracy"] is None for row in judged.rows[: MOST_COMPARED + 1]):
         typed = command("summary", "--evaluate all")
         return _next("evaluate" if typed else "evaluate (summary --evaluate all)", typed)
     alike = judged.with_word("not told apart")
     if not alike:
-        return _next("register it", command("register", ""))
+        return _next("register the leader", command("register", ""))
     differences = [judged.rows[number]["verdict"].difference for number in alike]
     by_seeds = any(difference.seeds_needed for difference in differences)
-    are_repeated = all(judged.rows[number]["repeats"] > 1 for number in (0, *alike))
+    are_repeated = all(_count_seeds(judged.rows[number]) > 1 for number in (0, *alike))
     if are_repeated and not by_seeds:
         return _describe_more_images(judged, alike, command)
     return _describe_repeats(judged, [0, *alike][:MOST_REPEATED], command)
+
+
+def _count_seeds(row: Row) -> int:
+    """Return how many seeds a configuration was trained with, each perhaps on several folds."""
+    return len({run.get("seed") for run in row["runs"]})
 
 
 def _is_unlearned(problem: Problem, repeats: int) -> bool:
@@ -293,7 +325,9 @@ def _describe_more_images(judged: _Judged, alike: Sequence[int], command: Comman
             "More seeds would not tell them apart; "
             f"{images:,} test images would tell {judged.names[number]} from the leader"
         )
-    return f"{text}. " + _next("register the one that suits", command("register", ""))
+    return f"{text}. " + _next(
+        "register the leader, or another one by --run_id", command("register", "")
+    )
 
 
 def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command) -> str:
@@ -302,7 +336,7 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     hashes = []
     for number in numbers:
         row = judged.rows[number]
-        seeds_of.append(len({run.get("seed") for run in row["runs"]}))
+        seeds_of.append(_count_seeds(row))
         hashes.append(str(row["config_hash"]))
     wanted = max(seeds_of) + MORE_SEEDS
     seconds = 0.0

@@ -30,8 +30,9 @@ def merge_repeats(
     A row has what the row of its best run has, with the means of its runs for their scores. Further
     columns: ``runs``, the rows of its runs, the best first; ``repeats``, their number;
     ``val_accuracy_std`` and ``test_accuracy_std``; ``problems``, see `pipeline.scores.problems`;
-    ``verdict``; and ``is_pareto``, whether no other configuration is both more accurate on test and
-    faster. The interval of the test accuracy is that of the configuration.
+    ``verdict``; and ``is_pareto``, whether no other configuration is at least as accurate on test
+    and as fast, and better in one of both. The interval of the test accuracy is that of the
+    configuration.
 
     Args:
         rows: Runs, best first.
@@ -59,7 +60,8 @@ def _merge(runs: Sequence[Mapping[str, Any]], verdict: Verdict | None, target: f
         is_whole = len(known) == len(runs) or not name.startswith("test")
         # The mean of some repeats on test is not that of the configuration.
         merged[name] = ranking.exact_mean(known) if known and is_whole else None
-        merged[f"{name}_std"] = statistics.stdev(known) if len(known) > 1 else math.nan
+        has_spread = len(known) > 1 and merged[name] is not None
+        merged[f"{name}_std"] = statistics.stdev(known) if has_spread else math.nan
     interval = verdict.interval if verdict is not None else None
     if interval is not None or len(runs) > 1 or merged["test_accuracy"] is None:
         # A single run that is not compared keeps its own.

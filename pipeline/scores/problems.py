@@ -21,7 +21,7 @@ Validation accuracy is that of the best of many epochs, and so somewhat above te
 LEAST_ECE = 0.05
 """Calibration error up to which nobody need care."""
 LEAST_SPREAD = 0.03
-"""Difference between the test accuracies of repeats up to which nobody need care."""
+"""Difference between the test accuracies of repeats below which nobody need care."""
 _UNSTABLE = 0.05
 _HUGE = 1e300
 _OF_FLAGS = {
@@ -33,8 +33,12 @@ _OF_FLAGS = {
     "not_finite": "loss not finite",
 }
 """What the flags of trainings are called, see `pipeline.training.diagnostics`."""
-_OF_LAST_EPOCH = ("collapse", "baseline", "overfit")
-"""Flags that judge the last epoch, which need not be the one that is kept."""
+_IN_LAST_EPOCH = {
+    "collapse": "in its last epoch it ",
+    "baseline": "in its last epoch ",
+    "overfit": "in its last epoch ",
+}
+"""How the text of a flag begins that judges the last epoch, which need not be the one kept."""
 
 
 class Problem(NamedTuple):
@@ -62,7 +66,7 @@ def find_problems(runs: Sequence[Run], target: float = 0.0) -> list[Problem]:
     for run in runs:
         for name, text in run.get("flags", {}).items():
             if name in _OF_FLAGS:
-                when = "in its last epoch " if name in _OF_LAST_EPOCH else ""
+                when = _IN_LAST_EPOCH.get(name, "")
                 found.setdefault(_OF_FLAGS[name], []).append(when + text)
         judges: Sequence[tuple[str, Callable[[Run], str]]] = (
             ("validation far above test", _describe_gap),

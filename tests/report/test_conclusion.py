@@ -124,13 +124,15 @@ def test_the_leader_is_told_with_its_score_on_test_and_how_sure_that_is() -> Non
     )
 
 
-@pytest.mark.parametrize("right", [[None], [320, None]])
+@pytest.mark.parametrize(
+    ("right", "what"), [([None], "it is not"), ([320, None], "not all of its runs are")]
+)
 def test_a_leader_without_test_scores_of_all_repeats_is_not_evaluated(
-    right: list[int | None],
+    right: list[int | None], what: str
 ) -> None:
     (first, *_) = conclude(configuration("resnet18", *right))
     assert first == (
-        "resnet18 leads on validation accuracy with 90.00%; on the test images it is not evaluated."
+        f"resnet18 leads on validation accuracy with 90.00%; on the test images {what} evaluated."
     )
 
 
@@ -145,18 +147,17 @@ def test_a_tie_on_validation_is_told() -> None:
     leader, other = configuration("resnet18", 320), configuration("resnet34", 318)
     lower = configuration("resnet50", 318, value=0.89)
     assert conclude(leader, other, lower)[0].startswith(
-        "resnet18 leads on validation accuracy with 90.00% "
-        "(as one configuration more; the lower validation loss decides): "
+        "resnet18 leads on validation accuracy with 90.00% (one more configuration has the same): "
     )
     third = configuration("resnet101", 318)
-    assert said(conclude(leader, other, third, lower), "(as two configurations more; the lower")
+    assert said(conclude(leader, other, third, lower), "(two more configurations have the same)")
     assert not said(conclude(leader, lower), "more; the lower")
 
 
 def test_a_tie_of_a_mean_with_a_single_run_is_told() -> None:
     # 15 / 350, which three times over three is another number in the last digit.
     leader = configuration("resnet18", 320, 320, 320, value=15 / 350)
-    assert said(conclude(leader, configuration("resnet34", 318, value=15 / 350)), "(as one")
+    assert said(conclude(leader, configuration("resnet34", 318, value=15 / 350)), "(one more")
 
 
 def test_a_tie_of_losses_is_not_decided_by_the_loss() -> None:
@@ -277,7 +278,7 @@ def test_what_is_worse_is_told() -> None:
 def test_what_is_better_on_test_is_told() -> None:
     leader, better = configuration("resnet18", 300), configuration("resnet34", 345)
     assert conclude(leader, better, configuration("resnet50", 200))[1] == (
-        "One is worse. resnet34 is better on test (98.57%), though not on validation."
+        "One is worse. resnet34 is better on test (98.6%), though not on validation."
     )
     assert conclude(leader, better)[1].startswith("resnet34 is better on test")
     assert not said(conclude(better, leader), "better on test")
@@ -348,7 +349,7 @@ def test_a_gap_of_some_is_told_with_their_number() -> None:
     even = configuration("resnet50", 320)
     assert f"In one of two validation is far above test{GAP}" in conclude(wide[0], even)
     assert f"In two of three validation is far above test{GAP}" in conclude(*wide, even)
-    assert f"In it validation is far above test{GAP}" in conclude(wide[0])
+    assert f"Its validation accuracy is far above test{GAP}" in conclude(wide[0])
     # A gap of a run that is not evaluated is not known.
     lacking = configuration("resnet101", None, val_accuracy=0.97)
     assert said(conclude(*wide, lacking), "In two of three validation is far above test")
@@ -386,8 +387,8 @@ def test_the_leaders_gap_and_target_are_not_told_again() -> None:
 
 def test_whether_the_target_is_reached_is_told() -> None:
     high, low = configuration("resnet18", 320), configuration("resnet34", 318, value=0.85)
-    assert "The target 0.87 is reached by one of 2." in conclude(high, low, target=0.87)
-    assert "The target 0.85 is reached by two of 2." in conclude(high, low, target=0.85)
+    assert "The target 0.87 is reached by one of two." in conclude(high, low, target=0.87)
+    assert "The target 0.85 is reached by two of two." in conclude(high, low, target=0.85)
     assert "The target 0.9001 is not reached." in conclude(high, low, target=0.9001)
     assert not said(conclude(high, low), "target")
 
@@ -417,9 +418,11 @@ def test_a_leader_that_is_not_evaluated_is_evaluated_next() -> None:
 
 def test_a_leader_that_all_others_are_worse_than_is_registered_next() -> None:
     leader, worse = configuration("resnet18", 320), configuration("resnet34", 200)
-    assert conclude(leader, worse)[-1] == "Next: register it."
-    assert conclude(leader, worse, command=typed)[-1] == "Next: register it: pipeline register"
-    assert conclude(leader)[-1] == "Next: register it."
+    assert conclude(leader, worse)[-1] == "Next: register the leader."
+    assert (
+        conclude(leader, worse, command=typed)[-1] == "Next: register the leader: pipeline register"
+    )
+    assert conclude(leader)[-1] == "Next: register the leader."
     assert not said(conclude(leader, worse, configuration("resnet50", 319)), "register")
 
 
@@ -525,12 +528,12 @@ def test_where_seeds_do_not_help_more_images_are_named() -> None:
     verdicts = [LEADER, difference(0.005, 123456, None), difference(0.01, 1234, None)]
     assert conclude_from(verdicts, *trio, command=typed)[-1] == (
         "More seeds would not tell them apart; 1,234 test images would tell resnet50 from the "
-        "leader. Next: register the one that suits: pipeline register"
+        "leader. Next: register the leader, or another one by --run_id: pipeline register"
     )
     verdicts = [LEADER, difference(0.0, None, None), difference(0.0, None, None)]
     assert conclude_from(verdicts, *trio)[-1] == (
         "Neither more seeds nor more test images alone would tell them apart. "
-        "Next: register the one that suits."
+        "Next: register the leader, or another one by --run_id."
     )
     verdicts = [LEADER, difference(0.005, 123456, None), difference(0.01, 1234, 9)]
     assert conclude_from(verdicts, *trio, command=typed)[-1].startswith(
@@ -543,7 +546,8 @@ def test_repeats_that_agree_leave_the_images_as_what_is_lacking() -> None:
     sentences = conclude(configuration("resnet18", 320, 320), configuration("resnet34", 318, 318))
     assert sentences[-1].startswith("More seeds would not tell them apart; ")
     assert sentences[-1].endswith(
-        " test images would tell resnet34 from the leader. Next: register the one that suits."
+        " test images would tell resnet34 from the leader. "
+        "Next: register the leader, or another one by --run_id."
     )
 
 
@@ -608,3 +612,34 @@ def test_seeds_that_were_never_tried_are_not_called_useless() -> None:
     leader = configuration("resnet18", 320, 319)
     sentences = conclude(leader, configuration("resnet34", 319), command=typed)
     assert said(sentences, "Next: train these two until each has ")
+
+
+def test_the_loss_decides_a_tie_only_if_it_differs() -> None:
+    leader, other = configuration("resnet18", 320), configuration("resnet34", 318)
+    leader[0]["val_loss"], other[0]["val_loss"] = 0.2, 0.3
+    assert said(conclude(leader, other), "has the same; the lower validation loss decides)")
+    other[0]["val_loss"] = 0.2
+    assert not said(conclude(leader, other), "the lower validation loss decides")
+
+
+def test_folds_of_one_seed_are_no_seeds_that_were_tried() -> None:
+    pair = [configuration(name, 320, 316, 318) for name in ("resnet18", "resnet34")]
+    for runs in pair:
+        for fold, run in enumerate(runs):
+            run["seed"], run["fold"] = 0, str(fold)
+    assert said(conclude(*pair, command=typed), "Next: train these two with two more seeds: ")
+
+
+def test_what_is_wrong_with_one_repeat_is_told_of_that_one() -> None:
+    leader = configuration("resnet18", 320, 318, 319)
+    leader[2]["flags"] = {"overfit": "much above"}
+    assert said(conclude(leader), "Of the leader, in 1 of 3 runs: in its last epoch much above.")
+
+
+def test_all_are_evaluated_before_anything_is_registered() -> None:
+    rows = [configuration("a", 320), configuration("b", 200), configuration("c", None)]
+    assert said(conclude(*rows, command=typed), "Next: evaluate: ")
+    # Where nothing tells how sure the scores are, evaluating once more would not help.
+    verdicts = [Verdict("leader", None, None), Verdict(None, None, None)]
+    said_of = conclude_from(verdicts, configuration("a", 320), configuration("b", 318))
+    assert not said(said_of, "Next: evaluate")

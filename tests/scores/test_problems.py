@@ -24,7 +24,7 @@ def on_test(accuracy: float | None, images: int | None = 350, **values: Any) -> 
 @pytest.mark.parametrize(
     ("flag", "name", "text"),
     [
-        ("collapse", "collapsed", "in its last epoch by so much"),
+        ("collapse", "collapsed", "in its last epoch it by so much"),
         ("baseline", "not above majority", "in its last epoch by so much"),
         ("overfit", "overfits", "in its last epoch by so much"),
         ("still_improving", "still improving", "by so much"),
