@@ -121,7 +121,8 @@ def test_the_twenty_have_eight_pairs_of_equal_configurations() -> None:
 def test_a_target_is_reported_with_its_epoch(cli: Cli, quick: Path) -> None:
     study = quick.with_name("study.yaml")
     study.write_text(
-        quick.read_text() + "configs: [{}, {optimizer: {lr: 1.0e-9}}]\nstudy: {target: 0.7}\n"
+        quick.read_text().replace("evaluate: none", "evaluate: none, target: 0.7")
+        + "configs: [{}, {optimizer: {lr: 1.0e-9}}]\n"
     )
     assert cli("tune", "--config", str(study), "--training.epochs", "15").code == 0
     text = (open_workspace("quick").outputs / "comparison.md").read_text()

@@ -298,8 +298,12 @@ def _describe_next(judged: _Judged, command: Command) -> str:
 
 
 def _count_seeds(row: Row) -> int:
-    """Return how many seeds a configuration was trained with, each perhaps on several folds."""
-    return len({run.get("seed") for run in row["runs"]})
+    """Return how many seeds a configuration was trained with, each perhaps on several folds.
+
+    Runs of other programs may not have logged their seeds: each counts as another one.
+    """
+    seeds = [run.get("seed") for run in row["runs"]]
+    return len(set(seeds) - {None}) + seeds.count(None)
 
 
 def _is_unlearned(problem: Problem, repeats: int) -> bool:
@@ -359,7 +363,7 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     options = f"--study.repeats {wanted} --study.only {','.join(hashes)}"
     typed = command("tune", options)
     if not typed:
-        typed = f"tune with the study's file and {options}"
+        return f"Next: {act} (study.repeats)."
     if math.isnan(seconds):
         return f"Next: {act}: {typed}"
     return f"Next: {act}: {typed} (about {format_duration(seconds)} by their times so far)"

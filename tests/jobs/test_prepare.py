@@ -85,7 +85,7 @@ def test_error_exits_2_and_writes_the_report(
     assert artifacts(workspace, run.info.run_id, "prepare") == {"report.html", "report.json"}
 
 
-TUNE = {"configs": [{}], "study": {"trials": 1}}
+TUNE = {"configs": [{}], "study": {"trials": 1, "evaluate": "best"}}
 
 
 def write_study(quick: Path, **parts: object) -> Path:

@@ -32,7 +32,11 @@ TWO = ("--training.processes", "2")
 def trainings(workspace: Workspace, experiment: str) -> dict[str, Any]:
     found = workspace.client.get_experiment_by_name(experiment)
     runs = workspace.client.search_runs([found.experiment_id])
-    return {run.info.run_name: run for run in runs if run.data.tags[names.STEP] == "train"}
+    return {
+        run.info.run_name.partition(",")[0]: run
+        for run in runs
+        if run.data.tags[names.STEP] == "train"
+    }
 
 
 def curve(workspace: Workspace, run: Any, metric: str) -> list[tuple[int, float]]:

@@ -357,7 +357,7 @@ def test_main_evaluates_all_repeats_of_the_leader(
     raw = yaml.safe_load(write(quick, "f.yaml").read_text())
     raw |= {
         "configs": [{"optimizer": {"lr": 3e-3}}, {"optimizer": {"lr": 1e-9}}],
-        "study": {"repeats": 2},
+        "study": {"repeats": 2, "evaluate": "best"},
     }
     quick.write_text(yaml.safe_dump(raw))
     ok(cli, "main", "--config", quick)

@@ -435,9 +435,7 @@ def test_what_is_not_told_apart_is_trained_with_further_seeds_next() -> None:
         "(about 15 min by their times so far)"
     )
     assert conclude(leader, other)[-1] == (
-        "Next: train these two with two more seeds: tune with the study's file and "
-        "--study.repeats 3 --study.only hash-resnet18,hash-resnet34 "
-        "(about 15 min by their times so far)"
+        "Next: train these two with two more seeds (study.repeats)."
     )
     # What is worse is not trained again.
     assert conclude(leader, other, configuration("resnet50", 200), command=typed)[-1] == (
