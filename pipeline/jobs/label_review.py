@@ -44,7 +44,7 @@ def write_label_review(
 
     Args:
         workspace: The open store.
-        folder: Where the files are written.
+        folder: The folder that the files are written into.
         ranked: The runs, best first.
         images: The images that they were trained on.
     """
