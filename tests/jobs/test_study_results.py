@@ -145,7 +145,9 @@ def test_the_comparison_stands_in_the_folder_and_on_the_parent(in_smoke: Workspa
         "configurations.csv",
         "effects.csv",
     }
-    assert {file.name for file in in_smoke.outputs.iterdir()} == {*files, "prepare"}
+    # Another test of this study, which evaluates all its runs, has these two written.
+    found = {file.name for file in in_smoke.outputs.iterdir()}
+    assert found - {"suspect_labels.csv", "suspect_labels.html"} == {*files, "prepare"}
     assert {file.name for file in (in_smoke.outputs / "prepare").iterdir()} == {
         "report.html",
         "report.json",
