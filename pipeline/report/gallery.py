@@ -45,8 +45,8 @@ class Mistake(NamedTuple):
         true: Name of its class.
         predicted: Name of the class that was predicted.
         confidence: Probability of the prediction, from 0 to 1.
-        map: Where the network looked, from 0 to 1, of any shape (height, width); None if the
-            network gives no map.
+        map: The parts that spoke for the prediction, from 0 to 1, of any shape (height, width);
+            None if the network gives no map.
         name: Name of its file.
     """
 

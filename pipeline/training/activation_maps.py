@@ -1,4 +1,4 @@
-"""Where a network looked: maps of the parts of an image that speak for a class."""
+"""What a network looked at: maps of the parts of an image that speak for a class."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _from_tokens(output: Tensor, sides: _Sides) -> Tensor:
 def _has_gradient(total: Tensor, output: Tensor, layer: _Layer) -> bool:
     """Whether the logits depend on the map.
 
-    In the last layers of a transformer they may depend on the class token alone.
+    They may depend on the class token alone in the last layers of a transformer.
     """
     (gradient,) = torch.autograd.grad(total, output, retain_graph=True, allow_unused=True)
     return gradient is not None and bool(layer.arrange(gradient).any())

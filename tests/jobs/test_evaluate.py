@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, log_loss, roc_auc_score
 
 from pipeline.jobs.evaluate import evaluate
+from pipeline.jobs.mistakes import MISTAKES
 from pipeline.jobs.recorded_run import restore_network
 from pipeline.jobs.register import export_model
 from pipeline.tracking import artifacts, names
@@ -177,3 +178,17 @@ def test_a_run_without_a_temperature_gets_one(
         workspace.client.log_metric(run_id, names.TEMPERATURE, value)
         values, _ = evaluate(workspace, run_id)
         assert values[names.TEMPERATURE] == pytest.approx(fitted, rel=1e-3)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_mistakes_are_shown_but_not_of_private_images(
+    cli: Cli, store: Path, tmp_path: Path, private: bool
+) -> None:
+    experiment = write_listed(store, num_groups=0)
+    text = experiment.read_text().replace("lr: 3.0e-3", "lr: 1.0e-5")
+    text += f"  tracking: {{log_images: {str(not private).lower()}}}\n"
+    experiment.write_text(text)
+    workspace, run_id, metrics = evaluated(cli, experiment)
+    assert metrics["test/accuracy"] < 1
+    assert artifacts.has_artifact(workspace, run_id, "test/predictions.parquet")
+    assert artifacts.has_artifact(workspace, run_id, MISTAKES) == (not private)
