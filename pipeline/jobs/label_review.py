@@ -91,15 +91,13 @@ def _load_all(
 
 
 def _load(workspace: Workspace, run_id: str, path: str) -> pd.DataFrame | None:
-    if not artifacts.has_artifact(workspace, run_id, path):
-        return None
     with tempfile.TemporaryDirectory() as folder:
         try:
             table = pd.read_parquet(
                 artifacts.download_artifact(workspace, run_id, path, Path(folder))
             )
         except (UserError, ValueError, OSError):
-            # The file is damaged.
+            # The run has no such file, or it is damaged.
             return None
     if not {"path", "true"} <= set(table.columns) or table["path"].duplicated().any():
         return None

@@ -13,6 +13,8 @@ from pipeline.tracking.workspace import Workspace
 
 _TIED = 3
 """Number of runs from which it is said that they share a value."""
+_MOST_NAMED = 20
+"""Runs that reached the target whose names are said."""
 
 
 def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) -> list[str]:
@@ -30,7 +32,7 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
     if max(repeated.values(), default=1) > 1:
         mean = ", the mean of its repeats for each configuration"
     notes = [
-        f"{count_trainings(len(rows))}, {complete} complete, ranked by {title(metric)}{mean}; "
+        f"{count_trainings(len(rows))}, {complete:,} complete, ranked by {title(metric)}{mean}; "
         "only settings that differ are shown."
     ]
     majority_rate = logged_majority_rate(rows)
@@ -49,7 +51,7 @@ def describe_ranking(rows: Sequence[find_runs.Row], digest: str, metric: str) ->
 
 def count_trainings(number: int) -> str:
     """Return a number of trainings as text."""
-    return "1 training" if number == 1 else f"{number} trainings"
+    return "1 training" if number == 1 else f"{number:,} trainings"
 
 
 def _describe_ties(compared: Sequence[find_runs.Row]) -> list[str]:
@@ -129,15 +131,25 @@ def describe_target(
     """
     if not target:
         return []
-    met = []
-    for row in rows:
-        epoch = _find_first_epoch(workspace, row, target)
-        if epoch is not None:
-            met.append(f"{str(row['run_name']).partition(',')[0]} at epoch {epoch}")
+    met = [row for row in rows if _has_reached(workspace, row, target)]
     if not met:
         return [f"Target {target:g}: reached by none of {count_trainings(len(rows))}."]
-    reached = f"{len(met)} of {count_trainings(len(rows))}"
-    return [f"Target {target:g}: reached by {reached}: {', '.join(met)}."]
+    named = []
+    for row in met[:_MOST_NAMED]:
+        name = str(row["run_name"]).partition(",")[0]
+        epoch = _find_first_epoch(workspace, row, target)
+        named.append(name if epoch is None else f"{name} at epoch {epoch}")
+    if len(met) > len(named):
+        named.append(f"and {len(met) - len(named):,} more")
+    reached = f"{len(met):,} of {count_trainings(len(rows))}"
+    return [f"Target {target:g}: reached by {reached}: {', '.join(named)}."]
+
+
+def _has_reached(workspace: Workspace, row: Mapping[str, Any], target: float) -> bool:
+    if row["value"] is None:
+        # A run that has not ended may have reached it.
+        return _find_first_epoch(workspace, row, target) is not None
+    return score(row["value"], row["metric"]) >= score(target, row["metric"])
 
 
 def load_target(workspace: Workspace, parent: str) -> float:
@@ -150,12 +162,9 @@ def load_target(workspace: Workspace, parent: str) -> float:
 
 
 def _find_first_epoch(workspace: Workspace, row: Mapping[str, Any], target: float) -> int | None:
-    """Return the first epoch in which a run reached a target; None if it did not."""
+    """Return the first epoch in which a run reached a target; None if its history is not known."""
     metric = row["metric"]
     wanted = score(target, metric)
-    # The best value is known; in which epoch it was reached first, only the history tells.
-    if row["value"] is not None and score(row["value"], metric) < wanted:
-        return None
     history = find_runs.metric_history(workspace, row["run_id"], metric)
     reached = [epoch for epoch, value in history.items() if score(value, metric) >= wanted]
     return min(reached, default=None)

@@ -68,8 +68,6 @@ def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
 
     The columns are those of `_COLUMNS`, and ``group`` if the images have groups.
     """
-    if not artifacts.has_artifact(workspace, run_id, OF_TEST):
-        return None
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = artifacts.download_artifact(workspace, run_id, OF_TEST, Path(folder))
@@ -78,7 +76,7 @@ def _load_answers(workspace: Workspace, run_id: str) -> pd.DataFrame | None:
             columns = [name for name in (*_COLUMNS, "group") if name in there]
             table = pd.read_parquet(file, columns=columns)
         except (UserError, ValueError, OSError):
-            # The file is damaged.
+            # The run has no such file, or it is damaged.
             return None
     if not set(_COLUMNS) <= set(table.columns) or table["path"].duplicated().any():
         return None

@@ -13,6 +13,9 @@ from typing import Any
 
 Settings = Mapping[str, Hashable]
 
+MOST_VALUES = 20
+"""Values of one setting that are compared with each other."""
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -108,12 +111,17 @@ def _values_of_interest(name: str, configurations: Sequence[Configuration]) -> s
     """Return the values of a setting that a person chose, or that several configurations have.
 
     A search draws each learning rate once: a thousand of them would make half a million pairs that
-    tell nothing.
+    tell nothing. For the same reason no more than `MOST_VALUES` are compared, those that most
+    configurations have.
     """
     times = Counter(one.settings.get(name) for one in configurations)
     chosen = {one.settings.get(name) for one in configurations if not one.is_searched}
-    values: set[Hashable] = {value for value, count in times.items() if count > 1}
-    return (values | chosen) - {None}
+    values: set[Hashable] = set()
+    for value, count in times.most_common():
+        is_of_interest = count > 1 or value in chosen
+        if value is not None and is_of_interest and len(values) < MOST_VALUES:
+            values.add(value)
+    return values
 
 
 def _sort_key(value: Any) -> tuple[bool, float, str]:

@@ -31,10 +31,16 @@ def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path
     Raises:
         UserError: The run has no such artifact.
     """
+    missing = UserError(
+        f"run {run_id} has no artifact {name}; it is not a training of this pipeline, "
+        "or was stopped before its first epoch"
+    )
     try:
-        for entry in workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None):
-            if entry.path == name:
-                need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
+        there = workspace.client.list_artifacts(run_id, name.rpartition("/")[0] or None)
+        entry = next((entry for entry in there if entry.path == name), None)
+        if entry is None:
+            raise missing
+        need_room(entry.file_size or 0, folder, f"run {run_id}: {name}")
         return Path(
             download_artifacts(
                 run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=workspace.uri
@@ -44,10 +50,7 @@ def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path
         # A server that does not answer, or a disk that is full, says nothing about the run.
         if is_away(error) or has_artifact(workspace, run_id, name):
             raise
-        raise UserError(
-            f"run {run_id} has no artifact {name}; it is not a training of this pipeline, "
-            "or was stopped before its first epoch"
-        ) from None
+        raise missing from None
 
 
 def need_room(num_bytes: int, folder: Path, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.scores.effects import Configuration, Effect, find_effects
+from pipeline.scores.effects import MOST_VALUES, Configuration, Effect, find_effects
 
 
 def configured(score: float, is_searched: bool = False, **settings: Any) -> Configuration:
@@ -100,3 +100,14 @@ def test_a_thousand_searched_rates_have_no_pair() -> None:
     [found] = find_effects(rows)
     assert (found.before, found.after, found.num_searched) == (2.0, 3.0, 0)
     assert find_effects([]) == []
+
+
+def test_of_a_thousand_chosen_rates_those_of_most_configurations_are_compared() -> None:
+    rates = [float(number) for number in range(1000)]
+    rows = [configured(0.5, lr=rate, model="a") for rate in rates]
+    rows += [configured(0.7, lr=rate, model="b") for rate in rates[500:505]]
+    found = [effect for effect in find_effects(rows) if effect.setting == "lr"]
+    values = {effect.before for effect in found} | {effect.after for effect in found}
+    assert len(values) == MOST_VALUES and values >= set(rates[500:505])
+    [model] = [effect for effect in find_effects(rows) if effect.setting == "model"]
+    assert model.num_pairs == 5
