@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from pipeline.__main__ import main
+from pipeline.jobs.summary import summarise
 from pipeline.tracking.ui_views import view_urls
-from pipeline.tracking.workspace import Workspace
+from pipeline.tracking.workspace import Workspace, open_workspace
+from tests.conftest import use_folder
 from tests.servers import mlflow_server
 
 CHROMIUM = (
@@ -27,6 +30,35 @@ def server(smoke: Path) -> Iterator[str]:
     """The address of a real MLflow server on the finished study."""
     with mlflow_server(smoke / "mlflow.db") as running:
         yield running.uri
+
+
+TWENTY = """
+experiment: twenty
+base:
+  data: {source: digits, image_size: 16, batch_size: 64, limit: 400}
+  model: {name: small_cnn}
+  training: {epochs: 1, precision: fp32}
+configs:
+  - {optimizer: {lr: 3.0e-3}}
+  - {optimizer: {lr: 1.0e-3}, schedule: {name: cosine}}
+space:
+  optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+  schedule.name: [none, cosine]
+study: {trials: 20, evaluate: all}
+"""
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workspace]]:
+    """The address of a real MLflow server on a finished study of 20 trials, and its store."""
+    folder = tmp_path_factory.mktemp("twenty")
+    (folder / "twenty.yaml").write_text(TWENTY)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_folder(folder, monkeypatch)
+        assert main(["tune", "--config", "twenty.yaml"]) == 0
+        workspace = open_workspace("twenty")
+    with mlflow_server(folder / "mlflow.db") as running:
+        yield running.uri, workspace
 
 
 @pytest.fixture
@@ -64,8 +96,6 @@ def test_the_saved_table_shows_the_trainings_best_first(
 
 
 def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Workspace) -> None:
-    from pipeline.jobs.summary import summarise
-
     compared = summarise(in_smoke)
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}")
     link = page.get_by_role("link", name=compared.rows[0]["run_name"]).first
@@ -76,8 +106,6 @@ def test_the_parent_links_to_the_best_run(server: str, page: Page, in_smoke: Wor
 def test_the_parent_tells_the_conclusion_and_shows_the_figure(
     server: str, page: Page, in_smoke: Workspace
 ) -> None:
-    from pipeline.jobs.summary import summarise
-
     parent = summarise(in_smoke).parent
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{parent}")
     page.get_by_text("Show more").first.click(timeout=60_000)
@@ -90,8 +118,6 @@ def test_the_parent_tells_the_conclusion_and_shows_the_figure(
 def test_the_page_of_the_comparison_opens_among_the_artifacts(
     server: str, page: Page, in_smoke: Workspace
 ) -> None:
-    from pipeline.jobs.summary import summarise
-
     compared = summarise(in_smoke)
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}/artifacts")
     page.get_by_text("summary", exact=True).first.click(timeout=60_000)
@@ -120,3 +146,33 @@ def test_the_page_of_the_comparison_is_sorted_by_a_click(page: Page, in_smoke: W
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert said == []
+
+
+def test_twenty_trials_are_compared_in_the_browser(
+    twenty: tuple[str, Workspace], page: Page
+) -> None:
+    uri, workspace = twenty
+    compared = summarise(workspace)
+    ranked = compared.ranked()
+    assert len(ranked) == 20
+    page.goto(view_urls(workspace)["table"].replace("http://127.0.0.1:5000", uri))
+    page.get_by_text("20 matching runs").wait_for(timeout=60_000)
+    for column in ("best/val_accuracy", "optimizer.lr", "schedule.name"):
+        page.get_by_text(column, exact=True).first.wait_for(timeout=30_000)
+    # What all have in common takes no column.
+    assert page.get_by_text("model.name", exact=True).count() == 0
+    page.goto(f"{uri}/#/experiments/{workspace.experiment_id}/runs/{compared.parent}/artifacts")
+    page.get_by_text("summary", exact=True).first.click(timeout=60_000)
+    page.get_by_text("comparison.html").first.click(timeout=30_000)
+    frame = page.frame_locator("iframe").first
+    frame.get_by_text("leads on validation accuracy with").wait_for(timeout=30_000)
+    text = frame.locator("table").inner_text()
+    for row in ranked:
+        assert f"{row['val_accuracy']:.2%}" in text
+        assert f"{row['test_accuracy']:.2%}" in text
+    page.goto(f"{uri}/#/experiments/{workspace.experiment_id}/runs/{ranked[0]['run_id']}/artifacts")
+    page.get_by_text("confusion_matrix", exact=True).first.click(timeout=60_000)
+    page.get_by_text("test.png", exact=True).first.click(timeout=30_000)
+    picture = page.locator("img[src^='blob:'], img[src*='artifact']").first
+    picture.wait_for(timeout=30_000)
+    page.wait_for_function("image => image.naturalWidth > 300", arg=picture.element_handle())

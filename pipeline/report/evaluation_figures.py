@@ -32,7 +32,9 @@ def draw_reliability(
         after: The answers with the temperature.
         temperature: What logits are divided by.
     """
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained", dpi=110)
+    # Margins that are known take half the time of those that matplotlib finds.
+    figure = Figure(figsize=(6.4, 6.6), dpi=110)
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.94, bottom=0.2, hspace=0.08)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="as it should be")
     for bins, colour, label in (
@@ -53,7 +55,7 @@ def draw_reliability(
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     upper.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.legend(fontsize=8, loc="outside lower center", markerscale=0.6)
+    figure.legend(fontsize=8, loc="lower center", markerscale=0.6)
     save(figure, file)
 
 
@@ -81,7 +83,8 @@ def draw_roc_and_precision(
     drawn = known[:MOST_CLASSES]
     if len(classes) == 2:
         drawn = [1] if 1 in known else []
-    figure = Figure(figsize=(11, 5), layout="constrained", dpi=110)
+    figure = Figure(figsize=(11, 5), dpi=110)
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.93, bottom=0.11, wspace=0.16)
     left, right = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab10"]
     names = drawable([shorten(classes[number]) for number in drawn])

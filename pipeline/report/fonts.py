@@ -71,12 +71,13 @@ def cover(figure: Figure) -> None:
 
     Characters that no font should draw are written out.
     """
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and not text.get_text().isprintable():
-            text.set_text("\n".join(map(make_visible, text.get_text().split("\n"))))
     uncovered = []
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and _lacking([text.get_text()]):
+        if not isinstance(text, Text):
+            continue
+        if not text.get_text().isprintable():
+            text.set_text("\n".join(map(make_visible, text.get_text().split("\n"))))
+        if _lacking([text.get_text()]):
             uncovered.append(text)
     if uncovered:
         found = families(text.get_text() for text in uncovered)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import metrics
@@ -48,21 +49,30 @@ class _SortedClass:
         ends = np.searchsorted(ordered, ordered, side="right")
         return cls(order, is_true[order], starts, ends)
 
-    def area(self, copies: Copies) -> float:
+    def area(self, copies: Copies) -> NDArray[np.float64]:
         """Return the area under the ROC curve; NaN if all images are of the class, or none is.
 
         It is the share of pairs, one image of the class and one of the others, of which that of the
-        class has the higher probability; equal ones count half.
+        class has the higher probability; equal ones count half. It follows from the ranks of the
+        images of the class: Mann, H. B. and Whitney, D. R. (1947), "On a test of whether one of two
+        random variables is stochastically larger than the other", Annals of Mathematical
+        Statistics 18.
+
+        Args:
+            copies: Number of copies of each image, shape (images, resamples).
+
+        Returns:
+            Shape (resamples,).
         """
-        weights = copies[self.order]
-        others = np.where(self.is_true, 0, weights)
-        below = np.concatenate([[0], np.cumsum(others)])
-        positives = np.where(self.is_true, weights, 0)
-        pairs = int(positives.sum()) * int(others.sum())
-        if pairs == 0:
-            return math.nan
-        ranks = (below[self.starts] + below[self.ends]) / 2
-        return float((positives * ranks).sum() / pairs)
+        below = np.zeros((len(copies) + 1, copies.shape[1]), dtype=np.int64)
+        np.cumsum(copies[self.order], axis=0, out=below[1:])
+        positives = copies[self.order[self.is_true]]
+        number = positives.sum(axis=0)
+        pairs = number * (below[-1] - number)
+        ranks = below[self.starts[self.is_true]] + below[self.ends[self.is_true]]
+        # Of two images of the class, one stands above the other: half of these pairs.
+        won = ((positives * ranks).sum(axis=0) - number**2) / 2
+        return np.where(pairs > 0, won / np.maximum(pairs, 1), math.nan)
 
 
 class Evaluation:
@@ -133,28 +143,19 @@ class Evaluation:
             found["top5_accuracy"] = float(copies[self._in_top].sum() / copies.sum())
         return found
 
-    def roc_auc(self, copies: Copies | None = None) -> float:
+    def roc_auc(self) -> float:
         """Return the area under the ROC curve of each class against the others, their mean.
 
         Classes that do not occur are left out; it is NaN if there is only one.
-
-        Args:
-            copies: Number of copies of each image, shape (images,); None: each counts once.
         """
-        known = [area for area in self.class_areas(copies) if not math.isnan(area)]
+        known = [area for area in self.class_areas() if not math.isnan(area)]
         return math.fsum(known) / len(known) if known else math.nan
 
-    def class_areas(self, copies: Copies | None = None) -> list[float]:
-        """Return the area under the ROC curve of each class; NaN if the class does not occur.
-
-        Args:
-            copies: Number of copies of each image, shape (images,); None: each counts once.
-        """
-        if copies is not None:
-            return [one.area(copies) for one in self._sorted_classes()]
+    def class_areas(self) -> list[float]:
+        """Return the area under the ROC curve of each class; NaN if the class does not occur."""
         if not self._areas:
-            once = np.ones(len(self.labels), dtype=np.int64)
-            self._areas = [one.area(once) for one in self._sorted_classes()]
+            once = np.ones((len(self.labels), 1), dtype=np.int64)
+            self._areas = [float(one.area(once)[0]) for one in self._sorted_classes()]
         return self._areas
 
     def _sorted_classes(self) -> Iterator[_SortedClass]:
@@ -183,13 +184,26 @@ class Evaluation:
             interval = intervals.rate_interval(right, self.groups)
             if interval is not None:
                 found[name] = interval
-        resampled = intervals.resampled_intervals(self._resampled, len(self.labels), self.groups)
+        resampled = intervals.resampled_intervals(
+            self.resampled_scores, len(self.labels), self.groups
+        )
         return {**resampled, **found}
 
-    def _resampled(self, copies: Copies) -> dict[str, float]:
-        found = self.scores(copies)
+    def resampled_scores(self, copies: Copies) -> dict[str, NDArray[np.float64]]:
+        """Return each score of each resample, shape (resamples,).
+
+        Args:
+            copies: Number of copies of each image, shape (resamples, images).
+        """
+        scores = pd.DataFrame([self.scores(each) for each in copies])
+        found = {str(name): values.to_numpy(dtype=np.float64) for name, values in scores.items()}
         if self._keeps:
-            found["roc_auc"] = self.roc_auc(copies)
+            by_image = np.ascontiguousarray(copies.T)
+            areas = np.array([one.area(by_image) for one in self._sorted_classes()])
+            is_known = ~np.isnan(areas)
+            sums = np.where(is_known, areas, 0).sum(axis=0)
+            count = is_known.sum(axis=0)
+            found["roc_auc"] = np.where(count > 0, sums / np.maximum(count, 1), math.nan)
         return found
 
     def _count(self, classes: Labels, copies: Copies) -> NDArray[np.float64]:

@@ -21,6 +21,8 @@ LEVEL = 0.95
 LEAST_GROUPS = 20
 """Fewest groups of which an interval is given: of fewer nobody knows how much groups differ."""
 DRAWS = 1000
+_MOST_AT_ONCE = 500_000
+"""Images of the resamples that are scored at once, all together: more do not fit in the caches."""
 _TAIL = (1 + LEVEL) / 2
 
 
@@ -109,7 +111,7 @@ def effective_number(correct: NDArray[np.bool_], groups: NDArray[np.int64]) -> f
 
 
 def resampled_intervals(
-    scores: Callable[[NDArray[np.int64]], dict[str, float]],
+    scores: Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]],
     num_images: int,
     groups: NDArray[np.int64] | None,
     seed: int = 0,
@@ -120,7 +122,8 @@ def resampled_intervals(
     the percentiles of the scores of `DRAWS` resamples.
 
     Args:
-        scores: Function that returns scores of so many copies of each image, shape (images,).
+        scores: Function that returns scores of so many copies of each image: from the shape
+            (resamples, images), each score has the shape (resamples,).
         num_images: Number of images.
         groups: Group of each image; None if images stand for themselves.
         seed: Seed of the resamples.
@@ -136,16 +139,21 @@ def resampled_intervals(
     if number < (1 if groups is None else LEAST_GROUPS):
         return {}
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(DRAWS):
-        copies = np.bincount(rng.integers(0, number, number), minlength=number)
-        for name, value in scores(copies[group]).items():
-            drawn.setdefault(name, []).append(value)
+    drawn: dict[str, list[NDArray[np.float64]]] = {}
+    at_once = min(DRAWS, max(1, _MOST_AT_ONCE // num_images))
+    for start in range(0, DRAWS, at_once):
+        copies = []
+        for _ in range(start, min(start + at_once, DRAWS)):
+            times = np.bincount(rng.integers(0, number, number), minlength=number)
+            copies.append(times[group])
+        for name, values in scores(np.array(copies)).items():
+            drawn.setdefault(name, []).append(values)
     tails = ((1 - LEVEL) / 2, _TAIL)
     intervals = {}
-    for name, values in drawn.items():
-        known = [value for value in values if not math.isnan(value)]
-        if known:
+    for name, parts in drawn.items():
+        found = np.concatenate(parts)
+        known = found[~np.isnan(found)]
+        if len(known):
             low, high = np.quantile(known, tails)
             intervals[name] = float(low), float(high)
     return intervals

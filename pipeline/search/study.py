@@ -57,7 +57,7 @@ def tune(
     workspace: Workspace,
     experiment: Experiment,
     step: str,
-    then: Callable[[str], None] = lambda name: None,
+    then: Callable[[Summary], None] = lambda compared: None,
 ) -> Tuned:
     """Train the list and search the space, going on where an earlier run of the study stopped.
 
@@ -65,7 +65,7 @@ def tune(
         workspace: The open store.
         experiment: List, space and number of trials.
         step: ``tune`` or ``main``, which becomes the parent's ``pipeline.step``.
-        then: Called with the study's name at the end, while the parent still runs.
+        then: Called with the comparison of the trainings at the end, while the parent still runs.
 
     Raises:
         UserError: A configuration is wrong (all are checked before the first one trains), or
@@ -104,7 +104,7 @@ def tune(
         telling = _telling_settings(begun)
         TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
         compared = conclude_study(workspace, experiment, study, run, prepared)
-        then(found.name)
+        then(compared)
     return Tuned(found.name, run.id, compared)
 
 

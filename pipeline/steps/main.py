@@ -32,7 +32,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.experiment import experiment_name
     from pipeline.jobs.evaluate import evaluate_runs
     from pipeline.jobs.register import find_best_evaluated, register
-    from pipeline.jobs.summary import show_summary, summarise, summarise_and_write
+    from pipeline.jobs.summary import Summary, show_summary, summarise_and_write
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import view_urls, write_views
@@ -43,11 +43,10 @@ def run(own: MainOptions, overrides: Raw) -> None:
     # A try-out must not take the place of the real champion.
     name = experiment_name(own.name, own.fast) if own.name else experiment.name
 
-    def conclude(study: str) -> None:
+    def conclude(compared: Summary) -> None:
         # All repeats are evaluated: the score of a configuration is their mean.
-        device = experiment.base.training.device
-        evaluate_runs(workspace, summarise(workspace, study), "best", device, {})
-        compared = summarise_and_write(workspace, study, command=experiment.command)
+        if evaluate_runs(workspace, compared, "best", experiment.base.training.device, {}):
+            compared = summarise_and_write(workspace, compared.study, command=experiment.command)
         best, _ = find_best_evaluated(compared)
         champion = register(workspace, name, best)
         show_summary(compared)

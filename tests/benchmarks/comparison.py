@@ -1,22 +1,38 @@
-"""Benchmark of what comparisons say: ``python -m tests.benchmarks.comparison``.
+"""Benchmark of what comparisons say and take: ``python -m tests.benchmarks.comparison``.
 
-It simulates tables of which the truth is known, and counts how often the words are wrong. It takes
-about a minute, prints a table, and exits 0 if all bounds hold.
+It has three parts:
+
+- ``words`` simulates tables of which the truth is known, and counts how often the words are wrong.
+- ``evaluation`` trains the twenty networks of experiments/digits.yaml, and compares the time for
+  evaluating all of them with that for training them.
+- ``runs`` compares ten thousand runs (see `tests.benchmarks.summary`).
+
+They take about 1, 15 and 4 minutes. ``--part`` chooses one. The benchmark prints a table, and exits
+0 if all bounds hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from contextlib import chdir
+from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from pipeline.__main__ import main as tune
+from pipeline.jobs.evaluate import evaluate_runs
+from pipeline.jobs.summary import summarise
 from pipeline.scores.intervals import rate_interval
 from pipeline.scores.significance import TestResults, Word, judge
-from tests.benchmarks.measure import Results
+from pipeline.tracking.workspace import open_workspace
+from tests.benchmarks import summary
+from tests.benchmarks.measure import Results, seconds
 
 NUM_CONFIGURATIONS = 20
 NUM_TEST, NUM_VALIDATION = 350, 165
@@ -30,6 +46,8 @@ WORSE_BY = 0.12
 MOST_FALSE = 0.05
 LEAST_FOUND = 0.8
 LEAST_COVERAGE = 0.92
+MOST_OF_TRAINING = 0.1
+EXPERIMENT = Path(__file__).resolve().parents[2] / "experiments" / "digits.yaml"
 
 
 class Simulation:
@@ -119,13 +137,9 @@ def mean_coverage(rounds: int) -> float:
     return float(np.mean(hits))
 
 
-def main() -> int:
-    """Print the table; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=int, default=1000, help="tables that are simulated")
-    given = parser.parse_args()
-    results = Results("What is said of simulated tables of 20 configurations")
-    false = share_with_false_word(given.tables, 2, "worse")
+def measure_words(results: Results, tables: int) -> None:
+    """Add the rows of tables that are simulated."""
+    false = share_with_false_word(tables, 2, "worse")
     results.add(
         "equal configurations, two repeats: any is called worse",
         f"{false:.1%}",
@@ -133,7 +147,7 @@ def main() -> int:
         f"{false:.1%} of tables, at most {MOST_FALSE:.0%}",
         false <= MOST_FALSE,
     )
-    alone = share_with_false_word(given.tables, 1, "worse")
+    alone = share_with_false_word(tables, 1, "worse")
     results.add(
         "the same without repeats (of these two runs)",
         f"{alone:.1%}",
@@ -141,7 +155,7 @@ def main() -> int:
         f"{alone:.1%} of tables, no bound",
         True,
     )
-    found = share_found(given.tables)
+    found = share_found(tables)
     results.add(
         f"one is {100 * WORSE_BY:.0f} points worse: it is called so",
         f"{found:.1%}",
@@ -149,7 +163,7 @@ def main() -> int:
         f"{found:.1%} of tables, at least {LEAST_FOUND:.0%}",
         found >= LEAST_FOUND,
     )
-    coverage = mean_coverage(max(20, given.tables // 10))
+    coverage = mean_coverage(max(20, tables // 10))
     results.add(
         "accuracy of grouped images: the 95% interval holds it",
         f"{coverage:.1%}",
@@ -157,6 +171,41 @@ def main() -> int:
         f"{coverage:.1%}, at least {LEAST_COVERAGE:.0%}",
         coverage >= LEAST_COVERAGE,
     )
+
+
+def measure_evaluation(results: Results, experiment: Path) -> None:
+    """Train what an experiment lists and searches, evaluate all, and add the row of the times."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        mlflow.set_tracking_uri(f"sqlite:///{Path(folder) / 'mlflow.db'}")
+        if tune(["tune", "--config", str(experiment), "--study.evaluate", "none"]):
+            raise SystemExit("the trainings failed")
+        workspace = open_workspace(experiment.stem)
+        compared = summarise(workspace)
+        trainings = sum(float(row["seconds"]) for row in compared.ranked())
+        evaluation = seconds(lambda: evaluate_runs(workspace, compared, "all", "auto", {}))
+    share = evaluation / trainings
+    results.add(
+        f"{experiment.name}: evaluating all {len(compared.ranked())} runs",
+        f"{evaluation:.1f} s",
+        f"{trainings:.1f} s to train them",
+        f"{share:.1%} of the trainings' time, at most {MOST_OF_TRAINING:.0%}",
+        share <= MOST_OF_TRAINING,
+    )
+
+
+def main() -> int:
+    """Print the table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=["words", "evaluation", "runs"], help="by default all")
+    parser.add_argument("--tables", type=int, default=1000, help="tables that are simulated")
+    given = parser.parse_args()
+    results = Results("What comparisons say and take")
+    if given.part in (None, "words"):
+        measure_words(results, given.tables)
+    if given.part in (None, "evaluation"):
+        measure_evaluation(results, EXPERIMENT)
+    if given.part in (None, "runs"):
+        summary.measure(results, count=10_000, rounds=3)
     return results.conclude()
 
 

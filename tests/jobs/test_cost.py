@@ -141,9 +141,9 @@ class Clocked(nn.Module):
 @pytest.mark.parametrize(
     ("seconds", "batches", "expected"),
     [
-        # A second is over after the fifth. Without the first one they are 0.1, 0.2, 0.2 and 0.3.
-        ([0.3, 0.2, 0.3, 0.1, 0.2, 9.0], 5, BATCH / 0.2),
-        # Four batches are measured even if they take longer than a second.
+        # Half a second is over after the fifth. Without the first one they are 0.05 to 0.15.
+        ([0.15, 0.1, 0.15, 0.05, 0.1, 9.0], 5, BATCH / 0.1),
+        # Four batches are measured even if they take longer than half a second.
         ([2.0, 1.0, 1.5, 1.0, 9.0], 4, BATCH / 1.0),
         # After ten seconds two of them have to do, or one.
         ([6.0, 5.0, 9.0], 2, BATCH / 5.0),

@@ -47,7 +47,7 @@ def test_names_that_a_figure_would_read_as_a_formula_are_drawn(tmp_path: Path) -
     [
         (1, 1, "The only mistake."),
         (3, 3, "3 mistakes, the most confident first."),
-        (24, 1500, "The 24 most confident of 1,500 mistakes."),
+        (12, 1500, "The 12 most confident of 1,500 mistakes."),
     ],
 )
 def test_it_says_how_many_there_are(shown: int, there_are: int, expected: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -82,8 +81,8 @@ def test_of_few_groups_there_is_no_interval(num_groups: int, are_enough: bool) -
     groups = np.arange(200) % num_groups
     correct = np.arange(200) < 150
 
-    def scores(copies: NDArray[np.int64]) -> dict[str, float]:
-        return {"accuracy": float((copies * correct).sum() / copies.sum())}
+    def scores(copies: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        return {"accuracy": (copies * correct).sum(axis=1) / copies.sum(axis=1)}
 
     assert (intervals.rate_interval(correct, groups) is not None) == are_enough
     assert bool(intervals.resampled_intervals(scores, 200, groups)) == are_enough
@@ -95,8 +94,8 @@ def test_resampling_gives_the_interval_that_theory_gives(each: int) -> None:
     values = np.repeat(rng.normal(size=400 // each), each)
     groups = np.repeat(np.arange(400 // each), each)
 
-    def scores(copies: NDArray[np.int64]) -> dict[str, float]:
-        return {"mean": float((copies * values).sum() / copies.sum())}
+    def scores(copies: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        return {"mean": (copies * values).sum(axis=1) / copies.sum(axis=1)}
 
     found = intervals.resampled_intervals(scores, 400, groups)["mean"]
     reach = 1.96 * values.std() / math.sqrt(400 // each)
@@ -106,7 +105,8 @@ def test_resampling_gives_the_interval_that_theory_gives(each: int) -> None:
 
 
 def test_a_score_that_is_missing_in_all_resamples_has_no_interval() -> None:
-    def scores(copies: Any) -> dict[str, float]:
-        return {"nothing": math.nan, "one": 1.0}
+    def scores(copies: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        ones = np.ones(len(copies))
+        return {"nothing": math.nan * ones, "one": ones}
 
     assert intervals.resampled_intervals(scores, 10, None) == {"one": (1.0, 1.0)}
