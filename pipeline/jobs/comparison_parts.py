@@ -175,7 +175,8 @@ def _load_mistakes(workspace: Workspace, ranked: Sequence[Row], names: Sequence[
     for row, name in zip(ranked[:MOST_GALLERIES], names, strict=False):
         content = load_picture(workspace, str(row["run_id"]), MISTAKES)
         if row["test_accuracy"] is not None and content:
-            pictures.append(Picture(content, f"{row['run_name'].partition(',')[0]}: {name}"))
+            run = row["run_name"].partition(",")[0]
+            pictures.append(Picture(content, f"mistakes of {run}: {name}"))
     return Part("The worst mistakes on the test images", "", pictures)
 
 

@@ -71,14 +71,11 @@ def cover(figure: Figure) -> None:
 
     Characters that no font should draw are written out.
     """
-    uncovered = []
-    for text in figure.findobj(Text):
-        if not isinstance(text, Text):
-            continue
+    texts = [found for found in figure.findobj(Text) if isinstance(found, Text)]
+    for text in texts:
         if not text.get_text().isprintable():
             text.set_text("\n".join(map(make_visible, text.get_text().split("\n"))))
-        if _lacking([text.get_text()]):
-            uncovered.append(text)
+    uncovered = [text for text in texts if _lacking([text.get_text()])]
     if uncovered:
         found = families(text.get_text() for text in uncovered)
         for text in uncovered:
