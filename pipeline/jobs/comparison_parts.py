@@ -24,6 +24,7 @@ MOST_MATRICES = 6
 """Configurations whose confusion matrices are shown side by side."""
 MOST_GALLERIES = 2
 """Configurations whose worst mistakes are shown."""
+_NAMES = {**SETTING_LABELS, "model.name": "network"}
 _MATRIX = "confusion_matrix/test.png"
 
 
@@ -136,7 +137,7 @@ def _draw_effects(effects: Sequence[Effect]) -> Part:
     return _drawn(
         title,
         "points gained by each change",
-        lambda file: comparison_charts.draw_effects(file, effects, SETTING_LABELS),
+        lambda file: comparison_charts.draw_effects(file, effects, _NAMES),
         text,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +30,54 @@ MOST_LISTED = 1000
 MOST_SHOWN = 60
 LEAST_SHOWN = 12
 """Images that the page shows although the label is more probable than any other class."""
+IN_COMPARISON = 12
+"""Images that the page of the comparison shows."""
 _SIDE = 160
 _COLUMNS = ("path", "true", "predicted", "group")
 _TITLE = "Labels that may be wrong"
 
 
-def write_label_review(
-    workspace: Workspace, folder: Path, ranked: Sequence[Mapping[str, Any]], images: Prepared
-) -> None:
-    """Write ``suspect_labels.csv`` and ``.html`` into a folder; nothing if no answers are known.
+@dataclass(frozen=True)
+class LabelReview:
+    """Labels that are probably wrong.
+
+    Attributes:
+        table: The most doubtful images, a line each, as CSV.
+        page: The first of them as a page, with pictures.
+        part: The very first, for the page of the comparison.
+    """
+
+    table: str
+    page: str
+    part: Part
+
+    def write(self, folder: Path) -> None:
+        """Write ``suspect_labels.csv`` and ``.html`` into a folder."""
+        (folder / f"{NAME}.csv").write_text(self.table, encoding="utf-8")
+        (folder / f"{NAME}.html").write_text(self.page, encoding="utf-8")
+
+
+def review_labels(
+    workspace: Workspace, ranked: Sequence[Mapping[str, Any]], images: Prepared, study: str = ""
+) -> LabelReview | None:
+    """Rank the images by how little the networks believe their labels; None without answers.
 
     Only images count that a network was not trained on: those of the validation and the test split,
     which with ``data.fold: all`` are all of them.
 
     Args:
         workspace: The open store.
-        folder: The folder that the files are written into.
         ranked: The runs, best first.
         images: The images that they were trained on.
+        study: Name of their study, or empty.
     """
     classes, answers = _load_all(workspace, ranked[:MOST_RUNS])
     suspects = rank_labels(answers)
     if not suspects:
-        return
+        return None
     number = sum(suspect.is_suspected for suspect in suspects)
     table = _tabulate(suspects, classes)
     listed = table[table["suspected"] | (np.arange(len(table)) < MOST_LISTED)]
-    listed.to_csv(folder / f"{NAME}.csv", index=False)
     shows = all(row["params"].get("tracking.log_images") != "false" for row in ranked)
     doubtful = sum(one.suggested_confidence > one.given_confidence for one in suspects)
     shown = min(MOST_SHOWN, max(LEAST_SHOWN, doubtful))
@@ -64,9 +86,45 @@ def write_label_review(
         f"{number:,} of {len(suspects):,} labels look wrong to the networks that were not trained "
         f"on these images (confident learning). The lowest confidence in the label comes first."
     )
-    part = Part("The first ones", pictures=pictures, are_small=True)
-    page = to_html(_TITLE, [said], [], _describe(table.head(shown)), [part])
-    (folder / f"{NAME}.html").write_text(page, encoding="utf-8")
+    first = Part("The first ones", pictures=pictures, are_small=True)
+    title = f"{_TITLE}: {study}" if study else _TITLE
+    page = to_html(title, [said], [], _describe(table.head(shown)), [first])
+    return LabelReview(
+        listed.to_csv(index=False, lineterminator="\n"),
+        page,
+        _summarise(said, table.head(IN_COMPARISON), pictures[:IN_COMPARISON]),
+    )
+
+
+def _summarise(said: str, table: pd.DataFrame, pictures: Sequence[Picture]) -> Part:
+    """Return the part for the page of the comparison; without pictures it has a line for each."""
+    said = f"{said} More: {NAME}.html."
+    if pictures:
+        return Part(_TITLE, said, pictures, are_small=True)
+    entries = {}
+    for line in table.to_dict("records"):
+        entries[str(line["path"])] = [
+            f"labelled {line['label']}, looks like {line['answer']} "
+            f"({line['runs_that_agree']} of {line['runs']} runs)"
+        ]
+    return Part(_TITLE, said, (), entries)
+
+
+def load_review(workspace: Workspace, parent: str) -> LabelReview | None:
+    """Return the review that the run of a study has kept; None if it has none."""
+    kept = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for kind in ("csv", "html"):
+                name = f"summary/{NAME}.{kind}"
+                file = artifacts.download_artifact(workspace, parent, name, Path(folder))
+                kept.append(file.read_text(encoding="utf-8"))
+            table = pd.read_csv(io.StringIO(kept[0]), dtype=str, keep_default_na=False)
+            part = _summarise("At the end of the study:", table.head(IN_COMPARISON), ())
+        except (UserError, OSError, ValueError, KeyError):
+            # It has none, or anybody has written there.
+            return None
+    return LabelReview(kept[0], kept[1], part)
 
 
 def _load_all(

@@ -1,23 +1,14 @@
-"""The comparison of a study's runs: files for programs, pages for people."""
+"""The comparison of a study's runs: which there are, how they rank, and what follows."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
-import pandas as pd
-
-from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError, nearest
 from pipeline.experiment import Command, Experiment, no_command
-from pipeline.files import new_file
-from pipeline.jobs.comparison_parts import describe_parts
-from pipeline.jobs.label_review import write_label_review
-from pipeline.jobs.setting_effects import effects_of, with_resolved_weights
+from pipeline.jobs.setting_effects import with_resolved_weights
 from pipeline.jobs.summary_notes import (
     describe_ranking,
     describe_target,
@@ -26,18 +17,13 @@ from pipeline.jobs.summary_notes import (
 )
 from pipeline.jobs.verdicts import describe_verdicts, judge_configurations
 from pipeline.jobs.which_study import compute_digests, find_study, is_source_given
-from pipeline.ranking import by_configuration, can_be_ranked, rank, title
-from pipeline.report import comparison_figure, people_table, tables
-from pipeline.report.comparison_page import to_html
+from pipeline.ranking import by_configuration, can_be_ranked, rank
 from pipeline.report.conclusion import write_conclusion
-from pipeline.report.console import say, show_table
+from pipeline.report.console import say
 from pipeline.report.merged import Row, merge_repeats
-from pipeline.report.settings_text import common_settings, differing_names
-from pipeline.safe_text import escape_markdown
+from pipeline.report.settings_text import common_settings
 from pipeline.scores.significance import Verdict
-from pipeline.tracking import find_runs, names, study_runs
-from pipeline.tracking.run_log import RunLog
-from pipeline.tracking.ui_views import write_views
+from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.workspace import Workspace
 
 _APART = ("", "other metric", "other data")
@@ -302,20 +288,6 @@ def _count_runs(rows: Sequence[find_runs.Row]) -> str:
     return "1 run" if len(rows) == 1 else f"{len(rows)} runs"
 
 
-def summarise_and_write(
-    workspace: Workspace,
-    study: str = "",
-    metric: str = "",
-    command: Command = no_command,
-    images: Prepared | None = None,
-) -> Summary:
-    """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
-    compared = replace(summarise(workspace, study, metric), command=command)
-    compared = with_verdicts(workspace, compared)
-    write_summary(workspace, compared, images)
-    return compared
-
-
 def with_verdicts(workspace: Workspace, compared: Summary) -> Summary:
     """Return the comparison with a verdict for each configuration, and what follows from them."""
     verdicts = judge_configurations(workspace, compared.ranked())
@@ -326,111 +298,3 @@ def with_verdicts(workspace: Workspace, compared: Summary) -> Summary:
         judged.configurations, judged.metric, judged.command, judged.target
     )
     return replace(judged, conclusion=conclusion)
-
-
-def write_summary(workspace: Workspace, compared: Summary, images: Prepared | None = None) -> None:
-    """Write tables, pages and figure into ``outputs/EXPERIMENT/``, and to the study's run.
-
-    Args:
-        workspace: The open store.
-        compared: The comparison.
-        images: The images of its runs. With them, labels that may be wrong are looked for too.
-    """
-    workspace.need_writable(workspace.outputs, *workspace.artifacts)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        _write_files(workspace, folder, compared)
-        if images is not None and images.digest == compared.data_digest:
-            write_label_review(workspace, folder, compared.ranked(), images)
-        outputs = workspace.outputs / compared.folder
-        outputs.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as written:
-            # All or none: a table of today beside a figure of yesterday would mislead.
-            for file in folder.iterdir():
-                partial = written.enter_context(new_file(outputs / file.name))
-                partial.write_bytes(file.read_bytes())
-        if compared.parent:
-            run = RunLog(workspace, compared.parent)
-            run.files(folder, "summary")
-            if compared.conclusion:
-                run.tag({names.NOTE: _describe_for_ui(workspace, compared)})
-            write_views(workspace, compared.metric, _find_differing(compared.configurations))
-
-
-def _find_differing(rows: Sequence[Row]) -> list[str]:
-    """Return the dotted names of the settings that differ, the network first."""
-    params = [row["params"] for row in rows]
-    networks = {some.get("model.name") for some in params}
-    return [*(["model.name"] if len(networks) > 1 else []), *differing_names(params)]
-
-
-def _describe_for_ui(workspace: Workspace, compared: Summary) -> str:
-    """Return the description of a study's run: what follows from it, and the figure."""
-    best = compared.ranked()[0]
-    experiment_id = workspace.client.get_run(best["run_id"]).info.experiment_id
-    link = f"#/experiments/{experiment_id}/runs/{best['run_id']}"
-    value = f"{title(best['metric'])} {people_table.best_value_text(best)}"
-    figure = f"get-artifact?path=summary%2Fcomparison.png&run_uuid={compared.parent}"
-    paragraphs = [
-        f"Best: [{escape_markdown(best['run_name'])}]({link}), {value}.",
-        *map(people_table.markdown_sentence, compared.conclusion),
-        f"![comparison]({figure})",
-        "The whole comparison is `summary/comparison.html` among the artifacts.",
-    ]
-    return "\n\n".join(paragraphs)
-
-
-def _write_files(workspace: Workspace, folder: Path, compared: Summary) -> None:
-    people = people_table.table_for_people(compared.configurations, compared.metric)
-    whole = tables.comparison_table(compared.rows)
-    whole.to_csv(folder / "comparison.csv", index=False)
-    configurations = tables.configurations_table(compared.rows, compared.verdicts)
-    configurations.to_csv(folder / "configurations.csv", index=False)
-    effects = effects_of(compared.ranked())
-    tables.effects_table(effects).to_csv(folder / "effects.csv", index=False)
-    _draw_comparison(folder / "comparison.png", compared, people)
-    paragraphs = [*compared.conclusion, *compared.notes]
-    markdown = people_table.to_markdown(people, compared.title, paragraphs)
-    (folder / "comparison.md").write_text(markdown, encoding="utf-8")
-    parts = describe_parts(
-        workspace,
-        compared.configurations,
-        compared.metric,
-        effects,
-        (folder / "comparison.png").read_bytes(),
-    )
-    page = to_html(compared.title, compared.conclusion, compared.notes, people, parts)
-    (folder / "comparison.html").write_text(page, encoding="utf-8")
-
-
-def _draw_comparison(file: Path, compared: Summary, people: pd.DataFrame) -> None:
-    """Draw the configurations that can be compared, and other runs that have a value.
-
-    Args:
-        file: The figure.
-        compared: The comparison.
-        people: The table for people, with a row for each of them.
-    """
-    rows = []
-    labels = []
-    texts = zip(people["#"], people["run"], people["settings"], strict=True)
-    for row, (place, run, settings) in zip(compared.configurations, texts, strict=True):
-        if row["value"] is not None and not row["apart"]:
-            rows.append(row)
-            labels.append(_shorten(f"{place}  {run}  {settings}"))
-    comparison_figure.draw_comparison(file, rows, labels, compared.majority_rate, compared.metric)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 70 else text[:69] + "…"
-
-
-def show_summary(compared: Summary) -> None:
-    """Print the comparison, and below it what follows from it."""
-    show_table(
-        people_table.table_for_people(compared.configurations, compared.metric),
-        compared.title,
-        expendable=people_table.least_important(compared.metric),
-    )
-    for sentence in compared.conclusion:
-        say(sentence)

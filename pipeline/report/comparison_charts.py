@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from pipeline import ranking
 from pipeline.report.figures import BLUE, GREY, ORANGE, save
 from pipeline.report.fonts import drawable
+from pipeline.report.format import format_short
 from pipeline.scores.effects import Effect
 
 MOST_CURVES = 10
@@ -117,7 +118,7 @@ def draw_cost(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set(xlabel="images a second (further right is cheaper)", ylabel="test accuracy")
     axes.grid(alpha=0.3, which="both")
@@ -152,7 +153,8 @@ def draw_effects(file: Path, effects: Sequence[Effect], names: Mapping[str, str]
                 axes.scatter(mean, place + shift, color=colour, s=60, marker="|", label=label)
         pairs = "1 pair" if effect.num_pairs == 1 else f"{effect.num_pairs} pairs"
         name = names.get(effect.setting, effect.setting)
-        labels.append(_shorten(f"{name} {effect.before} → {effect.after}") + f" ({pairs})")
+        values = f"{format_short(effect.before)} → {format_short(effect.after)}"
+        labels.append(_shorten(f"{name} {values}") + f" ({pairs})")
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(drawn)), drawable(labels), fontsize=8)
     axes.set_ylim(len(drawn) - 0.5, -0.5)

@@ -26,7 +26,7 @@ padding: .7rem 1rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 .conclusion p:first-child { font-weight: 600; }
 code { font: .85em/1.5 ui-monospace, monospace; background: #fff; border-radius: 4px; \
 padding: .1rem .3rem; overflow-wrap: anywhere; }
-nav a { margin-right: 1rem; } a { color: #2f6391; }
+nav a { margin-right: 1rem; display: inline-block; } a { color: #2f6391; }
 .scrolled { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid #1c2430; background: #fff; white-space: nowrap; }
@@ -36,7 +36,7 @@ th button::after { content: " ↕"; color: #b4bcc6; } \
 th[aria-sort=ascending] button::after { content: " ↑"; color: #1c2430; } \
 th[aria-sort=descending] button::after { content: " ↓"; color: #1c2430; }
 th, td { padding: .35rem .6rem; vertical-align: top; } td { white-space: nowrap; }
-td.text { white-space: normal; min-width: 11rem; overflow-wrap: anywhere; }
+td.text { white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
 td.number { text-align: right; }
 tbody tr { border-bottom: 1px solid #dfe3e8; break-inside: avoid; }
 tbody tr.leader { background: #e8f3ec; font-weight: 600; }

@@ -19,7 +19,8 @@ from pipeline.jobs.augmentation_preview import log_previews
 from pipeline.jobs.evaluate import evaluate_runs
 from pipeline.jobs.prepare import log_report, majority_rate
 from pipeline.jobs.register import export_model
-from pipeline.jobs.summary import Summary, summarise, summarise_and_write
+from pipeline.jobs.summary import Summary, summarise
+from pipeline.jobs.summary_files import summarise_and_write
 from pipeline.safe_text import hide_passwords
 from pipeline.search.optuna_figures import write_figures
 from pipeline.tracking import artifacts, names

@@ -32,7 +32,8 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.experiment import experiment_name
     from pipeline.jobs.evaluate import evaluate_runs
     from pipeline.jobs.register import find_best_evaluated, register
-    from pipeline.jobs.summary import Summary, show_summary, summarise_and_write
+    from pipeline.jobs.summary import Summary
+    from pipeline.jobs.summary_files import show_summary, summarise_and_write
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import view_urls, write_views

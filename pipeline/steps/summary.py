@@ -52,12 +52,8 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     from pipeline.jobs.evaluate import evaluate_runs
     from pipeline.jobs.prepare import prepare_images
     from pipeline.jobs.selected_runs import summarise_selected
-    from pipeline.jobs.summary import (
-        show_summary,
-        summarise_experiment,
-        with_verdicts,
-        write_summary,
-    )
+    from pipeline.jobs.summary import summarise_experiment, with_verdicts
+    from pipeline.jobs.summary_files import show_summary, write_summary
     from pipeline.report.console import say
     from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.workspace import open_workspace

@@ -25,7 +25,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.training.torchrun import need_processes
 
     need_processes(experiment.base.training)
-    from pipeline.jobs.summary import show_summary
+    from pipeline.jobs.summary_files import show_summary
     from pipeline.report.console import say
     from pipeline.search.study import tune
     from pipeline.tracking.ui_views import write_views

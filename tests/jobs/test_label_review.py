@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import Data
 from pipeline.data.prepare_data import prepare
 from pipeline.data.prepared import Prepared
-from pipeline.jobs.label_review import NAME, write_label_review
+from pipeline.jobs.label_review import NAME, load_review, review_labels
 from pipeline.jobs.predictions_table import OF_TEST, OF_VALIDATION, tabulate_predictions
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import write_digits
@@ -45,7 +45,9 @@ def test_the_label_that_no_network_believes_comes_first(
     workspace: Workspace, digits: Prepared, tmp_path: Path
 ) -> None:
     runs = [log_answers(workspace, digits, wrong=2) for _ in range(2)]
-    write_label_review(workspace, tmp_path, runs, digits)
+    review = review_labels(workspace, runs, digits)
+    assert review is not None
+    review.write(tmp_path)
     table = pd.read_csv(tmp_path / f"{NAME}.csv")
     # Nothing is said of images that the networks were trained on.
     assert len(table) == len(digits.positions("val")) + len(digits.positions("test"))
@@ -57,25 +59,47 @@ def test_the_label_that_no_network_believes_comes_first(
     assert table["suspected"].sum() == 1
     page = (tmp_path / f"{NAME}.html").read_text()
     assert "1 of " in page and page.count("<img src=") == 12
-    assert "(2 of 2 runs)" in page
+    assert "(2 of 2 runs)" in page and len(review.part.pictures) == 12
+
+
+def test_a_study_keeps_what_was_found(
+    workspace: Workspace, digits: Prepared, tmp_path: Path
+) -> None:
+    folder = tmp_path / "review"
+    folder.mkdir()
+    parent = workspace.client.create_run(workspace.experiment_id).info.run_id
+    assert load_review(workspace, parent) is None
+    found = review_labels(workspace, [log_answers(workspace, digits, wrong=2)], digits)
+    assert found is not None
+    found.write(folder)
+    workspace.client.log_artifacts(parent, str(folder), "summary")
+    kept = load_review(workspace, parent)
+    assert kept is not None and (kept.table, kept.page) == (found.table, found.page)
+    place = digits.positions("test")[2]
+    assert kept.part.entries is not None
+    assert next(iter(kept.part.entries)) == digits.manifest["path"].iloc[place]
+    # What anybody may have written there is no reason to fail.
+    (folder / f"{NAME}.csv").write_text("path\n")
+    workspace.client.log_artifacts(parent, str(folder), "summary")
+    assert load_review(workspace, parent) is not None
+    (folder / f"{NAME}.csv").write_text('path\na\n"')
+    workspace.client.log_artifacts(parent, str(folder), "summary")
+    assert load_review(workspace, parent) is None
 
 
 def test_private_images_are_not_shown(
     workspace: Workspace, digits: Prepared, tmp_path: Path
 ) -> None:
     runs = [log_answers(workspace, digits, 2), log_answers(workspace, digits, 2, "false")]
-    write_label_review(workspace, tmp_path, runs, digits)
-    assert "<img" not in (tmp_path / f"{NAME}.html").read_text()
+    review = review_labels(workspace, runs, digits)
+    assert review is not None and "<img" not in review.page
+    assert not review.part.pictures and review.part.entries
 
 
-def test_runs_without_answers_leave_nothing(
-    workspace: Workspace, digits: Prepared, tmp_path: Path
-) -> None:
+def test_runs_without_answers_leave_nothing(workspace: Workspace, digits: Prepared) -> None:
     run_id = workspace.client.create_run(workspace.experiment_id).info.run_id
-    write_label_review(workspace, tmp_path, [{"run_id": run_id, "params": {}}], digits)
-    assert list(tmp_path.glob(f"{NAME}*")) == []
+    assert review_labels(workspace, [{"run_id": run_id, "params": {}}], digits) is None
     (damaged,) = [log_answers(workspace, digits, 2)]
     for file in Path("mlruns").rglob("predictions.parquet"):
         file.write_bytes(b"no parquet")
-    write_label_review(workspace, tmp_path, [damaged], digits)
-    assert list(tmp_path.glob(f"{NAME}*")) == []
+    assert review_labels(workspace, [damaged], digits) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pipeline.jobs.summary import summarise_and_write
+from pipeline.jobs.summary_files import summarise_and_write
 from pipeline.scores.problems import describe_short
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace

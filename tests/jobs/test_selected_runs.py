@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.jobs.selected_runs import FOLDER, summarise_selected
-from pipeline.jobs.summary import with_verdicts, write_summary
+from pipeline.jobs.summary import with_verdicts
+from pipeline.jobs.summary_files import write_summary
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli
 from tests.jobs.test_verdicts import log_run, right_in

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.jobs import verdicts
-from pipeline.jobs.summary import summarise_and_write
+from pipeline.jobs.summary_files import summarise_and_write
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace
 
