@@ -16,6 +16,7 @@ from pipeline.report.merged import name_configuration
 from pipeline.report.settings_text import SETTING_LABELS, differing_settings
 from pipeline.scores.effects import Effect
 from pipeline.tracking import artifacts, find_runs
+from pipeline.tracking.names import INTERRUPTED, PRUNED, RUNNING
 from pipeline.tracking.workspace import Workspace
 
 Row = Mapping[str, Any]
@@ -25,6 +26,14 @@ MOST_MATRICES = 6
 MOST_GALLERIES = 2
 """Configurations whose worst mistakes are shown."""
 _NAMES = {**SETTING_LABELS, "model.name": "network"}
+_NO_SCORE = "it has no score to be ranked by"
+_WHY_UNRANKED = {
+    PRUNED: "the search gave it up early",
+    RUNNING: "it has not ended",
+    INTERRUPTED: "it was interrupted",
+    "other data": "it was trained on other images than the latest training",
+    "other metric": "its best epoch was chosen by another metric than the latest training's",
+}
 _MATRIX = "confusion_matrix/test.png"
 
 
@@ -71,7 +80,7 @@ def _describe_one_by_one(rows: Sequence[Row], ranked: Sequence[Row], names: Sequ
         why = row["apart"] or row["state"]
         said = [row["reason"]] if row["reason"] else []
         said += [f"{name}: {text}" for name, text in row["flags"].items()]
-        entries[f"{why}: run {row['run_name']}"] = said or ["it has no score to be ranked by"]
+        entries[f"{why}: run {row['run_name']}"] = said or [_WHY_UNRANKED.get(why, _NO_SCORE)]
     return Part("One by one", "What is wrong with each, and how sure its place is.", (), entries)
 
 

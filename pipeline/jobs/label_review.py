@@ -32,6 +32,7 @@ LEAST_SHOWN = 12
 """Images that the page shows although the label is more probable than any other class."""
 IN_COMPARISON = 12
 """Images that the page of the comparison shows."""
+_EARLIER = "What was found when the images were at hand."
 _SIDE = 160
 _COLUMNS = ("path", "true", "predicted", "group")
 _TITLE = "Labels that may be wrong"
@@ -82,9 +83,10 @@ def review_labels(
     doubtful = sum(one.suggested_confidence > one.given_confidence for one in suspects)
     shown = min(MOST_SHOWN, max(LEAST_SHOWN, doubtful))
     pictures = _load_pictures(suspects[:shown], classes, images) if shows else []
+    looks = f"{number:,} of {len(suspects):,} labels look" if number else "No label looks"
     said = (
-        f"{number:,} of {len(suspects):,} labels look wrong to the networks that were not trained "
-        f"on these images (confident learning). The lowest confidence in the label comes first."
+        f"{looks} wrong to the networks that were not trained on these images (confident "
+        "learning). The lowest confidence in the label comes first."
     )
     first = Part("The first ones", pictures=pictures, are_small=True)
     title = f"{_TITLE}: {study}" if study else _TITLE
@@ -120,7 +122,9 @@ def load_review(workspace: Workspace, parent: str) -> LabelReview | None:
                 file = artifacts.download_artifact(workspace, parent, name, Path(folder))
                 kept.append(file.read_text(encoding="utf-8"))
             table = pd.read_csv(io.StringIO(kept[0]), dtype=str, keep_default_na=False)
-            part = _summarise("At the end of the study:", table.head(IN_COMPARISON), ())
+            part = _summarise(
+                "What was found when the images were at hand.", table.head(IN_COMPARISON), ()
+            )
         except (UserError, OSError, ValueError, KeyError):
             # It has none, or anybody has written there.
             return None

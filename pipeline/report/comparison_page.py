@@ -49,7 +49,8 @@ dt { font-weight: 600; margin-top: .7rem; overflow-wrap: anywhere; } dd { margin
 @media (max-width: 45rem) { body { margin: 1rem auto; } .pictures { display: block; } \
 th, td { padding: .3rem .4rem; font-size: .85rem; } }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } nav { display: none; } \
-td { white-space: normal; padding: .15rem .3rem; } th { white-space: normal; } \
+.scrolled { overflow: visible; } td, th { white-space: normal; padding: .15rem .3rem; } \
+td.text { min-width: 0; } h2 + p { break-after: avoid; } \
 th button::after { content: ""; } }
 """
 
