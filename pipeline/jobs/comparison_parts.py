@@ -25,6 +25,8 @@ MOST_MATRICES = 6
 """Configurations whose confusion matrices are shown side by side."""
 MOST_GALLERIES = 2
 """Configurations whose worst mistakes are shown."""
+MOST_BYTES = 4_000_000
+"""Largest picture of a run that is shown: ours have a tenth of it."""
 _NAMES = {**SETTING_LABELS, "model.name": "network"}
 _NO_SCORE = "it has no score to be ranked by"
 _WHY_UNRANKED = {
@@ -38,7 +40,12 @@ _MATRIX = "confusion_matrix/test.png"
 
 
 def describe_parts(
-    workspace: Workspace, rows: Sequence[Row], metric: str, effects: Sequence[Effect], chart: bytes
+    workspace: Workspace,
+    rows: Sequence[Row],
+    metric: str,
+    effects: Sequence[Effect],
+    chart: bytes,
+    shows_images: bool,
 ) -> list[Part]:
     """Return what the page shows below its table.
 
@@ -48,6 +55,7 @@ def describe_parts(
         metric: The metric that ranks them.
         effects: What each setting does.
         chart: PNG of the configurations side by side.
+        shows_images: Whether images may be shown.
     """
     ranked = [row for row in rows if can_be_ranked(row) and not row["apart"]]
     pairs = zip(ranked, differing_settings(ranked), strict=True)
@@ -58,7 +66,7 @@ def describe_parts(
         _draw_effects(effects),
         _draw_curves(workspace, ranked, names, metric),
         _load_matrices(workspace, ranked, names),
-        _load_mistakes(workspace, ranked, names),
+        _load_mistakes(workspace, ranked if shows_images else [], names),
         _describe_one_by_one(rows, ranked, names),
     ]
 
@@ -195,7 +203,7 @@ def load_picture(workspace: Workspace, run_id: str, path: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = artifacts.download_artifact(workspace, run_id, path, Path(folder))
-            content = file.read_bytes()
+            content = file.read_bytes() if file.stat().st_size <= MOST_BYTES else b""
         except (UserError, OSError):
             return b""
     return content if content.startswith(b"\x89PNG") else b""

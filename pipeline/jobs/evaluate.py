@@ -86,6 +86,8 @@ def evaluate(
         )
     compute_on = resolve_device(device)
     labels, logits = _compute_logits(restored, data, prepared, "test", compute_on)
+    if not np.isfinite(logits).all():
+        raise UserError(f"run {run_id} answers some test images with values that are not finite")
     classes = restored.classes
     temperature = restored.temperature
     if temperature is None:
@@ -135,7 +137,7 @@ def evaluate_runs(
         data_options: As for `evaluate`.
 
     Raises:
-        UserError: None of them can be evaluated; the message is that of the first one.
+        UserError: None of them is or can be evaluated; the message is that of the first one.
     """
     asked: Sequence[Mapping[str, Any]] = [] if which == "none" else compared.ranked()
     if asked and which == "best":
@@ -149,7 +151,7 @@ def evaluate_runs(
         except UserError as error:
             refused.append(error)
             say(f"  left out: {error.message}")
-    if missing and len(refused) == len(missing):
+    if missing and len(refused) == len(missing) == len(asked):
         raise refused[0]
     return len(missing) - len(refused)
 

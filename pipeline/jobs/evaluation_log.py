@@ -147,5 +147,6 @@ def _find_slices(done: EvaluatedRun) -> pd.DataFrame:
         with suppress(UserError):
             further = load_further_columns(source.removeprefix(_CSV), prepared.data)
             for name, values in further.items():
-                columns[name] = manifest["path"].map(values)
+                # The groups that count are those that the images were split by.
+                columns.setdefault(name, manifest["path"].map(values))
     return slice_accuracy(done.evaluation.correct, columns)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.data.prepared import Prepared
 from pipeline.errors import UserError
-from pipeline.jobs.predictions_table import OF_TEST, OF_VALIDATION
+from pipeline.jobs.predictions_table import OF_TEST, OF_VALIDATION, PROBABILITY
 from pipeline.report.comparison_page import Part, Picture, to_html
 from pipeline.report.format import format_percent
 from pipeline.scores.label_errors import Answers, Suspect, rank_labels
@@ -25,6 +25,8 @@ from pipeline.tracking.workspace import Workspace
 NAME = "suspect_labels"
 MOST_RUNS = 60
 """Runs whose answers count, the best first: more of them change little, and take time to read."""
+MOST_ANSWERS = 100_000_000
+"""Probabilities that are held at most, in half a gigabyte; the answers of further runs are left."""
 MOST_LISTED = 1000
 """Images that the table lists at least; all that are suspected are in it."""
 MOST_SHOWN = 60
@@ -34,7 +36,6 @@ IN_COMPARISON = 12
 """Images that the page of the comparison shows."""
 _EARLIER = "What was found when the images were at hand."
 _SIDE = 160
-_COLUMNS = ("path", "true", "predicted", "group")
 _TITLE = "Labels that may be wrong"
 
 
@@ -59,7 +60,11 @@ class LabelReview:
 
 
 def review_labels(
-    workspace: Workspace, ranked: Sequence[Mapping[str, Any]], images: Prepared, study: str = ""
+    workspace: Workspace,
+    ranked: Sequence[Mapping[str, Any]],
+    images: Prepared,
+    study: str = "",
+    shows_images: bool = True,
 ) -> LabelReview | None:
     """Rank the images by how little the networks believe their labels; None without answers.
 
@@ -71,6 +76,7 @@ def review_labels(
         ranked: The runs, best first.
         images: The images that they were trained on.
         study: Name of their study, or empty.
+        shows_images: Whether pictures are shown, if all runs allow it too.
     """
     classes, answers = _load_all(workspace, ranked[:MOST_RUNS])
     suspects = rank_labels(answers)
@@ -79,23 +85,27 @@ def review_labels(
     number = sum(suspect.is_suspected for suspect in suspects)
     table = _tabulate(suspects, classes)
     listed = table[table["suspected"] | (np.arange(len(table)) < MOST_LISTED)]
-    shows = all(row["params"].get("tracking.log_images") != "false" for row in ranked)
+    if not all(row["params"].get("tracking.log_images") != "false" for row in ranked):
+        shows_images = False
     doubtful = sum(one.suggested_confidence > one.given_confidence for one in suspects)
     shown = min(MOST_SHOWN, max(LEAST_SHOWN, doubtful))
-    pictures = _load_pictures(suspects[:shown], classes, images) if shows else []
+    pictures = _load_pictures(suspects[:shown], classes, images) if shows_images else []
     looks = f"{number:,} of {len(suspects):,} labels look" if number else "No label looks"
     said = (
         f"{looks} wrong to the networks that were not trained on these images (confident "
         "learning). The lowest confidence in the label comes first."
     )
     first = Part("The first ones", pictures=pictures, are_small=True)
-    title = f"{_TITLE}: {study}" if study else _TITLE
-    page = to_html(title, [said], [], _describe(table.head(shown)), [first])
+    page = to_html(_name_page(study), [said], [], _describe(table.head(shown)), [first])
     return LabelReview(
         listed.to_csv(index=False, lineterminator="\n"),
         page,
         _summarise(said, table.head(IN_COMPARISON), pictures[:IN_COMPARISON]),
     )
+
+
+def _name_page(study: str) -> str:
+    return f"{_TITLE}: {study}" if study else _TITLE
 
 
 def _summarise(said: str, table: pd.DataFrame, pictures: Sequence[Picture]) -> Part:
@@ -112,23 +122,25 @@ def _summarise(said: str, table: pd.DataFrame, pictures: Sequence[Picture]) -> P
     return Part(_TITLE, said, (), entries)
 
 
-def load_review(workspace: Workspace, parent: str) -> LabelReview | None:
-    """Return the review that the run of a study has kept; None if it has none."""
-    kept = []
+def load_review(workspace: Workspace, parent: str, study: str = "") -> LabelReview | None:
+    """Return the review that the run of a study has kept, without pictures; None if it has none.
+
+    Its table is read, and nothing else: anybody may have written there.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for kind in ("csv", "html"):
-                name = f"summary/{NAME}.{kind}"
-                file = artifacts.download_artifact(workspace, parent, name, Path(folder))
-                kept.append(file.read_text(encoding="utf-8"))
-            table = pd.read_csv(io.StringIO(kept[0]), dtype=str, keep_default_na=False)
-            part = _summarise(
-                "What was found when the images were at hand.", table.head(IN_COMPARISON), ()
+            file = artifacts.download_artifact(
+                workspace, parent, f"summary/{NAME}.csv", Path(folder)
             )
+            text = file.read_text(encoding="utf-8")
+            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+            for name in ("confidence_in_label", "confidence_in_answer"):
+                table[name] = pd.to_numeric(table[name], errors="coerce")
+            page = to_html(_name_page(study), [_EARLIER], [], _describe(table.head(MOST_SHOWN)))
+            part = _summarise(_EARLIER, table.head(IN_COMPARISON), ())
         except (UserError, OSError, ValueError, KeyError):
-            # It has none, or anybody has written there.
             return None
-    return LabelReview(kept[0], kept[1], part)
+    return LabelReview(text, page, part)
 
 
 def _load_all(
@@ -136,34 +148,39 @@ def _load_all(
 ) -> tuple[list[str], list[Answers]]:
     """Return the classes and the answers of runs that have kept them, of the same classes."""
     classes: list[str] = []
-    answers = []
+    answers: list[Answers] = []
     for run in runs:
+        if sum(one.probabilities.size for one in answers) > MOST_ANSWERS:
+            break
         for path in (OF_VALIDATION, OF_TEST):
-            table = _load(workspace, str(run["run_id"]), path)
-            if table is None:
+            found = _load(workspace, str(run["run_id"]), path)
+            if found is None:
                 continue
-            columns = [name for name in table.columns if name not in _COLUMNS]
-            found = [name.removeprefix("p_") for name in columns]
-            classes = classes or found
-            labels = pd.Categorical(table["true"], categories=classes).codes.astype(np.int64)
-            if found == classes and (labels >= 0).all():
-                shares = table[columns].to_numpy(dtype=np.float32)
-                answers.append(Answers(table["path"].astype(str).tolist(), labels, shares))
+            classes = classes or found[0]
+            if found[0] == classes:
+                answers.append(found[1])
     return classes, answers
 
 
-def _load(workspace: Workspace, run_id: str, path: str) -> pd.DataFrame | None:
+def _load(workspace: Workspace, run_id: str, path: str) -> tuple[list[str], Answers] | None:
+    """Return the classes and answers of a run; None if it has kept none, or what is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             table = pd.read_parquet(
                 artifacts.download_artifact(workspace, run_id, path, Path(folder))
             )
-        except (UserError, ValueError, OSError):
+            columns = [name for name in table.columns if str(name).startswith(PROBABILITY)]
+            classes = [name.removeprefix(PROBABILITY) for name in columns]
+            labels = pd.Categorical(table["true"], categories=classes).codes.astype(np.int64)
+            shares = table[columns].to_numpy(dtype=np.float32)
+            paths = table["path"].astype(str)
+            is_whole = (labels >= 0).all() and np.isfinite(shares).all()
+            if not classes or not is_whole or paths.duplicated().any():
+                return None
+            return classes, Answers(paths.tolist(), labels, shares)
+        except (UserError, ValueError, TypeError, KeyError, OSError):
             # The run has no such file, or it is damaged.
             return None
-    if not {"path", "true"} <= set(table.columns) or table["path"].duplicated().any():
-        return None
-    return table
 
 
 def _tabulate(suspects: Sequence[Suspect], classes: Sequence[str]) -> pd.DataFrame:

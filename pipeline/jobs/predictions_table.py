@@ -16,6 +16,8 @@ from pipeline.tracking.run_log import RunLog
 
 OF_TEST = "test/predictions.parquet"
 """Artifact of an evaluated run: its answers to the test images."""
+PROBABILITY = "p_"
+"""What the columns of probabilities begin with; the name of the class follows."""
 OF_VALIDATION = "val/predictions.parquet"
 """Artifact of a complete training: the answers of its best epoch to the validation images."""
 MOST_KEPT = 20_000_000
@@ -48,7 +50,7 @@ def tabulate_predictions(
     columns["true"] = names[labels]
     columns["predicted"] = names[shares.argmax(axis=1)]
     for number, name in enumerate(classes):
-        columns[f"p_{name}"] = shares[:, number]
+        columns[f"{PROBABILITY}{name}"] = shares[:, number]
     return pd.DataFrame(columns)
 
 

@@ -48,6 +48,7 @@ class Summary:
         command: Returns what to type for a step of the same study.
         title: Heading of the table.
         folder: Folder below the experiment's outputs that it is written into; empty: these.
+        shows_images: Whether its pages show images.
     """
 
     study: str
@@ -62,6 +63,7 @@ class Summary:
     command: Command = no_command
     title: str = ""
     folder: str = ""
+    shows_images: bool = True
 
     @cached_property
     def configurations(self) -> list[Row]:
@@ -86,7 +88,17 @@ class Summary:
             return bool(row["data_digest"] == self.data_digest)
 
         again = summarise(workspace, self.study, self.metric, is_on_same_images)
-        return replace(again, command=self.command)
+        return replace(again, command=self.command, shows_images=self.shows_images)
+
+    def asked_by(self, experiment: Experiment, is_own: bool = True) -> Summary:
+        """Return the comparison as an experiment file asks for it.
+
+        Args:
+            experiment: The file with the options applied.
+            is_own: Whether it is the file of the study, which says what is typed next.
+        """
+        command = experiment.command if is_own else self.command
+        return replace(self, command=command, shows_images=experiment.base.tracking.log_images)
 
     @property
     def majority_rate(self) -> float | None:
@@ -243,7 +255,7 @@ def summarise_experiment(
     if chosen.name:
         compared = summarise(workspace, chosen.name, experiment.base.training.best_metric)
         say(f"{chosen.described}: {_count_runs(compared.rows)}")
-        return replace(compared, command=experiment.command) if chosen.is_own else compared
+        return compared.asked_by(experiment, chosen.is_own)
     compared = _summarise_trainings(workspace, experiment, reads_images)
     digest = compared.data_digest
     sources = [
@@ -253,7 +265,7 @@ def summarise_experiment(
         f"trainings on data {digest[:8] or 'unknown'} from {sources[0]}: "
         f"{_count_runs(compared.ranked())}"
     )
-    return compared
+    return compared.asked_by(experiment, is_own=False)
 
 
 def _summarise_trainings(

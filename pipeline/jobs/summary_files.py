@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.data.prepared import Prepared
-from pipeline.experiment import Command, no_command
+from pipeline.experiment import Experiment
 from pipeline.files import new_file
 from pipeline.jobs import label_review
 from pipeline.jobs.comparison_parts import describe_parts
@@ -34,11 +33,16 @@ def summarise_and_write(
     workspace: Workspace,
     study: str = "",
     metric: str = "",
-    command: Command = no_command,
+    experiment: Experiment | None = None,
     images: Prepared | None = None,
 ) -> Summary:
-    """Compare runs (see `summarise`) and write the comparison (see `write_summary`)."""
-    compared = replace(summarise(workspace, study, metric), command=command)
+    """Compare runs (see `summarise`) and write the comparison (see `write_summary`).
+
+    The experiment says how to type the next command, and whether images may be shown.
+    """
+    compared = summarise(workspace, study, metric)
+    if experiment is not None:
+        compared = compared.asked_by(experiment)
     compared = with_verdicts(workspace, compared)
     write_summary(workspace, compared, images)
     return compared
@@ -53,10 +57,13 @@ def write_summary(workspace: Workspace, compared: Summary, images: Prepared | No
         images: The images of its runs. With them, labels that may be wrong are looked for too.
     """
     workspace.need_writable(workspace.outputs, *workspace.artifacts)
-    review = _review_labels(workspace, compared, images)
+    is_new = images is not None and images.digest == compared.data_digest
+    review = _review_labels(workspace, compared, images if is_new else None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_files(workspace, folder, compared, review)
+        if review is not None and is_new:
+            review.write(folder)
         outputs = workspace.outputs / compared.folder
         outputs.mkdir(parents=True, exist_ok=True)
         with ExitStack() as written:
@@ -68,6 +75,8 @@ def write_summary(workspace: Workspace, compared: Summary, images: Prepared | No
             # What is there is of another study, whose own run has it too.
             for kind in ("csv", "html"):
                 (outputs / f"{label_review.NAME}.{kind}").unlink(missing_ok=True)
+        elif review is not None and not is_new:
+            _keep_review(outputs, review, compared.shows_images)
         if compared.parent:
             run = RunLog(workspace, compared.parent)
             run.files(folder, "summary")
@@ -79,11 +88,23 @@ def write_summary(workspace: Workspace, compared: Summary, images: Prepared | No
 def _review_labels(
     workspace: Workspace, compared: Summary, images: Prepared | None
 ) -> label_review.LabelReview | None:
-    """Return which labels may be wrong; without the images, what the study's run has kept of it."""
-    if images is not None and images.digest == compared.data_digest:
-        ranked = compared.ranked()
-        return label_review.review_labels(workspace, ranked, images, compared.study)
-    return label_review.load_review(workspace, compared.parent) if compared.parent else None
+    """Return which labels may be wrong; without images, what the study's run has kept of it."""
+    if images is not None:
+        return label_review.review_labels(
+            workspace, compared.ranked(), images, compared.study, compared.shows_images
+        )
+    if not compared.parent:
+        return None
+    return label_review.load_review(workspace, compared.parent, compared.study)
+
+
+def _keep_review(outputs: Path, review: label_review.LabelReview, shows_images: bool) -> None:
+    """Write a review that the study has kept; its page with pictures stays if it is there."""
+    with suppress(OSError, ValueError):
+        table = (outputs / f"{label_review.NAME}.csv").read_text(encoding="utf-8")
+        if shows_images and table == review.table:
+            return
+    review.write(outputs)
 
 
 def _write_files(
@@ -109,9 +130,9 @@ def _write_files(
         compared.metric,
         effects,
         (folder / "comparison.png").read_bytes(),
+        compared.shows_images,
     )
     if review is not None:
-        review.write(folder)
         parts.append(review.part)
     page = to_html(compared.title, compared.conclusion, compared.notes, people, parts)
     (folder / "comparison.html").write_text(page, encoding="utf-8")

@@ -73,7 +73,8 @@ def draw_curves(file: Path, trainings: Sequence[Curves], metric: str) -> None:
 
 
 def _points(values: Mapping[int, float]) -> tuple[list[int], list[float]]:
-    epochs = sorted(epoch for epoch, value in values.items() if math.isfinite(value))
+    # MLflow stores infinity as 1.8e308.
+    epochs = sorted(epoch for epoch, value in values.items() if abs(value) < 1e300)
     return epochs, [values[epoch] for epoch in epochs]
 
 

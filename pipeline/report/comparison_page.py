@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.report.format import NEXT
 from pipeline.safe_text import make_visible
 
 # A backslash at the end of a line joins the line with the next one.
@@ -165,7 +166,8 @@ def _text(value: Any) -> str:
 def _sentence(sentence: str) -> str:
     """Return a sentence, with the command that it ends with set apart."""
     before, command, after = sentence.partition("python -m pipeline ")
-    if not command:
+    if not command or not sentence.startswith(NEXT):
+        # Any other sentence may name what anybody has written.
         return _text(sentence)
     typed, about, rest = (command + after).partition(" (about ")
     return f"{_text(before)}<code>{_text(typed)}</code>{_text(about + rest)}"

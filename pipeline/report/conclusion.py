@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import ranking
 from pipeline.experiment import Command
-from pipeline.report.format import format_duration, to_number
+from pipeline.report.format import NEXT, format_duration, to_number
 from pipeline.report.merged import name_configuration
 from pipeline.report.settings_text import differing_settings
 from pipeline.scores.intervals import LEAST_GROUPS
@@ -282,7 +282,7 @@ def _describe_target(judged: _Judged, target: float) -> str:
 def _describe_next(judged: _Judged, command: Command) -> str:
     leader = judged.leader
     if any(_is_unlearned(problem, leader["repeats"]) for problem in leader["problems"]):
-        return "Next: look at the images and the learning rate; nothing has been learned yet."
+        return f"{NEXT}look at the images and the learning rate; nothing has been learned yet."
     if any(row["test_accuracy"] is None for row in judged.rows[: MOST_COMPARED + 1]):
         typed = command("summary", "--evaluate all")
         return _next("evaluate" if typed else "evaluate (summary --evaluate all)", typed)
@@ -312,7 +312,7 @@ def _is_unlearned(problem: Problem, repeats: int) -> bool:
 
 
 def _next(act: str, command: str) -> str:
-    return f"Next: {act}: {command}" if command else f"Next: {act}."
+    return f"{NEXT}{act}: {command}" if command else f"{NEXT}{act}."
 
 
 def _describe_more_images(judged: _Judged, alike: Sequence[int], command: Command) -> str:
@@ -359,11 +359,11 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     if len(numbers) <= len(judged.with_word("not told apart")):
         act = f"train the first {number_word(len(numbers))} of these {more}"
     if not all(hashes):
-        return f"Next: {act} (study.repeats)."
+        return f"{NEXT}{act} (study.repeats)."
     options = f"--study.repeats {wanted} --study.only {','.join(hashes)}"
     typed = command("tune", options)
     if not typed:
-        return f"Next: {act} (study.repeats)."
+        return f"{NEXT}{act} (study.repeats)."
     if math.isnan(seconds):
-        return f"Next: {act}: {typed}"
-    return f"Next: {act}: {typed} (about {format_duration(seconds)} by their times so far)"
+        return f"{NEXT}{act}: {typed}"
+    return f"{NEXT}{act}: {typed} (about {format_duration(seconds)} by their times so far)"

@@ -44,7 +44,16 @@ def drawable(texts: Sequence[str]) -> list[str]:
     # The texts are composed: a file system may have taken apart letters that fonts have as one.
     whole = [make_visible(unicodedata.normalize("NFC", text)) for text in texts]
     _search(_lacking(whole))
-    return ["".join(map(_shown, text)).replace("$", r"\$") for text in whole]
+    return [_escape("".join(map(_shown, text))) for text in whole]
+
+
+def _escape(text: str) -> str:
+    r"""Return a text that matplotlib draws as it is: ``$`` begins a formula.
+
+    A legend leaves out labels that begin with an underscore.
+    """
+    text = text.replace("$", r"\$")
+    return f"\u200a{text}" if text.startswith("_") else text
 
 
 def is_drawable(text: str) -> bool:

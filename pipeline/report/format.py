@@ -8,6 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+NEXT = "Next: "
+"""What the sentence begins with that says which command is typed next."""
+
 
 def format_short(value: Any) -> str:
     """Return a number with at most three digits, a whole one in full; any other value as text."""

@@ -31,7 +31,8 @@ def merge_repeats(
     columns: ``runs``, the rows of its runs, the best first; ``repeats``, their number;
     ``val_accuracy_std`` and ``test_accuracy_std``; ``problems``, see `pipeline.scores.problems`;
     ``verdict``; and ``is_pareto``, whether no other configuration is at least as accurate on test
-    and as fast, and better in one of both. The interval of the test accuracy is that of the
+    and as fast, and better in one of both. Speeds that were measured on another machine than the
+    leader's are left out. The interval of the test accuracy is that of the
     configuration.
 
     Args:
@@ -44,6 +45,7 @@ def merge_repeats(
     for runs in ranking.by_configuration(ranked):
         verdict = (verdicts or {}).get(str(runs[0]["run_id"]))
         merged.append(_merge(runs, verdict, target))
+    _leave_out_other_machines(merged)
     _mark_pareto(merged)
     for row in rows:
         if row.get("apart") or not ranking.can_be_ranked(row):
@@ -81,6 +83,14 @@ def _settings_of(run: Mapping[str, Any]) -> dict[str, Any]:
         for name in _OF_ONE_RUN:
             settings.pop(name, None)
     return settings
+
+
+def _leave_out_other_machines(merged: Sequence[Row]) -> None:
+    """Leave out speeds that were measured on another machine than that of the first one."""
+    measured = [row for row in merged if to_number(row.get("images_per_second")) is not None]
+    for row in measured:
+        if row.get("measured_on") != measured[0].get("measured_on"):
+            row["images_per_second"] = None
 
 
 def _mark_pareto(merged: Sequence[Row]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pipeline import ranking
 from pipeline.report.format import (
+    NEXT,
     format_duration,
     format_interval,
     format_millions,
@@ -151,7 +152,9 @@ def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 def markdown_sentence(sentence: str) -> str:
     """Return a sentence for Markdown; a command at its end stands as code, to be copied."""
     before, command, after = sentence.partition("python -m pipeline ")
-    if not command or "`" in sentence:
+    # Any other sentence may name what anybody has written.
+    is_next = sentence.startswith(NEXT) and sentence.isprintable()
+    if not is_next or not command or "`" in sentence:
         return escape_markdown(sentence)
     typed, about, rest = (command + after).partition(" (about ")
     return f"{escape_markdown(before)}`{typed}`{escape_markdown(about + rest)}"

@@ -131,13 +131,21 @@ def describe_some(params: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(texts)
 
 
+def _is_number(value: Any, number: float | None) -> bool:
+    try:
+        return float(value) == number
+    except (TypeError, ValueError):
+        # A param that anybody may write.
+        return False
+
+
 def settings_with_effect(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that have an effect; a gamma that comes with its schedule is None."""
     found = {name: value for name, value in params.items() if applies(name, params)}
     if "schedule.gamma" in found:
         gamma = found["schedule.gamma"]
         usual = DEFAULT_GAMMA.get(str(params.get("schedule.name")))
-        if gamma in (None, "null", "None") or float(gamma) == usual:
+        if gamma in (None, "null", "None") or _is_number(gamma, usual):
             found["schedule.gamma"] = None
     return found
 

@@ -101,6 +101,8 @@ def configurations_table(
 ) -> pd.DataFrame:
     """Return one row per configuration of complete runs, in the order given.
 
+    A complete run that has no score has a row of its own.
+
     Repeats are merged to mean and standard deviation. A test accuracy is there only if all repeats
     are evaluated: the mean of some is not that of the configuration. `test_repeats` says how many
     are. The metric that a configuration ranks by, and its mean, are the columns `metric` and
@@ -112,8 +114,11 @@ def configurations_table(
         verdicts: The comparisons, by the run id of a configuration's first run.
     """
     complete = [row for row in rows if row.get("state") == "complete"]
+    ranked = [row for row in complete if ranking.can_be_ranked(row)]
+    groups = ranking.by_configuration(ranked)
+    groups += [[row] for row in complete if not ranking.can_be_ranked(row)]
     merged = []
-    for group in ranking.by_configuration(complete):
+    for group in groups:
         verdict = (verdicts or {}).get(str(group[0]["run_id"]))
         merged.append({**_merge(group), **_describe_verdict(verdict)})
     columns = ["config_hash", "repeats", *_SETTINGS]

@@ -111,7 +111,11 @@ class Evaluation:
         self._answers = logits.argmax(axis=1)
         self.correct = self._answers == labels
         of_label = logits[np.arange(len(labels)), labels]
-        self._in_top = (logits > of_label[:, None]).sum(axis=1) < TOP
+        # Of equal ones the first counts as the higher, as it does for the answer.
+        is_before = np.arange(logits.shape[1]) < labels[:, None]
+        is_above = (logits > of_label[:, None]) | ((logits == of_label[:, None]) & is_before)
+        self._in_top = is_above.sum(axis=1) < TOP
+        self._num_occurring = len(np.unique(labels))
         self._keeps = logits.size <= MOST_SORTED
         self._kept: list[_SortedClass] = []
         self._areas: list[float] = []
@@ -135,8 +139,11 @@ class Evaluation:
         right = self._count(self.labels, np.where(self.correct, copies, 0))
         true = self._count(self.labels, copies)
         predicted = self._count(self._answers, copies)
+        means = metrics.class_means(right, true, predicted)
+        # A class that no copy is of says nothing; that it is missing is chance alone.
+        means["f1_macro"] *= self._num_occurring / max(1, int((true > 0).sum()))
         found = {
-            **metrics.class_means(right, true, predicted),
+            **means,
             "kappa": self._kappa(copies, true, predicted),
         }
         if self.num_classes > TOP:

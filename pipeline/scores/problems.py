@@ -121,6 +121,9 @@ def _describe_gap(run: Run) -> str:
     num_val, num_test = run.get("val_images"), run.get("test_images")
     if val is None or test is None or not num_val or not num_test:
         return ""
+    if not (0 <= val <= 1 and 0 <= test <= 1):
+        # It counts in percents, or otherwise.
+        return ""
     if gap_in_errors(val, num_val, test, num_test) <= GAP_ERRORS:
         return ""
     return (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,16 +45,43 @@ def slice_accuracy(correct: NDArray[np.bool_], columns: Mapping[str, pd.Series])
 
 def _as_slices(name: str, values: pd.Series) -> pd.Series:
     """Return the slice of each image as text, empty for none."""
-    texts = values.fillna("").astype(str).str.strip().reset_index(drop=True)
+    texts = (
+        values.astype(object)
+        .where(values.notna(), "")
+        .astype(str)
+        .str.strip()
+        .reset_index(drop=True)
+    )
     known = int((texts != "").sum())
     if name == "group" or texts.nunique() <= min(MOST_VALUES, known // LEAST_IMAGES):
         return texts
     numbers = pd.to_numeric(texts.where(texts != ""), errors="coerce")
     if (numbers.isna() & (texts != "")).any():
         return pd.Series("", index=texts.index)
-    ranges = pd.qcut(numbers, PARTS, duplicates="drop")
-    shown = [f"{one.left:g} to {one.right:g}" for one in ranges.cat.categories]
-    return ranges.cat.rename_categories(shown).astype(str).where(numbers.notna(), "")
+    numbers = numbers.where(np.isfinite(numbers))
+    shares = np.linspace(0, 1, PARTS + 1)
+    cuts = np.unique(numbers.quantile(shares).to_numpy(dtype=np.float64))
+    if len(cuts) < 2:
+        return pd.Series("", index=texts.index)
+    places = np.searchsorted(cuts[1:-1], numbers, side="left")
+    shown = _describe_ranges(cuts)
+    slices = [shown[place] for place in places]
+    return pd.Series(slices, index=texts.index).where(numbers.notna(), "")
+
+
+def _describe_number(number: float) -> str:
+    """Return a number without an exponent if that is not too long."""
+    is_usual = number == 0 or 1e-4 <= abs(number) < 1e15
+    return np.format_float_positional(number, trim="-") if is_usual else f"{number:g}"
+
+
+def _describe_ranges(cuts: NDArray[np.floating[Any]]) -> list[str]:
+    """Return each range as text, with as many digits as tell their ends apart."""
+    for digits in range(6, 18):
+        ends = [_describe_number(float(f"{cut:.{digits}g}")) for cut in cuts]
+        if len(set(ends)) == len(ends):
+            break
+    return [f"{low} to {high}" for low, high in pairwise(ends)]
 
 
 def _slice_by(correct: NDArray[np.bool_], slices: pd.Series) -> pd.DataFrame:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import Configuration
 from pipeline.errors import UserError, unknown_name
 from pipeline.experiment import Experiment
 from pipeline.ranking import can_be_ranked
 from pipeline.search.space import build_configuration
-from pipeline.search.trials import ENTRY, RUN_ID
+from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, may_succeed
 from pipeline.tracking import find_runs
 
 
@@ -40,14 +40,21 @@ def find_repeated(
     """
     known: dict[str, list[find_runs.Row]] = {}
     for row in rows:
-        if can_be_ranked(row) and row["data_digest"] == digest:
+        # A run that another program has written may have no seed.
+        is_ours = row["data_digest"] == digest and isinstance(row.get("seed"), int)
+        if is_ours and can_be_ranked(row):
             known.setdefault(row["config_hash"], []).append(row)
     trial_of_run = {trial.user_attrs.get(RUN_ID): trial for trial in trials}
     entries: list[Configuration] = []
+    failed = {str(trial.user_attrs.get(KEY)) for trial in trials if _has_failed_for_good(trial)}
     for config_hash in _resolve(experiment.study.only, known):
         repeats = known[config_hash]
         configuration = _find_configuration(experiment, repeats, trial_of_run)
-        entries += _further_seeds(configuration, repeats, experiment.study.repeats)
+        complete = _complete_seeds(configuration, repeats)
+        missing = experiment.study.repeats - len(complete)
+        untried = _untried_seeds(config_hash, repeats, complete, failed)
+        for seed in islice(untried, max(0, missing)):
+            entries.append(configuration.change("training", seed=seed))
     return entries
 
 
@@ -88,19 +95,31 @@ def _find_configuration(
     )
 
 
-def _further_seeds(
-    configuration: Configuration, repeats: Sequence[find_runs.Row], wanted: int
-) -> list[Configuration]:
-    """Return a configuration once for each training that it lacks."""
+def _has_failed_for_good(trial: FrozenTrial) -> bool:
+    is_failure = trial.state == TrialState.FAIL and INTERRUPTED not in trial.user_attrs
+    return is_failure and not may_succeed(trial)
+
+
+def _complete_seeds(configuration: Configuration, repeats: Sequence[find_runs.Row]) -> set[int]:
+    """Return the seeds of which all folds are complete."""
     data = configuration.data
     num_folds = data.folds if data.fold == "all" else 1
     folds_of = Counter(int(row["seed"]) for row in repeats)
-    complete = {seed for seed, folds in folds_of.items() if folds >= num_folds}
-    seeds = sorted(folds_of)
-    for seed in count(seeds[0]):
-        if len(seeds) >= wanted:
-            break
-        if seed not in seeds:
-            seeds.append(seed)
-    missing = [seed for seed in seeds[:wanted] if seed not in complete]
-    return [configuration.change("training", seed=seed) for seed in missing]
+    return {seed for seed, folds in folds_of.items() if folds >= num_folds}
+
+
+def _untried_seeds(
+    config_hash: str,
+    repeats: Sequence[find_runs.Row],
+    complete: Collection[int],
+    failed: Collection[str],
+) -> Iterator[int]:
+    """Yield seeds from the first one on, but for those that are complete or failed for good.
+
+    Seeds of which some folds are there come first.
+    """
+    begun = sorted({int(row["seed"]) for row in repeats})
+    others = (seed for seed in count(begun[0]) if seed not in begun)
+    for seed in chain(begun, others):
+        if seed not in complete and f"{config_hash}:{seed}" not in failed:
+            yield seed

@@ -91,7 +91,7 @@ def conclude_study(
     """
     name = study.study_name
     _evaluate(workspace, experiment, summarise(workspace, name))
-    compared = summarise_and_write(workspace, name, "", experiment.command, prepared)
+    compared = summarise_and_write(workspace, name, "", experiment, prepared)
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):
             run.file(figure, "optuna")

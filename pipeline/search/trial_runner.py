@@ -42,6 +42,7 @@ from pipeline.search.trials import (
     RUN_ID,
     Repeated,
     enqueue_missing,
+    enqueue_repeats,
     finished_trials,
     is_point,
     next_place,
@@ -121,15 +122,18 @@ class TrialRunner:
     def _enqueue(self) -> None:
         """Enqueue what is still to do, and say how far the study is."""
         name = self.study.study_name
-        rows = find_runs.find_trainings(self.workspace, name)
         entries = {key: job.configuration for key, job in self._by_key.items()}
+        if self._are_repeats:
+            enqueue_repeats(self.study, self.experiment, entries)
+            self._total = next_place(self.study)
+            number = "1 training" if len(entries) == 1 else f"{len(entries)} trainings"
+            say(f"study {name} goes on: {number} with further seeds")
+            return
+        rows = find_runs.find_trainings(self.workspace, name)
         run_ids = {row["run_id"] for row in rows}
         repeated = enqueue_missing(self.study, self.experiment, entries, run_ids)
         done = finished_trials(self.study, self._by_key)
-        if self._are_repeats:
-            self._total = next_place(self.study)
-            say(f"study {name} goes on: {len(self.jobs)} trainings are repeats with other seeds")
-        elif done or any(repeated):
+        if done or any(repeated):
             say(f"study {name} goes on: {_describe(done, self.experiment.trials, repeated)}")
 
     def _is_more_to_do(self) -> bool:

@@ -112,6 +112,31 @@ class Repeated(NamedTuple):
     deleted: int
 
 
+def enqueue_repeats(
+    study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration]
+) -> None:
+    """Enqueue trainings of `study.only`, and nothing else: what else is to do stays to do.
+
+    Args:
+        study: The study; nothing else works on it.
+        experiment: Base and space of the study.
+        entries: The trainings, by identity (configuration hash and seed).
+    """
+    _settle_unfinished(study, entries)
+    for trial in waiting_trials(study):
+        if KEY not in trial.user_attrs:
+            # It would be asked for first. As a running one it waits for the study to go on.
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    known: dict[Any, int] = {}
+    missing = dict(entries)
+    for trial in latest_trials(study, entries):
+        key = str(trial.user_attrs.get(KEY, ""))
+        known[key] = trial.user_attrs[PLACE]
+        if trial.state == TrialState.WAITING:
+            missing.pop(key, None)
+    _enqueue_entries(study, experiment, missing, known)
+
+
 def enqueue_missing(
     study: optuna.Study,
     experiment: Experiment,
@@ -182,7 +207,7 @@ def _enqueue_entries(
     study: optuna.Study,
     experiment: Experiment,
     entries: Mapping[str, Configuration],
-    places: Mapping[str | None, int],
+    places: Mapping[Any, int],
 ) -> None:
     """Enqueue entries of the list, each at the place that it has had, or at the next one."""
     free_place = next_place(study)

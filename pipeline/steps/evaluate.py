@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config import Raw, essential, identifies_study
-from pipeline.steps.options import TrustOptions, list_given, read_experiment
+from pipeline.steps.options import TrustOptions, list_given, read_experiment, with_order
 from pipeline.trust import trust_here
 
 
@@ -52,8 +52,7 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
         else:
             compared = summarise_experiment(workspace, experiment, reads_images=True)
             run_ids = leading_runs(compared)
-            ordered = experiment.base.data.ordered
-            data_options = {**overrides.get("data", {}), "ordered": ordered}
+            data_options = with_order(experiment, overrides.get("data", {}))
         for run_id in run_ids:
             values, per_class = evaluate(
                 workspace, run_id, experiment.base.training.device, data_options

@@ -47,7 +47,7 @@ def run(own: MainOptions, overrides: Raw) -> None:
     def conclude(compared: Summary) -> None:
         # All repeats are evaluated: the score of a configuration is their mean.
         if evaluate_runs(workspace, compared, "best", experiment.base.training.device, {}):
-            compared = summarise_and_write(workspace, compared.study, command=experiment.command)
+            compared = summarise_and_write(workspace, compared.study, experiment=experiment)
         best, _ = find_best_evaluated(compared)
         champion = register(workspace, name, best)
         show_summary(compared)

@@ -349,3 +349,10 @@ def _default_text(field: FieldInfo) -> str:
     if isinstance(default, bool):
         shown = shown.lower()
     return f" [{shown}]"
+
+
+def with_order(experiment: Experiment, data_options: Raw) -> Raw:
+    """Return options on data, with whether classes are grades if the experiment file says so."""
+    data = experiment.base.data
+    says = "ordered" in data.model_fields_set
+    return {"ordered": data.ordered, **data_options} if says else data_options

@@ -7,7 +7,7 @@ from functools import partial
 
 from pipeline.config import Evaluated, Raw, essential, identifies_study
 from pipeline.errors import Unwritable, UserError
-from pipeline.steps.options import TrustOptions, read_experiment
+from pipeline.steps.options import TrustOptions, read_experiment, with_order
 from pipeline.trust import trust_here
 
 
@@ -78,10 +78,13 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
             compared = select()
         else:
             compared = summarise_experiment(workspace, experiment, reads_images)
-        data_options = {**overrides.get("data", {}), "ordered": experiment.base.data.ordered}
+        given = overrides.get("data", {})
+        data_options = given if are_selected else with_order(experiment, given)
         device = experiment.base.training.device
         if evaluate_runs(workspace, compared, own.evaluate, device, data_options):
             compared = select() if are_selected else compared.read_again(workspace)
+        if are_selected:
+            compared = compared.asked_by(experiment, is_own=False)
         compared = with_verdicts(workspace, compared)
         images = None
         if reads_images and not are_selected:

@@ -58,6 +58,18 @@ _METRICS = {
     "images_per_second": names.SPEED,
     "weights_bytes": names.WEIGHTS_BYTES,
 }
+_OF_RANKING = ("val_accuracy", "val_loss", "best_epoch")
+"""Columns that are as they are: runs of other programs may rank by percents."""
+_SHARES = (
+    "test_accuracy",
+    "test_accuracy_low",
+    "test_accuracy_high",
+    "majority_rate",
+    "ece",
+    "ece_by_chance",
+)
+_HUGE = 1e300
+"""MLflow stores infinity as 1.8e308."""
 
 
 def search(
@@ -236,7 +248,8 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING)),
     }
     found |= {column: typed(name, params.get(name)) for column, name in _PARAMS.items()}
-    found |= {column: metrics.get(name) for column, name in _METRICS.items()}
+    for column, name in _METRICS.items():
+        found[column] = _plausible(column, metrics.get(name))
     found |= {
         "config_hash": tags.get(names.CONFIG_HASH) or _compute_hash(params),
         "data_digest": tags.get(names.DATA_DIGEST, ""),
@@ -249,8 +262,17 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "test_images": _count_images(names.TEST_IMAGES, params, metrics),
         "val_images": _count_images(names.VAL_IMAGES, params, metrics),
         "flags": _load_flags(tags),
+        "measured_on": tags.get(names.COST, "").partition(" pixels, ")[2],
     }
     return found | _ranking_columns(params, metrics) | {"params": dict(params)}
+
+
+def _plausible(column: str, value: float | None) -> float | None:
+    """Return a metric; None if it cannot be what it is called: anybody may write to a store."""
+    if value is None or column in _OF_RANKING:
+        return value
+    most = 1.0 if column in _SHARES else _HUGE
+    return value if 0 <= value <= most else None
 
 
 def _load_flags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -266,7 +288,8 @@ def _count_images(name: str, params: Mapping[str, str], metrics: Mapping[str, fl
     """Return the number of images of a split, or None if the run has not logged it."""
     given = params.get(name) or metrics.get(name)
     try:
-        return int(float(given)) if given else None
+        number = int(float(given)) if given else 0
+        return number if 0 < number < _HUGE else None
     except (ValueError, OverflowError):
         # A param that anybody may write.
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -74,17 +75,16 @@ def test_a_study_keeps_what_was_found(
     found.write(folder)
     workspace.client.log_artifacts(parent, str(folder), "summary")
     kept = load_review(workspace, parent)
-    assert kept is not None and (kept.table, kept.page) == (found.table, found.page)
+    assert kept is not None and kept.table == found.table
+    assert "<img" in found.page and "<img" not in kept.page
     place = digits.positions("test")[2]
     assert kept.part.entries is not None
     assert next(iter(kept.part.entries)) == digits.manifest["path"].iloc[place]
     # What anybody may have written there is no reason to fail.
-    (folder / f"{NAME}.csv").write_text("path\n")
-    workspace.client.log_artifacts(parent, str(folder), "summary")
-    assert load_review(workspace, parent) is not None
-    (folder / f"{NAME}.csv").write_text('path\na\n"')
-    workspace.client.log_artifacts(parent, str(folder), "summary")
-    assert load_review(workspace, parent) is None
+    for text in ("path\n", 'path\na\n"', "", found.table.replace("confidence_in_label", "x")):
+        (folder / f"{NAME}.csv").write_text(text)
+        workspace.client.log_artifacts(parent, str(folder), "summary")
+        assert load_review(workspace, parent) is None
 
 
 def test_private_images_are_not_shown(
@@ -94,6 +94,9 @@ def test_private_images_are_not_shown(
     review = review_labels(workspace, runs, digits)
     assert review is not None and "<img" not in review.page
     assert not review.part.pictures and review.part.entries
+    public = [log_answers(workspace, digits, 2)]
+    review = review_labels(workspace, public, digits, shows_images=False)
+    assert review is not None and "<img" not in review.page
 
 
 def test_runs_without_answers_leave_nothing(workspace: Workspace, digits: Prepared) -> None:
@@ -103,3 +106,31 @@ def test_runs_without_answers_leave_nothing(workspace: Workspace, digits: Prepar
     for file in Path("mlruns").rglob("predictions.parquet"):
         file.write_bytes(b"no parquet")
     assert review_labels(workspace, [damaged], digits) is None
+
+
+def test_a_file_that_is_no_table_of_answers_is_left_out(
+    workspace: Workspace, digits: Prepared
+) -> None:
+    good, odd = (log_answers(workspace, digits, 2) for _ in range(2))
+
+    def is_text(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(p_x="hello")
+
+    def is_list(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(**{"p_digit 0": [[1.0, 2.0]] * len(table)})
+
+    def is_further(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(note=1.0)
+
+    def has_no_number(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(**{"p_digit 0": np.nan})
+
+    [file] = Path("mlruns").rglob(f"{odd['run_id']}/artifacts/test/predictions.parquet")
+    table = pd.read_parquet(file)
+    for change, counts in ((is_text, 1), (is_list, 1), (has_no_number, 1), (is_further, 2)):
+        change(table).to_parquet(file)
+        review = review_labels(workspace, [odd, good], digits)
+        assert review is not None
+        found = pd.read_csv(io.StringIO(review.table)).set_index("path")
+        place = digits.positions("test")[2]
+        assert found.loc[digits.manifest["path"].iloc[place], "runs"] == counts

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from pipeline.experiment import load_experiment
 from pipeline.jobs.label_review import NAME
 from pipeline.jobs.summary import summarise
 from pipeline.jobs.summary_files import summarise_and_write
@@ -62,12 +66,103 @@ def test_labels_that_another_study_doubts_do_not_stay(workspace: Workspace) -> N
     workspace.client.set_tag(run_id, names.STUDY, "mine-1")
     workspace.outputs.mkdir(parents=True)
     stale = workspace.outputs / f"{NAME}.csv"
-    stale.write_text("path,label,answer,runs,runs_that_agree\n1.png,rose,tulip,3,2\n")
+    head = "path,label,answer,confidence_in_label,confidence_in_answer,runs,runs_that_agree\n"
+    stale.write_text(f"{head}1.png,rose,tulip,0.2,0.7,3,2\n")
     summarise_and_write(workspace)
     assert not stale.exists()
     # What the study itself has kept comes back.
-    for kind in ("csv", "html"):
-        text = "path,label,answer,runs,runs_that_agree\n2.png,rose,tulip,3,2\n"
-        workspace.client.log_text(parent, text, f"summary/{NAME}.{kind}")
+    text = f"{head}2.png,rose,tulip,0.2,0.7,3,2\n"
+    workspace.client.log_text(parent, text, f"summary/{NAME}.csv")
+    # Its page may be a stranger's: it is written anew.
+    workspace.client.log_text(parent, "<script>alert(1)</script>", f"summary/{NAME}.html")
     assert "2.png labelled rose, looks like tulip (2 of 3 runs)" in page_of(workspace)
     assert stale.read_text() == text
+    page = stale.with_suffix(".html")
+    assert "2.png" in page.read_text() and "alert(1)" not in page.read_text()
+    # A page with pictures that this folder has of it stays, unless images are to be private.
+    page.write_text("with pictures")
+    summarise_and_write(workspace)
+    assert page.read_text() == "with pictures"
+    file = workspace.home / "private.yaml"
+    file.write_text(
+        f"experiment: {workspace.experiment}\n"
+        "base: {data: {source: digits}, tracking: {log_images: false}}\n"
+    )
+    summarise_and_write(workspace, experiment=load_experiment(file, {}))
+    assert "2.png" in page.read_text()
+
+
+ODD = {
+    "accuracy that is none": {"test/accuracy": math.nan, "test/images": 350},
+    "accuracy in percent": {"test/accuracy": 88.0, "test/images": 350},
+    "both in percent": {"best/val_accuracy": 95.0, "test/accuracy": 88.0, "val/images": 100},
+    "fewer than no images": {"test/accuracy": 0.9, "test/images": -350, "val/images": -5},
+    "speed below zero": {"test/accuracy": 0.9, "cost/images_per_second": -1},
+    "speed without end": {"test/accuracy": 0.9, "cost/images_per_second": math.inf},
+    "curve without end": {"val/accuracy": math.inf},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_anybody_may_write_ends_no_comparison(workspace: Workspace, name: str) -> None:
+    for config, speed in (("first", 100.0), ("second", 200.0)):
+        run_id = log_run(workspace, config, 0.95, right_in(0.9))
+        workspace.client.log_metric(run_id, "cost/images_per_second", speed)
+        workspace.client.log_metric(run_id, "val/images", 100)
+    odd = log_run(workspace, "odd", 0.96)
+    for step in (1, 2):
+        for metric, value in ODD[name].items():
+            workspace.client.log_metric(odd, metric, value, step=step)
+    workspace.client.log_param(odd, "schedule.gamma", "abc")
+    compared = summarise_and_write(workspace)
+    assert compared.conclusion and len(compared.ranked()) == 3
+
+
+def test_a_damaged_list_of_answers_ends_no_comparison(workspace: Workspace) -> None:
+    for config in ("first", "second"):
+        log_run(workspace, config, 0.95, right_in(0.9))
+    odd = log_run(workspace, "odd", 0.94, right_in(0.9))
+    [file] = Path("mlruns").rglob(f"{odd}/artifacts/test/predictions.parquet")
+    table = pd.read_parquet(file)
+    table["path"] = [["a"]] * len(table)
+    table.to_parquet(file)
+    words = [str(verdict.word) for verdict in summarise_and_write(workspace).verdicts.values()]
+    assert words == ["leader", "not told apart", "not told apart"]
+
+
+def test_speeds_of_other_machines_are_not_compared(workspace: Workspace) -> None:
+    for config, speed, machine in (
+        ("large", 100, "laptop, 2 processors"),
+        ("small", 4000, "server, NVIDIA H100"),
+    ):
+        run_id = log_run(workspace, config, 0.95 + (config == "large") / 100, right_in(0.9))
+        workspace.client.log_metric(run_id, "cost/images_per_second", speed)
+        tag = f"{config}, 100 parameters, 32 x 32 pixels, {machine}"
+        workspace.client.set_tag(run_id, names.COST, tag)
+    text = " ".join(summarise_and_write(workspace).conclusion)
+    assert "not told apart" in text and "faster" not in text
+
+
+def test_names_of_strangers_are_no_commands(workspace: Workspace) -> None:
+    name = "m python -m pipeline x\n\n![a](http://evil/x.png)\n\n# You won <img src=x>"
+    run_id = log_run(workspace, "first", 0.95, right_in(0.9))
+    workspace.client.log_param(run_id, "model.weights", "none")
+    odd = log_run(workspace, "odd", 0.97, right_in(0.9))
+    workspace.client.set_tag(odd, names.CONFIG_HASH, "")
+    workspace.client.log_param(odd, "optimizer.name", name)
+    summarise_and_write(workspace)
+    text = (workspace.outputs / "comparison.md").read_text()
+    assert "![a]" not in text and "\n# You" not in text and "`python -m pipeline x" not in text
+    page = (workspace.outputs / "comparison.html").read_text()
+    assert "<code>python -m pipeline x" not in page
+
+
+def test_tables_and_page_merge_the_same_runs(workspace: Workspace) -> None:
+    for seed in (0, 1):
+        log_run(workspace, "a", 0.95, right_in(0.9), seed=seed)
+    lost = log_run(workspace, "a", 0.95, right_in(0.3), seed=2)
+    workspace.client.log_metric(lost, "best/val_accuracy", math.nan, step=1)
+    compared = summarise_and_write(workspace)
+    table = pd.read_csv(workspace.outputs / "configurations.csv")
+    assert table["repeats"].tolist() == [2, 1]
+    assert [row["repeats"] for row in compared.configurations] == [2, 1]

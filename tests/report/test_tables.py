@@ -151,13 +151,15 @@ def test_a_test_accuracy_is_the_mean_of_all_repeats() -> None:
 
 def test_merged_numbers_are_pandas_own() -> None:
     rng = np.random.default_rng(0)
-    names = ["val_accuracy", "val_loss", "test_accuracy", "seconds", "value"]
+    names = ["val_loss", "test_accuracy", "seconds", "val_accuracy", "value"]
     rows = [
         row(
             f"r{number}",
             config_hash=f"c{number % 7}",
             metric="val/accuracy",
-            **{name: rng.choice([None, *rng.random(4)]) for name in names},
+            **{name: rng.choice([None, *rng.random(4)]) for name in names[:-2]},
+            val_accuracy=rng.random(),
+            value=rng.random(),
         )
         for number in range(60)
     ]

@@ -49,3 +49,17 @@ def test_without_columns_the_table_is_empty() -> None:
     assert list(slice_accuracy(RIGHT, {})) == COLUMNS
     missing = pd.Series([None] * 10, dtype=object)
     assert slice_accuracy(RIGHT, {"nothing": missing}).empty
+
+
+def test_ranges_of_near_numbers_have_names_of_their_own() -> None:
+    taken = pd.Series(1717200000 + 60 * np.arange(400))
+    found = slice_accuracy(np.arange(400) % 3 > 0, {"taken": taken})
+    assert found["value"].nunique() == len(found) == 4
+    assert found["images"].sum() == 400
+    assert found["value"].str.contains("17172000").any()
+
+
+def test_numbers_without_an_end_are_in_no_range() -> None:
+    size = pd.Series([*map(float, range(397)), np.inf, -np.inf, np.nan])
+    found = slice_accuracy(np.ones(400, bool), {"size": size})
+    assert found["images"].sum() == 397

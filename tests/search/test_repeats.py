@@ -59,7 +59,7 @@ def test_only_the_asked_configurations_get_further_seeds(cli: Cli, quick: Path) 
     both = f"{searched[:8]}, {listed}"
     more = cli(*tune, "--study.only", both, "--study.repeats", "3")
     assert more.code == 0, more.err
-    assert "3 trainings are repeats with other seeds" in more.out
+    assert "3 trainings with further seeds" in more.out
     assert [f"trial {number} of 6" in more.out for number in (4, 5, 6)] == [True] * 3
     assert seeds_of() == {listed: [0, 1, 2], searched: [0, 1, 2]}
     # What is there is not trained again, and the study itself is as finished as before.
@@ -88,6 +88,7 @@ def test_what_names_several_configurations_or_none_is_refused(
             "val_accuracy": 0.5,
             "data_digest": "d",
             "config_hash": f"abc00000000{number}",
+            "seed": 0,
         }
         for number in (1, 2)
     ]
