@@ -46,6 +46,10 @@ STEPS = {
 TRAINING_STEPS = ("main", "train", "tune")
 
 
+_GO_ON = ("main", "tune")
+"""Steps that go on where they stopped if they are called again."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one step; return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -58,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         return _launch(wanted.count, arguments)
     except Interrupted as stopped:
         if not _is_helper():
-            print(f"stopped: {stopped}", file=sys.stderr)
+            further = "; the same command goes on with it" if arguments[0] in _GO_ON else ""
+            print(f"stopped: {stopped}{further}", file=sys.stderr)
         _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:

@@ -83,7 +83,8 @@ def _describe_one_by_one(rows: Sequence[Row], ranked: Sequence[Row], names: Sequ
         said += _describe_difference(row)
         if said:
             trainings = ", ".join(str(run["run_name"]).partition(",")[0] for run in row["runs"])
-            entries[f"{place}. {name} (run {trainings})"] = said
+            known = f"; {row['config_hash']}" if row["config_hash"] else ""
+            entries[f"{place}. {name} (run {trainings}{known})"] = said
     for row in rows[len(ranked) :]:
         why = row["apart"] or row["state"]
         said = [row["reason"]] if row["reason"] else []
@@ -98,7 +99,8 @@ def _describe_difference(row: Row) -> list[str]:
         return []
     difference = verdict.difference
     side = "behind" if difference.value >= 0 else "ahead of"
-    low, high = sorted((100 * difference.low, 100 * difference.high))
+    ends = [100 * difference.low, 100 * difference.high]
+    low, high = ends if difference.value >= 0 else (-ends[1], -ends[0])
     text = (
         f"{verdict.word}: {100 * abs(difference.value):.1f} points {side} the leader on test "
         f"(95% interval of this pair alone: {low:.1f} to {high:.1f}; "
@@ -174,7 +176,7 @@ def _draw_curves(
         return Part(title)
     return _drawn(
         title,
-        f"the best run of the first {len(trainings)} configurations",
+        f"{len(trainings)} configurations, the first ones, each by its best run",
         lambda file: comparison_charts.draw_curves(file, trainings, metric),
     )
 

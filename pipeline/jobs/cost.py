@@ -125,6 +125,5 @@ def measure_speed(network: nn.Module, images: torch.Tensor) -> float:
             is_enough = now - begun >= _LEAST_SECONDS and len(seconds) > _LEAST_BATCHES
             if is_enough or now - begun >= _MOST_SECONDS:
                 break
-    # The first one allocates memory. Of the others the quickest were disturbed least.
-    rest = sorted(seconds[1:] or seconds)
-    return BATCH / rest[len(rest) // 4]
+    # The first one allocates memory. Of the others the quickest was disturbed least.
+    return BATCH / min(seconds[1:] or seconds)

@@ -149,4 +149,4 @@ def _find_slices(done: EvaluatedRun) -> pd.DataFrame:
             for name, values in further.items():
                 # The groups that count are those that the images were split by.
                 columns.setdefault(name, manifest["path"].map(values))
-    return slice_accuracy(done.evaluation.correct, columns)
+    return slice_accuracy(done.evaluation.correct, columns, done.evaluation.groups)

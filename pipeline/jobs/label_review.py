@@ -78,30 +78,41 @@ def review_labels(
         study: Name of their study, or empty.
         shows_images: Whether pictures are shown, if all runs allow it too.
     """
-    classes, answers = _load_all(workspace, ranked[:MOST_RUNS])
+    learned = [run for run in ranked if _has_learned(run)] or ranked
+    classes, answers = _load_all(workspace, learned[:MOST_RUNS])
     suspects = rank_labels(answers)
     if not suspects:
         return None
     number = sum(suspect.is_suspected for suspect in suspects)
     table = _tabulate(suspects, classes)
+    # People look at those first that are suspected.
+    order = sorted(range(len(suspects)), key=lambda place: not suspects[place].is_suspected)
     listed = table[table["suspected"] | (np.arange(len(table)) < MOST_LISTED)]
     if not all(row["params"].get("tracking.log_images") != "false" for row in ranked):
         shows_images = False
     doubtful = sum(one.suggested_confidence > one.given_confidence for one in suspects)
-    shown = min(MOST_SHOWN, max(LEAST_SHOWN, doubtful))
-    pictures = _load_pictures(suspects[:shown], classes, images) if shows_images else []
+    shown = order[: min(MOST_SHOWN, max(LEAST_SHOWN, doubtful))]
+    pictures = []
+    if shows_images:
+        pictures = _load_pictures([(place, suspects[place]) for place in shown], classes, images)
     looks = f"{number:,} of {len(suspects):,} labels look" if number else "No label looks"
     said = (
         f"{looks} wrong to the networks that were not trained on these images (confident "
-        "learning). The lowest confidence in the label comes first."
+        "learning). The lowest confidence in the label comes first, after those that are suspected."
     )
     first = Part("The first ones", pictures=pictures, are_small=True)
-    page = to_html(_name_page(study), [said], [], _describe(table.head(shown)), [first])
+    page = to_html(_name_page(study), [said], [], _describe(table.iloc[shown]), [first])
     return LabelReview(
         listed.to_csv(index=False, lineterminator="\n"),
         page,
-        _summarise(said, table.head(IN_COMPARISON), pictures[:IN_COMPARISON]),
+        _summarise(said, table.iloc[shown[:IN_COMPARISON]], pictures[:IN_COMPARISON]),
     )
+
+
+def _has_learned(run: Mapping[str, Any]) -> bool:
+    """Whether a network is better than always answering the largest class."""
+    accuracy, majority = run.get("val_accuracy"), run.get("majority_rate")
+    return accuracy is None or majority is None or accuracy > majority
 
 
 def _name_page(study: str) -> str:
@@ -116,8 +127,8 @@ def _summarise(said: str, table: pd.DataFrame, pictures: Sequence[Picture]) -> P
     entries = {}
     for line in table.to_dict("records"):
         entries[str(line["path"])] = [
-            f"labelled {line['label']}, looks like {line['answer']} "
-            f"({line['runs_that_agree']} of {line['runs']} runs)"
+            f"labelled {line['label']}; {line['runs_that_agree']} of {line['runs']} runs answer "
+            f"{line['answer']}{_mark(line['suspected'])}"
         ]
     return Part(_TITLE, said, (), entries)
 
@@ -202,10 +213,12 @@ def _tabulate(suspects: Sequence[Suspect], classes: Sequence[str]) -> pd.DataFra
 
 def _describe(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table for people."""
+    is_marked = table["suspected"].astype(str) == "True"
     agree = table["runs_that_agree"].astype(str) + " of " + table["runs"].astype(str)
     return pd.DataFrame(
         {
-            "#": range(1, len(table) + 1),
+            "#": table.index + 1,
+            "suspected": is_marked.map({True: "yes", False: ""}),
             "image": table["path"],
             "label": table["label"],
             "answer": table["answer"],
@@ -216,19 +229,23 @@ def _describe(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _mark(is_suspected: Any) -> str:
+    return " (suspected)" if str(is_suspected) == "True" else ""
+
+
 def _load_pictures(
-    suspects: Sequence[Suspect], classes: Sequence[str], images: Prepared
+    suspects: Sequence[tuple[int, Suspect]], classes: Sequence[str], images: Prepared
 ) -> list[Picture]:
     positions = {path: place for place, path in enumerate(images.manifest["path"])}
     pictures = []
-    for place, suspect in enumerate(suspects, start=1):
+    for place, suspect in suspects:
         if suspect.path not in positions:
             continue
         pixels = images.images[positions[suspect.path]].transpose(1, 2, 0)
         given, answer = classes[suspect.given], classes[suspect.suggested]
         caption = (
-            f"{place}. {suspect.path}: labelled {given}, looks like {answer} "
-            f"({suspect.num_agreeing} of {suspect.num_runs} runs)"
+            f"{place + 1}. {suspect.path}: labelled {given}; {suspect.num_agreeing} of "
+            f"{suspect.num_runs} runs answer {answer}{_mark(suspect.is_suspected)}"
         )
         pictures.append(Picture(_as_png(Image.fromarray(pixels)), caption))
     return pictures

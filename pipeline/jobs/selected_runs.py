@@ -39,7 +39,10 @@ def summarise_selected(
         found = find_runs.find_trainings(there, condition=condition)
         if not found and not find_runs.find_trainings(there):
             raise _unknown_experiment(workspace, name)
-        rows |= {str(row["run_id"]): row for row in found}
+        for row in found:
+            # The numbers of trainings are those of their study.
+            run_name = f"{name}: {row['run_name']}" if len(names) > 1 else row["run_name"]
+            rows[str(row["run_id"])] = {**row, "run_name": run_name}
     if not rows:
         listed = _describe_there(workspace, names or [workspace.experiment])
         raise UserError(f"filter: {condition!r} finds no training; there are:", listed)

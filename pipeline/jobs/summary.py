@@ -169,7 +169,7 @@ def compare_rows(
     ranked = _rank(rows, digest, metric)
     comparable = [row for row in ranked if not row["apart"]]
     notes = describe_ranking(ranked, digest, metric)
-    common = common_settings([row for row in comparable if can_be_ranked(row)])
+    common = common_settings(comparable)
     if common:
         notes.append(f"The same in all: {common}.")
     target = load_target(workspace, parent) if parent else 0.0

@@ -80,7 +80,7 @@ def write_summary(workspace: Workspace, compared: Summary, images: Prepared | No
         if compared.parent:
             run = RunLog(workspace, compared.parent)
             run.files(folder, "summary")
-            if compared.conclusion:
+            if compared.conclusion and compared.ranked():
                 run.tag({names.NOTE: _describe_for_ui(workspace, compared)})
             write_views(workspace, compared.metric, _find_differing(compared.configurations))
 
@@ -185,8 +185,12 @@ def _describe_for_ui(workspace: Workspace, compared: Summary) -> str:
 
 def show_summary(compared: Summary) -> None:
     """Print the comparison, and below it what follows from it."""
+    table = people_table.table_for_people(compared.configurations, compared.metric)
+    # One note below the other, so that they need less room.
+    if "notes" in table:
+        table["notes"] = table["notes"].str.replace(", ", ",\n")
     show_table(
-        people_table.table_for_people(compared.configurations, compared.metric),
+        table,
         compared.title,
         expendable=people_table.least_important(compared.metric),
     )

@@ -23,6 +23,7 @@ from pipeline.tracking.workspace import Workspace
 _METHODS = {
     "McNemar": "by the images that only one of two runs answers rightly (McNemar's exact test)",
     "paired": "image by image (t-test)",
+    "by group": "group of images by group (t-test)",
     "unpaired": "by their accuracies alone, since answers to each image are not known (t-test)",
 }
 _COLUMNS = ["path", "true", "predicted"]

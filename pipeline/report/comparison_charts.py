@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from pipeline import ranking
 from pipeline.report.figures import BLUE, GREY, ORANGE, save
@@ -116,10 +122,11 @@ def draw_cost(file: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[st
             ha="left" if is_left else "right",
             fontsize=8,
         )
-    axes.set_xscale("log")
+    if speeds.max() > 3 * speeds.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set(xlabel="images a second (further right is cheaper)", ylabel="test accuracy")
     axes.grid(alpha=0.3, which="both")

@@ -47,6 +47,7 @@ img { max-width: 100%; height: auto; }
 gap: 1.2rem; } .small { grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); }
 figure { margin: .6rem 0; break-inside: avoid; } figcaption { overflow-wrap: anywhere; }
 dt { font-weight: 600; margin-top: .7rem; overflow-wrap: anywhere; } dd { margin: 0 0 0 1.2rem; }
+@media (max-width: 85rem) { td.text { min-width: 7rem; } th, td { padding: .35rem .4rem; } }
 @media (max-width: 45rem) { body { margin: 1rem auto; } .pictures { display: block; } \
 th, td { padding: .3rem .4rem; font-size: .85rem; } }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } nav { display: none; } \

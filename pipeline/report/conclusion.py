@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from pipeline.scores.significance import MOST_COMPARED, Difference, Verdict, Wor
 
 Row = Mapping[str, Any]
 
+_LEAST_IMAGES = 30
+"""Fewest test images by which configurations are told apart."""
+_INTERRUPTED = "interrupted"
 MOST_REPEATED = 6
 """Most configurations that are to be trained with further seeds, the leader among them."""
 MORE_SEEDS = 2
@@ -76,7 +80,7 @@ def _word(row: Row) -> Word | None:
 def write_conclusion(
     rows: Sequence[Row], metric: str, command: Command, target: float = 0.0
 ) -> list[str]:
-    """Return the conclusion of a comparison, a sentence or two each; empty if nothing is ranked.
+    """Return the conclusion of a comparison, a sentence or two each.
 
     Args:
         rows: Results of `merge_repeats`.
@@ -85,8 +89,9 @@ def write_conclusion(
         target: The score that the study is to reach; 0: none.
     """
     ranked = [row for row in rows if ranking.can_be_ranked(row) and not row.get("apart")]
+    others = [row for row in rows if not row.get("apart") and row not in ranked]
     if not ranked:
-        return []
+        return _describe_nothing(others)
     pairs = zip(ranked, differing_settings(ranked), strict=True)
     names = [name_configuration(row, settings) for row, settings in pairs]
     judged = _Judged(ranked, names, metric)
@@ -97,9 +102,32 @@ def write_conclusion(
         _describe_gap(judged),
         *_describe_leaders_problems(judged),
         _describe_target(judged, target),
-        _describe_next(judged, command),
+        _go_on(others, command) or _describe_next(judged, command),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def _describe_nothing(rows: Sequence[Row]) -> list[str]:
+    """Say why nothing is ranked."""
+    if not rows:
+        return []
+    states = Counter(str(row["state"]) for row in rows)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    sentences = [f"No training is complete with a score: {counts}."]
+    reasons = [str(row["reason"]) for row in rows if row.get("reason")]
+    if reasons:
+        sentences.append(f"The first one ended since {reasons[0].rstrip('.')}.")
+    return sentences
+
+
+def _go_on(rows: Sequence[Row], command: Command) -> str:
+    """Return how to go on with trainings that were interrupted; nothing if none was."""
+    number = sum(row["state"] == _INTERRUPTED for row in rows)
+    typed = command("tune", "")
+    if not number or not typed:
+        return ""
+    was = "training was" if number == 1 else "trainings were"
+    return _next(f"go on with the study, {number_word(number)} {was} interrupted", typed)
 
 
 def number_word(number: int) -> str:
@@ -286,14 +314,22 @@ def _describe_next(judged: _Judged, command: Command) -> str:
     if any(row["test_accuracy"] is None for row in judged.rows[: MOST_COMPARED + 1]):
         typed = command("summary", "--evaluate all")
         return _next("evaluate" if typed else "evaluate (summary --evaluate all)", typed)
+    num_images = to_number(leader.get("test_images"))
+    if len(judged.rows) > 1 and num_images is not None and num_images < _LEAST_IMAGES:
+        return f"{NEXT}get more test images; {number_word(int(num_images))} tell too little."
     alike = judged.with_word("not told apart")
+    if not alike and not any(one.counts_seeds for one in judged.differences()):
+        # Another seed may turn round what is called worse.
+        alike = sorted([*judged.with_word("worse"), *judged.with_word("better on test")])
     if not alike:
         return _next("register the leader", command("register", ""))
-    differences = [judged.rows[number]["verdict"].difference for number in alike]
-    by_seeds = any(difference.seeds_needed for difference in differences)
     are_repeated = all(_count_seeds(judged.rows[number]) > 1 for number in (0, *alike))
-    if are_repeated and not by_seeds:
-        return _describe_more_images(judged, alike, command)
+    if are_repeated:
+        differences = {number: judged.rows[number]["verdict"].difference for number in alike}
+        by_seeds = [number for number in alike if differences[number].seeds_needed]
+        if not by_seeds:
+            return _describe_more_images(judged, alike, command)
+        alike = by_seeds
     return _describe_repeats(judged, [0, *alike][:MOST_REPEATED], command)
 
 
@@ -353,11 +389,7 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     more = f"with {number_word(MORE_SEEDS)} more seeds"
     if len(lacking) > 1:
         more = f"until each has {number_word(wanted)} seeds"
-    is_first = list(numbers) == list(range(len(numbers))) and len(numbers) < len(judged.rows)
-    which = "the first" if is_first else "these"
-    act = f"train {which} {number_word(len(numbers))} {more}"
-    if len(numbers) <= len(judged.with_word("not told apart")):
-        act = f"train the first {number_word(len(numbers))} of these {more}"
+    act = f"train {_describe_places(numbers, len(judged.rows))} {more}"
     if not all(hashes):
         return f"{NEXT}{act} (study.repeats)."
     options = f"--study.repeats {wanted} --study.only {','.join(hashes)}"
@@ -367,3 +399,12 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     if math.isnan(seconds):
         return f"{NEXT}{act}: {typed}"
     return f"{NEXT}{act}: {typed} (about {format_duration(seconds)} by their times so far)"
+
+
+def _describe_places(numbers: Sequence[int], total: int) -> str:
+    """Return which rows of the table are meant."""
+    if list(numbers) == list(range(len(numbers))):
+        which = "the first" if len(numbers) < total else "these"
+        return f"{which} {number_word(len(numbers))}"
+    *first, last = [str(number + 1) for number in numbers]
+    return f"numbers {', '.join(first)} and {last}"

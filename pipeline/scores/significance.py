@@ -19,7 +19,7 @@ from scipy import stats
 from pipeline.scores.intervals import LEAST_GROUPS, Interval, rate_interval, wilson_interval
 
 Array = NDArray[np.floating[Any]]
-Method = Literal["McNemar", "paired", "unpaired"]
+Method = Literal["McNemar", "paired", "by group", "unpaired"]
 Word = Literal["leader", "not told apart", "worse", "better on test"]
 
 ALPHA = 0.05
@@ -80,8 +80,8 @@ class Difference:
         low: Lower end of its 95% interval, for this pair alone.
         high: Upper end of it.
         p_value: Probability of a difference as large if there were none.
-        method: ``McNemar`` or ``paired``, by the answers to each image; ``unpaired``, since only
-            the accuracies are known.
+        method: ``McNemar`` or ``paired``, by the answers to each image; ``by group``, by their sums
+            over each group; ``unpaired``, since only the accuracies are known.
         counts_seeds: Whether it counts that another seed would have given another score. If not, it
             is of these runs alone.
         images_needed: How many test images would tell the two apart with 80% power; None if no
@@ -257,7 +257,7 @@ def compare(leader: TestResults, other: TestResults, seeds: SeedVariance) -> Dif
         _paired_part(gaps, leader.groups),
         _seed_part(leader, other, seeds),
         len(gaps),
-        "paired",
+        "paired" if leader.groups is None else "by group",
         seeds,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.scores.intervals import wilson_interval
+from pipeline.scores.intervals import rate_interval
 
 MOST_VALUES = 50
 """Most values of a column of which each is a slice."""
@@ -20,10 +20,14 @@ PARTS = 4
 COLUMNS = ["column", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "behind_rest"]
 
 
-def slice_accuracy(correct: NDArray[np.bool_], columns: Mapping[str, pd.Series]) -> pd.DataFrame:
+def slice_accuracy(
+    correct: NDArray[np.bool_],
+    columns: Mapping[str, pd.Series],
+    groups: NDArray[np.int64] | None = None,
+) -> pd.DataFrame:
     """Return the accuracy in each slice of the images, of each column the worst slice first.
 
-    The interval is Wilson's 95% interval of the slice alone; ``behind_rest`` is by how much its
+    The interval is the 95% interval of the slice alone; ``behind_rest`` is by how much its
     accuracy is lower than that of all other images. A column of too many different numbers
     (`MOST_VALUES`, `LEAST_IMAGES`) is cut into `PARTS` ranges of as many images each; one of as
     many different texts, such as a comment on each image, has no slices, unless it is the group.
@@ -32,10 +36,12 @@ def slice_accuracy(correct: NDArray[np.bool_], columns: Mapping[str, pd.Series])
         correct: Whether each image is answered rightly, shape (images,).
         columns: What is known of the images, by the name of the column, each of shape (images,).
             Images whose value is empty are in no slice.
+        groups: Group of each image, shape (images,), which the intervals then count (see
+            `pipeline.scores.intervals.rate_interval`); None: images stand for themselves.
     """
     found = []
     for name, values in columns.items():
-        table = _slice_by(correct, _as_slices(name, values))
+        table = _slice_by(correct, _as_slices(name, values), groups)
         table.insert(0, "column", name)
         found.append(table)
     if not found:
@@ -84,7 +90,9 @@ def _describe_ranges(cuts: NDArray[np.floating[Any]]) -> list[str]:
     return [f"{low} to {high}" for low, high in pairwise(ends)]
 
 
-def _slice_by(correct: NDArray[np.bool_], slices: pd.Series) -> pd.DataFrame:
+def _slice_by(
+    correct: NDArray[np.bool_], slices: pd.Series, groups: NDArray[np.int64] | None
+) -> pd.DataFrame:
     lines = []
     total = int(correct.sum())
     for value, places in slices.groupby(slices).indices.items():
@@ -92,7 +100,8 @@ def _slice_by(correct: NDArray[np.bool_], slices: pd.Series) -> pd.DataFrame:
         if value == "":
             continue
         right = int(correct[places].sum())
-        low, high = wilson_interval(right, number)
+        of_slice = None if groups is None else groups[places]
+        low, high = rate_interval(correct[places], of_slice) or (np.nan, np.nan)
         rest = len(correct) - number
         behind = (total - right) / rest - right / number if rest else np.nan
         lines.append((value, number, right / number, low, high, behind))

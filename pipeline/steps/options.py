@@ -32,6 +32,7 @@ from pipeline.config import (
     facts_of,
     field_names,
     flatten,
+    identifies_study,
     merge,
     parse,
     parse_yaml,
@@ -257,13 +258,21 @@ def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
         value = getattr(own, name, None)
         if value not in (None, options.model_fields[name].default):
             words += [f"--{name}", str(value).lower() if name == "fast" else str(value)]
+    is_named = bool(overrides.get("study", {}).get("name"))
     for name, value in flatten(overrides):
+        if is_named and not _starts_trainings(options) and identifies_study(name):
+            # The name says which study; a step that follows it takes no other option for that.
+            continue
         if options.reads(name) and name not in _OF_ONE_CALL:
             is_text = not isinstance(value, list | tuple | dict | bool)
             words += [f"--{name}", str(value) if is_text else json.dumps(value)]
     # It is written into files and runs that others may read.
     given = hide_passwords(shlex.join(words))
     return " ".join(filter(None, ("python -m pipeline", step, given, further)))
+
+
+def _starts_trainings(options: type[Options]) -> bool:
+    return options.reads("training.seed")
 
 
 def render_help(step: str, options: type[Options]) -> str:

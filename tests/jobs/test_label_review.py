@@ -60,7 +60,9 @@ def test_the_label_that_no_network_believes_comes_first(
     assert table["suspected"].sum() == 1
     page = (tmp_path / f"{NAME}.html").read_text()
     assert "1 of " in page and page.count("<img src=") == 12
-    assert "(2 of 2 runs)" in page and len(review.part.pictures) == 12
+    assert "2 of 2 runs answer" in page and len(review.part.pictures) == 12
+    # In the caption, and for those who do not see the picture.
+    assert page.count("(suspected)") == 2
 
 
 def test_a_study_keeps_what_was_found(

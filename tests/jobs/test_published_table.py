@@ -104,7 +104,7 @@ def test_equal_rows_are_repeats_and_no_row_is_told_apart(workspace: Workspace) -
         "Ten configurations are not told apart from it.",
         "In all of them validation is above test, by 6.4 to 12.4 points: look for near-duplicates "
         "in training and validation, or for test images from elsewhere.",
-        "Next: train the first six of these until each has four seeds (study.repeats).",
+        "Next: train the first six until each has four seeds (study.repeats).",
     ]
     page = (workspace.outputs / "comparison.html").read_text()
     assert "8 of 19 trainings share 98.79%, where one validation image is 0.61 points." in page

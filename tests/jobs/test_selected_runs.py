@@ -39,7 +39,10 @@ def test_trainings_of_other_images_stand_apart(workspace: Workspace) -> None:
     other.client.set_tag(run_id, "pipeline.data_digest", "e" * 32)
     log_run(other, "same", 0.90, right_in(0.9))
     compared = summarise_selected(workspace, f"{workspace.experiment}, other", "")
-    assert [row["run_name"] for row in compared.ranked()] == ["first", "same"]
+    assert [row["run_name"] for row in compared.ranked()] == [
+        f"{workspace.experiment}: first",
+        "other: same",
+    ]
     assert compared.rows[-1]["apart"] == "other data"
     assert any("1 of them were trained on other data" in note for note in compared.notes)
 

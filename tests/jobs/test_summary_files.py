@@ -66,16 +66,17 @@ def test_labels_that_another_study_doubts_do_not_stay(workspace: Workspace) -> N
     workspace.client.set_tag(run_id, names.STUDY, "mine-1")
     workspace.outputs.mkdir(parents=True)
     stale = workspace.outputs / f"{NAME}.csv"
-    head = "path,label,answer,confidence_in_label,confidence_in_answer,runs,runs_that_agree\n"
-    stale.write_text(f"{head}1.png,rose,tulip,0.2,0.7,3,2\n")
+    head = "path,label,answer,confidence_in_label,confidence_in_answer,runs,runs_that_agree"
+    head += ",suspected\n"
+    stale.write_text(f"{head}1.png,rose,tulip,0.2,0.7,3,2,True\n")
     summarise_and_write(workspace)
     assert not stale.exists()
     # What the study itself has kept comes back.
-    text = f"{head}2.png,rose,tulip,0.2,0.7,3,2\n"
+    text = f"{head}2.png,rose,tulip,0.2,0.7,3,2,True\n"
     workspace.client.log_text(parent, text, f"summary/{NAME}.csv")
     # Its page may be a stranger's: it is written anew.
     workspace.client.log_text(parent, "<script>alert(1)</script>", f"summary/{NAME}.html")
-    assert "2.png labelled rose, looks like tulip (2 of 3 runs)" in page_of(workspace)
+    assert "2.png labelled rose; 2 of 3 runs answer tulip (suspected)" in page_of(workspace)
     assert stale.read_text() == text
     page = stale.with_suffix(".html")
     assert "2.png" in page.read_text() and "alert(1)" not in page.read_text()
@@ -166,3 +167,14 @@ def test_tables_and_page_merge_the_same_runs(workspace: Workspace) -> None:
     table = pd.read_csv(workspace.outputs / "configurations.csv")
     assert table["repeats"].tolist() == [2, 1]
     assert [row["repeats"] for row in compared.configurations] == [2, 1]
+
+
+def test_the_interval_of_what_is_ahead_has_its_sign(workspace: Workspace) -> None:
+    log_run(workspace, "first", 0.95, right_in(0.70))
+    log_run(workspace, "second", 0.94, right_in(0.80))
+    text = page_of(workspace)
+    found = re.search(r"([\d.]+) points ahead of .*?pair alone: ([-\d.]+) to ([-\d.]+);", text)
+    assert found is not None
+    value, low, high = map(float, found.groups())
+    assert 0 < low < value < high
+    assert "; second)" in text

@@ -97,10 +97,36 @@ ALIKE = (318, 319, 317, 316, 321, 322, 318, 319)
 """Test images that are answered rightly by configurations which 320 are not told apart from."""
 
 
-@pytest.mark.parametrize("why", [{"state": "failed"}, {"apart": "other data"}])
-def test_without_a_ranked_run_there_is_no_conclusion(why: dict[str, str]) -> None:
-    assert conclude(configuration("resnet18", 320, **why)) == []
+def test_without_a_ranked_run_the_reason_is_said() -> None:
+    lost = configuration("resnet18", 320, None, state="failed", reason="the disk is full.")
+    stopped = configuration("resnet34", None, state="interrupted")
+    assert conclude(lost, stopped) == [
+        "No training is complete with a score: 2 failed, 1 interrupted.",
+        "The first one ended since the disk is full.",
+    ]
+    assert conclude(stopped) == ["No training is complete with a score: 1 interrupted."]
+    assert conclude(configuration("resnet18", 320, apart="other data")) == []
     assert write_conclusion([], "val/accuracy", typed, 0.9) == []
+
+
+def test_a_study_that_was_interrupted_goes_on_next() -> None:
+    whole, stopped = configuration("resnet18", 320), configuration("a", None, state="interrupted")
+    assert conclude(whole, stopped, command=typed)[-1] == (
+        "Next: go on with the study, one training was interrupted: pipeline tune"
+    )
+    assert said(conclude(whole, stopped), "Next: register")
+    assert said(
+        conclude(whole, configuration("a", None, state="failed"), command=typed), "register"
+    )
+
+
+def test_few_test_images_are_the_first_thing_to_change() -> None:
+    few = [configuration(name, 4, test_images=5) for name in ("resnet18", "resnet34")]
+    verdicts = [LEADER, difference(0.2, 40, None)]
+    assert conclude_from(verdicts, *few, command=typed)[-1] == (
+        "Next: get more test images; five tell too little."
+    )
+    assert said(conclude_from([LEADER], few[0], command=typed), "Next: register the leader")
 
 
 def test_runs_that_are_not_ranked_are_not_spoken_of() -> None:
@@ -417,13 +443,17 @@ def test_a_leader_that_is_not_evaluated_is_evaluated_next() -> None:
 
 
 def test_a_leader_that_all_others_are_worse_than_is_registered_next() -> None:
-    leader, worse = configuration("resnet18", 320), configuration("resnet34", 200)
+    leader = configuration("resnet18", 320, 321)
+    worse = configuration("resnet34", 200, 202)
     assert conclude(leader, worse)[-1] == "Next: register the leader."
     assert (
         conclude(leader, worse, command=typed)[-1] == "Next: register the leader: pipeline register"
     )
     assert conclude(leader)[-1] == "Next: register the leader."
     assert not said(conclude(leader, worse, configuration("resnet50", 319)), "register")
+    # Of single runs another seed may turn it round.
+    alone = conclude(configuration("resnet18", 320), configuration("resnet34", 200))
+    assert alone[-1] == "Next: train these two with two more seeds (study.repeats)."
 
 
 def test_what_is_not_told_apart_is_trained_with_further_seeds_next() -> None:
@@ -496,7 +526,7 @@ def test_at_most_six_are_trained_further() -> None:
     six = "--study.only hash-net0,hash-net1,hash-net2,hash-net3,hash-net4,hash-net5 (about 12 min"
     for number in (6, 8):
         text = conclude(leader, *others[:number], command=typed)[-1]
-        assert text.startswith("Next: train the first six of these with two more seeds: ")
+        assert text.startswith("Next: train the first six with two more seeds: ")
         assert six in text
     text = conclude(leader, *others[:5], command=typed)[-1]
     assert text.startswith("Next: train these six with two more seeds: ") and six in text
@@ -535,7 +565,7 @@ def test_where_seeds_do_not_help_more_images_are_named() -> None:
     )
     verdicts = [LEADER, difference(0.005, 123456, None), difference(0.01, 1234, 9)]
     assert conclude_from(verdicts, *trio, command=typed)[-1].startswith(
-        "Next: train these three with two more seeds: "
+        "Next: train numbers 1 and 3 with two more seeds: "
     )
 
 
@@ -584,7 +614,7 @@ def test_those_that_are_not_told_apart_are_not_the_first_if_a_worse_one_is_betwe
         for name, right in (("resnet18", 320), ("resnet34", 200), ("resnet50", 318))
     )
     text = conclude(leader, worse, alike, command=typed)[-1]
-    assert text.startswith("Next: train these two with two more seeds: pipeline tune ")
+    assert text.startswith("Next: train numbers 1 and 3 with two more seeds: pipeline tune ")
     assert "--study.only hash-resnet18,hash-resnet50 " in text
 
 

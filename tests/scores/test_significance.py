@@ -221,7 +221,8 @@ def test_a_difference_below_one_image_is_not_worth_any_number() -> None:
 def test_one_image_or_one_group_says_nothing(groups: list[int] | None) -> None:
     leader = answers([1], [1], groups=groups)
     found = compare(leader, answers([0], [0], groups=groups), SeedVariance(1e-4, 2))
-    assert found == Difference(1.0, -1.0, 1.0, 1.0, "paired", True, None, None)
+    method = "paired" if groups is None else "by group"
+    assert found == Difference(1.0, -1.0, 1.0, 1.0, method, True, None, None)
 
 
 def test_trainings_that_all_answer_alike_are_not_told_apart() -> None:

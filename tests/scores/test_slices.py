@@ -63,3 +63,13 @@ def test_numbers_without_an_end_are_in_no_range() -> None:
     size = pd.Series([*map(float, range(397)), np.inf, -np.inf, np.nan])
     found = slice_accuracy(np.ones(400, bool), {"size": size})
     assert found["images"].sum() == 397
+
+
+def test_the_interval_of_a_slice_counts_groups() -> None:
+    correct = np.arange(400) % 5 > 0
+    scanner = pd.Series(np.where(np.arange(400) < 200, "old", "new"))
+    groups = np.where(np.arange(400) < 200, np.arange(400) // 4, 1000 + np.arange(400) // 40)
+    found = slice_accuracy(correct, {"scanner": scanner}, groups).set_index("value")
+    assert found.loc["old", "accuracy_low"] < 0.8 < found.loc["old", "accuracy_high"]
+    # Five groups say too little.
+    assert np.isnan(found.loc["new", "accuracy_low"])

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.search.repeats import find_repeated
+from pipeline.search.trials import ENTRY, KEY, MAY_PASS, RUN_ID
+from pipeline.steps.options import parse_options, read_experiment
+from pipeline.steps.tune import OPTIONS as TUNE
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.workspace import open_workspace
 from tests.conftest import Cli
@@ -94,3 +98,37 @@ def test_what_names_several_configurations_or_none_is_refused(
     ]
     with pytest.raises(UserError, match=re.escape(f"study.only: {said}")):
         find_repeated(experiment, [], rows, "d")
+
+
+def row_of(seed: int | None) -> dict[str, Any]:
+    return {
+        "state": "complete",
+        "val_accuracy": 0.5,
+        "data_digest": "d",
+        "config_hash": "abc",
+        "seed": seed,
+        "run_id": f"run {seed}",
+    }
+
+
+def test_a_seed_that_failed_for_good_is_passed_over(quick: Path) -> None:
+    wanted = {"study": {"only": "abc", "repeats": 3}}
+    experiment = load_experiment(str(quick), wanted)
+    entry = experiment.base.model_dump(mode="json")
+    trials = [
+        create_trial(value=0.5, user_attrs={RUN_ID: "run 0", ENTRY: entry, KEY: "abc:0"}),
+        create_trial(state=TrialState.FAIL, user_attrs={KEY: "abc:1", MAY_PASS: False}),
+        create_trial(state=TrialState.FAIL, user_attrs={KEY: "abc:2", MAY_PASS: True}),
+    ]
+    # What another program has written has no seed, and is no repeat.
+    rows = [row_of(0), row_of(None)]
+    found = find_repeated(experiment, trials, rows, "d")
+    assert [one.training.seed for one in found] == [2, 3]
+
+
+def test_the_next_command_of_a_named_study_names_it_alone(quick: Path) -> None:
+    own = parse_options(TUNE, ["--config", str(quick)])[0]
+    overrides = {"training": {"epochs": 1}, "study": {"name": "mine"}}
+    command = read_experiment(own, overrides).command
+    assert command("summary", "").endswith("quick.yaml' --study.name mine")
+    assert "--training.epochs 1 --study.name mine" in command("tune", "")

@@ -12,7 +12,16 @@ from pipeline.config import Configuration, Optimizer, Study, Training, nest
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.search.pruning import build_pruner, build_sampler
 from pipeline.search.space import as_point, build_configuration, decode_point, suggest
-from pipeline.search.trials import enqueue_missing, finished_trials, is_point, with_repeat_seeds
+from pipeline.search.trials import (
+    KEY,
+    PLACE,
+    enqueue_missing,
+    enqueue_repeats,
+    finished_trials,
+    is_point,
+    waiting_trials,
+    with_repeat_seeds,
+)
 
 
 def entry(lr: float, seed: int = 0) -> Configuration:
@@ -232,3 +241,33 @@ def test_every_pruner_can_be_named(name: str, kind: type) -> None:
 )
 def test_every_sampler_can_be_named(name: str, kind: type) -> None:
     assert isinstance(build_sampler(Study(sampler=name), 0), kind)
+
+
+def test_repeats_that_are_asked_for_leave_everything_else_to_do(tmp_path: Path) -> None:
+    of = experiment(tmp_path, {"optimizer.lr": LR}, configs=[{"optimizer": {"lr": 1e-3}}])
+    # In memory, Optuna does not find a trial that waits again.
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path / 'optuna.db'}",
+        direction="maximize",
+        sampler=build_sampler(Study(), 0),
+    )
+    entries = {"h:0": of.entries[0]}
+    enqueue_missing(study, of, entries, set())
+    study.tell(study.ask(), 0.5)
+    killed = study.ask()
+    suggest(killed, of.space)
+    killed.set_user_attr(PLACE, 1)
+    values = killed.params
+    # The one that was killed would be the next, and so would one that waits already.
+    study.enqueue_trial({"optimizer.lr": 2e-3}, {PLACE: 2})
+    asked = {"h:1": of.entries[0].change("training", seed=1)}
+    enqueue_repeats(study, of, asked)
+    [waiting] = waiting_trials(study)
+    assert (waiting.user_attrs[KEY], waiting.user_attrs[PLACE]) == ("h:1", 3)
+    enqueue_repeats(study, of, asked)
+    assert len(waiting_trials(study)) == 1
+    study.tell(study.ask(), 0.6)
+    # The study itself goes on as if nothing had been.
+    enqueue_missing(study, of, entries, set())
+    again = {trial.user_attrs[PLACE]: trial for trial in waiting_trials(study)}
+    assert set(again) == {1, 2} and again[1].params == values
