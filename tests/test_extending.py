@@ -18,7 +18,7 @@ import yaml
 
 from tests.conftest import PROJECT, QUICK, write_digits
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 Add = Callable[..., Path]
 

@@ -44,7 +44,7 @@ configs:
 space:
   optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
   schedule.name: [none, cosine]
-study: {trials: 20, evaluate: all}
+study: {trials: 20, evaluate: best}
 """
 
 
@@ -169,7 +169,7 @@ def test_twenty_trials_are_compared_in_the_browser(
     text = frame.locator("table").inner_text()
     for row in ranked:
         assert f"{row['val_accuracy']:.2%}" in text
-        assert f"{row['test_accuracy']:.2%}" in text
+    assert f"{ranked[0]['test_accuracy']:.2%}" in text
     page.goto(f"{uri}/#/experiments/{workspace.experiment_id}/runs/{ranked[0]['run_id']}/artifacts")
     page.get_by_text("confusion_matrix", exact=True).first.click(timeout=60_000)
     page.get_by_text("test.png", exact=True).first.click(timeout=30_000)

@@ -60,8 +60,9 @@ def describe_parts(
     ranked = [row for row in rows if can_be_ranked(row) and not row["apart"]]
     pairs = zip(ranked, differing_settings(ranked), strict=True)
     names = [name_configuration(row, settings) for row, settings in pairs]
+    charts = [Picture(chart, "the configurations, best first")] if ranked else []
     return [
-        Part("Side by side", pictures=[Picture(chart, "the configurations, best first")]),
+        Part("Side by side", pictures=charts),
         _draw_cost(ranked, names),
         _draw_effects(effects),
         _draw_curves(workspace, ranked, names, metric),
@@ -88,7 +89,8 @@ def _describe_one_by_one(rows: Sequence[Row], ranked: Sequence[Row], names: Sequ
     for row in rows[len(ranked) :]:
         why = row["apart"] or row["state"]
         said = [row["reason"]] if row["reason"] else []
-        said += [f"{name}: {text}" for name, text in row["flags"].items()]
+        if not said:
+            said = [f"{problem.name}: {problem.text}" for problem in row["problems"]]
         entries[f"{why}: run {row['run_name']}"] = said or [_WHY_UNRANKED.get(why, _NO_SCORE)]
     return Part("One by one", "What is wrong with each, and how sure its place is.", (), entries)
 

@@ -49,7 +49,9 @@ def merge_repeats(
     _mark_pareto(merged)
     for row in rows:
         if row.get("apart") or not ranking.can_be_ranked(row):
-            alone = {"runs": [row], "repeats": 1, "problems": [], "verdict": None}
+            # What is wrong with a training that failed is why it failed.
+            problems = find_problems([row]) if row.get("state") == "failed" else []
+            alone = {"runs": [row], "repeats": 1, "problems": problems, "verdict": None}
             merged.append({**row, **alone, "is_pareto": False, "params": _settings_of(row)})
     return merged
 

@@ -77,6 +77,7 @@ def history(workspace: Workspace, run_id: str, metric: str) -> list[tuple[int, f
     ]
 
 
+@pytest.mark.thorough
 def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(
     cli: Cli, quick: Path, workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -178,3 +178,18 @@ def test_the_interval_of_what_is_ahead_has_its_sign(workspace: Workspace) -> Non
     value, low, high = map(float, found.groups())
     assert 0 < low < value < high
     assert "; second)" in text
+
+
+def test_without_a_complete_run_the_page_says_why(workspace: Workspace) -> None:
+    run_id = log_run(workspace, "first", math.nan)
+    workspace.client.set_tag(run_id, names.STATE, names.FAILED)
+    workspace.client.set_tag(run_id, names.REASON, "training loss is not finite in epoch 1")
+    workspace.client.set_tag(run_id, f"{names.FLAG}not_finite", "the loss was nan")
+    compared = summarise_and_write(workspace)
+    assert compared.conclusion == [
+        "No training is complete with a score: 1 failed.",
+        "The first one ended since training loss is not finite in epoch 1.",
+    ]
+    text = page_of(workspace)
+    assert text.count("training loss is not finite in epoch 1") == 2
+    assert "loss not finite" in text and "the configurations, best first" not in text

@@ -77,6 +77,7 @@ def told_of_a_study_without_server(study: subprocess.Popen[str]) -> None:
     assert "python -m pipeline reconcile" in told
 
 
+@pytest.mark.thorough
 def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_does_not_answer(
     cli: Cli, quick: Path, server: MLflowServer
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_signal_ends_a_study_within_ten_seconds_though_the_server_is_gone(
     told_of_a_study_without_server(study)
 
 
+@pytest.mark.thorough
 def test_a_second_signal_ends_at_once_and_the_same_ctrl_c_twice_does_not(
     quick: Path, server: MLflowServer
 ) -> None:
