@@ -18,7 +18,7 @@ from pipeline.tracking.workspace import Workspace
 
 BATCH = 32
 """Images that are answered at once while the speed is measured."""
-_LEAST_SECONDS = 0.5
+_LEAST_SECONDS = 0.3
 _MOST_SECONDS = 10.0
 _LEAST_BATCHES = 3
 
@@ -103,7 +103,7 @@ def count_multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
 def measure_speed(network: nn.Module, images: torch.Tensor) -> float:
     """Return how many images a second a network answers, `BATCH` at once.
 
-    It takes half a second, of slow networks up to ten.
+    It takes a third of a second, of slow networks up to ten.
 
     Args:
         network: The network, in evaluation mode.

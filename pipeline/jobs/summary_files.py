@@ -186,9 +186,6 @@ def _describe_for_ui(workspace: Workspace, compared: Summary) -> str:
 def show_summary(compared: Summary) -> None:
     """Print the comparison, and below it what follows from it."""
     table = people_table.table_for_people(compared.configurations, compared.metric)
-    # One note below the other, so that they need less room.
-    if "notes" in table:
-        table["notes"] = table["notes"].str.replace(", ", ",\n")
     show_table(
         table,
         compared.title,

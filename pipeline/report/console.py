@@ -77,7 +77,8 @@ def _break_at_spaces(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
-_WORDS = ("verdict", "notes")
+_NOTES = "notes"
+_WORDS = ("verdict", _NOTES)
 """Columns of tables that hold words, but no numbers alone."""
 
 
@@ -99,8 +100,12 @@ def show_table(
         expendable: Columns that may be left out, the first to go first. Columns that were left out
             are named below the table.
     """
+    written = table.astype(str).map(make_visible)
+    if _NOTES in written:
+        # One below the other, so that they need less room.
+        written[_NOTES] = written[_NOTES].str.replace(", ", ",\n")
     shown = fit_table(
-        table.astype(str).map(make_visible),
+        written,
         [name for name in texts if name in table.columns],
         expendable,
         console.width,

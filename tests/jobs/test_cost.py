@@ -141,9 +141,9 @@ class Clocked(nn.Module):
 @pytest.mark.parametrize(
     ("seconds", "batches", "expected"),
     [
-        # Half a second is over after the fifth. The first one allocates memory.
-        ([0.01, 0.2, 0.15, 0.1, 0.2, 9.0], 5, BATCH / 0.1),
-        # Four batches are measured even if they take longer than half a second.
+        # The time is over after the fifth. The first one allocates memory.
+        ([0.01, 0.1, 0.05, 0.1, 0.08, 9.0], 5, BATCH / 0.05),
+        # Four batches are measured even if they take longer.
         ([2.0, 1.0, 1.5, 1.0, 9.0], 4, BATCH / 1.0),
         # After ten seconds two of them have to do, or one.
         ([6.0, 5.0, 9.0], 2, BATCH / 5.0),

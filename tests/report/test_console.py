@@ -204,3 +204,11 @@ def test_a_file_gets_each_line_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     console.say("word " * 100)
     assert written.getvalue() == "word " * 100 + "\n"
+
+
+def test_notes_stand_one_below_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"#": "1", "run": "00 small_cnn", "notes": "still improving (2 of 3), badly calibrated"}
+    console.show_table(pd.DataFrame([row]), "runs")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("still improving (2 of 3), │" in line for line in lines)
+    assert any("│ badly calibrated " in line for line in lines)
