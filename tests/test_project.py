@@ -199,6 +199,7 @@ def test_a_launcher_that_dies_takes_the_run_with_it(elsewhere: Path) -> None:
     assert run.info.end_time / 1000 - killed < 5
 
 
+@pytest.mark.thorough
 def test_in_the_project_itself_paths_are_those_of_the_project_wherever_the_database_is(
     tmp_path: Path,
 ) -> None:

@@ -35,6 +35,8 @@ LEAST_SHOWN = 12
 IN_COMPARISON = 12
 """Images that the page of the comparison shows."""
 _EARLIER = "What was found when the images were at hand."
+_COLLAPSE = "collapse"
+"""Flag of a network that answers with few of its classes."""
 _SIDE = 160
 _TITLE = "Labels that may be wrong"
 
@@ -110,9 +112,10 @@ def review_labels(
 
 
 def _has_learned(run: Mapping[str, Any]) -> bool:
-    """Whether a network is better than always answering the largest class."""
+    """Whether a network is better than always answering the largest class, or few of them."""
     accuracy, majority = run.get("val_accuracy"), run.get("majority_rate")
-    return accuracy is None or majority is None or accuracy > majority
+    is_above = accuracy is None or majority is None or accuracy > majority
+    return is_above and _COLLAPSE not in run.get("flags", {})
 
 
 def _name_page(study: str) -> str:
@@ -147,6 +150,8 @@ def load_review(workspace: Workspace, parent: str, study: str = "") -> LabelRevi
             table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
             for name in ("confidence_in_label", "confidence_in_answer"):
                 table[name] = pd.to_numeric(table[name], errors="coerce")
+            # The suspected ones first, as in the page with pictures.
+            table = table.sort_values("suspected", key=lambda found: found != "True", kind="stable")
             page = to_html(_name_page(study), [_EARLIER], [], _describe(table.head(MOST_SHOWN)))
             part = _summarise(_EARLIER, table.head(IN_COMPARISON), ())
         except (UserError, OSError, ValueError, KeyError):

@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 _LEAST_IMAGES = 30
 """Fewest test images by which configurations are told apart."""
 _INTERRUPTED = "interrupted"
+_WORTH_A_WAIT = 10.0
+"""Seconds from which it is said how long trainings take."""
 MOST_REPEATED = 6
 """Most configurations that are to be trained with further seeds, the leader among them."""
 MORE_SEEDS = 2
@@ -396,7 +398,7 @@ def _describe_repeats(judged: _Judged, numbers: Sequence[int], command: Command)
     typed = command("tune", options)
     if not typed:
         return f"{NEXT}{act} (study.repeats)."
-    if math.isnan(seconds):
+    if math.isnan(seconds) or seconds < _WORTH_A_WAIT:
         return f"{NEXT}{act}: {typed}"
     return f"{NEXT}{act}: {typed} (about {format_duration(seconds)} by their times so far)"
 

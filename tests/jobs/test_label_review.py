@@ -79,8 +79,13 @@ def test_a_study_keeps_what_was_found(
     kept = load_review(workspace, parent)
     assert kept is not None and kept.table == found.table
     assert "<img" in found.page and "<img" not in kept.page
+    # What is suspected stands first, wherever it is in the list.
+    lines = found.table.splitlines(keepends=True)
+    (folder / f"{NAME}.csv").write_text("".join([lines[0], *lines[2:], lines[1]]))
+    workspace.client.log_artifacts(parent, str(folder), "summary")
+    kept = load_review(workspace, parent)
     place = digits.positions("test")[2]
-    assert kept.part.entries is not None
+    assert kept is not None and kept.part.entries is not None
     assert next(iter(kept.part.entries)) == digits.manifest["path"].iloc[place]
     # What anybody may have written there is no reason to fail.
     for text in ("path\n", 'path\na\n"', "", found.table.replace("confidence_in_label", "x")):
@@ -136,3 +141,17 @@ def test_a_file_that_is_no_table_of_answers_is_left_out(
         found = pd.read_csv(io.StringIO(review.table)).set_index("path")
         place = digits.positions("test")[2]
         assert found.loc[digits.manifest["path"].iloc[place], "runs"] == counts
+
+
+def test_networks_that_have_learned_nothing_do_not_count(
+    workspace: Workspace, digits: Prepared
+) -> None:
+    good = log_answers(workspace, digits, 2)
+    poor = {**log_answers(workspace, digits, 3), "val_accuracy": 0.3, "majority_rate": 0.3}
+    collapsed = {**log_answers(workspace, digits, 3), "flags": {"collapse": "2 of 10 classes"}}
+    review = review_labels(workspace, [good, poor, collapsed], digits)
+    assert review is not None
+    assert (pd.read_csv(io.StringIO(review.table))["runs"] == 1).all()
+    # If there are no others, they have to do.
+    alone = review_labels(workspace, [poor], digits)
+    assert alone is not None

@@ -61,6 +61,7 @@ if os.environ.get("RANK") == "0":
 """Code that a Python process runs at its start: the first of a group cannot write its events."""
 
 
+@pytest.mark.thorough
 def test_a_fault_that_also_keeps_the_end_from_being_logged_ends_the_study(
     quick: Path, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
     assert may_pass(error) == expected
 
 
+@pytest.mark.thorough
 def test_a_disk_that_was_full(cli: Cli, quick: Path, workspace: Workspace) -> None:
     network = quick.with_name("net.py")
     layers = "nn.Flatten(), nn.Linear(3 * 16 * 16, 4096), nn.ReLU(), nn.Linear(4096, num_classes)"
