@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FrameLocator, Page, sync_playwright
 
 from pipeline.__main__ import main
 from pipeline.jobs.summary import summarise
@@ -82,6 +82,15 @@ def page(tmp_path: Path) -> Iterator[Page]:
         context.close()
 
 
+def open_comparison(page: Page) -> FrameLocator:
+    """Open the page of the comparison among the artifacts of a study, which are in view."""
+    page.get_by_text("summary", exact=True).first.click(timeout=60_000)
+    page.get_by_text("comparison.html").first.click(timeout=30_000)
+    frame = page.frame_locator("iframe").first
+    frame.get_by_text("leads on validation accuracy with").wait_for(timeout=30_000)
+    return frame
+
+
 def test_the_saved_table_shows_the_trainings_best_first(
     server: str, page: Page, in_smoke: Workspace
 ) -> None:
@@ -120,10 +129,7 @@ def test_the_page_of_the_comparison_opens_among_the_artifacts(
 ) -> None:
     compared = summarise(in_smoke)
     page.goto(f"{server}/#/experiments/{in_smoke.experiment_id}/runs/{compared.parent}/artifacts")
-    page.get_by_text("summary", exact=True).first.click(timeout=60_000)
-    page.get_by_text("comparison.html").first.click(timeout=30_000)
-    frame = page.frame_locator("iframe").first
-    frame.get_by_text("leads on validation accuracy with").wait_for(timeout=30_000)
+    frame = open_comparison(page)
     text = frame.locator("body").inner_text()
     for row in compared.rows:
         assert f"{row['val_accuracy']:.2%}" in text
@@ -162,10 +168,7 @@ def test_twenty_trials_are_compared_in_the_browser(
     # What all have in common takes no column.
     assert page.get_by_text("model.name", exact=True).count() == 0
     page.goto(f"{uri}/#/experiments/{workspace.experiment_id}/runs/{compared.parent}/artifacts")
-    page.get_by_text("summary", exact=True).first.click(timeout=60_000)
-    page.get_by_text("comparison.html").first.click(timeout=30_000)
-    frame = page.frame_locator("iframe").first
-    frame.get_by_text("leads on validation accuracy with").wait_for(timeout=30_000)
+    frame = open_comparison(page)
     text = frame.locator("table").inner_text()
     for row in ranked:
         assert f"{row['val_accuracy']:.2%}" in text

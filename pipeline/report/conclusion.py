@@ -104,7 +104,7 @@ def write_conclusion(
         _describe_gap(judged),
         *_describe_leaders_problems(judged),
         _describe_target(judged, target),
-        _go_on(others, command) or _describe_next(judged, command),
+        _go_on(ranked, others, command) or _describe_next(judged, command),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -122,9 +122,18 @@ def _describe_nothing(rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def _go_on(rows: Sequence[Row], command: Command) -> str:
-    """Return how to go on with trainings that were interrupted; nothing if none was."""
-    number = sum(row["state"] == _INTERRUPTED for row in rows)
+def _go_on(ranked: Sequence[Row], others: Sequence[Row], command: Command) -> str:
+    """Return how to go on with trainings that were interrupted; nothing if none was.
+
+    One that others were trained after has left the list of the study, and is not gone on with.
+    """
+    latest = 0
+    for row in ranked:
+        latest = max(latest, *(run.get("start_time") or 0 for run in row["runs"]))
+    number = 0
+    for row in others:
+        is_last = (row.get("start_time") or 0) >= latest
+        number += row["state"] == _INTERRUPTED and is_last
     typed = command("tune", "")
     if not number or not typed:
         return ""

@@ -115,6 +115,9 @@ def test_a_study_that_was_interrupted_goes_on_next() -> None:
         "Next: go on with the study, one training was interrupted: pipeline tune"
     )
     assert said(conclude(whole, stopped), "Next: register")
+    later = configuration("resnet18", 320, start_time=2)
+    left = configuration("a", None, state="interrupted", start_time=1)
+    assert said(conclude(later, left, command=typed), "Next: register")
     assert said(
         conclude(whole, configuration("a", None, state="failed"), command=typed), "register"
     )
