@@ -54,6 +54,7 @@ def evaluate(
     run_id: str,
     device: str = "auto",
     data_options: Mapping[str, Any] | None = None,
+    shows_images: bool = True,
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Evaluate a complete run on the test split of the images it was trained on.
 
@@ -63,6 +64,7 @@ def evaluate(
         device: The device to compute on; its values are those of ``training.device``.
         data_options: Options on data that the user has given. Those that say where the images are,
             and whether classes are grades, take the place of the run's.
+        shows_images: Whether pictures of mistakes are logged, if the run allows it too.
 
     Returns:
         The metrics logged (``test/accuracy`` …), and precision and recall per class.
@@ -75,15 +77,7 @@ def evaluate(
     restored = restore_network(workspace, run_id)
     given = {name: value for name, value in (data_options or {}).items() if name in _OF_USER}
     data = _choose_images(workspace, restored, run_id, given)
-    prepared = prepare_as_recorded(
-        workspace, data, restored.data_digest, restored.preprocessing.decoding
-    )
-    if restored.data_digest and prepared.digest != restored.data_digest:
-        raise UserError(
-            f"run {run_id} was trained on data {restored.data_digest[:8]}, "
-            f"but {prepared.source} is now {prepared.digest[:8]}: "
-            "images, labels or splits have changed"
-        )
+    prepared = _open_images(workspace, restored, run_id, data)
     compute_on = resolve_device(device)
     labels, logits = _compute_logits(restored, data, prepared, "test", compute_on)
     if not np.isfinite(logits).all():
@@ -102,7 +96,7 @@ def evaluate(
     table = metrics.per_class(labels, logits, classes).iloc[order]
     run = RunLog(workspace, run_id)
     log_evaluation(run, EvaluatedRun(prepared, classes, evaluation, temperature, values), table)
-    if restored.configuration.tracking.log_images:
+    if shows_images and restored.configuration.tracking.log_images:
         seen = Answering(
             restored.network, restored.preprocessing, data.image_size, prepared, compute_on
         )
@@ -147,7 +141,7 @@ def evaluate_runs(
     for number, row in enumerate(missing, start=1):
         say(f"evaluating {row['run_name']} ({number} of {len(missing)})")
         try:
-            evaluate(workspace, row["run_id"], device, data_options)
+            evaluate(workspace, row["run_id"], device, data_options, compared.shows_images)
         except UserError as error:
             refused.append(error)
             say(f"  left out: {error.message}")
@@ -172,6 +166,19 @@ def _choose_images(
     if "source" not in given:
         need_known_images(workspace, data, run_id)
     return parse(Data, {**data.model_dump(mode="json"), **given}, "data") if given else data
+
+
+def _open_images(workspace: Workspace, restored: Restored, run_id: str, data: Data) -> Prepared:
+    """Return the images that a run was trained on, unless they have changed since."""
+    digest = restored.data_digest
+    prepared = prepare_as_recorded(workspace, data, digest, restored.preprocessing.decoding)
+    if digest and prepared.digest != digest:
+        raise UserError(
+            f"run {run_id} was trained on data {digest[:8]}, "
+            f"but {prepared.source} is now {prepared.digest[:8]}: "
+            "images, labels or splits have changed"
+        )
+    return prepared
 
 
 def _compute_logits(

@@ -90,7 +90,7 @@ def conclude_study(
         PipelineError: No training is complete.
     """
     name = study.study_name
-    _evaluate(workspace, experiment, summarise(workspace, name))
+    _evaluate(workspace, experiment, summarise(workspace, name).asked_by(experiment))
     compared = summarise_and_write(workspace, name, "", experiment, prepared)
     with tempfile.TemporaryDirectory() as folder:
         for figure in write_figures(study, Path(folder), compared.metric, compared.majority_rate):

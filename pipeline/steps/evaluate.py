@@ -55,7 +55,11 @@ def run(own: EvaluateOptions, overrides: Raw) -> None:
             data_options = with_order(experiment, overrides.get("data", {}))
         for run_id in run_ids:
             values, per_class = evaluate(
-                workspace, run_id, experiment.base.training.device, data_options
+                workspace,
+                run_id,
+                experiment.base.training.device,
+                data_options,
+                experiment.base.tracking.log_images,
             )
             show_table(
                 *scores_table(per_class), texts=["class"], expendable=["images", "precision"]

@@ -75,16 +75,17 @@ def run(own: SummaryOptions, overrides: Raw) -> None:
     with keep_launched_run(workspace, "summary"):
         reads_images = own.evaluate != "none"
         if are_selected:
-            compared = select()
+            compared = select().asked_by(experiment, is_own=False)
         else:
             compared = summarise_experiment(workspace, experiment, reads_images)
         given = overrides.get("data", {})
         data_options = given if are_selected else with_order(experiment, given)
         device = experiment.base.training.device
         if evaluate_runs(workspace, compared, own.evaluate, device, data_options):
-            compared = select() if are_selected else compared.read_again(workspace)
-        if are_selected:
-            compared = compared.asked_by(experiment, is_own=False)
+            if are_selected:
+                compared = select().asked_by(experiment, is_own=False)
+            else:
+                compared = compared.read_again(workspace)
         compared = with_verdicts(workspace, compared)
         images = None
         if reads_images and not are_selected:

@@ -192,3 +192,19 @@ def test_mistakes_are_shown_but_not_of_private_images(
     assert metrics["test/accuracy"] < 1
     assert artifacts.has_artifact(workspace, run_id, "test/predictions.parquet")
     assert artifacts.has_artifact(workspace, run_id, MISTAKES) == (not private)
+
+
+def test_images_that_have_become_private_are_shown_no_more(cli: Cli, store: Path) -> None:
+    experiment = write_listed(store, num_groups=0)
+    text = experiment.read_text().replace("lr: 3.0e-3", "lr: 1.0e-5")
+    experiment.write_text(text)
+    assert cli("train", "--config", str(experiment)).code == 0
+    experiment.write_text(f"{text}  tracking: {{log_images: false}}\n")
+    workspace = open_workspace("listed")
+    [run] = workspace.client.search_runs([workspace.experiment_id])
+    for command in (["evaluate"], ["summary", "--evaluate", "all"]):
+        done = cli(*command, "--config", str(experiment))
+        assert done.code == 0, done.err
+        assert artifacts.has_artifact(workspace, run.info.run_id, "test/predictions.parquet")
+        assert not artifacts.has_artifact(workspace, run.info.run_id, MISTAKES)
+    assert "<img" not in (workspace.outputs / "suspect_labels.html").read_text()
