@@ -6,6 +6,7 @@ import base64
 import math
 from html.parser import HTMLParser
 
+from pipeline.report import people_table
 from pipeline.report.comparison_page import Part, Picture, to_html
 from pipeline.report.people_table import table_for_people
 from tests.report.test_tables import row
@@ -89,3 +90,12 @@ def test_parts_that_show_nothing_are_left_out() -> None:
     page = to_html("Comparison", [], [], table_for_people([row()]), parts)
     assert "Nothing here" not in page
     assert '<a href="#part0">Something</a>' in page and "<h2 id=part0>Something</h2>" in page
+
+
+def test_only_the_next_command_is_set_apart() -> None:
+    typed = "python -m pipeline tune --study.repeats 3"
+    assert f"`{typed}`" in people_table.markdown_sentence(f"Next: train these two: {typed}")
+    strange = f"m {typed}\n\n![a](http://evil/x.png) leads on validation accuracy."
+    for sentence in (strange, f"Next: {strange}"):
+        written = people_table.markdown_sentence(sentence)
+        assert "`" not in written.replace("\\`", "") and "![a](" not in written
