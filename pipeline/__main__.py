@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         return _launch(wanted.count, arguments)
     except Interrupted as stopped:
         if not _is_helper():
-            further = "; the same command goes on with it" if arguments[0] in _GO_ON else ""
+            further = _how_to_go_on(arguments[0])
             print(f"stopped: {stopped}{further}", file=sys.stderr)
         _end_launched_run(str(stopped), interrupted=True)
         return 1
@@ -83,7 +83,7 @@ def _start(step: str, arguments: Sequence[str]) -> None:
     _isolate_children()
     if not _is_helper():
         launcher_run.adopt_launched_run(step)
-    if launcher_run.launched_run_id() or _is_in_group():
+    if launcher_run.launched_run_id() or _is_in_group() or "PIPELINE_WORKER" in os.environ:
         launcher_process.stop_with_parent()
     if launcher_run.launched_run_id() and not _is_in_group():
         launcher_process.enter_callers_folder()
@@ -177,6 +177,16 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
                 reconcile(open_workspace(""), process_id=killed.process_id)
     _restore_killed_later()
     return 1
+
+
+def _how_to_go_on(step: str) -> str:
+    """Return what to tell about a step that was interrupted."""
+    if step not in _GO_ON or "PIPELINE_WORKER" in os.environ:
+        return ""
+    return (
+        "; the same command goes on with it (tune --stop true, from elsewhere, ends a study "
+        "without breaking off its trials)"
+    )
 
 
 def _is_in_group() -> bool:

@@ -140,17 +140,18 @@ def valid_name(text: str) -> str:
 Name = Annotated[str, AfterValidator(valid_name)]
 
 
-def _number_or(word: str) -> BeforeValidator:
+def _number_or(word: str, least: int = 0) -> BeforeValidator:
     def check(given: Any) -> Any:
-        if given == word or str(given).isdecimal():
+        if given == word or (str(given).isdecimal() and int(given) >= least):
             return given
-        raise ValueError(f"must be a whole number from 0, or {word}")
+        raise ValueError(f"must be a whole number from {least}, or {word}")
 
     return BeforeValidator(check)
 
 
 Fold = Annotated[int | Literal["all"], _number_or("all")]
 Workers = Annotated[int | Literal["auto"], _number_or("auto")]
+TrialWorkers = Annotated[int | Literal["auto"], _number_or("auto", 1)]
 
 
 def _check_white(given: Any) -> Any:
@@ -676,9 +677,41 @@ class Study(Section):
         "the comparison says which runs reach it, and when; 0 means none.",
         ge=0,
     )
-    storage: str = more(
-        "", "Optuna's database as an SQLAlchemy URL; empty means optuna.db beside MLflow's."
+    stop_at_target: bool = more(False, "Begin no further trial when one has reached study.target.")
+    patience: int = more(
+        0,
+        "Begin no further trial when none of this many trials in a row was better than the best "
+        "before them; 0 means never.",
+        ge=0,
     )
+    retry_failed: bool = more(
+        False,
+        "Train again, when the study starts, also those that their own configuration has failed; "
+        "those that failed for a reason that may have passed always are.",
+    )
+    workers: TrialWorkers = essential(
+        1,
+        "Number of processes of this machine that train trials at the same time, each on its share "
+        "of the cores, or on a GPU of its own. auto measures how many get most done.",
+    )
+    heartbeat: float = more(
+        60.0,
+        "Seconds between two signs of life of a worker. After twice that time without one, "
+        "another worker goes on with its trial.",
+        ge=1,
+        le=3600,
+    )
+    storage: str = more(
+        "",
+        "Optuna's database as an SQLAlchemy URL; empty means optuna.db beside MLflow's. "
+        "Workers on several machines share one on a server.",
+    )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Study:
+        if self.stop_at_target and not self.target:
+            raise ValueError("stop_at_target is true, and no target is given")
+        return self
 
 
 class Configuration(Section):

@@ -3,6 +3,7 @@
 PipelineError
 ├── ProcessKilled    a process of a group was killed
 ├── StoreAway        a server or database does not answer
+├── TakenOver        another worker has taken the trial over: nothing more is written
 ├── UserError        the input is wrong: exit code 2, one line and perhaps a list
 │   ├── Unreachable  what is to be downloaded cannot be
 │   ├── Unwritable   a folder or a file cannot be written to
@@ -10,6 +11,7 @@ PipelineError
 └── TrainingFailed   a training cannot go on: the run ends FAILED
     ├── LossNotFinite
     ├── OutOfMemory
+    ├── WorkersDied  several, one after another, in the same trial
     └── GivenUp      another process of the group has ended it
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
@@ -86,6 +88,13 @@ class StoreAway(PipelineError):
     """
 
 
+class TakenOver(PipelineError):
+    """Another worker has taken this trial over, since this one gave no sign of life.
+
+    Whoever meets it writes nothing more to trial, run and checkpoints.
+    """
+
+
 class ProcessKilled(PipelineError):
     """A signal that it could not catch has killed a process of a group.
 
@@ -110,6 +119,10 @@ class LossNotFinite(TrainingFailed):
 
 class OutOfMemory(TrainingFailed):
     """A batch does not fit in memory; the message says which would."""
+
+
+class WorkersDied(TrainingFailed):
+    """Several workers have died one after another while they trained the same trial."""
 
 
 class GivenUp(TrainingFailed):

@@ -80,6 +80,15 @@ Command = Callable[[str, str], str]
 """Returns what to type for a step with further options; an empty text if nobody knows it."""
 
 
+Arguments = Callable[[str], list[str]]
+"""Returns the options of a step for the same experiment; none if nobody knows them."""
+
+
+def no_arguments(step: str) -> list[str]:
+    """Return nothing: how the experiment was called is not known."""
+    return []
+
+
 def no_command(step: str, options: str) -> str:
     """Return nothing: how the experiment was called is not known."""
     return ""
@@ -101,6 +110,8 @@ class Experiment:
         raw_base: Base as the file has it.
         fast: Whether every configuration is scaled down.
         command: Returns what to type for a step of this experiment.
+        arguments: Returns the options by which another process works on this experiment; they may
+            hold a password.
     """
 
     path: Path
@@ -113,6 +124,7 @@ class Experiment:
     raw_base: Raw
     fast: bool
     command: Command = no_command
+    arguments: Arguments = no_arguments
 
     @property
     def trials(self) -> int:

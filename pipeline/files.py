@@ -173,7 +173,7 @@ def sha256_over(contents: Mapping[str, bytes]) -> str:
 
 
 @contextmanager
-def lock(what: Path, refusal: str = "") -> Iterator[None]:
+def lock(what: Path, refusal: str = "", breaks: bool = False) -> Iterator[None]:
     """Take the lock beside a file or folder: ``.NAME.lock``.
 
     The operating system releases the lock when the process ends. A link in the lock's place is not
@@ -182,24 +182,30 @@ def lock(what: Path, refusal: str = "") -> Iterator[None]:
     Args:
         what: The file or folder that is protected. It need not exist; its folder must.
         refusal: Message of the error if another process has the lock. Empty means to wait for it.
+        breaks: Take the lock from a process that has it, and that is known to be stopped for good.
 
     Raises:
         InUse: Another process has the lock.
         OSError: The folder cannot be written to.
     """
     file = what.with_name(f".{what.name}.lock")
+    if breaks:
+        file.unlink(missing_ok=True)
     lock = FileLock(file, mode=0o666)
     try:
         lock.acquire(timeout=0 if refusal else -1)
     except Timeout:
         raise InUse(refusal) from None
+    own = file.stat().st_ino
     try:
         yield
     finally:
         # A process that waits sees that the file it waits for is gone, and takes the lock on a new
         # one. Windows does not remove a file that is open.
         with suppress(OSError):
-            file.unlink()
+            # It is another's if the lock was taken from this process.
+            if file.stat().st_ino == own:
+                file.unlink()
         lock.release()
 
 

@@ -99,6 +99,11 @@ ANOTHER: dict[str, Any] = {
     "study.target": 0.75,
     "study.evaluate": "best",
     "study.only": "0123456789ab",
+    "study.patience": 5,
+    "study.retry_failed": True,
+    "study.workers": 3,
+    "study.heartbeat": 2.0,
+    "study.stop_at_target": True,
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 

@@ -29,8 +29,13 @@ from pipeline.trust import is_users_own, need_trust
 
 
 @contextmanager
-def lock_run(workspace: Workspace, run_id: str) -> Iterator[None]:
+def lock_run(workspace: Workspace, run_id: str, breaks: bool = False) -> Iterator[None]:
     """Lock a run that goes on, from the look at its state until its training has ended.
+
+    Args:
+        workspace: The open store.
+        run_id: Id of the run.
+        breaks: Take the lock from a process that has it but gives no sign of life.
 
     Raises:
         InUse: Another process has locked the run, or still trains it.
@@ -48,7 +53,7 @@ def lock_run(workspace: Workspace, run_id: str) -> Iterator[None]:
         f"run_id: run {run_id} is being trained by another process on this machine; "
         "stop that one, or wait"
     )
-    with lock(child_path(workspace.checkpoints, uid), refusal):
+    with lock(child_path(workspace.checkpoints, uid), refusal, breaks):
         tags = find_runs.get_run(workspace, run_id).data.tags
         if is_alive(tags):
             beat = Beat.of(tags)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import models, ranking
-from pipeline.errors import Interrupted, LossNotFinite, TrainingFailed, UserError
+from pipeline.errors import Interrupted, LossNotFinite, TakenOver, TrainingFailed, UserError
 from pipeline.files import child_path, remove_child
 from pipeline.jobs.helper_processes import call_helpers, train_in_group
 from pipeline.jobs.precision_choice import choose_precision
@@ -24,7 +24,7 @@ from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
 from pipeline.scores.calibration import fit_temperature
 from pipeline.tracking import artifacts, export, find_runs, names
-from pipeline.tracking.tracked_run import Pruned, TrackedRun
+from pipeline.tracking.tracked_run import Pruned, TrackedRun, always
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext
@@ -51,6 +51,8 @@ class Placement:
         single: Whether the training is no part of a study. It then takes the run that ``mlflow
             run`` has made, if there is one, and has the report on the images itself.
         on_run: Called with the run id before training starts.
+        guard: Called before anything is written to the run or its checkpoints; it raises
+            `TakenOver` if another process has the training.
         is_searched: Whether the search drew the configuration, and no person chose it.
     """
 
@@ -62,6 +64,7 @@ class Placement:
     run_id: str = ""
     single: bool = False
     on_run: Callable[[str], None] = lambda run_id: None
+    guard: Callable[[], None] = always
     is_searched: bool = False
 
     def tags(self, data_digest: str) -> dict[str, str]:
@@ -178,7 +181,7 @@ class TrackedTraining:
         placement = self._placement
         tags = placement.tags(self._job.prepared.digest)
         tags[names.CONFIG_HASH] = self._job.config_hash
-        return TrackedRun(
+        run = TrackedRun(
             self._workspace,
             "train",
             placement.name,
@@ -186,6 +189,8 @@ class TrackedTraining:
             tags=tags,
             single=placement.single and not placement.run_id,
         )
+        run.guard = placement.guard
+        return run
 
     def _progress(self) -> TrainingProgress:
         metric = self._job.configuration.training.best_metric
@@ -200,7 +205,7 @@ class TrackedTraining:
             self._job = _keep_preprocessing(self._workspace, self._job, placement.run_id)
         context = opened.enter_context(open_job_context(self._job, folder, join_group()))
         numerics = self._choose_numerics(run, context)
-        self._context = replace(context, numerics=numerics)
+        self._context = replace(context, numerics=numerics, guard=placement.guard)
         _log_source(run, self._job)
         if not placement.run_id or not _is_start_logged(run):
             self._log_start(run)
@@ -270,6 +275,9 @@ class TrackedTraining:
         self, run: TrackedRun, error: Exception, after_run: contextlib.ExitStack
     ) -> None:
         """Log what a training that an error has ended early has come to."""
+        if isinstance(error, TakenOver):
+            self._log.abandon()
+            return
         all_have_ended = isinstance(error, Pruned | TrainingFailed)
         if not all_have_ended:
             # Other processes are still in this training. It is noted first: what has ended the

@@ -92,6 +92,11 @@ class TrainingLog:
             self._watch.close()
             self._log_events()
 
+    def abandon(self) -> None:
+        """Log nothing more: another process has the run."""
+        with suppress(Exception):
+            self._watch.close()
+
     def _log_events(self) -> None:
         if self._events.is_dir():
             self._run.files(self._events, self._events.name)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 import warnings
+import zlib
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
@@ -19,6 +24,7 @@ from pipeline.identity import names_beside
 from pipeline.report.console import say
 from pipeline.search.pruning import build_pruner, build_sampler, first_rung
 from pipeline.search.space import holds_lists
+from pipeline.search.trials import num_drawn
 from pipeline.tracking import find_runs
 from pipeline.tracking.workspace import Workspace
 
@@ -94,26 +100,40 @@ def keep_pruner(workspace: Workspace, experiment: Experiment, name: str, parent:
     return replace(experiment, study=experiment.study.model_copy(update={"pruner": begun}))
 
 
-def open_study(
-    storage: BaseStorage, experiment: Experiment, name: str, is_new: bool
-) -> optuna.Study:
-    """Load a study, and make it first if it is new.
+def make_study(storage: BaseStorage, experiment: Experiment, name: str) -> None:
+    """Make a study.
 
     Raises:
         InUse: Another process has made the study since it was looked for.
     """
     try:
-        if is_new:
-            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        storage.create_new_study([StudyDirection.MAXIMIZE], name)
     except DuplicatedStudyError:
         raise InUse(f"study {name!r} has just been begun by another process; start again") from None
     study = optuna.load_study(storage=storage, study_name=name)
+    study.set_user_attr(FIRST_RUNG, first_rung(experiment.base.training.epochs))
+
+
+def load_study(
+    storage: BaseStorage, experiment: Experiment, name: str, is_alone: bool = True
+) -> optuna.Study:
+    """Load a study with its sampler and its pruner.
+
+    Args:
+        storage: Optuna's storage.
+        experiment: The study's settings.
+        name: Name of the study.
+        is_alone: Whether no other process draws from the space at the same time.
+    """
+    study = optuna.load_study(storage=storage, study_name=name)
     # The seed depends on what is done, so that a study that goes on does not draw the same points.
-    seed = experiment.base.training.seed + len(study.get_trials(deepcopy=False))
+    seed = experiment.base.training.seed + num_drawn(study)
+    if not is_alone:
+        # Workers of one seed would draw the same points.
+        own = zlib.crc32(f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode())
+        seed = int(np.random.SeedSequence((seed, own)).generate_state(1)[0])
     study.sampler = build_sampler(experiment.study, seed)
     epochs = experiment.base.training.epochs
-    if is_new:
-        study.set_user_attr(FIRST_RUNG, first_rung(epochs))
     # A study keeps its rule: scores at the rungs of another one would be compared with scores of
     # other epochs. Release 0.1.0 judged after the first epoch.
     study.pruner = build_pruner(experiment.study, epochs, study.user_attrs.get(FIRST_RUNG, 1))

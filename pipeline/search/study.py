@@ -1,13 +1,13 @@
-"""Run a study: each trial a training nested under the study's one parent run."""
+"""Run a study: its images and configurations are checked, then it is led, joined or worked on."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
 
-import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
@@ -20,37 +20,32 @@ from pipeline.jobs.check import check, replace_unreachable_weights
 from pipeline.jobs.prepare import prepare_images, prepare_variant
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
+from pipeline.jobs.which_study import find_study
 from pipeline.report.console import say
-from pipeline.report.settings_text import (
-    SETTING_LABELS,
-    differing_names,
-    settings_with_effect,
+from pipeline.search.leading import (
+    FoundStudy,
+    LedElsewhere,
+    OpenStudy,
+    Tuned,
+    join,
+    lead,
+    train_as_worker,
 )
-from pipeline.search.own_study import IDENTITY, PARENT, find_own_study, keep_pruner, open_study
+from pipeline.search.own_study import (
+    IDENTITY,
+    PARENT,
+    find_own_study,
+    keep_pruner,
+    load_study,
+)
 from pipeline.search.repeats import find_repeated
-from pipeline.search.study_record import conclude_study, log_study
+from pipeline.search.shared_state import DATA_DIGEST, ask_to_stop
 from pipeline.search.study_storage import STUDIES, Database
-from pipeline.search.trial_runner import TrialRunner
-from pipeline.search.trials import RUN_ID, with_repeat_seeds
+from pipeline.search.trials import with_repeat_seeds
+from pipeline.search.worker_processes import need_sharable, this_worker
 from pipeline.tracking import find_runs, study_runs
-from pipeline.tracking.abandoned_runs import end_abandoned
-from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
+from pipeline.tracking.study_parent import find_tuned_elsewhere
 from pipeline.tracking.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A finished study.
-
-    Attributes:
-        name: Name of the study.
-        parent: Run id of its parent.
-        compared: The comparison of its trainings.
-    """
-
-    name: str
-    parent: str
-    compared: Summary
 
 
 def tune(
@@ -58,8 +53,10 @@ def tune(
     experiment: Experiment,
     step: str,
     then: Callable[[Summary], None] = lambda compared: None,
-) -> Tuned:
+) -> Tuned | None:
     """Train the list and search the space, going on where an earlier run of the study stopped.
+
+    If other processes work on the study, and its database is on a server, this one joins them.
 
     Args:
         workspace: The open store.
@@ -67,11 +64,70 @@ def tune(
         step: ``tune`` or ``main``, which becomes the parent's ``pipeline.step``.
         then: Called with the comparison of the trainings at the end, while the parent still runs.
 
+    Returns:
+        The finished study. None if another process concludes it: then this one has trained what was
+        left for it.
+
     Raises:
         UserError: A configuration is wrong (all are checked before the first one trains), or
-            another process works on the same study.
+            another process works on the same study in a local database.
         StoreAway: The study's database is busy or away, and stays so.
         PipelineError: Every training failed.
+    """
+    place = this_worker()
+    if place is not None:
+        # The process that has started this one has told all about the images.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            opened = _open(workspace, place.named(experiment), is_worker=True)
+        train_as_worker(opened)
+        return None
+    opened = _open(workspace, experiment)
+    while True:
+        try:
+            return lead(opened, step, then)
+        except LedElsewhere as other:
+            if not opened.database.is_on_server:
+                raise
+            join(opened, step, other)
+        if find_tuned_elsewhere(workspace, opened.found.name):
+            return None
+        # Whoever led the study has died: this process concludes it.
+        opened = _open(workspace, experiment)
+
+
+def stop(workspace: Workspace, experiment: Experiment) -> str:
+    """Have all workers of an experiment's study end when their current trials have.
+
+    Returns:
+        Text for people that says so.
+
+    Raises:
+        UserError: There is no such study, or nothing works on it.
+    """
+    name = find_study(workspace, experiment).name
+    storage = Database(experiment.study.storage, workspace.home).storage
+    known = [study.study_name for study in storage.get_all_studies()]
+    if not name or name not in known:
+        raise UserError(
+            f"stop: there is no study of {experiment.path} in the database; "
+            f"there are: {', '.join(known) or 'none'}"
+        )
+    study = load_study(storage, experiment, name)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if not running:
+        raise UserError(f"stop: no trial of study {name} is running")
+    ask_to_stop(study)
+    trials = "trial" if len(running) == 1 else "trials"
+    return f"study {name} begins no further trial; {len(running)} running {trials} will end first"
+
+
+def _open(workspace: Workspace, experiment: Experiment, is_worker: bool = False) -> OpenStudy:
+    """Prepare and check all that working on an experiment's study needs.
+
+    Args:
+        workspace: The open store.
+        experiment: List, space and number of trials.
+        is_worker: Whether the first process of the study has checked its trainings already.
     """
     _need_startable(workspace, experiment)
     if experiment.fast:
@@ -79,33 +135,17 @@ def tune(
         entries = [replace_unreachable_weights(entry) for entry in experiment.entries]
         experiment = replace(experiment, base=base, entries=entries)
     database = Database(experiment.study.storage, workspace.home)
+    need_sharable(database, experiment)
     prepared = _prepare_images(workspace, experiment, database.storage)
     experiment = experiment.with_white(prepared.data.white)
-    jobs = _check_configurations(workspace, experiment, prepared)
+    jobs = [] if is_worker else _check_configurations(workspace, experiment, prepared)
     found = _find_study(workspace, experiment, prepared, database.storage)
     experiment = keep_pruner(workspace, experiment, found.name, found.parent)
     begun = experiment
-    if experiment.study.only:
+    if experiment.study.only and not is_worker:
         experiment = _only_repeats(workspace, experiment, found, prepared, database.storage)
         jobs = _check_configurations(workspace, replace(experiment, space={}), prepared)
-    in_use = (
-        f"study {found.name!r} is being tuned by another process on this machine; "
-        "wait for it, or give another study.name"
-    )
-    with (
-        database.lock_study(found.name, in_use),
-        parent_run(workspace, step, found.name, found.parent) as run,
-    ):
-        study = open_study(database.storage, experiment, found.name, found.is_new)
-        study.set_user_attr(PARENT, run.id)
-        study.set_user_attr(IDENTITY, found.identity)
-        log_study(run, begun, prepared, found.identity)
-        _end_abandoned_trials(workspace, study)
-        telling = _telling_settings(begun)
-        TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
-        compared = conclude_study(workspace, experiment, study, run, prepared)
-        then(compared)
-    return Tuned(found.name, run.id, compared)
+    return OpenStudy(workspace, experiment, begun, database, prepared, jobs, found)
 
 
 def _need_startable(workspace: Workspace, experiment: Experiment) -> None:
@@ -205,36 +245,25 @@ def _check_configurations(
     return [Job(entry, job.origin, job.prepared) for job, entry in zip(jobs, seeded, strict=True)]
 
 
-class _FoundStudy(NamedTuple):
-    """The study that this store works on.
-
-    Attributes:
-        name: Name of the study.
-        identity: The name that follows from experiment, base, space and images.
-        parent: Run id of its parent, or empty if it has none yet.
-        is_new: Whether Optuna's database does not hold it yet.
-    """
-
-    name: str
-    identity: str
-    parent: str
-    is_new: bool
-
-
 def _find_study(
     workspace: Workspace, experiment: Experiment, prepared: Prepared, storage: BaseStorage
-) -> _FoundStudy:
+) -> FoundStudy:
     """Find the study that this store works on, and refuse one that does not fit.
 
     Raises:
         UserError: The study has another base, space, data or fold.
-        InUse: Another process works on it.
     """
     origin = check(experiment.base, prepared, f"{experiment.path}: base")
     identity = _identity(experiment, origin, prepared.digest)
     name, study = find_own_study(workspace, storage, experiment.study.name or identity)
     recorded = study.user_attrs if study else {}
     if recorded.get(IDENTITY, identity) != identity:
+        digest = recorded.get(DATA_DIGEST, prepared.digest)
+        if digest != prepared.digest:
+            raise UserError(
+                f"study.name: study {name!r} is of images with digest {digest}, and these have "
+                f"{prepared.digest}: copy the same images here, or give another name"
+            )
         why = "has another base, space, data or fold"
         if recorded[IDENTITY] == _identity(experiment, origin, prepared.digest, FIRST_RELEASE):
             why = (
@@ -242,15 +271,14 @@ def _find_study(
                 "by which new heads on trained weights started otherwise"
             )
         raise UserError(f"study.name: study {name!r} {why}; give another name, or none")
-    refuse_if_tuned(workspace, name)
     parent = recorded.get(PARENT) or study_runs.find_study_parent(workspace, name)
-    return _FoundStudy(name, identity, parent, is_new=study is None)
+    return FoundStudy(name, identity, parent, is_new=study is None)
 
 
 def _only_repeats(
     workspace: Workspace,
     experiment: Experiment,
-    found: _FoundStudy,
+    found: FoundStudy,
     prepared: Prepared,
     storage: BaseStorage,
 ) -> Experiment:
@@ -265,20 +293,3 @@ def _only_repeats(
     if not entries:
         say(f"study.only: each of them has {experiment.study.repeats} trainings or more already")
     return replace(experiment, entries=entries)
-
-
-def _telling_settings(experiment: Experiment) -> list[str]:
-    """Return the settings in which the list and the space of a study differ."""
-    params = []
-    for entry in experiment.entries:
-        params.append({name: find_runs.as_param(value) for name, value in entry.flat().items()})
-    differing = differing_names([settings_with_effect(some) for some in params])
-    telling = dict.fromkeys([*differing, *experiment.space])
-    of_one_run = ("model.name", "training.seed", "data.fold")
-    return [name for name in SETTING_LABELS if name in telling and name not in of_one_run]
-
-
-def _end_abandoned_trials(workspace: Workspace, study: optuna.Study) -> None:
-    """End the runs of trials whose process was killed."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        end_abandoned(workspace, trial.user_attrs.get(RUN_ID, ""))

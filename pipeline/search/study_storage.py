@@ -1,6 +1,7 @@
 """Optuna's database: opened, waited for while it is busy or away, and locked for one study.
 
-It is made when it is opened for the first time.
+It is made when it is opened for the first time. Beside Optuna's operations it has those by which
+several workers share a study: see `pipeline.search.claims`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from sqlalchemy import exc
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import TrialState
+from sqlalchemy import exc, select, update
 from sqlalchemy.engine import URL, make_url
 
 from pipeline.errors import StoreAway, UserError, first_line
@@ -32,6 +36,9 @@ _BUSY_SECONDS = 2
 _CONNECT_SECONDS = 10
 _SQLITE_BUSY = 5
 _SQLITE_LOCKED = 6
+
+_TRIALS: Any = TrialModel.__table__.c
+"""Columns of Optuna's table of trials."""
 
 Returned = TypeVar("Returned")
 _DatabaseError = (exc.SQLAlchemyError, StorageInternalError)
@@ -77,6 +84,95 @@ class Database:
                 f"study.storage: {str(parsed)!r} cannot be used: {_reason(error)}"
             ) from error
         self.storage: BaseStorage = _PatientStorage(opened, name)
+        self._backend: RDBStorage = opened._backend  # type: ignore[attr-defined]
+        self.file = file
+
+    @property
+    def is_on_server(self) -> bool:
+        """Whether a server has the database, so that other machines can share it."""
+        return self.file is None
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Note that the worker of a trial lives, by the database's clock.
+
+        Raises:
+            SQLAlchemyError, StorageInternalError: The database is busy or away.
+        """
+        self._backend.record_heartbeat(trial_id)
+
+    def find_silent(self, study_id: int, seconds: float) -> set[int]:
+        """Return the ids of running trials whose workers have been silent for so long.
+
+        Those that have never given a sign of life are not among them.
+
+        Raises:
+            StoreAway: The database is busy or away, and stays so.
+        """
+        self._backend.heartbeat_interval = max(1, round(seconds))
+        self._backend.grace_period = max(1, round(seconds))
+        return set(self._patiently(lambda: self._backend._get_stale_trial_ids(study_id)))
+
+    def mark_running(self, trial_id: int, before: datetime | None, mark: datetime) -> bool:
+        """Begin a trial that waits, or take over one that runs; return whether that was done.
+
+        It is one statement of the database, so that of several workers one succeeds.
+
+        Args:
+            trial_id: Optuna's id of the trial.
+            before: None if the trial waits; if it runs, the mark that it has.
+            mark: The time that becomes the trial's start.
+
+        Raises:
+            StoreAway: The database is busy or away, and stays so.
+        """
+        state = TrialState.WAITING if before is None else TrialState.RUNNING
+        conditions = [_TRIALS.trial_id == trial_id, _TRIALS.state == state]
+        if before is not None:
+            conditions.append(_TRIALS.datetime_start == before)
+        change = update(TrialModel).where(*conditions)
+        change = change.values(state=TrialState.RUNNING, datetime_start=mark)
+        now = select(_TRIALS.datetime_start).where(
+            _TRIALS.trial_id == trial_id, _TRIALS.state == TrialState.RUNNING
+        )
+
+        def operation() -> bool:
+            with self._backend.engine.begin() as connection:
+                connection.execute(change)
+            # The answer to an earlier try may have been lost: the mark tells whose the trial is.
+            with self._backend.engine.connect() as connection:
+                return bool(connection.execute(now).scalar() == mark)
+
+        return self._patiently(operation)
+
+    def has_mark(self, trial_id: int, mark: datetime, is_patient: bool = True) -> bool:
+        """Whether a trial runs, and has that mark.
+
+        Args:
+            trial_id: Optuna's id of the trial.
+            mark: The mark.
+            is_patient: Whether to wait while the database is away.
+
+        Raises:
+            StoreAway: The database is busy or away, and stays so.
+        """
+        condition = (_TRIALS.trial_id == trial_id, _TRIALS.state == TrialState.RUNNING)
+
+        def operation() -> bool:
+            with self._backend.engine.connect() as connection:
+                found = connection.execute(select(_TRIALS.datetime_start).where(*condition))
+                return bool(found.scalar() == mark)
+
+        return self._patiently(operation, None if is_patient else 0.0)
+
+    def _patiently(
+        self, operation: Callable[[], Returned], seconds: float | None = None
+    ) -> Returned:
+        storage = cast(_Delegating, self.storage)
+        patience = storage.patience if seconds is None else seconds
+        try:
+            return _retry(operation, _is_away, storage.name, patience)
+        except _DatabaseError as error:
+            raise _away_error(storage.name, error) from error
 
     @contextmanager
     def lock_study(self, study: str, refusal: str) -> Iterator[None]:

@@ -1,9 +1,11 @@
-"""Work through the trials of a study, one training each."""
+"""A worker: it works through the trials of a study, one training each."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +18,15 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline import ranking
 from pipeline.config import FILE, Configuration
 from pipeline.data.prepared import Prepared
-from pipeline.errors import InUse, StoreAway, UserError, first_line, may_pass
+from pipeline.errors import (
+    InUse,
+    StoreAway,
+    TakenOver,
+    UserError,
+    WorkersDied,
+    first_line,
+    may_pass,
+)
 from pipeline.experiment import Experiment
 from pipeline.files import out_of_room
 from pipeline.jobs.check import check
@@ -24,172 +34,215 @@ from pipeline.jobs.prepare import prepare_variant
 from pipeline.jobs.resume import lock_run
 from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
 from pipeline.jobs.training_job import Job
-from pipeline.report.console import say
+from pipeline.report.console import say, say_once
 from pipeline.report.people_table import best_value_text
 from pipeline.report.settings_text import (
     describe_settings,
     describe_some,
     settings_with_effect,
 )
+from pipeline.search.claims import LOST, Claim, ClaimCallback, Claims, Owner
 from pipeline.search.pruning import PruningCallback
+from pipeline.search.shared_state import read_agenda, why_stop
 from pipeline.search.space import build_configuration, decode_point, suggest
-from pipeline.search.study_storage import fail_at_once
+from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
     ENTRY,
     KEY,
     MAY_PASS,
+    PLACE,
     REASON,
     RUN_ID,
-    Repeated,
-    enqueue_missing,
-    enqueue_repeats,
-    finished_trials,
     is_point,
-    next_place,
-    place_of,
     put_back,
     waiting_trials,
 )
 from pipeline.tracking import find_runs
+from pipeline.tracking.abandoned_runs import end_silent
 from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.distributed import join_group
 
+MOST_LOST = 2
+"""How often a trial whose worker has died is taken up by another."""
+_LONGEST_PAUSE = 5.0
+"""Seconds between two looks for a trial, while others still train."""
 _LONGEST_NAME = 80
 """Length of a run's name, of which a legend of the MLflow UI shows about the half."""
 
 
 @dataclass
 class TrialRunner:
-    """Trains what is still to do of one study.
+    """A worker: it trains what is still to do of a study, one trial after another.
 
     Attributes:
         workspace: The open store.
         experiment: List, space and number of trials.
-        study: Optuna's study; nothing else works on it.
-        parent: The study's run.
+        database: The database of Optuna's study.
+        study: Optuna's study, whose trials are enqueued. Other workers may work on it too.
+        parent: Run id of the study's run.
         prepared: Images of the experiment's base.
-        jobs: The checked trainings of the list. Equal entries have different seeds.
+        jobs: Checked trainings of the list, if there are any: others are checked when they begin.
         telling: Dotted names of the settings that tell the study's configurations apart.
     """
 
     workspace: Workspace
     experiment: Experiment
+    database: Database
     study: optuna.Study
-    parent: TrackedRun
+    parent: str
     prepared: Prepared
-    jobs: list[Job]
+    jobs: Sequence[Job] = ()
     telling: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._by_key: dict[str, Job] = {}
-        # Repeats that are asked for come beside the trials that the study is to have.
-        self._are_repeats = bool(self.experiment.study.only)
-        self._total = len(self.jobs) if self._are_repeats else self.experiment.trials
-        for job in self.jobs[: self._total]:
-            self._by_key[f"{job.config_hash}:{job.seed}"] = job
+        self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
+        self._failed: dict[str, int] = {}
 
     def run(self) -> None:
-        """Train until the study has its number of trials."""
-        if not self._are_repeats:
-            self._say_what_is_left_out()
-        self._enqueue()
-        while self._is_more_to_do():
-            trial = self.study.ask()
+        """Train what is to do, until nothing is left that this worker could train.
+
+        What others train is waited for, since it is taken over if they die.
+        """
+        agenda = read_agenda(self.study)
+        assert agenda is not None
+        self._agenda = agenda
+        claims = Claims(self.database, self.study, agenda.heartbeat)
+        waits = False
+        while True:
+            claim = claims.take(self._is_wanted) if self._goes_on() else None
+            if claim is not None:
+                waits = False
+                self._work_on(claim)
+                continue
+            busy = claims.busy()
+            if not busy:
+                return
+            if not waits:
+                say(_describe_busy(busy))
+            waits = True
+            time.sleep(min(_LONGEST_PAUSE, agenda.heartbeat / 4))
+
+    def num_left(self) -> int:
+        """Return how many trials are still to begin although nothing speaks against it."""
+        agenda = read_agenda(self.study)
+        assert agenda is not None
+        self._agenda = agenda
+        if not self._goes_on():
+            return 0
+        return sum(map(self._is_wanted, waiting_trials(self.study)))
+
+    def _goes_on(self) -> bool:
+        """Whether further trials are to begin; say why if not."""
+        why = why_stop(self.study, self.experiment, self._agenda.began)
+        if why:
+            say_once(f"no further trial begins: {why}")
+        return not why
+
+    def _is_wanted(self, trial: FrozenTrial) -> bool:
+        if PLACE not in trial.user_attrs:
+            return False
+        keys = self._agenda.keys
+        is_alone = bool(self.experiment.study.only) or bool(keys)
+        return not is_alone or trial.user_attrs.get(KEY) in keys
+
+    def _work_on(self, claim: Claim) -> None:
+        with claim as trial:
             try:
-                self._run_trial(trial)
+                if not claim.taken_from or self._take_over(trial, claim):
+                    self._run_trial(trial, claim)
+            except TakenOver as lost:
+                say(f"  {lost}; it goes on there")
             except BaseException:
-                # What ends the study here says nothing about the configuration: the trial goes on
+                # What ends this worker here says nothing about the configuration: the trial goes on
                 # when the study does.
-                self._put_back(trial)
+                self._put_back(trial, claim)
                 raise
 
-    def _say_what_is_left_out(self) -> None:
-        total = self.experiment.trials
-        asked = self.experiment.study.trials
-        if not self.experiment.space and asked > total:
-            say(
-                f"study.trials {asked}: there is no space to search, "
-                f"so that the {total} of the list are all"
-            )
-        if len(self.jobs) > total:
-            say(
-                f"the list has {len(self.jobs)} entries; "
-                f"study.trials {total} trains the first {total}"
-            )
+    def _take_over(self, trial: optuna.Trial, claim: Claim) -> bool:
+        """End the run of a worker that has died; return whether the trial is tried once more."""
+        lost = 1 + trial.user_attrs.get(LOST, 0)
+        trial.set_user_attr(LOST, lost)
+        place = trial.user_attrs[PLACE]
+        say(
+            f"trial {place + 1} of {self._agenda.total} is taken over from {claim.taken_from}, "
+            "which gives no sign of life"
+        )
+        if RUN_ID in trial.user_attrs:
+            end_silent(self.workspace, trial.user_attrs[RUN_ID], claim.taken_from)
+        if lost <= MOST_LOST:
+            return True
+        self._tell_failed(trial, WorkersDied(f"{lost} workers have died while they trained it"))
+        return False
 
-    def _enqueue(self) -> None:
-        """Enqueue what is still to do, and say how far the study is."""
-        name = self.study.study_name
-        entries = {key: job.configuration for key, job in self._by_key.items()}
-        if self._are_repeats:
-            enqueue_repeats(self.study, self.experiment, entries)
-            self._total = next_place(self.study)
-            number = "1 training" if len(entries) == 1 else f"{len(entries)} trainings"
-            say(f"study {name} goes on: {number} with further seeds")
-            return
-        rows = find_runs.find_trainings(self.workspace, name)
-        run_ids = {row["run_id"] for row in rows}
-        repeated = enqueue_missing(self.study, self.experiment, entries, run_ids)
-        done = finished_trials(self.study, self._by_key)
-        if done or any(repeated):
-            say(f"study {name} goes on: {_describe(done, self.experiment.trials, repeated)}")
-
-    def _is_more_to_do(self) -> bool:
-        if waiting_trials(self.study) or self._are_repeats:
-            return bool(waiting_trials(self.study))
-        return len(finished_trials(self.study, self._by_key)) < self.experiment.trials
-
-    def _put_back(self, trial: optuna.Trial) -> None:
+    def _put_back(self, trial: optuna.Trial, claim: Claim) -> None:
         # A trial that cannot even be put back still says RUNNING, which comes to the same.
-        with contextlib.suppress(StoreAway, UpdateFinishedTrialError), fail_at_once(self.study):
+        with (
+            contextlib.suppress(StoreAway, TakenOver, UpdateFinishedTrialError),
+            fail_at_once(self.study),
+        ):
+            claim.check()
             put_back(self.study, trial._trial_id)
 
-    def _run_trial(self, trial: optuna.Trial) -> None:
+    def _run_trial(self, trial: optuna.Trial, claim: Claim) -> None:
         """Train one trial, and tell the study its score, the higher the better, or how it ended."""
         try:
-            place = place_of(trial)
+            place = int(trial.user_attrs[PLACE])
             configuration = self._choose_configuration(trial, place)
             settings = describe_settings(configuration.flat())
-            say(f"trial {place + 1} of {self._total}: {settings}")
+            say(f"trial {place + 1} of {self._agenda.total}: {settings}")
             job = self._prepare_job(trial, configuration, place)
-            score = self._train_folds(trial, job, place)
+            score = self._train_folds(trial, job, claim)
         except Pruned as pruned:
             say(f"  {pruned}")
+            claim.confirm()
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (StoreAway, InUse, *STORE_ERRORS):
+        except (StoreAway, InUse, TakenOver, *STORE_ERRORS):
             raise
         except Exception as error:
             if join_group().is_broken or out_of_room(error):
                 # The next training would wait for processes that are still in this one, or find the
                 # same full disk.
                 raise
+            claim.confirm()
             self._tell_failed(trial, error)
         else:
+            claim.confirm()
             self.study.tell(trial, score)
 
     def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:
         reason = first_line(error)
         again = "; the study tries it again when it is started again" if may_pass(error) else ""
-        say(f"  failed: {reason}{again}")
+        place = int(trial.user_attrs[PLACE])
+        first = self._failed.setdefault(reason, place)
+        if first != place:
+            say(f"  failed for the reason of trial {first + 1}")
+        else:
+            say(f"  failed: {reason}{again}")
         trial.set_user_attr(REASON, reason[:1000])
         trial.set_user_attr(MAY_PASS, may_pass(error))
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def _train_folds(self, trial: optuna.Trial, job: Job, place: int) -> float:
+    def _train_folds(self, trial: optuna.Trial, job: Job, claim: Claim) -> float:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
+        breaks = bool(claim.taken_from)
         for number, fold_job in enumerate(job.per_fold()):
             unfinished = self._find_unfinished(fold_job)
-            # A person may be going on with that run by hand.
-            with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
+            locked: AbstractContextManager[None] = contextlib.nullcontext()
+            if unfinished:
+                # A person may be going on with that run by hand.
+                locked = lock_run(self.workspace, unfinished, breaks)
+            with locked:
                 same = find_same_training(self.workspace, fold_job)
                 if same is not None:
                     scores.append(self._adopt(trial, same))
                     continue
-                placement = self._placement(trial, fold_job, place, unfinished)
+                claim.check()
+                placement = self._placement(trial, fold_job, claim, unfinished)
                 callbacks = self._callbacks(trial, fold_job, number)
+                callbacks.insert(0, ClaimCallback(claim))
                 done = TrackedTraining(self.workspace, fold_job, placement, callbacks).run()
                 scores.append(ranking.score(done.value, done.metric))
         return fmean(scores)
@@ -209,15 +262,17 @@ class TrialRunner:
         adopt_training(self.workspace, same["run_id"], self.study.study_name)
         return float(same["score"])
 
-    def _placement(self, trial: optuna.Trial, job: Job, place: int, run_id: str) -> Placement:
+    def _placement(self, trial: optuna.Trial, job: Job, claim: Claim, run_id: str) -> Placement:
+        place = int(trial.user_attrs[PLACE])
         fold = f" fold {job.prepared.fold}" if job.configuration.data.folds else ""
         return Placement(
             self._run_name(job.configuration.flat(), place) + fold,
-            parent=self.parent.id,
+            parent=self.parent,
             study=self.study.study_name,
             place=place,
             run_id=run_id,
             on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+            guard=claim.check,
             is_searched=ENTRY not in trial.user_attrs,
         )
 
@@ -262,7 +317,7 @@ class TrialRunner:
             The error, to be raised.
         """
         name = self._run_name(params, place)
-        placement = Placement(name, self.parent.id, self.study.study_name, place)
+        placement = Placement(name, self.parent, self.study.study_name, place)
         tags = placement.tags(self.prepared.digest)
         run = TrackedRun(self.workspace, "train", name, tags=tags)
         with contextlib.suppress(UserError), run:
@@ -281,20 +336,10 @@ class TrialRunner:
         return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
-def _describe(done: Sequence[FrozenTrial], total: int, repeated: Repeated) -> str:
-    """Say how many trainings are there, and how many are done once more."""
-    failed = sum(trial.state == TrialState.FAIL for trial in done)
-    text = f"{sum(KEY in trial.user_attrs for trial in done)} of the list"
-    if failed:
-        text += f", {failed} failed for good"
-    text = f"{len(done)} of {total} trainings are there ({text})"
-    if repeated.failed:
-        text += f"; {repeated.failed} that failed {_is(repeated.failed)} tried again"
-    if repeated.deleted:
-        runs = "run was" if repeated.deleted == 1 else "runs were"
-        text += f"; {repeated.deleted} whose {runs} deleted {_is(repeated.deleted)} trained again"
-    return text
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _describe_busy(busy: Sequence[FrozenTrial]) -> str:
+    """Say which trials others train, that are waited for."""
+    if len(busy) == 1:
+        owner = Owner.of(busy[0])
+        where = owner.described if owner else "another worker"
+        return f"nothing is left to begin; {where} still trains a trial, which is waited for"
+    return f"nothing is left to begin; others still train {len(busy)} trials, which are waited for"

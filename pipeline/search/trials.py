@@ -1,15 +1,17 @@
 """The trials of a study: which are done, which are still to do, across interruptions.
 
-A study makes `trials` trainings, numbered from 0: the number is the place of a training. The list's
-entries have the first places and are enqueued; searched trials follow. If a place has several
-trials, the latest one counts. An interrupted trial waits, as it is, to go on. A trial that failed
-for a reason that may have passed is enqueued again with the same values, once each time the study
-starts.
+A study makes `trials` trainings, numbered from 0: the number is the place of a training. All places
+are enqueued when the study starts, so that any number of workers makes that number of trainings:
+those of the list's entries first, then those of the search, whose values are drawn when a worker
+claims them. If a place has several trials, the latest one counts. An interrupted trial waits, as it
+is, to go on. A trial that failed for a reason that may have passed is enqueued again with the same
+values, once each time the study starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import optuna
@@ -112,27 +114,31 @@ class Repeated(NamedTuple):
     deleted: int
 
 
+def _nobody_holds(trial: FrozenTrial) -> bool:
+    return False
+
+
 def enqueue_repeats(
-    study: optuna.Study, experiment: Experiment, entries: Mapping[str, Configuration]
+    study: optuna.Study,
+    experiment: Experiment,
+    entries: Mapping[str, Configuration],
+    is_held: Callable[[FrozenTrial], bool] = _nobody_holds,
 ) -> None:
     """Enqueue trainings of `study.only`, and nothing else: what else is to do stays to do.
 
     Args:
-        study: The study; nothing else works on it.
+        study: The study.
         experiment: Base and space of the study.
         entries: The trainings, by identity (configuration hash and seed).
+        is_held: Whether a running trial has a worker, which goes on with it.
     """
-    _settle_unfinished(study, entries)
-    for trial in waiting_trials(study):
-        if KEY not in trial.user_attrs:
-            # It would be asked for first. As a running one it waits for the study to go on.
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    _settle_unfinished(study, entries, is_held)
     known: dict[Any, int] = {}
     missing = dict(entries)
     for trial in latest_trials(study, entries):
         key = str(trial.user_attrs.get(KEY, ""))
         known[key] = trial.user_attrs[PLACE]
-        if trial.state == TrialState.WAITING:
+        if not trial.state.is_finished():
             missing.pop(key, None)
     _enqueue_entries(study, experiment, missing, known)
 
@@ -142,25 +148,31 @@ def enqueue_missing(
     experiment: Experiment,
     entries: Mapping[str, Configuration],
     there_are: Collection[str],
+    is_held: Callable[[FrozenTrial], bool] = _nobody_holds,
 ) -> Repeated:
-    """Enqueue what is still to do: of the list, of interrupted and of failed trials.
+    """Enqueue what is still to do: of the list, of interrupted and failed trials, of the search.
 
-    Trials of entries that are no longer in the list are given up.
+    Trials of entries that are no longer in the list are given up. So are searched ones that have
+    not begun, if the study is to have fewer.
 
     Args:
-        study: The study; nothing else works on it.
-        experiment: Base and space of the study.
+        study: The study; no other process enqueues anything at the same time.
+        experiment: Base, space and number of trials of the study.
         entries: The entries of the list that are trained, by identity (configuration hash and
             seed). Repeats have their own seeds.
         there_are: Ids of the study's runs. A trial whose run is not among them is trained again:
             the run was deleted.
+        is_held: Whether a running trial has a worker, which goes on with it.
 
     Returns:
         The numbers of trainings that are done once more.
     """
-    _settle_unfinished(study, entries)
+    _settle_unfinished(study, entries, is_held)
     latest = latest_trials(study, entries)
-    again = [trial for trial in latest if may_succeed(trial) or _is_gone(trial, there_are)]
+    wants_failed = experiment.study.retry_failed
+    failed = [trial for trial in latest if may_succeed(trial) or (wants_failed and _failed(trial))]
+    deleted = [trial for trial in latest if trial not in failed and _is_gone(trial, there_are)]
+    again = [*failed, *deleted]
     places = {}
     done = set()
     for trial in latest:
@@ -173,17 +185,22 @@ def enqueue_missing(
             study.enqueue_trial(trial.params, {PLACE: place})
     missing = {key: entry for key, entry in entries.items() if key not in done}
     _enqueue_entries(study, experiment, missing, places)
-    failed = sum(map(may_succeed, again))
-    return Repeated(failed, len(again) - failed)
+    if experiment.space:
+        _enqueue_searched(study, experiment.trials, entries)
+    return Repeated(len(failed), len(deleted))
 
 
-def _settle_unfinished(study: optuna.Study, keys: Collection[str]) -> None:
-    """Let running trials wait, and give up those of entries that have left the list.
+def _settle_unfinished(
+    study: optuna.Study, keys: Collection[str], is_held: Callable[[FrozenTrial], bool]
+) -> None:
+    """Let running trials wait that nobody holds, and give up those that have left the list.
 
     A running trial that has no place yet is given up too.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         is_running = trial.state == TrialState.RUNNING
+        if is_running and is_held(trial):
+            continue
         has_left = KEY in trial.user_attrs and trial.user_attrs[KEY] not in keys
         if has_left or (is_running and PLACE not in trial.user_attrs):
             _give_up(study, trial)
@@ -194,6 +211,10 @@ def _settle_unfinished(study: optuna.Study, keys: Collection[str]) -> None:
 def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
     study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and INTERRUPTED not in trial.user_attrs
 
 
 def _is_gone(trial: FrozenTrial, there_are: Collection[str]) -> bool:
@@ -210,12 +231,11 @@ def _enqueue_entries(
     places: Mapping[Any, int],
 ) -> None:
     """Enqueue entries of the list, each at the place that it has had, or at the next one."""
-    free_place = next_place(study)
+    free = _free_places(study)
     for key, entry in entries.items():
         place = places.get(key)
         if place is None:
-            place = free_place
-            free_place += 1
+            place = next(free)
         point = None
         if experiment.space:
             point = as_point(entry, experiment)
@@ -223,20 +243,47 @@ def _enqueue_entries(
         study.enqueue_trial(point or {}, noted)
 
 
-def next_place(study: optuna.Study) -> int:
-    """Return the lowest place that no trial has had."""
+def _enqueue_searched(study: optuna.Study, total: int, keys: Collection[str]) -> None:
+    """Enqueue places of the search, or give them up, until the study has `total` trials.
+
+    What has begun is not given up.
+    """
+    there = [one for one in latest_trials(study, keys) if INTERRUPTED not in one.user_attrs]
+    missing = total - len(there)
+    for place in islice(_free_places(study), max(0, missing)):
+        study.enqueue_trial({}, {PLACE: place})
+    idle = [one for one in there if one.state == TrialState.WAITING and _has_nothing(one)]
+    idle.sort(key=lambda trial: int(trial.user_attrs[PLACE]))
+    for trial in idle[len(idle) - min(len(idle), max(0, -missing)) :]:
+        _give_up(study, trial)
+
+
+def _has_nothing(trial: FrozenTrial) -> bool:
+    """Whether a trial is a searched one that has not begun: it has neither values nor a run."""
+    begun = trial.params or trial.system_attrs.get("fixed_params")
+    return not begun and not {KEY, RUN_ID} & trial.user_attrs.keys()
+
+
+def _free_places(study: optuna.Study) -> Iterator[int]:
+    """Yield the places, the lowest first, that no trial has, or only one that never began."""
+    taken = set()
+    for trial in study.get_trials(deepcopy=False):
+        was_dropped = INTERRUPTED in trial.user_attrs and _has_nothing(trial)
+        if PLACE in trial.user_attrs and not was_dropped:
+            taken.add(trial.user_attrs[PLACE])
+    yield from (place for place in count() if place not in taken)
+
+
+def num_places(study: optuna.Study) -> int:
+    """Return how many places a study has, also those of entries that have left its list."""
     trials = study.get_trials(deepcopy=False)
     places = [trial.user_attrs[PLACE] for trial in trials if PLACE in trial.user_attrs]
     return 1 + max(places, default=-1)
 
 
-def place_of(trial: optuna.Trial) -> int:
-    """Return the trial's place; a searched trial takes the next one."""
-    place: Any = trial.user_attrs.get(PLACE)
-    if place is None:
-        place = next_place(trial.study)
-        trial.set_user_attr(PLACE, place)
-    return int(place)
+def num_drawn(study: optuna.Study) -> int:
+    """Return how many trials of a study have begun."""
+    return sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
 
 
 def is_point(trial: optuna.Trial) -> bool:

@@ -53,7 +53,8 @@ def run(own: MainOptions, overrides: Raw) -> None:
         show_summary(compared)
         say(champion.described)
 
-    tune(workspace, experiment, "main", conclude)
+    if tune(workspace, experiment, "main", conclude) is None:
+        return
     urls = view_urls(workspace)
     say(f"tables and figure: {workspace.outputs}")
     say(f"MLflow UI: {workspace.ui_command()}")

@@ -240,7 +240,11 @@ def read_experiment(own: Any, overrides: Raw) -> Experiment:
     if not file.exists() and (PROJECT / file).exists():
         path = str(PROJECT / file)
     loaded = load_experiment(path, overrides, own.experiment, fast=getattr(own, "fast", False))
-    return replace(loaded, command=partial(_write_command, own, overrides))
+    return replace(
+        loaded,
+        command=partial(_write_command, own, overrides),
+        arguments=partial(_list_arguments, own, overrides),
+    )
 
 
 def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
@@ -252,6 +256,13 @@ def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
         step: Name of the other step.
         further: Options of it that are added.
     """
+    # It is written into files and runs that others may read.
+    given = hide_passwords(shlex.join(_list_arguments(own, overrides, step)))
+    return " ".join(filter(None, ("python -m pipeline", step, given, further)))
+
+
+def _list_arguments(own: Any, overrides: Raw, step: str) -> list[str]:
+    """Return the options of another step of the same experiment; see `_write_command`."""
     options = import_module(f"pipeline.steps.{step}").OPTIONS
     words = []
     for name in ("config", "experiment", "fast"):
@@ -266,9 +277,7 @@ def _write_command(own: Any, overrides: Raw, step: str, further: str) -> str:
         if options.reads(name) and name not in _OF_ONE_CALL:
             is_text = not isinstance(value, list | tuple | dict | bool)
             words += [f"--{name}", str(value) if is_text else json.dumps(value)]
-    # It is written into files and runs that others may read.
-    given = hide_passwords(shlex.join(words))
-    return " ".join(filter(None, ("python -m pipeline", step, given, further)))
+    return words
 
 
 def _starts_trainings(options: type[Options]) -> bool:

@@ -47,15 +47,32 @@ def end_abandoned(workspace: Workspace, run_id: str) -> bool:
             "mlflow run has ended without starting it: "
             "it could not build the environment, or was killed"
         )
+    _end_interrupted(workspace, run_id, reason, int(beat.time * 1000) if beat else None)
+    return True
+
+
+def end_silent(workspace: Workspace, run_id: str, worker: str) -> None:
+    """End a run whose worker gives no sign of life, whatever the run says: another goes on with it.
+
+    Args:
+        workspace: The open store.
+        run_id: Id of the run.
+        worker: The worker, for people.
+    """
+    if find_runs.get_lifecycle(workspace, run_id) != "active":
+        return
+    if workspace.client.get_run(run_id).info.status == "RUNNING":
+        _end_interrupted(workspace, run_id, f"{worker} gave no sign of life", None)
+
+
+def _end_interrupted(workspace: Workspace, run_id: str, reason: str, ended: int | None) -> None:
     tags = {
         names.STATE: names.INTERRUPTED,
         names.REASON: reason,
         names.NOTE: f"{names.INTERRUPTED}: {reason}",
     }
     RunLog(workspace, run_id).tag(tags)
-    ended = int(beat.time * 1000) if beat else None
     workspace.client.set_terminated(run_id, names.STATUS_OF_STATE[names.INTERRUPTED], ended)
-    return True
 
 
 def has_never_begun(run: Run, database: Path | None) -> bool:

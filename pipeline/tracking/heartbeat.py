@@ -7,13 +7,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import psutil
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from pipeline.errors import StoreAway, TakenOver
 from pipeline.tracking import names
 
 INTERVAL = 10.0
@@ -84,11 +85,17 @@ class Heartbeat:
     """A thread that renews the tag of a run every ten seconds, until it is stopped.
 
     If the store does not answer, beats are missing; the run neither ends nor slows down.
+
+    Args:
+        client: Client of the store.
+        run_id: Id of the run.
+        guard: Called before each beat; see `pipeline.tracking.tracked_run.TrackedRun`.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, guard: Callable[[], None]) -> None:
         self._client = client
         self._run_id = run_id
+        self._guard = guard
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -100,5 +107,6 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._stopped.wait(INTERVAL):
-            with contextlib.suppress(MlflowException):
+            with contextlib.suppress(MlflowException, TakenOver, StoreAway):
+                self._guard()
                 self._client.set_tag(self._run_id, names.HEARTBEAT, str(Beat.now()))

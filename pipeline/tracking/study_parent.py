@@ -29,7 +29,7 @@ def refuse_if_tuned(workspace: Workspace, study: str) -> None:
     Raises:
         InUse: Another process works on it. The message names host and process.
     """
-    for run in _find_tuned_elsewhere(workspace, study):
+    for run in find_tuned_elsewhere(workspace, study):
         raise _in_use(study, run)
 
 
@@ -47,8 +47,9 @@ def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iter
 
     Raises:
         InUse: Another process has begun to work on the study at the same moment. The later process
-            gives way. If it has made a new run, that run ends FAILED and belongs to no study. If
-            the other process has taken up the same run, that run is left as it is.
+            gives way. If it has made a new run, that run is deleted; one that ``mlflow run`` has
+            made belongs to no study. If the other process has taken up the same run, that run is
+            left as it is.
     """
     with ExitStack() as runs:
         if parent and workspace.launched_run:
@@ -65,10 +66,32 @@ def parent_run(workspace: Workspace, step: str, study: str, parent: str) -> Iter
         if rival is not None:
             if parent:
                 run.withdraw()
-            else:
+            elif workspace.launched_run:
                 run.delete_tag(names.STUDY)
+            else:
+                run.flush()
+                run.withdraw()
+                workspace.client.delete_run(run.id)
             raise _in_use(study, rival)
         yield run
+
+
+@contextmanager
+def joining_run(workspace: Workspace, step: str, study: str, parent: str) -> Iterator[None]:
+    """Keep the run that ``mlflow run`` has made, while this process works on another one's study.
+
+    Args:
+        workspace: The open store.
+        step: ``tune`` or ``main``.
+        study: Name of the study.
+        parent: Id of the study's parent run.
+    """
+    if not workspace.launched_run:
+        yield
+        return
+    joins = {names.STUDY: study, names.JOINS: parent}
+    with TrackedRun(workspace, step, f"{study} (joined)", tags=joins, single=True):
+        yield
 
 
 def _find_rival(workspace: Workspace, study: str, own: TrackedRun) -> Run | None:
@@ -82,7 +105,7 @@ def _find_rival(workspace: Workspace, study: str, own: TrackedRun) -> Run | None
     run = find_runs.get_run(workspace, own.id)
     if _is_anothers(run):
         return run
-    others = _find_tuned_elsewhere(workspace, study)
+    others = find_tuned_elsewhere(workspace, study)
     earlier = [other for other in others if _order(other) < _order(run)]
     return min(earlier, key=_order, default=None)
 
@@ -91,7 +114,8 @@ def _order(run: Run) -> tuple[int, str]:
     return run.info.start_time, run.info.run_id
 
 
-def _find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
+def find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
+    """Return the parent runs of a study that other processes, which live, work on."""
     parents = study_runs.find_study_parents(workspace, study)
     return [run for run in parents if is_alive(run.data.tags) and _is_anothers(run)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +16,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline import signals
 from pipeline.background import Background, Task, run_within
-from pipeline.errors import StoreAway, UserError, first_line, may_pass
+from pipeline.errors import StoreAway, TakenOver, UserError, first_line, may_pass
 from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.tracking import names
 from pipeline.tracking.heartbeat import Beat, Heartbeat
@@ -47,6 +49,21 @@ class Pruned(Exception):
     """A trial of a search is given up early. Its run ends FINISHED, in state pruned."""
 
 
+def always() -> None:
+    """Allow every write."""
+
+
+class _GuardedMonitor(SystemMetricsMonitor):
+    """MLflow's monitor of the machine, which asks before it writes."""
+
+    guard: Callable[[], None] = staticmethod(always)
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        with contextlib.suppress(TakenOver, StoreAway):
+            self.guard()
+            super().publish_metrics(metrics)  # type: ignore[no-untyped-call]
+
+
 class TrackedRun(RunLog):
     """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
 
@@ -66,6 +83,11 @@ class TrackedRun(RunLog):
         run_id: Id of an existing run that is taken up instead of making one, or empty.
         tags: Further tags; `names.PARENT` nests the run under another one.
         single: Take the run that ``mlflow run`` has made for this process, if there is one.
+
+    Attributes:
+        guard: Called before each write. If it raises `TakenOver`, another process has the run:
+            nothing more is written to it, and that process ends it. It is set before the run is
+            started.
     """
 
     def __init__(
@@ -83,6 +105,7 @@ class TrackedRun(RunLog):
         self._writing = Background()
         self._is_hurried = False
         self._is_withdrawn = False
+        self.guard: Callable[[], None] = always
         self._heartbeat: Heartbeat | None = None
         self._system: SystemMetricsMonitor | None = None
         super().__init__(workspace, "")
@@ -114,7 +137,12 @@ class TrackedRun(RunLog):
 
     def _write(self, task: Task) -> None:
         # After a signal nothing waits for a store that does not answer.
-        self._writing.submit(task, patience=1.0 if signals.has_arrived() else None)
+        patience = 1.0 if signals.has_arrived() else None
+        self._writing.submit(partial(self._write_guarded, task), patience=patience)
+
+    def _write_guarded(self, task: Task) -> None:
+        self.guard()
+        task()
 
     def _log_figure(self, name: str, draw: Callable[[Path], None]) -> None:
         # After a signal the run must end within seconds.
@@ -130,11 +158,12 @@ class TrackedRun(RunLog):
             self._take_up(self._existing)
         else:
             self._create()
-        self._heartbeat = Heartbeat(self.client, self.id)
+        self._heartbeat = Heartbeat(self.client, self.id, self.guard)
         if self._step == "train" and names.JOINS not in self._tags:
-            self._system = SystemMetricsMonitor(
+            self._system = _GuardedMonitor(
                 self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri
             )  # type: ignore[no-untyped-call]
+            self._system.guard = self.guard
             self._system.start()  # type: ignore[no-untyped-call]
 
     def _take_up(self, run_id: str) -> None:
@@ -158,6 +187,9 @@ class TrackedRun(RunLog):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, TakenOver):
+            self._leave()
+            return
         self._is_hurried = isinstance(error, KeyboardInterrupt)
         # A signal at this moment must not prevent the run's end. It is raised after that.
         with signals.delay_signals():
@@ -202,6 +234,13 @@ class TrackedRun(RunLog):
             if self._heartbeat is not None:
                 self._heartbeat.stop()
             self._end_by(error)
+
+    def _leave(self) -> None:
+        """Write nothing more to the run, which another process has."""
+        self.withdraw()
+        with contextlib.suppress(Exception):
+            self._writing.close()
+        self._end(None)
 
     def withdraw(self) -> None:
         """Leave the run to another process that has taken it up, and that will end it."""

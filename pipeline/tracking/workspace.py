@@ -67,6 +67,8 @@ class Workspace:
             folder of a local database, or else the current folder.
         experiment: Name of our experiment, which names folders, studies and registered models.
         launched_run: The run that ``mlflow run`` has made for this process, or empty.
+        study_run: The parent run of the study that this process works on with others, or empty.
+            New runs go to its MLflow experiment.
     """
 
     client: MlflowClient
@@ -74,18 +76,21 @@ class Workspace:
     home: Path
     experiment: str
     launched_run: str
+    study_run: str = ""
 
     @cached_property
     def experiment_id(self) -> str:
         """Id of the MLflow experiment that new runs go to.
 
-        Under ``mlflow run`` it is the experiment of the run that ``mlflow run`` has made. Otherwise
-        it is the experiment of our name. It is made when it is first needed, so that reading makes
+        In a study that others have begun it is that of the study's parent run. Under ``mlflow run``
+        it is the experiment of the run that ``mlflow run`` has made. Otherwise it is the experiment
+        of our name. It is made when it is first needed, so that reading makes
         none.
         """
         try:
-            if self.launched_run:
-                experiment_id = str(self.client.get_run(self.launched_run).info.experiment_id)
+            beside = self.study_run or self.launched_run
+            if beside:
+                experiment_id = str(self.client.get_run(beside).info.experiment_id)
             else:
                 experiment_id = _get_or_make_experiment(self.client, self.experiment, self.uri)
             for key, value in _EXPERIMENT_TAGS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class TrainingContext:
         resume: The resume checkpoints; None writes none.
         part: Name of the submodule that batches of features go through; empty: batches hold images,
             and go through all of the network.
+        guard: Called before a checkpoint is written; it raises what ends the training if another
+            process has it.
         group: Processes that train together. Each has a loader of its share of every batch, and a
             share of the validation images.
     """
@@ -44,6 +47,7 @@ class TrainingContext:
     numerics: Numerics = PLAIN
     resume: Checkpoints | None = None
     part: str = ""
+    guard: Callable[[], None] = lambda: None
     group: Group = SINGLE_PROCESS
 
     @property

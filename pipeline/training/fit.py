@@ -335,8 +335,13 @@ class _Loop:
         # Where the disk is slower than the epochs, only the newest of those that wait is written.
         self.files.make_room(_BEST, _MOST_PENDING - 1)
         weights = weights_of(self._module)
-        file = self._context.checkpoint
-        self.files.submit(lambda: save_weights(weights, file), replaces=_BEST)
+        context = self._context
+
+        def write() -> None:
+            context.guard()
+            save_weights(weights, context.checkpoint)
+
+        self.files.submit(write, replaces=_BEST)
 
     def _lap(self) -> float:
         """Return the seconds since the last call."""
@@ -361,6 +366,7 @@ class _Loop:
             nonlocal state
             assert state is not None
             try:
+                self._context.guard()
                 checkpoints.save(state, number, best)
             finally:
                 state = None

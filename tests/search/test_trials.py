@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from pipeline.search.pruning import build_pruner, build_sampler
 from pipeline.search.space import as_point, build_configuration, decode_point, suggest
 from pipeline.search.trials import (
     KEY,
+    MAY_PASS,
     PLACE,
     enqueue_missing,
     enqueue_repeats,
     finished_trials,
     is_point,
+    put_back,
     waiting_trials,
     with_repeat_seeds,
 )
@@ -180,7 +183,7 @@ def test_one_entry_outside_the_space_leaves_the_sampling_joint(
     study = optuna.create_study(direction="maximize", sampler=build_sampler(Study(), 0))
     enqueue_missing(study, of, {str(number): one for number, one in enumerate(of.entries)}, set())
     enqueued = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
-    assert [bool(point) for point in enqueued] == [False, *[True] * 5]
+    assert [bool(point) for point in enqueued] == [False, *[True] * 5, *[False] * 14]
     independent: list[str] = []
     sample = TPESampler.sample_independent
 
@@ -256,18 +259,77 @@ def test_repeats_that_are_asked_for_leave_everything_else_to_do(tmp_path: Path) 
     study.tell(study.ask(), 0.5)
     killed = study.ask()
     suggest(killed, of.space)
-    killed.set_user_attr(PLACE, 1)
     values = killed.params
-    # The one that was killed would be the next, and so would one that waits already.
-    study.enqueue_trial({"optimizer.lr": 2e-3}, {PLACE: 2})
+    others = {trial.number for trial in waiting_trials(study)}
     asked = {"h:1": of.entries[0].change("training", seed=1)}
     enqueue_repeats(study, of, asked)
-    [waiting] = waiting_trials(study)
-    assert (waiting.user_attrs[KEY], waiting.user_attrs[PLACE]) == ("h:1", 3)
     enqueue_repeats(study, of, asked)
-    assert len(waiting_trials(study)) == 1
-    study.tell(study.ask(), 0.6)
+    [repeat] = [trial for trial in waiting_trials(study) if trial.user_attrs.get(KEY) == "h:1"]
+    assert repeat.user_attrs[PLACE] == of.trials
     # The study itself goes on as if nothing had been.
     enqueue_missing(study, of, entries, set())
-    again = {trial.user_attrs[PLACE]: trial for trial in waiting_trials(study)}
-    assert set(again) == {1, 2} and again[1].params == values
+    again = {trial.number: trial for trial in waiting_trials(study)}
+    assert set(again) == {killed.number, *others} and again[killed.number].params == values
+
+
+def study_with(of: Experiment, tmp_path: Path) -> optuna.Study:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    enqueue_missing(study, of, {}, set())
+    return study
+
+
+def places(study: optuna.Study) -> list[int]:
+    return sorted(trial.user_attrs[PLACE] for trial in waiting_trials(study))
+
+
+def test_a_study_that_is_to_have_fewer_trials_gives_up_places_that_have_not_begun(
+    tmp_path: Path,
+) -> None:
+    of = experiment(tmp_path, {"optimizer.lr": LR})
+    study = study_with(replace(of, study=Study(trials=6)), tmp_path)
+    begun = study.ask()
+    suggest(begun, of.space)
+    study.tell(begun, 0.5)
+    enqueue_missing(study, replace(of, study=Study(trials=3)), {}, set())
+    assert places(study) == [1, 2]
+    # A place that was given up is free again.
+    enqueue_missing(study, replace(of, study=Study(trials=5)), {}, set())
+    assert places(study) == [1, 2, 3, 4]
+
+
+def test_what_has_begun_is_not_given_up(tmp_path: Path) -> None:
+    of = experiment(tmp_path, {"optimizer.lr": LR})
+    study = study_with(replace(of, study=Study(trials=4)), tmp_path)
+    for trial in (study.ask(), study.ask()):
+        suggest(trial, of.space)
+        put_back(study, trial._trial_id)
+    enqueue_missing(study, replace(of, study=Study(trials=1)), {}, set())
+    assert places(study) == [0, 1]
+
+
+def test_a_trial_that_a_living_worker_holds_is_left_to_it(tmp_path: Path) -> None:
+    of = replace(experiment(tmp_path, {"optimizer.lr": LR}), study=Study(trials=3))
+    study = study_with(of, tmp_path)
+    held = study.ask()
+    enqueue_missing(study, of, {}, set(), lambda trial: trial.number == held.number)
+    assert places(study) == [1, 2]
+    enqueue_missing(study, of, {}, set())
+    assert places(study) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("wants_failed", [False, True])
+def test_what_its_configuration_has_failed_is_trained_again_where_that_is_asked_for(
+    tmp_path: Path, wants_failed: bool
+) -> None:
+    of = replace(
+        experiment(tmp_path, {"optimizer.lr": LR}),
+        study=Study(trials=2, retry_failed=wants_failed),
+    )
+    study = study_with(of, tmp_path)
+    for may_pass in (False, True):
+        trial = study.ask()
+        suggest(trial, of.space)
+        trial.set_user_attr(MAY_PASS, may_pass)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert enqueue_missing(study, of, {}, set()) == (1 + wants_failed, 0)
+    assert places(study) == ([0, 1] if wants_failed else [1])

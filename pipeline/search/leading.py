@@ -1,0 +1,254 @@
+"""The roles that a process has in a study: it leads the study, joins others, or is a worker of one.
+
+The process that leads has opened the study's parent run. It enqueues the trials, has workers train
+them, and concludes. A process of another machine that joins it has workers of its own, and leaves
+the conclusion to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import optuna
+from optuna.trial import TrialState
+
+from pipeline.data.prepared import Prepared
+from pipeline.errors import InUse, PipelineError
+from pipeline.experiment import Experiment
+from pipeline.jobs.summary import Summary
+from pipeline.jobs.training_job import Job
+from pipeline.report.console import say
+from pipeline.report.settings_text import SETTING_LABELS, differing_names, settings_with_effect
+from pipeline.search.claims import is_held
+from pipeline.search.enqueue import enqueue_trials
+from pipeline.search.own_study import IDENTITY, PARENT, load_study, make_study
+from pipeline.search.shared_state import DATA_DIGEST, need_same_release, read_agenda
+from pipeline.search.study_record import conclude_study, log_study
+from pipeline.search.study_storage import Database
+from pipeline.search.trial_runner import TrialRunner
+from pipeline.search.trials import RUN_ID
+from pipeline.search.worker_count import count_workers
+from pipeline.search.worker_processes import run_workers
+from pipeline.tracking import find_runs
+from pipeline.tracking.abandoned_runs import end_abandoned
+from pipeline.tracking.study_parent import joining_run, parent_run, refuse_if_tuned
+from pipeline.tracking.tracked_run import TrackedRun
+from pipeline.tracking.workspace import Workspace
+
+_LONGEST_START = 600.0
+"""Seconds that a study's first process may take from its parent run to its first trial."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished study.
+
+    Attributes:
+        name: Name of the study.
+        parent: Run id of its parent.
+        compared: The comparison of its trainings.
+    """
+
+    name: str
+    parent: str
+    compared: Summary
+
+
+class LedElsewhere(InUse):
+    """Another process leads the study."""
+
+
+class FoundStudy(NamedTuple):
+    """The study that this store works on.
+
+    Attributes:
+        name: Name of the study.
+        identity: The name that follows from experiment, base, space and images.
+        parent: Run id of its parent, or empty if it has none yet.
+        is_new: Whether Optuna's database does not hold it yet.
+    """
+
+    name: str
+    identity: str
+    parent: str
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study with all that working on it needs.
+
+    Attributes:
+        workspace: The open store.
+        experiment: List, space and settings; with `study.only` the list holds these repeats.
+        begun: The experiment as its file has it.
+        database: Optuna's database.
+        prepared: Images of the experiment's base.
+        jobs: The checked trainings of the list.
+        found: Name and parent of the study.
+    """
+
+    workspace: Workspace
+    experiment: Experiment
+    begun: Experiment
+    database: Database
+    prepared: Prepared
+    jobs: list[Job]
+    found: FoundStudy
+
+    def load(self, is_alone: bool = True) -> optuna.Study:
+        """Load Optuna's study."""
+        return load_study(self.database.storage, self.experiment, self.found.name, is_alone)
+
+
+def lead(opened: OpenStudy, step: str, then: Callable[[Summary], None]) -> Tuned:
+    """Train what is to do of a study, and conclude it.
+
+    Args:
+        opened: The study.
+        step: ``tune`` or ``main``, which becomes the parent's ``pipeline.step``.
+        then: Called with the comparison of the trainings at the end, while the parent still runs.
+
+    Raises:
+        LedElsewhere: Another process leads it.
+        PipelineError: Every training failed, or all workers have ended before the study was done.
+    """
+    found = opened.found
+    with _leadership(opened, step) as run:
+        study = opened.load()
+        study.set_user_attr(PARENT, run.id)
+        study.set_user_attr(IDENTITY, found.identity)
+        study.set_user_attr(DATA_DIGEST, opened.prepared.digest)
+        log_study(run, opened.begun, opened.prepared, found.identity)
+        _end_abandoned_trials(opened.workspace, study)
+        trainings = find_runs.find_trainings(opened.workspace, found.name)
+        run_ids = {row["run_id"] for row in trainings}
+        enqueue_trials(study, opened.experiment, opened.jobs, run_ids)
+        _train(opened, study, run.id)
+        compared = conclude_study(opened.workspace, opened.experiment, study, run, opened.prepared)
+        then(compared)
+    return Tuned(found.name, run.id, compared)
+
+
+@contextmanager
+def _leadership(opened: OpenStudy, step: str) -> Iterator[TrackedRun]:
+    """Take the study's lock on this machine, and its parent run; make the study if it is new.
+
+    Raises:
+        LedElsewhere: Another process leads it.
+    """
+    found = opened.found
+    in_use = (
+        f"study {found.name!r} is being tuned by another process on this machine; wait for it, "
+        "or give another study.name; study.workers has one command use more processes"
+    )
+    with ExitStack() as taken:
+        try:
+            refuse_if_tuned(opened.workspace, found.name)
+            taken.enter_context(opened.database.lock_study(found.name, in_use))
+            run = taken.enter_context(parent_run(opened.workspace, step, found.name, found.parent))
+            if found.is_new:
+                make_study(opened.database.storage, opened.experiment, found.name)
+        except InUse as error:
+            raise LedElsewhere(error.message) from None
+        yield run
+
+
+def _train(opened: OpenStudy, study: optuna.Study, parent: str) -> None:
+    """Train all that is to do, in this process or in several."""
+    runner = TrialRunner(
+        opened.workspace,
+        opened.experiment,
+        opened.database,
+        study,
+        parent,
+        opened.prepared,
+        opened.jobs,
+        _telling_settings(opened.begun),
+    )
+    count = count_workers(opened.experiment, opened.prepared, opened.workspace.checkpoints)
+    if count == 1:
+        runner.run()
+        return
+    run_workers(opened.experiment, opened.workspace, opened.found.name, count)
+    left = runner.num_left()
+    if left:
+        raise PipelineError(
+            f"all workers have ended, and {left} of the study's trials are still to do; "
+            "the same command goes on with them"
+        )
+
+
+def train_as_worker(opened: OpenStudy) -> None:
+    """Train as one of several processes that `run_workers` has started."""
+    study = opened.load(is_alone=False)
+    parent = study.user_attrs[PARENT]
+    TrialRunner(
+        replace(opened.workspace, study_run=parent, launched_run=""),
+        opened.experiment,
+        opened.database,
+        study,
+        parent,
+        opened.prepared,
+        telling=_telling_settings(opened.begun),
+    ).run()
+
+
+def join(opened: OpenStudy, step: str, other: LedElsewhere) -> None:
+    """Train what is left for this machine of a study that another process leads.
+
+    Args:
+        opened: The study.
+        step: ``tune`` or ``main``.
+        other: What says which process leads it.
+
+    Raises:
+        UserError: The other process is of another release.
+        PipelineError: The other process does not begin.
+    """
+    say(f"{str(other).partition(';')[0]}; this process joins in")
+    study = _wait_for_agenda(opened)
+    need_same_release(study)
+    parent = study.user_attrs[PARENT]
+    workspace = replace(opened.workspace, study_run=parent)
+    with joining_run(workspace, step, opened.found.name, parent):
+        joined = replace(opened, workspace=replace(workspace, launched_run=""), jobs=[])
+        _train(joined, joined.load(is_alone=False), parent)
+
+
+def _wait_for_agenda(opened: OpenStudy) -> optuna.Study:
+    """Return the study when the process that leads it has enqueued its trials."""
+    started = time.monotonic()
+    while time.monotonic() - started < _LONGEST_START:
+        names = [study.study_name for study in opened.database.storage.get_all_studies()]
+        if opened.found.name in names:
+            study = opened.load(is_alone=False)
+            if read_agenda(study) is not None:
+                return study
+        time.sleep(1)
+    raise PipelineError(
+        f"study {opened.found.name}: the process that leads it has begun no trial within "
+        f"{_LONGEST_START / 60:.0f} minutes"
+    )
+
+
+def _telling_settings(experiment: Experiment) -> list[str]:
+    """Return the settings in which the list and the space of a study differ."""
+    params = []
+    for entry in experiment.entries:
+        params.append({name: find_runs.as_param(value) for name, value in entry.flat().items()})
+    differing = differing_names([settings_with_effect(some) for some in params])
+    telling = dict.fromkeys([*differing, *experiment.space])
+    of_one_run = ("model.name", "training.seed", "data.fold")
+    return [name for name in SETTING_LABELS if name in telling and name not in of_one_run]
+
+
+def _end_abandoned_trials(workspace: Workspace, study: optuna.Study) -> None:
+    """End the runs of trials whose process was killed."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if not is_held(trial):
+            end_abandoned(workspace, trial.user_attrs.get(RUN_ID, ""))

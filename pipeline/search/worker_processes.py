@@ -1,0 +1,258 @@
+"""Several processes of this machine that train the trials of one study at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from pipeline import signals
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment
+from pipeline.report.console import say
+from pipeline.search.study_storage import Database
+from pipeline.tracking.workspace import Workspace
+
+_PLACE = "PIPELINE_WORKER"
+"""Environment variable of a worker: its `WorkerPlace` as JSON."""
+_RESTARTS = 2
+"""How often another process takes the place of one that has died."""
+_PAUSE = 2.0
+"""Seconds until it starts."""
+_NETWORK_FILE_SYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "fuse.sshfs",
+    "fuse.gluster",
+    "fuse.ceph",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "orangefs",
+)
+"""How the names of file systems begin whose locks do not hold, or not always."""
+
+
+class WorkerPlace(NamedTuple):
+    """Which of a study's workers a process is.
+
+    Attributes:
+        number: Number of the worker on this machine, from 1.
+        study: Name of the study.
+    """
+
+    number: int
+    study: str
+
+    def named(self, experiment: Experiment) -> Experiment:
+        """Return an experiment that names the worker's study, as one process works on it."""
+        study = experiment.study.model_copy(update={"name": self.study, "workers": 1})
+        return replace(experiment, study=study)
+
+
+def this_worker() -> WorkerPlace | None:
+    """Return which worker this process is; None if it is none that `run_workers` has started."""
+    given = os.environ.get(_PLACE)
+    return WorkerPlace(**json.loads(given)) if given else None
+
+
+def need_sharable(database: Database, experiment: Experiment) -> None:
+    """Check that several workers may share a study's database and this machine.
+
+    Raises:
+        UserError: They may not.
+    """
+    workers = experiment.study.workers
+    if workers == 1:
+        return
+    if experiment.base.training.processes > 1:
+        raise UserError(
+            f"study.workers: {workers} given with training.processes "
+            f"{experiment.base.training.processes}; either several processes train one network, "
+            "or each trains its own"
+        )
+    if database.file is None:
+        return
+    kind = _network_file_system(database.file)
+    if kind:
+        raise UserError(
+            f"study.workers: {workers} given, and {database.file} is on a network file system "
+            f"({kind}), where SQLite's locks do not hold; give study.storage a local file, or a "
+            "database on a server (postgresql://…)"
+        )
+
+
+def _network_file_system(file: Path) -> str:
+    """Return the kind of network file system that holds a file, or an empty text."""
+    place = file.resolve()
+    kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    for folder in (place, *place.parents):
+        kind = kinds.get(str(folder))
+        if kind is not None:
+            return kind if kind.startswith(_NETWORK_FILE_SYSTEMS) else ""
+    return ""
+
+
+def run_workers(experiment: Experiment, workspace: Workspace, study: str, count: int) -> None:
+    """Have processes of this machine train a study's trials, until all of them have ended.
+
+    What they print is printed with their numbers. Another process takes the place of one that
+    dies. They end with this process, however it ends.
+
+    Args:
+        experiment: The experiment; it tells how this process was called.
+        workspace: The open store.
+        study: Name of the study.
+        count: Number of processes.
+    """
+    say(f"{count} workers, {_describe_share(experiment, count)}")
+    workers = [
+        _Worker(experiment, workspace, WorkerPlace(n, study), count) for n in range(1, count + 1)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        while [worker for worker in workers if worker.goes_on()]:
+            time.sleep(0.2)
+    finally:
+        for worker in workers:
+            worker.ask_to_end()
+        for worker in workers:
+            worker.end()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usable_gpus(experiment: Experiment) -> list[str]:
+    """Return the names of the GPUs that workers may have for themselves, as CUDA counts them."""
+    if experiment.base.training.device not in ("auto", "cuda"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = visible.split(",") if visible else []
+    return [named[n] if n < len(named) else str(n) for n in range(torch.cuda.device_count())]
+
+
+def _describe_share(experiment: Experiment, count: int) -> str:
+    gpus = usable_gpus(experiment)
+    if gpus:
+        return f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU"
+    share = max(1, num_cores() // count)
+    return f"{share} {'core' if share == 1 else 'cores'} each"
+
+
+class _Worker:
+    """One process, and those that take its place.
+
+    Args:
+        experiment: The experiment; it tells how this process was called.
+        workspace: The open store.
+        place: Which worker it is.
+        count: Number of workers.
+    """
+
+    def __init__(
+        self, experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
+    ) -> None:
+        self._place = place
+        self._command = [
+            *(sys.executable, "-P", "-m", "pipeline", "tune"),
+            *experiment.arguments("tune"),
+        ]
+        self._environment = _environment(experiment, workspace, place, count)
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._starts = 0
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Start the process."""
+        self._starts += 1
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self._reader = threading.Thread(target=self._show, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def _show(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            say(f"[{self._place.number}] {line.rstrip()}")
+
+    def goes_on(self) -> bool:
+        """Whether the process, or one that takes its place, still works; start that one if due."""
+        if self._due:
+            if time.monotonic() >= self._due:
+                self._due = 0.0
+                self.start()
+            return True
+        assert self._process is not None and self._reader is not None
+        code = self._process.poll()
+        if code is None:
+            return True
+        self._reader.join()
+        if code in (0, 2) or self._starts > _RESTARTS:
+            return False
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "has died"
+        say(f"worker {self._place.number} {how}; another process takes its place")
+        self._due = time.monotonic() + _PAUSE
+        return True
+
+    def ask_to_end(self) -> None:
+        """Ask the process to end, if it still works."""
+        self._due = 0.0
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self) -> None:
+        """Wait for the process to end, and kill it if it does not in time."""
+        if self._process is None or self._reader is None:
+            return
+        try:
+            self._process.wait(signals.seconds_left())
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(1.0)
+
+
+def _environment(
+    experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
+) -> dict[str, str]:
+    """Return the environment variables of a worker."""
+    found = {**os.environ, _PLACE: json.dumps(place._asdict()), "PYTHONUNBUFFERED": "1"}
+    found["MLFLOW_TRACKING_URI"] = workspace.uri
+    # The run that `mlflow run` has made is that of the process which starts the workers.
+    found.pop("MLFLOW_RUN_ID", None)
+    # Threads of several processes on the same cores wait for one another: two trainings of two
+    # threads each on two cores take up to ten times as long.
+    found.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // count)))
+    gpus = usable_gpus(experiment)
+    if gpus:
+        found["CUDA_VISIBLE_DEVICES"] = gpus[(place.number - 1) % len(gpus)]
+    return found
