@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import optuna
 from optuna.trial import TrialState
@@ -32,7 +32,7 @@ from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID
 from pipeline.search.worker_count import count_workers
-from pipeline.search.worker_processes import run_workers
+from pipeline.search.worker_processes import WorkerProcesses
 from pipeline.tracking import find_runs
 from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.study_parent import joining_run, parent_run, refuse_if_tuned
@@ -105,17 +105,58 @@ class OpenStudy:
         return load_study(self.database.storage, self.experiment, self.found.name, is_alone)
 
 
-def lead(opened: OpenStudy, step: str, then: Callable[[Summary], None]) -> Tuned:
-    """Train what is to do of a study, and conclude it.
+class Trainer(Protocol):
+    """Whoever trains what is to do of a study: this process, or several."""
+
+    def run(self) -> None:
+        """Train until nothing is left that could be trained here."""
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The process that leads a study.
+
+    Attributes:
+        opened: The study.
+        study: Optuna's study, whose trials are enqueued.
+        parent: The study's run.
+    """
+
+    opened: OpenStudy
+    study: optuna.Study
+    parent: TrackedRun
+
+    def trainer(self) -> Trainer:
+        """Return who trains the study's trials on this machine."""
+        return _choose_trainer(self.opened, self.study, self.parent.id)
+
+    def conclude(self, then: Callable[[Summary], None]) -> Tuned:
+        """Evaluate and compare the trainings, and log that to the study's run.
+
+        Args:
+            then: Called with the comparison.
+
+        Raises:
+            PipelineError: No training is complete.
+        """
+        opened = self.opened
+        compared = conclude_study(
+            opened.workspace, opened.experiment, self.study, self.parent, opened.prepared
+        )
+        then(compared)
+        return Tuned(opened.found.name, self.parent.id, compared)
+
+
+@contextmanager
+def lead(opened: OpenStudy, step: str) -> Iterator[Leader]:
+    """Lead a study: its run is open, and its trials are enqueued.
 
     Args:
         opened: The study.
         step: ``tune`` or ``main``, which becomes the parent's ``pipeline.step``.
-        then: Called with the comparison of the trainings at the end, while the parent still runs.
 
     Raises:
         LedElsewhere: Another process leads it.
-        PipelineError: Every training failed, or all workers have ended before the study was done.
     """
     found = opened.found
     with _leadership(opened, step) as run:
@@ -128,10 +169,7 @@ def lead(opened: OpenStudy, step: str, then: Callable[[Summary], None]) -> Tuned
         trainings = find_runs.find_trainings(opened.workspace, found.name)
         run_ids = {row["run_id"] for row in trainings}
         enqueue_trials(study, opened.experiment, opened.jobs, run_ids)
-        _train(opened, study, run.id)
-        compared = conclude_study(opened.workspace, opened.experiment, study, run, opened.prepared)
-        then(compared)
-    return Tuned(found.name, run.id, compared)
+        yield Leader(opened, study, run)
 
 
 @contextmanager
@@ -158,9 +196,17 @@ def _leadership(opened: OpenStudy, step: str) -> Iterator[TrackedRun]:
         yield run
 
 
-def _train(opened: OpenStudy, study: optuna.Study, parent: str) -> None:
-    """Train all that is to do, in this process or in several."""
-    runner = TrialRunner(
+def _choose_trainer(opened: OpenStudy, study: optuna.Study, parent: str) -> Trainer:
+    worker = _worker(opened, study, parent)
+    count = count_workers(opened.experiment, opened.prepared, opened.workspace.checkpoints)
+    if count == 1:
+        return worker
+    name = opened.found.name
+    return WorkerProcesses(opened.experiment, opened.workspace, name, count, worker.num_left)
+
+
+def _worker(opened: OpenStudy, study: optuna.Study, parent: str) -> TrialRunner:
+    return TrialRunner(
         opened.workspace,
         opened.experiment,
         opened.database,
@@ -170,36 +216,19 @@ def _train(opened: OpenStudy, study: optuna.Study, parent: str) -> None:
         opened.jobs,
         _telling_settings(opened.begun),
     )
-    count = count_workers(opened.experiment, opened.prepared, opened.workspace.checkpoints)
-    if count == 1:
-        runner.run()
-        return
-    run_workers(opened.experiment, opened.workspace, opened.found.name, count)
-    left = runner.num_left()
-    if left:
-        raise PipelineError(
-            f"all workers have ended, and {left} of the study's trials are still to do; "
-            "the same command goes on with them"
-        )
 
 
-def train_as_worker(opened: OpenStudy) -> None:
-    """Train as one of several processes that `run_workers` has started."""
+def be_worker(opened: OpenStudy) -> Trainer:
+    """Be one of several processes that `WorkerProcesses` has started."""
     study = opened.load(is_alone=False)
     parent = study.user_attrs[PARENT]
-    TrialRunner(
-        replace(opened.workspace, study_run=parent, launched_run=""),
-        opened.experiment,
-        opened.database,
-        study,
-        parent,
-        opened.prepared,
-        telling=_telling_settings(opened.begun),
-    ).run()
+    workspace = replace(opened.workspace, study_run=parent, launched_run="")
+    return _worker(replace(opened, workspace=workspace), study, parent)
 
 
-def join(opened: OpenStudy, step: str, other: LedElsewhere) -> None:
-    """Train what is left for this machine of a study that another process leads.
+@contextmanager
+def join(opened: OpenStudy, step: str, other: LedElsewhere) -> Iterator[Trainer]:
+    """Join a study that another process leads.
 
     Args:
         opened: The study.
@@ -217,7 +246,7 @@ def join(opened: OpenStudy, step: str, other: LedElsewhere) -> None:
     workspace = replace(opened.workspace, study_run=parent)
     with joining_run(workspace, step, opened.found.name, parent):
         joined = replace(opened, workspace=replace(workspace, launched_run=""), jobs=[])
-        _train(joined, joined.load(is_alone=False), parent)
+        yield _choose_trainer(joined, study, parent)
 
 
 def _wait_for_agenda(opened: OpenStudy) -> optuna.Study:

@@ -27,9 +27,9 @@ from pipeline.search.leading import (
     LedElsewhere,
     OpenStudy,
     Tuned,
+    be_worker,
     join,
     lead,
-    train_as_worker,
 )
 from pipeline.search.own_study import (
     IDENTITY,
@@ -79,20 +79,22 @@ def tune(
         # The process that has started this one has told all about the images.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             opened = _open(workspace, place.named(experiment), is_worker=True)
-        train_as_worker(opened)
+        be_worker(opened).run()
         return None
-    opened = _open(workspace, experiment)
     while True:
+        opened = _open(workspace, experiment)
         try:
-            return lead(opened, step, then)
+            with lead(opened, step) as leader:
+                leader.trainer().run()
+                return leader.conclude(then)
         except LedElsewhere as other:
             if not opened.database.is_on_server:
                 raise
-            join(opened, step, other)
+            with join(opened, step, other) as trainer:
+                trainer.run()
         if find_tuned_elsewhere(workspace, opened.found.name):
             return None
         # Whoever led the study has died: this process concludes it.
-        opened = _open(workspace, experiment)
 
 
 def stop(workspace: Workspace, experiment: Experiment) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -114,7 +114,8 @@ class TrialRunner:
             claim = claims.take(self._is_wanted) if self._goes_on() else None
             if claim is not None:
                 waits = False
-                self._work_on(claim)
+                with self._hold(claim) as trial:
+                    self._run_trial(trial, claim)
                 continue
             busy = claims.busy()
             if not busy:
@@ -147,11 +148,12 @@ class TrialRunner:
         is_alone = bool(self.experiment.study.only) or bool(keys)
         return not is_alone or trial.user_attrs.get(KEY) in keys
 
-    def _work_on(self, claim: Claim) -> None:
+    @contextmanager
+    def _hold(self, claim: Claim) -> Iterator[optuna.Trial]:
+        """Hold a claim while its trial is trained, and put the trial back if that breaks off."""
         with claim as trial:
             try:
-                if not claim.taken_from or self._take_over(trial, claim):
-                    self._run_trial(trial, claim)
+                yield trial
             except TakenOver as lost:
                 say(f"  {lost}; it goes on there")
             except BaseException:
@@ -160,8 +162,12 @@ class TrialRunner:
                 self._put_back(trial, claim)
                 raise
 
-    def _take_over(self, trial: optuna.Trial, claim: Claim) -> bool:
-        """End the run of a worker that has died; return whether the trial is tried once more."""
+    def _take_over(self, trial: optuna.Trial, claim: Claim) -> None:
+        """End the run of a worker that has died, before its trial goes on here.
+
+        Raises:
+            WorkersDied: Too many have died in this trial.
+        """
         lost = 1 + trial.user_attrs.get(LOST, 0)
         trial.set_user_attr(LOST, lost)
         place = trial.user_attrs[PLACE]
@@ -171,10 +177,8 @@ class TrialRunner:
         )
         if RUN_ID in trial.user_attrs:
             end_silent(self.workspace, trial.user_attrs[RUN_ID], claim.taken_from)
-        if lost <= MOST_LOST:
-            return True
-        self._tell_failed(trial, WorkersDied(f"{lost} workers have died while they trained it"))
-        return False
+        if lost > MOST_LOST:
+            raise WorkersDied(f"{lost} workers have died while they trained it")
 
     def _put_back(self, trial: optuna.Trial, claim: Claim) -> None:
         # A trial that cannot even be put back still says RUNNING, which comes to the same.
@@ -188,6 +192,8 @@ class TrialRunner:
     def _run_trial(self, trial: optuna.Trial, claim: Claim) -> None:
         """Train one trial, and tell the study its score, the higher the better, or how it ended."""
         try:
+            if claim.taken_from:
+                self._take_over(trial, claim)
             place = int(trial.user_attrs[PLACE])
             configuration = self._choose_configuration(trial, place)
             settings = describe_settings(configuration.flat())

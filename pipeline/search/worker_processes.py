@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import psutil
 import torch
 
 from pipeline import signals
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.report.console import say
 from pipeline.search.study_storage import Database
@@ -66,7 +67,7 @@ class WorkerPlace(NamedTuple):
 
 
 def this_worker() -> WorkerPlace | None:
-    """Return which worker this process is; None if it is none that `run_workers` has started."""
+    """Return which worker this process is; None if `WorkerProcesses` has not started it."""
     given = os.environ.get(_PLACE)
     return WorkerPlace(**json.loads(given)) if given else None
 
@@ -108,32 +109,55 @@ def _network_file_system(file: Path) -> str:
     return ""
 
 
-def run_workers(experiment: Experiment, workspace: Workspace, study: str, count: int) -> None:
-    """Have processes of this machine train a study's trials, until all of them have ended.
+@dataclass(frozen=True)
+class WorkerProcesses:
+    """Processes of this machine that train a study's trials.
 
     What they print is printed with their numbers. Another process takes the place of one that
     dies. They end with this process, however it ends.
 
-    Args:
+    Attributes:
         experiment: The experiment; it tells how this process was called.
         workspace: The open store.
         study: Name of the study.
         count: Number of processes.
+        num_left: Returns how many trials are still to begin.
     """
-    say(f"{count} workers, {_describe_share(experiment, count)}")
-    workers = [
-        _Worker(experiment, workspace, WorkerPlace(n, study), count) for n in range(1, count + 1)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        while [worker for worker in workers if worker.goes_on()]:
-            time.sleep(0.2)
-    finally:
-        for worker in workers:
-            worker.ask_to_end()
-        for worker in workers:
-            worker.end()
+
+    experiment: Experiment
+    workspace: Workspace
+    study: str
+    count: int
+    num_left: Callable[[], int]
+
+    def run(self) -> None:
+        """Train until all processes have ended, since nothing is left for them.
+
+        Raises:
+            PipelineError: All have died, and there are trials to do.
+        """
+        say(f"{self.count} workers, {_describe_share(self.experiment, self.count)}")
+        workers = [self._worker(number) for number in range(1, self.count + 1)]
+        try:
+            for worker in workers:
+                worker.start()
+            while [worker for worker in workers if worker.goes_on()]:
+                time.sleep(0.2)
+        finally:
+            for worker in workers:
+                worker.ask_to_end()
+            for worker in workers:
+                worker.end()
+        left = self.num_left()
+        if left:
+            raise PipelineError(
+                f"all workers have ended, and {left} of the study's trials are still to do; "
+                "the same command goes on with them"
+            )
+
+    def _worker(self, number: int) -> _Worker:
+        place = WorkerPlace(number, self.study)
+        return _Worker(self.experiment, self.workspace, place, self.count)
 
 
 def num_cores() -> int:

@@ -1,0 +1,156 @@
+"""Workers claim trials: each trial is one worker's, until that one gives no sign of life."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.errors import TakenOver
+from pipeline.search.claims import OWNER, Claims, Owner, is_held
+from pipeline.search.study_storage import Database
+from tests.conftest import thorough_of
+
+NUM_TRIALS = 24
+
+
+def any_trial(trial: FrozenTrial) -> bool:
+    return bool(trial.number >= 0)
+
+
+def open_study(database: Database, num_trials: int, name: str = "claims") -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(storage=database.storage, study_name=name)
+    for _ in range(num_trials):
+        study.enqueue_trial({})
+    return study
+
+
+@pytest.mark.parametrize("kind", thorough_of(["sqlite", "postgresql"], ["sqlite"]))
+def test_of_many_workers_one_gets_each_trial(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").url("claims")
+    open_study(Database(url, tmp_path), NUM_TRIALS)
+    claimed: list[int] = []
+
+    def work() -> None:
+        database = Database(url, tmp_path)
+        study = optuna.load_study(storage=database.storage, study_name="claims")
+        claims = Claims(database, study, interval=60)
+        while claim := claims.take(any_trial):
+            with claim as trial:
+                claimed.append(trial.number)
+                study.tell(trial, 1.0)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == list(range(NUM_TRIALS))
+
+
+def test_a_silent_worker_loses_its_trial_and_is_told(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    silent = Claims(database, study, interval=1).take(any_trial)
+    assert silent is not None
+    others = Claims(database, study, interval=1)
+    assert others.take(any_trial) is None and len(others.busy()) == 1
+    deadline = time.monotonic() + 30
+    while (taken := others.take(any_trial)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert taken.taken_from
+    with pytest.raises(TakenOver, match="trial 0 was taken over"):
+        silent.check()
+    with taken as trial:
+        taken.check()
+        study.tell(trial, 1.0)
+
+
+def test_a_worker_that_gives_signs_of_life_keeps_its_trial(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=1).take(any_trial)
+    assert claim is not None
+    others = Claims(database, study, interval=1)
+    with claim:
+        ends = time.monotonic() + 6
+        while time.monotonic() < ends:
+            assert others.take(any_trial) is None and len(others.busy()) == 1
+            time.sleep(0.2)
+        claim.check()
+
+
+def test_a_worker_of_this_machine_that_has_died_is_known_at_once(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=600).take(any_trial)
+    assert claim is not None
+    with claim as trial:
+        recorded = study.get_trials()[0]
+        assert is_held(recorded)
+        owner = Owner.of(recorded)
+        assert owner is not None and owner.process_id == os.getpid()
+        trial.set_user_attr(OWNER, str(owner._replace(process_id=2**22 + 1)))
+    assert not is_held(study.get_trials()[0])
+    taken = Claims(database, study, interval=600).take(any_trial)
+    assert taken is not None and taken.taken_from.startswith(f"process {2**22 + 1} on ")
+
+
+def test_a_worker_elsewhere_holds_its_trial_as_long_as_nobody_knows_better(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=600).take(any_trial)
+    assert claim is not None
+    with claim as trial:
+        owner = Owner.of(study.get_trials()[0])
+        assert owner is not None
+        trial.set_user_attr(OWNER, str(owner._replace(where="elsewhere/1", process_id=2**22 + 1)))
+    assert is_held(study.get_trials()[0])
+    assert Claims(database, study, interval=600).take(any_trial) is None
+
+
+def test_what_an_earlier_claim_has_noted_says_nothing_of_a_later_one(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=600).take(any_trial)
+    assert claim is not None
+    with claim as trial:
+        before = study.get_trials()[0].datetime_start
+        assert database.mark_running(trial._trial_id, before, datetime.now())
+        assert Owner.of(study.get_trials()[0]) is None
+        # A second worker that has seen the same does not get it.
+        assert not database.mark_running(trial._trial_id, before, datetime.now())
+
+
+def test_a_finished_trial_is_no_claim(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=1).take(any_trial)
+    assert claim is not None
+    with claim as trial:
+        study.tell(trial, state=TrialState.FAIL)
+        with pytest.raises(TakenOver):
+            claim.confirm()
+
+
+def test_what_is_not_wanted_is_left(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 2)
+    claim = Claims(database, study, interval=60).take(lambda trial: trial.number == 1)
+    assert claim is not None
+    with claim as trial:
+        assert trial.number == 1
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.WAITING, TrialState.RUNNING]
