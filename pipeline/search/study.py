@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.jobs.check import check, replace_unreachable_weights
+from pipeline.jobs.disk_space import need_space_for_study
+from pipeline.jobs.keep_weights import remove_other_weights
 from pipeline.jobs.prepare import prepare_images, prepare_variant
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
@@ -88,6 +90,7 @@ def tune(
     if experiment.study.only:
         experiment = _only_repeats(workspace, experiment, found, prepared, database.storage)
         jobs = _check_configurations(workspace, replace(experiment, space={}), prepared)
+    need_space_for_study(workspace, experiment, jobs, found.name, prepared)
     in_use = (
         f"study {found.name!r} is being tuned by another process on this machine; "
         "wait for it, or give another study.name"
@@ -105,6 +108,7 @@ def tune(
         TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
         compared = conclude_study(workspace, experiment, study, run, prepared)
         then(compared)
+        remove_other_weights(workspace, experiment, found.name)
     return Tuned(found.name, run.id, compared)
 
 
