@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from pipeline.data.examine_worker import Recipe
 from pipeline.data.prepared import Prepared
 from pipeline.errors import Unwritable
 from pipeline.experiment import Experiment
+from pipeline.files import existing_part
 from pipeline.jobs.evaluation_log import MOST_AS_CSV
 from pipeline.jobs.predictions_table import MOST_KEPT
 from pipeline.jobs.training_job import Job
@@ -26,13 +27,13 @@ from pipeline.tracking.workspace import Workspace
 
 _KEPT = 2
 """Resume checkpoints that a training keeps."""
-_FIGURES = 450_000
+_FIGURES = 420_000
 """Bytes of the figures and tables of a training that is evaluated, measured."""
 _EVENTS = 15_000
 """Bytes of TensorBoard's files for an epoch, of at most `_MOST_EPOCHS`, measured."""
 _MOST_EPOCHS = 30
-_OF_STUDY = 2_500_000
-"""Bytes of the comparison, in the study's run and among the outputs, and of the databases."""
+_OF_STUDY = 1_400_000
+"""Bytes of the comparison, in the study's run and among the outputs, measured."""
 _EXPORTED = 1_400_000
 """Bytes of an exported model beside its weights: the package that serves it."""
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
@@ -43,15 +44,18 @@ _PER_IMAGE = 40
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that trainings need, by where they are written.
+    """Bytes that trainings need.
 
     Attributes:
-        artifacts: Among the artifacts of the runs.
-        checkpoints: To go on from, while trainings run.
+        artifacts: Among the artifacts of the runs: weights, figures and tables.
+        exported: Among the artifacts too, but after the last training: the exported network, and
+            the comparison.
+        checkpoints: To go on from, while trainings run; removed after the last one.
         images: Of images that are decoded on the way.
     """
 
     artifacts: float = 0.0
+    exported: float = 0.0
     checkpoints: float = 0.0
     images: float = 0.0
 
@@ -88,8 +92,9 @@ def need_space_for_training(workspace: Workspace, job: Job) -> None:
         Unwritable: There is less space than that.
     """
     need = _estimate_training(job.configuration, job.prepared, is_tested=False)
-    artifacts = 2 * need.weights + _EXPORTED + need.results
-    _need_space(workspace, Need(artifacts, need.running), "this training")
+    exported = need.weights + _EXPORTED
+    whole = Need(need.weights + need.results, exported, need.running)
+    _need_space(workspace, whole, "this training")
 
 
 def estimate_study(
@@ -128,9 +133,9 @@ def estimate_study(
             images = _estimate_images(workspace, experiment, prepared)
     if not number:
         return Need()
-    artifacts += max(need.weights for need in needs) + _EXPORTED + _OF_STUDY
-    running = min(workers, number) * max(need.running for need in needs)
-    return Need(artifacts, running, images)
+    exported = max(need.weights for need in needs) + _EXPORTED + _OF_STUDY
+    checkpoints = min(workers, number) * max(need.running for need in needs)
+    return Need(artifacts, exported, checkpoints, images)
 
 
 class _Training(NamedTuple):
@@ -224,15 +229,9 @@ def _estimate_images(workspace: Workspace, experiment: Experiment, prepared: Pre
 
 def _need_space(workspace: Workspace, need: Need, what: str) -> None:
     """Say how much space is needed of each file system, and check that there is so much."""
-    there = sum(file.stat().st_size for file in workspace.checkpoints.glob("*/resume-*.pt"))
-    needed = {workspace.checkpoints: max(0.0, need.checkpoints - there)}
-    for folder in workspace.artifacts:
-        # With a server they are elsewhere.
-        needed[folder] = need.artifacts
-    needed[workspace.prepared] = need.images
     parts, short = [], []
-    for place, number in _by_file_system(workspace.home, needed).items():
-        free = shutil.disk_usage(place).free
+    for place, number in _by_file_system(workspace, need).items():
+        free = shutil.disk_usage(existing_part(place)).free
         text = f"about {format_bytes(max(number, 1e6))} in {place}"
         parts.append(f"{text} (of {format_bytes(free)} free)")
         if number > free:
@@ -248,16 +247,25 @@ def _need_space(workspace: Workspace, need: Need, what: str) -> None:
         say(f"{what} needs {' and '.join(parts)}")
 
 
-def _by_file_system(home: Path, needed: Mapping[Path, float]) -> dict[Path, float]:
+def _by_file_system(workspace: Workspace, need: Need) -> dict[Path, float]:
     """Return how many bytes are needed of each file system, by a folder that stands in it."""
-    sums: dict[int, tuple[Path, float]] = {}
+    there = sum(file.stat().st_size for file in workspace.checkpoints.glob("*/resume-*.pt"))
+    needed = {workspace.checkpoints: need.checkpoints - there, workspace.prepared: need.images}
+    # With a server there is no such folder: the artifacts are elsewhere.
+    for folder in workspace.artifacts:
+        needed[folder] = need.artifacts + need.exported
+        if _find_device(folder) == _find_device(workspace.checkpoints):
+            # What is exported takes the place of the checkpoints.
+            needed[workspace.checkpoints] -= need.exported
+    places: dict[int, Path] = {_find_device(workspace.home): workspace.home}
+    sums: dict[Path, float] = {}
     for folder, number in needed.items():
-        if not number:
-            continue
-        place = next(one for one in (folder, *folder.parents) if one.exists())
-        device = place.stat().st_dev
-        if home.exists() and home.stat().st_dev == device:
-            place = home
-        _, before = sums.get(device, (place, 0.0))
-        sums[device] = (place, before + number)
-    return dict(sums.values())
+        place = places.setdefault(_find_device(folder), folder)
+        if number > 0:
+            sums[place] = sums.get(place, 0.0) + number
+    return sums
+
+
+def _find_device(folder: Path) -> int:
+    """Return which file system a folder is in, which need not exist yet."""
+    return existing_part(folder).stat().st_dev

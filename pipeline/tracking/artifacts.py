@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from pipeline.errors import UserError
+from pipeline.files import existing_part
 from pipeline.tracking import names
 from pipeline.tracking.workspace import Workspace, is_away
 
@@ -101,9 +102,8 @@ def need_room(num_bytes: int, folder: Path, what: str) -> None:
     Raises:
         UserError: The file is too large.
     """
-    places = (folder, *folder.absolute().parents)
-    existing = next(place for place in places if place.exists())
-    allowed = min(MOST_BYTES, shutil.disk_usage(existing).free)
+    free = shutil.disk_usage(existing_part(folder.absolute())).free
+    allowed = min(MOST_BYTES, free)
     if num_bytes > allowed:
         raise UserError(f"{what} has {num_bytes} bytes, and may have {allowed}")
 

@@ -16,9 +16,7 @@ from tests.search.test_study import LIST, study_file
 
 pytestmark = pytest.mark.slow
 
-NEEDED = re.compile(
-    r"this (study|training) needs about ([\d,.]+) (MB|GB) in (.*) \(of ([\d,.]+) GB free\)"
-)
+NEEDED = re.compile(r"this \w+ needs about (\d+) MB in (.*) \(of [\d,.]+ GB free\)")
 
 
 def base_of(quick: Path, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +65,45 @@ def test_a_study_uses_about_as_much_as_it_has_said(
     with Peak(*parts) as peak:
         done = cli("tune", "--config", file)
     assert done.code == 0, done.err
-    (said,) = NEEDED.findall(done.out)
-    needed = float(said[1]) * 1e6
-    print(network, needed, peak.largest)
-    assert said[3] == str(workspace.home)
+    ((megabytes, place),) = NEEDED.findall(done.out)
+    needed = 1e6 * float(megabytes)
+    print(f"FIG {network} {needed} {peak.largest}")
+    assert place == str(workspace.home)
     assert needed / 1.5 < peak.largest < needed * 1.5
     # Nothing is left to do, and nothing is said.
     assert not NEEDED.search(cli("tune", "--config", file).out)
+
+
+def test_a_study_that_has_too_little_space_is_refused_before_anything_is_trained(
+    cli: Cli, quick: Path, store: Path
+) -> None:
+    space = {**SPACE, "model.name": ["resnet18", "vit_b_16"]}
+    file = study_file(quick, base=base_of(quick, data={"image_size": 32}), space=space)
+    done = cli("tune", "--config", file, "--study.trials", "100000000")
+    assert done.code == 2
+    assert re.fullmatch(
+        r"error: this study needs about [\d,.]+ GB in .*my work, where [\d,.]+ GB are free: .*"
+        r"study.trials.*MLFLOW_TRACKING_URI.*keep_weights.*\n",
+        done.err,
+    ), done.err
+    assert runs() == []
+    assert not (store / "checkpoints").exists()
+
+
+def test_only_what_is_still_to_do_needs_space(cli: Cli, quick: Path) -> None:
+    base = base_of(quick, data={"folds": 2, "fold": "all"}, training={"epochs": 1})
+    tune = ["tune", "--config", study_file(quick, base=base, configs=LIST[:1], space=SPACE)]
+    needed = []
+    for number in (1, 2, 2):
+        done = cli(*tune, "--study.trials", number)
+        assert done.code == 0, done.err
+        needed.append([int(megabytes) for megabytes, _ in NEEDED.findall(done.out)])
+    assert needed[0] == needed[1] != []
+    assert needed[2] == []
+
+
+def test_a_single_training_says_what_it_needs(cli: Cli, quick: Path) -> None:
+    done = cli("train", "--config", quick)
+    assert done.code == 0, done.err
+    assert len(NEEDED.findall(done.out)) == 1
+    assert not NEEDED.search(cli("train", "--config", quick).out)
