@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
-from tests.search.test_study import LIST, study_file
+from tests.search.test_study import LIST, SPACE, runs, study_file
 
 pytestmark = pytest.mark.slow
 
