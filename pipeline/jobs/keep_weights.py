@@ -124,10 +124,13 @@ def _explain(error: Exception) -> str:
 def _say_what_was_done(most: int, removed: int, freed: int, kept: Counter[str]) -> None:
     if not removed and not kept:
         return
-    trainings = "1 training" if removed == 1 else f"{removed} trainings"
+    done = "no weights are removed"
+    if removed:
+        trainings = "1 training" if removed == 1 else f"{removed} trainings"
+        done = f"weights of {trainings} removed ({format_bytes(freed)})"
     others = ", ".join(f"{number} {why}" for why, number in sorted(kept.items()))
     beside = f"; beside the best {most}, these keep theirs: {others}" if others else ""
-    say(f"{_OPTION} {most}: weights of {trainings} removed ({format_bytes(freed)}){beside}")
+    say(f"{_OPTION} {most}: {done}{beside}")
 
 
 def export_best(workspace: Workspace, best: Row) -> None:
