@@ -67,7 +67,6 @@ def test_a_study_uses_about_as_much_as_it_has_said(
     assert done.code == 0, done.err
     ((megabytes, place),) = NEEDED.findall(done.out)
     needed = 1e6 * float(megabytes)
-    print(f"FIG {network} {needed} {peak.largest}")
     assert place == str(workspace.home)
     assert needed / 1.5 < peak.largest < needed * 1.5
     # Nothing is left to do, and nothing is said.

@@ -100,8 +100,8 @@ def test_the_best_keep_their_weights_and_the_others_their_results(
     assert said(cli("tune", "--config", file_of(quick, 4, 4))) == []
     assert sum(with_weights(4)) == 2
     # The run without weights has become the best one meanwhile.
-    workspace.client.log_metric(run_id, "best/val_accuracy", 1.0)
-    workspace.client.log_metric(run_id, "best/val_loss", 0.0)
+    workspace.client.log_metric(run_id, "best/val_accuracy", 1.0, step=1000)
+    workspace.client.log_metric(run_id, "best/val_loss", 0.0, step=1000)
     done = cli("tune", "--config", file_of(quick, 1, 4))
     assert done.code == 0 and f"the best run {run_id}" in done.out
     assert "is not exported: tracking.keep_weights has removed its weights" in done.out
