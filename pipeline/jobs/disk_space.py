@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -91,7 +92,8 @@ def need_space_for_training(workspace: Workspace, job: Job) -> None:
     Raises:
         Unwritable: There is less space than that.
     """
-    need = _estimate_training(job.configuration, job.prepared, is_tested=False)
+    answers = _estimate_answers(job.prepared, is_tested=False)
+    need = _estimate_training(job.configuration, len(job.prepared.classes), answers)
     exported = need.weights + _EXPORTED
     whole = Need(need.weights + need.results, exported, need.running)
     _need_space(workspace, whole, "this training")
@@ -111,10 +113,11 @@ def estimate_study(
     network and optimizer are known; their mean counts.
     """
     rows = find_runs.find_trainings(workspace)
-    is_tested = experiment.study.evaluate != "none"
+    num_classes = len(prepared.classes)
+    answers = _estimate_answers(prepared, experiment.study.evaluate != "none")
     listed = list(jobs) if experiment.study.only else list(jobs[: experiment.trials])
     needs = [
-        _estimate_training(job.configuration, job.prepared, is_tested)
+        _estimate_training(job.configuration, num_classes, answers)
         for job in _find_missing(listed, rows)
     ]
     number = len(needs)
@@ -124,7 +127,7 @@ def estimate_study(
         folds = experiment.base.data.folds if experiment.base.data.fold == "all" else 1
         searched = folds * (experiment.trials - len(listed) - _count_searched(rows, study))
         choices = [
-            _estimate_training(choice, prepared, is_tested) for choice in _choices(experiment)
+            _estimate_training(choice, num_classes, answers) for choice in _choices(experiment)
         ]
         if searched > 0:
             number += searched
@@ -152,10 +155,7 @@ class _Training(NamedTuple):
     results: float
 
 
-def _estimate_training(
-    configuration: Configuration, prepared: Prepared, is_tested: bool
-) -> _Training:
-    num_classes = len(prepared.classes)
+def _estimate_training(configuration: Configuration, num_classes: int, answers: float) -> _Training:
     size = models.find_size(configuration.model, num_classes, configuration.data.image_size)
     optimizer = configuration.optimizer
     moments = _MOMENTS[optimizer.name]
@@ -164,7 +164,7 @@ def _estimate_training(
     # A resume checkpoint holds the weights as they are, and the best ones.
     resume = 2 * size.weights + moments * size.trained
     epochs = min(configuration.training.epochs, _MOST_EPOCHS)
-    results = _FIGURES + _EVENTS * epochs + _estimate_answers(prepared, is_tested)
+    results = _FIGURES + _EVENTS * epochs + answers
     return _Training(size.weights, _KEPT * resume + size.weights, results)
 
 
@@ -239,9 +239,9 @@ def _need_space(workspace: Workspace, need: Need, what: str) -> None:
     if short:
         fewer = "a smaller study.trials, " if what == "this study" else ""
         raise Unwritable(
-            f"{what} needs {' and '.join(short)}: {fewer}smaller networks, more free space, or "
-            "another folder (MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db) is needed; "
-            "tracking.keep_weights makes room only at the end"
+            f"{what} needs {' and '.join(short)}; make room, choose {fewer}smaller networks or "
+            "another folder (MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db); "
+            "tracking.keep_weights makes room at the end only"
         )
     if parts:
         say(f"{what} needs {' and '.join(parts)}")
@@ -249,8 +249,11 @@ def _need_space(workspace: Workspace, need: Need, what: str) -> None:
 
 def _by_file_system(workspace: Workspace, need: Need) -> dict[Path, float]:
     """Return how many bytes are needed of each file system, by a folder that stands in it."""
-    there = sum(file.stat().st_size for file in workspace.checkpoints.glob("*/resume-*.pt"))
-    needed = {workspace.checkpoints: need.checkpoints - there, workspace.prepared: need.images}
+    needed = {workspace.checkpoints: need.checkpoints, workspace.prepared: need.images}
+    for file in workspace.checkpoints.glob("*/resume-*.pt"):
+        # Those of trainings that go on; one that is running may remove its own at this moment.
+        with suppress(FileNotFoundError):
+            needed[workspace.checkpoints] -= file.stat().st_size
     # With a server there is no such folder: the artifacts are elsewhere.
     for folder in workspace.artifacts:
         needed[folder] = need.artifacts + need.exported
