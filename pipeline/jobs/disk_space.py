@@ -48,11 +48,11 @@ class Need:
     """Bytes that trainings need.
 
     Attributes:
-        artifacts: Among the artifacts of the runs: weights, figures and tables.
-        exported: Among the artifacts too, but after the last training: the exported network, and
-            the comparison.
-        checkpoints: To go on from, while trainings run; removed after the last one.
-        images: Of images that are decoded on the way.
+        artifacts: Bytes of weights, figures and tables among the artifacts of the runs.
+        exported: Bytes of the exported network and the comparison. They are artifacts too, and are
+            written after the last training.
+        checkpoints: Bytes of what running trainings go on from. It is removed when they end.
+        images: Bytes of images that the search decodes.
     """
 
     artifacts: float = 0.0
@@ -145,9 +145,9 @@ class _Training(NamedTuple):
     """Bytes that one training needs.
 
     Attributes:
-        weights: Of its best weights, among the artifacts.
-        running: Of what it needs to go on, while it runs.
-        results: Of figures, tables and answers, among the artifacts.
+        weights: Bytes of its best weights among the artifacts.
+        running: Bytes of what it goes on from while it runs.
+        results: Bytes of figures, tables and answers among the artifacts.
     """
 
     weights: float

@@ -15,7 +15,6 @@ from pipeline.ranking import by_configuration
 from pipeline.report.console import say
 from pipeline.report.format import format_bytes
 from pipeline.tracking import artifacts, find_runs, names, registry
-from pipeline.tracking.abandoned_runs import is_alive
 from pipeline.tracking.find_runs import Row
 from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace, explain_store_error, is_away
@@ -99,7 +98,7 @@ def _why_kept(run: Any, needed: dict[str, str]) -> str:
     if run.outputs and run.outputs.model_outputs:
         return "exported"
     is_ended = find_runs.to_row(run)["state"] in (names.COMPLETE, names.PRUNED)
-    return "" if is_ended and not is_alive(tags) else "in use"
+    return "" if is_ended else "in use"
 
 
 def _remove_weights(workspace: Workspace, run_id: str) -> int:

@@ -81,7 +81,7 @@ def test_a_study_that_has_too_little_space_is_refused_before_anything_is_trained
     done = cli("tune", "--config", file, "--study.trials", "100000000")
     assert done.code == 2
     assert re.fullmatch(
-        r"error: this study needs about [\d,.]+ GB in .*my work, where [\d,.]+ GB are free: .*"
+        r"error: this study needs about [\d,.]+ GB in .*my work, where [\d,.]+ GB are free; .*"
         r"study.trials.*MLFLOW_TRACKING_URI.*keep_weights.*\n",
         done.err,
     ), done.err
