@@ -629,6 +629,14 @@ class Tracking(Section):
         hashed=False,
         shared="it is one for all trainings of a study",
     )
+    keep_weights: int = more(
+        0,
+        "Number of a study's trainings that keep their weights once it has been evaluated, the "
+        "best first; 0 keeps all. Scores, figures and predictions always stay.",
+        ge=0,
+        hashed=False,
+        shared="it is one for all trainings of a study",
+    )
 
 
 Evaluated = Literal["all", "best", "none"]

@@ -92,6 +92,11 @@ def read_regular(file: Path | str, most_bytes: int) -> bytes:
         os.close(descriptor)
 
 
+def existing_part(path: Path) -> Path:
+    """Return a path, or of its parents the nearest one that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def unwritable(folder: Path) -> str:
     """Return why nothing can be written into a folder, or an empty string if it can.
 
@@ -100,8 +105,7 @@ def unwritable(folder: Path) -> str:
     is tried instead, and the folder is not made.
     """
     try:
-        place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=place) as probe:
+        with tempfile.TemporaryFile(dir=existing_part(folder)) as probe:
             # A full disk still takes empty files.
             probe.write(b"0")
     except OSError as error:

@@ -89,6 +89,7 @@ ANOTHER: dict[str, Any] = {
     "training.deterministic": True,
     "training.checkpoint_seconds": 10.0,
     "tracking.log_images": False,
+    "tracking.keep_weights": 3,
     "data.ordered": True,
     "study.name": "mine",
     "study.trials": 7,

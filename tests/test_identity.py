@@ -27,6 +27,7 @@ NOT_HASHED = {
     "data.bad", "data.duplicates", "data.near_distance", "data.folds", "data.fold", "data.store",
     "data.max_pixels", "data.root", "data.labels", "data.image_column", "data.label_column",
     "data.split_column", "data.group_column", "data.ordered", "tracking.log_images",
+    "tracking.keep_weights",
 }  # fmt: skip
 APPLIES_UNDER = {
     "optimizer.momentum": {"optimizer.name": "sgd"},

@@ -188,7 +188,7 @@ training.precision training.memory_format training.compile
 training.patience training.class_weights training.sampler
 training.best_metric training.label_smoothing training.clip_norm
 training.feature_views training.deterministic training.checkpoint_seconds
-tracking.log_images
+tracking.log_images tracking.keep_weights
 study.name study.trials study.repeats study.sampler study.pruner study.storage study.target
 study.evaluate study.only
 """

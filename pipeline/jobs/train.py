@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 from pipeline import models, ranking
@@ -267,7 +268,7 @@ class TrackedTraining:
             preprocessing = self._context.preprocessing
             export.log_model(self._workspace, run.id, module, classes, preprocessing, temperature)
         run.flush()
-        after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
+        self._remove_checkpoints(run, after_run, None)
         metric = self._job.configuration.training.best_metric
         return Outcome(run.id, metric, result.best[metric])
 
@@ -292,7 +293,26 @@ class TrackedTraining:
         run.flush()
         if isinstance(error, Pruned | LossNotFinite):
             # The cause of another failure may be gone when the training goes on.
-            after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
+            self._remove_checkpoints(run, after_run, error)
+
+    def _remove_checkpoints(
+        self, run: TrackedRun, after_run: contextlib.ExitStack, error: Exception | None
+    ) -> None:
+        """Have the checkpoints removed once the run has ended, by an error or without one.
+
+        If another error has kept the store from noting that end, the training goes on from them.
+        """
+        folder, uid = self._workspace.checkpoints, run.uid
+
+        def remove(
+            kind: type[BaseException] | None,
+            raised: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None:
+            if raised is error:
+                remove_child(folder, uid)
+
+        after_run.push(remove)
 
     def _log_best(self, run: TrackedRun) -> None:
         if self._context.checkpoint.is_file():

@@ -17,6 +17,7 @@ from pipeline.files import sha256_over
 from pipeline.models.builtin_models import BUILDERS, BuiltinModels
 from pipeline.models.family import Family
 from pipeline.models.heads import START, start_head
+from pipeline.models.network_size import NetworkSize, measure_size
 from pipeline.models.normalisation import find_normalisation
 from pipeline.models.own_models import OwnModels, describe_failure, run_once
 from pipeline.models.state_dicts import load_state
@@ -25,6 +26,8 @@ from pipeline.models.torchvision_models import TorchvisionModels
 from pipeline.models.torchvision_weights import torchvision_names
 from pipeline.models.weights import Normalisation, content_hash, find_weights_file
 
+_sizes: dict[tuple[str, str, int, int], NetworkSize] = {}
+"""Sizes of the networks that `check` has built."""
 _FAMILIES: tuple[Family, ...] = (OwnModels(), BuiltinModels(), TimmModels(), TorchvisionModels())
 
 
@@ -280,6 +283,7 @@ def check(
     fetch(model)
     device = family.check_device
     network = build(model, num_classes, image_size, device)
+    _sizes[_size_key(model, num_classes, image_size)] = measure_size(network.module)
     module = network.module.eval()
     try:
         with torch.no_grad():
@@ -317,6 +321,28 @@ def _need_one_image(family: Family, model: Model, image_size: int, module: nn.Mo
             f"data.batch_size: {model.name} cannot train on one image of data.image_size "
             f"{image_size} at a time: {why}"
         ) from None
+
+
+def find_size(model: Model, num_classes: int, image_size: int) -> NetworkSize:
+    """Return how many bytes a network has.
+
+    One that `check` has built is not built again.
+
+    Args:
+        model: The network. Its weights do not matter.
+        num_classes: Outputs of the head.
+        image_size: Side of the input in pixels.
+    """
+    key = _size_key(model, num_classes, image_size)
+    if key not in _sizes:
+        device = _family_of(model.name).check_device
+        built = build(model, num_classes, image_size, device, load=False)
+        _sizes[key] = measure_size(built.module)
+    return _sizes[key]
+
+
+def _size_key(model: Model, num_classes: int, image_size: int) -> tuple[str, str, int, int]:
+    return model.name, model.freeze, num_classes, image_size
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -70,6 +70,13 @@ def format_percent(value: Any) -> str:
     return "" if number is None else f"{100 * number:.2f}%"
 
 
+def format_bytes(number: float) -> str:
+    """Return a number of bytes as ``12 MB`` or ``3.2 GB``; less than 1 MB is ``under 1 MB``."""
+    if number < 1e6:
+        return "under 1 MB"
+    return f"{number / 1e6:.0f} MB" if number < 999.5e6 else f"{number / 1e9:,.1f} GB"
+
+
 def format_speed(value: Any) -> str:
     """Return images a second with at most three digits; nothing for a missing number."""
     number = to_number(value)

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from pipeline.data.prepared import Prepared
 from pipeline.errors import InUse, PipelineError
 from pipeline.experiment import Experiment
+from pipeline.jobs.keep_weights import remove_other_weights
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
@@ -144,6 +145,7 @@ class Leader:
             opened.workspace, opened.experiment, self.study, self.parent, opened.prepared
         )
         then(compared)
+        remove_other_weights(opened.workspace, opened.experiment, opened.found.name)
         return Tuned(opened.found.name, self.parent.id, compared)
 
 

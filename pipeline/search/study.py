@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.identity import FIRST_RELEASE, study_name
 from pipeline.jobs.check import check, replace_unreachable_weights
+from pipeline.jobs.disk_space import need_space_for_study
 from pipeline.jobs.prepare import prepare_images, prepare_variant
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
@@ -42,7 +43,7 @@ from pipeline.search.repeats import find_repeated
 from pipeline.search.shared_state import DATA_DIGEST, ask_to_stop
 from pipeline.search.study_storage import STUDIES, Database
 from pipeline.search.trials import with_repeat_seeds
-from pipeline.search.worker_processes import need_sharable, this_worker
+from pipeline.search.worker_processes import need_sharable, num_cores, this_worker
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.study_parent import find_tuned_elsewhere
 from pipeline.tracking.workspace import Workspace
@@ -147,6 +148,10 @@ def _open(workspace: Workspace, experiment: Experiment, is_worker: bool = False)
     if experiment.study.only and not is_worker:
         experiment = _only_repeats(workspace, experiment, found, prepared, database.storage)
         jobs = _check_configurations(workspace, replace(experiment, space={}), prepared)
+    if not is_worker:
+        count = experiment.study.workers
+        workers = num_cores() if count == "auto" else count
+        need_space_for_study(workspace, experiment, jobs, found.name, prepared, workers)
     return OpenStudy(workspace, experiment, begun, database, prepared, jobs, found)
 
 

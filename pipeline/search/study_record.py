@@ -17,8 +17,8 @@ from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.jobs.augmentation_preview import log_previews
 from pipeline.jobs.evaluate import evaluate_runs
+from pipeline.jobs.keep_weights import export_best
 from pipeline.jobs.prepare import log_report, majority_rate
-from pipeline.jobs.register import export_model
 from pipeline.jobs.summary import Summary, summarise
 from pipeline.jobs.summary_files import summarise_and_write
 from pipeline.safe_text import hide_passwords
@@ -103,7 +103,7 @@ def conclude_study(
             f"the first says: {compared.rows[0]['reason']}"
         )
     best = ranked[0]
-    export_model(workspace, best["run_id"])
+    export_best(workspace, best)
     _log_best(workspace, best, run)
     return compared
 

@@ -17,7 +17,7 @@ class PrepareOptions(FastOptions):
     @staticmethod
     def reads(name: str) -> bool:
         """Whether the step reads a field of a configuration."""
-        return name.startswith(("data.", "tracking."))
+        return name.startswith("data.") or name == "tracking.log_images"
 
 
 OPTIONS = PrepareOptions

@@ -30,7 +30,7 @@ class TrainOptions(TrustOptions):
     @staticmethod
     def reads(name: str) -> bool:
         """Whether the step reads a field of a configuration."""
-        return not name.startswith("study.")
+        return not name.startswith("study.") and name != "tracking.keep_weights"
 
 
 OPTIONS = TrainOptions
@@ -47,6 +47,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
 
     need_processes(experiment.base.training)
     from pipeline.jobs.check import check, replace_unreachable_weights
+    from pipeline.jobs.disk_space import need_space_for_training
     from pipeline.jobs.prepare import prepare_images, with_white
     from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
     from pipeline.jobs.training_job import Job
@@ -75,6 +76,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
             "another training.seed repeats it"
         )
         return
+    need_space_for_training(workspace, job)
     name = configuration.model.name.rpartition("/")[2]
     done = TrackedTraining(workspace, job, Placement(name, export=True, single=True)).run()
     say(f"run {done.run_id}: {done}; model runs:/{done.run_id}/model")
@@ -94,6 +96,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     """Go on with a run in itself; under ``mlflow run`` the launcher's run points to it."""
     from contextlib import ExitStack
 
+    from pipeline.jobs.disk_space import need_space_for_training
     from pipeline.jobs.resume import load_interrupted_job, lock_run
     from pipeline.jobs.train import Placement, TrackedTraining
     from pipeline.report.console import say
@@ -125,6 +128,7 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
             joins = {names.JOINS: own.run_id}
             name = f"resumes {own.run_id[:8]}"
             launched.enter_context(TrackedRun(workspace, "train", name, tags=joins, single=True))
+        need_space_for_training(workspace, job)
         name = str(find_runs.get_run(workspace, own.run_id).info.run_name)
         placement = Placement(name, export=names.TRIAL not in tags, run_id=own.run_id)
         done = TrackedTraining(workspace, job, placement).run()

@@ -262,6 +262,7 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         "test_images": _count_images(names.TEST_IMAGES, params, metrics),
         "val_images": _count_images(names.VAL_IMAGES, params, metrics),
         "flags": _load_flags(tags),
+        "has_weights": tags.get(names.WEIGHTS) != names.REMOVED,
         "measured_on": tags.get(names.COST, "").partition(" pixels, ")[2],
     }
     return found | _ranking_columns(params, metrics) | {"params": dict(params)}
@@ -370,8 +371,13 @@ def find_complete_training(workspace: Workspace, identity: TrainingIdentity) -> 
         workspace, identity, {names.STEP: "train", names.STATE: names.COMPLETE}
     )
     rows = [to_row(run) for run in found if names.JOINS not in run.data.tags]
-    same = [row for row in rows if _is_same(row, identity)]
+    same = [row for row in rows if _is_same(row, identity) and _is_of_use(row)]
     return same[0] if same else None
+
+
+def _is_of_use(row: Row) -> bool:
+    """Whether a complete training is evaluated, or still can be."""
+    return bool(row["has_weights"]) or row["test_accuracy"] is not None
 
 
 def find_unfinished_training(

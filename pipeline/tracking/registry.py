@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ from pipeline.training.exported_model import (
 CHAMPION = "champion"
 LONGEST_TAG = MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 """Number of characters that a tag of a version may have."""
+_IDS_PER_SEARCH = 50
+"""Run ids that one search names: they stand in the address that is asked for."""
 _DESCRIPTION = "MLmodel"
 _FILES = tuple(f"artifacts/{name}" for name in (CLASSES, PREPROCESSING, NETWORK))
 _CALIBRATION = f"artifacts/{CALIBRATION}"
@@ -93,6 +95,22 @@ def champion(workspace: Workspace, name: str) -> Version | None:
             raise
         return None
     return Version(str(found.version), str(found.run_id or ""), dict(found.tags))
+
+
+def find_registered(workspace: Workspace, run_ids: Collection[str]) -> set[str]:
+    """Return those of some runs of which a version of any registered model is."""
+    found: set[str] = set()
+    ids = list(run_ids)
+    for start in range(0, len(ids), _IDS_PER_SEARCH):
+        listed = ", ".join(f"'{one}'" for one in ids[start : start + _IDS_PER_SEARCH])
+        token = None
+        while True:
+            page = workspace.client.search_model_versions(f"run_id IN ({listed})", page_token=token)
+            found |= {str(version.run_id) for version in page}
+            token = page.token
+            if not token:
+                break
+    return found
 
 
 def load_model(uri: str) -> tuple[Classifier, dict[str, str]]:

@@ -21,7 +21,7 @@ from mlflow.entities import Metric
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, StoreAway
 from pipeline.jobs.resume import lock_run
 from pipeline.jobs.summary import summarise
 from pipeline.jobs.training_log import FlagsLog
@@ -484,6 +484,17 @@ def test_checkpoints_are_kept_until_the_run_has_ended(
     assert cli("train", "--config", quick).code == 0
     assert kept[-1]
     assert not [folder for folder in workspace.checkpoints.iterdir() if folder.is_dir()]
+
+
+def test_checkpoints_are_kept_if_the_store_has_not_noted_the_end(
+    cli: Cli, quick: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(run: TrackedRun, state: str, reason: str = "") -> None:
+        raise StoreAway("it does not answer")
+
+    monkeypatch.setattr(TrackedRun, "end", end)
+    assert cli("train", "--config", quick, *LONG[2:]).code == 1
+    assert list(workspace.checkpoints.glob("*/resume-*.pt"))
 
 
 def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline import models
@@ -334,3 +335,14 @@ def test_an_own_network_needs_file_and_function(name: str) -> None:
 def test_a_missing_own_file_is_named_with_the_nearest(own: Path) -> None:
     with pytest.raises(UserError, match=r"file '.*/nett\.py' does not exist; nearest: .*/net\.py"):
         models.origin(Model(name=f"file:{own.parent}/nett.py:build"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small_cnn"])
+def test_the_size_of_a_network_is_that_of_its_file(name: str, tmp_path: Path) -> None:
+    model = Model(name=name, freeze="backbone")
+    module = models.build(model, 5, 32).module
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    size = models.find_size(model, 5, 32)
+    assert 0 < (tmp_path / "weights.safetensors").stat().st_size - size.weights < 20_000
+    head = [one for one in module.parameters() if one.requires_grad]
+    assert size.trained == sum(4 * one.numel() for one in head) < size.weights
