@@ -225,8 +225,9 @@ class _Worker:
 
     def _show(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            say(f"[{self._place.number}] {line.rstrip()}")
+        with process.stdout as lines:
+            for line in lines:
+                say(f"[{self._place.number}] {line.rstrip()}")
 
     def goes_on(self) -> bool:
         """Whether the process, or one that takes its place, still works; start that one if due."""
