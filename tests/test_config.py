@@ -99,6 +99,7 @@ ANOTHER: dict[str, Any] = {
     "study.target": 0.75,
     "study.evaluate": "best",
     "study.only": "0123456789ab",
+    "study.hours": 2.5,
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 
