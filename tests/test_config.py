@@ -250,7 +250,15 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: Any
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("trials", -1), ("repeats", 0), ("sampler", "grid"), ("pruner", "halving")]
+    ("field", "value"),
+    [
+        ("trials", -1),
+        ("repeats", 0),
+        ("sampler", "grid"),
+        ("pruner", "halving"),
+        ("hours", -0.5),
+        ("hours", float("inf")),
+    ],
 )
 def test_a_study_value_out_of_range_is_refused(field: str, value: Any) -> None:
     message = error_of({field: value}, Study)

@@ -147,7 +147,9 @@ class Stopwatch:
         if estimate.choice * batch < remaining:
             return list_candidates(Training(), self.device)
         nearest = self._forms[self.speeds.nearest(*cell)][0]
-        return [nearest] if (WARM_UP + STEPS) * estimate.step * batch < remaining else []
+        is_time = (WARM_UP + STEPS) * estimate.step * batch < remaining
+        # The first look alone says too little to plan by.
+        return [nearest] if is_time or self._first_look is not None else []
 
     def _measure(self, cell: Cell, batch: int, forms: Sequence[Numerics]) -> Speed | None:
         """Return the speed of a network; None, and the network is left out, if it does not fit."""

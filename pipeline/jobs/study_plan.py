@@ -152,7 +152,8 @@ def _plan_rung(rung: Rung, subject: Subject, speeds: Speeds) -> Plan:
             found[name], subject.images, rung.epochs, rung.is_frozen, batch_size
         )
     ordered = sorted(seconds, key=lambda name: (found[name].step, name))
-    taken = ordered[: rung.num_networks]
+    taken, left_out = ordered[: rung.num_networks], ordered[rung.num_networks :]
+    speeds_taken = [found[name] for name in taken]
     trainings = Trainings(
         rung.epochs,
         rung.is_frozen,
@@ -165,17 +166,21 @@ def _plan_rung(rung: Rung, subject: Subject, speeds: Speeds) -> Plan:
         rung=rung,
         best=rung,
         batch_size=batch_size,
-        networks={name: seconds[name] for name in taken},
-        left_out={name: seconds[name] for name in ordered[rung.num_networks :]},
-        seconds=study_seconds([found[name] for name in taken], subject.images, trainings),
+        networks=_pick(seconds, taken),
+        left_out=_pick(seconds, left_out),
+        seconds=study_seconds(speeds_taken, subject.images, trainings),
     )
+
+
+def _pick(seconds: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    return {name: seconds[name] for name in names}
 
 
 def list_rungs(subject: Subject, num_networks: int) -> list[Rung]:
     """Return what a study may have, from the least to what is wanted if time does not matter.
 
-    Where trained weights can be had, studies that train heads only come before those that train
-    whole networks.
+    If trained weights can be had, studies that train heads only come before those that train whole
+    networks.
 
     Args:
         subject: Images and machine.
