@@ -27,7 +27,7 @@ SMALLEST = 3.5
 """From random weights, the smallest size of a plan is that of the pictures divided by this."""
 SMALLEST_TRAINED = 2.0
 """The same for trained weights, which have seen pictures of 224 pixels."""
-EPOCHS = (4, 6, 8, 10, 13, 16, 20, 25, 30)
+EPOCHS = (2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 30)
 """Numbers of epochs from random weights."""
 FINE_TUNING_EPOCHS = (3, 4, 5, 6, 8, 10)
 """Numbers of epochs from trained weights."""
@@ -148,9 +148,7 @@ def _plan_rung(rung: Rung, subject: Subject, speeds: Speeds) -> Plan:
     seconds: dict[str, float] = {}
     for name in speeds.multiply_adds:
         found[name] = speeds.of(name, rung.image_size)
-        seconds[name] = training_seconds(
-            found[name], subject.images, rung.epochs, rung.is_frozen, batch_size
-        )
+        seconds[name] = training_seconds(found[name], subject.images, rung.epochs, rung.is_frozen)
     ordered = sorted(seconds, key=lambda name: (found[name].step, name))
     taken, left_out = ordered[: rung.num_networks], ordered[rung.num_networks :]
     speeds_taken = [found[name] for name in taken]

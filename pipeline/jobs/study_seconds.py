@@ -117,18 +117,14 @@ class StudySeconds:
         return self.listed + self.searched + self.evaluation + self.rest
 
 
-def training_seconds(
-    speed: Speed, images: Images, epochs: float, is_frozen: bool, batch_size: int
-) -> float:
+def training_seconds(speed: Speed, images: Images, epochs: float, is_frozen: bool) -> float:
     """Return how long one training takes.
 
     A frozen backbone's features, which its first training computes, are not among it.
     """
     step = HEAD_SECONDS if is_frozen else speed.step + LOADING_SECONDS
-    # The last batch of an epoch is smaller, which hardly makes it quicker if it is the only one.
-    train = max(images.train, min(batch_size, 4) * 2)
     validation = step if is_frozen else FORWARD * speed.step + LOADING_SECONDS
-    epoch = train * step + images.val * validation + EPOCH_SECONDS
+    epoch = images.train * step + images.val * validation + EPOCH_SECONDS
     return epochs * epoch + TRAINING_SECONDS
 
 
@@ -145,11 +141,10 @@ def study_seconds(speeds: Sequence[Speed], images: Images, trainings: Trainings)
     evaluations = []
     once = []
     searching = PRUNERS[trainings.pruner](trainings.epochs, trainings.num_searched)
-    frozen, batch_size = trainings.is_frozen, trainings.batch_size
+    some = searching.epochs * trainings.epochs
     for speed in speeds:
-        whole.append(training_seconds(speed, images, trainings.epochs, frozen, batch_size))
-        some = searching.epochs * trainings.epochs
-        pruned.append(training_seconds(speed, images, some, frozen, batch_size))
+        whole.append(training_seconds(speed, images, trainings.epochs, trainings.is_frozen))
+        pruned.append(training_seconds(speed, images, some, trainings.is_frozen))
         evaluations.append(
             EVALUATION_SECONDS + FORWARD * speed.plain * (images.test + MISTAKE_IMAGES)
         )

@@ -153,7 +153,7 @@ def test_hours_that_no_study_fits_into_are_refused_with_the_least_that_do(folder
     message = str(refused.value)
     assert "\n" not in message
     assert message.startswith("hours: 0.001 given; the least that makes sense here takes 0.0")
-    assert "2 networks with 2 learning rates each, 4 epochs at 32 pixels" in message
+    assert "2 networks with 2 learning rates each, 2 epochs at 32 pixels" in message
     assert list(folder.glob("*.yaml")) == []
 
 

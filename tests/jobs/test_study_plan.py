@@ -144,7 +144,7 @@ def test_little_time_trains_heads_only_where_weights_can_be_had() -> None:
 def test_what_does_not_fit_is_the_least_study_and_says_so() -> None:
     plan = make_plan(0.001, PHOTOS, speeds_of())
     assert not plan.fits
-    assert plan.rung == Rung(64, 4, 2, 2, 0)
+    assert plan.rung == Rung(64, 2, 2, 2, 0)
     again = make_plan(plan.seconds.total / 3600, PHOTOS, speeds_of())
     assert again.fits and again.rung == plan.rung
 

@@ -34,12 +34,12 @@ TRAININGS = Trainings(10, False, 16, num_settings=2, num_searched=0, pruner="non
 def test_a_training_is_its_epochs_of_training_and_validation() -> None:
     epoch = 1000 * (0.1 + LOADING_SECONDS) + 200 * (FORWARD * 0.1 + LOADING_SECONDS)
     expected = 10 * (epoch + EPOCH_SECONDS) + TRAINING_SECONDS
-    assert training_seconds(SLOW, IMAGES, 10, False, 16) == pytest.approx(expected)
+    assert training_seconds(SLOW, IMAGES, 10, False) == pytest.approx(expected)
 
 
 def test_a_head_does_not_wait_for_its_backbone() -> None:
     expected = 10 * (1200 * HEAD_SECONDS + EPOCH_SECONDS) + TRAINING_SECONDS
-    assert training_seconds(SLOW, IMAGES, 10, True, 16) == pytest.approx(expected)
+    assert training_seconds(SLOW, IMAGES, 10, True) == pytest.approx(expected)
     frozen = replace(TRAININGS, is_frozen=True)
     rest = study_seconds([SLOW], IMAGES, frozen).rest
     # Its features are computed once.
@@ -48,7 +48,7 @@ def test_a_head_does_not_wait_for_its_backbone() -> None:
 
 def test_a_study_counts_evaluation_and_choice_of_precision() -> None:
     seconds = study_seconds([SLOW, SLOW], IMAGES, TRAININGS)
-    assert seconds.listed == pytest.approx(4 * training_seconds(SLOW, IMAGES, 10, False, 16))
+    assert seconds.listed == pytest.approx(4 * training_seconds(SLOW, IMAGES, 10, False))
     assert seconds.searched == 0
     assert seconds.evaluation > 4 * (EVALUATION_SECONDS + FORWARD * 0.2 * 100)
     assert seconds.rest > STUDY_SECONDS + 2 * 16 * 1.0
@@ -58,7 +58,7 @@ def test_a_study_counts_evaluation_and_choice_of_precision() -> None:
 def test_searched_trials_are_spread_over_the_networks() -> None:
     quick = SLOW.scaled(0.5)
     searched = replace(TRAININGS, num_searched=6)
-    one, two = (training_seconds(speed, IMAGES, 10, False, 16) for speed in (SLOW, quick))
+    one, two = (training_seconds(speed, IMAGES, 10, False) for speed in (SLOW, quick))
     assert study_seconds([SLOW, quick], IMAGES, searched).searched == pytest.approx(
         3 * one + 3 * two
     )
