@@ -354,7 +354,7 @@ def test_init_keeps_long_pictures_whole(
     assert done.code == 0, done.err
     data = load_experiment("strips.yaml", {}).base.data
     # As large as the longer side, not as the shorter.
-    assert (data.fit, data.image_size, data.stored_size) == ("pad", 64, 64)
+    assert (data.fit, data.image_size, data.stored_size) == ("pad", 48, 48)
 
 
 @pytest.mark.thorough

@@ -138,7 +138,7 @@ def _describe_times(found: Findings) -> list[str]:
     lines += [f"#   {name:<12} left out: {reason}" for name, reason in found.unfit.items()]
     if found.is_disturbed:
         lines.append(
-            "# Other work has disturbed the timing: on an idle machine this may take much less."
+            "# Other work has disturbed the timing: while it goes on, all may take much longer."
         )
     return lines
 

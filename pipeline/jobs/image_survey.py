@@ -18,8 +18,8 @@ from pipeline.data.splits import assign_splits, sample_images
 from pipeline.errors import UserError
 from pipeline.natural_order import natural_key
 
-SIZES = (32, 64, 96, 128, 160, 224)
-"""Sides, in pixels, that images are brought to if time does not matter."""
+SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224)
+"""Sides, in pixels, of the squares that networks may see."""
 SAMPLE = 60
 """Number of images that are looked at."""
 
@@ -41,7 +41,8 @@ class Survey:
         test_images: Number of test images.
         num_folds: How often each configuration is trained: once, or on every fold.
         median_side: Median of the shorter sides of the pictures, in pixels.
-        image_size: Side of the square, in pixels, that shows what the pictures have.
+        image_size: Side of the square, in pixels, that shows what the pictures have; a square of
+            less than the smallest of `SIZES` shows networks too little.
         reading_seconds: Seconds to read and decode one of them.
     """
 
@@ -82,6 +83,7 @@ def look_at_images(data: Data, progress: Callable[[str], None]) -> Survey:
         # Kept whole, a picture is as long as the square.
         seen = int(np.median([max(size) for size in sizes]))
     labels = Counter(item.label for item in items)
+    shown = [size for size in SIZES if size <= seen]
     return Survey(
         name=data.name,
         source=data.source,
@@ -93,7 +95,7 @@ def look_at_images(data: Data, progress: Callable[[str], None]) -> Survey:
         test_images=test,
         num_folds=data.folds if data.fold == "all" else 1,
         median_side=median_side,
-        image_size=min(SIZES, key=lambda size: abs(np.log(size / max(seen, 1)))),
+        image_size=max(shown, default=SIZES[0]),
         reading_seconds=seconds,
     )
 

@@ -16,9 +16,9 @@ from pipeline.files import new_file, unwritable
 from pipeline.jobs.experiment_text import Findings, compose_text
 from pipeline.jobs.image_survey import Survey, look_at_images
 from pipeline.jobs.network_speeds import Speeds
-from pipeline.jobs.network_timing import Cell, Stopwatch, count_candidates
+from pipeline.jobs.network_timing import ROUNDS, Cell, Stopwatch, count_candidates
 from pipeline.jobs.study_plan import Plan, Subject, list_sizes, make_plan
-from pipeline.jobs.study_seconds import Images
+from pipeline.jobs.study_seconds import LOADING_SECONDS, Images
 from pipeline.report.format import format_duration
 from pipeline.training.device import resolve_device
 
@@ -66,7 +66,9 @@ def _find_out(
     device = resolve_device(device_name)
     survey = look_at_images(data, progress)
     has_weights, weights_comment = _choose_weights()
-    subject = Subject(_images_of(survey), survey.image_size, has_weights, device.type == "cpu")
+    subject = Subject(
+        _images_of(survey, device), survey.image_size, has_weights, device.type == "cpu"
+    )
     num_classes = len(survey.counts)
     speeds = Speeds(count_candidates(num_classes))
     watch = Stopwatch(device, num_classes, speeds, progress)
@@ -87,13 +89,15 @@ def _find_out(
     )
 
 
-def _images_of(survey: Survey) -> Images:
+def _images_of(survey: Survey, device: torch.device) -> Images:
     return Images(
         train=survey.train_images,
         val=survey.val_images,
         test=survey.test_images,
         num_folds=survey.num_folds,
         reading_seconds=survey.reading_seconds,
+        # Beside a GPU, other processes do it.
+        loading_seconds=LOADING_SECONDS if device.type == "cpu" else 0.0,
     )
 
 
@@ -104,12 +108,17 @@ def _time_and_plan(hours: float, subject: Subject, watch: Stopwatch) -> Plan:
         UserError: No network fits in the memory.
     """
     watch.look_first(list_sizes(subject.image_size, subject.has_weights)[0])
-    _need_networks(watch)
-    plan = make_plan(hours, subject, watch.speeds)
-    while watch.time_next(_cells_of(plan), plan.batch_size):
-        _need_networks(watch)
-        plan = make_plan(hours, subject, watch.speeds)
-    watch.time_again(_cells_of(plan))
+    plan = _plan_again(hours, subject, watch)
+    for number in range(ROUNDS):
+        if number:
+            watch.time_again(_cells_of(plan))
+            plan = _plan_again(hours, subject, watch)
+        while watch.time_next(_cells_of(plan), plan.batch_size):
+            plan = _plan_again(hours, subject, watch)
+    return plan
+
+
+def _plan_again(hours: float, subject: Subject, watch: Stopwatch) -> Plan:
     _need_networks(watch)
     return make_plan(hours, subject, watch.speeds)
 

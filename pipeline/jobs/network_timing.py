@@ -28,7 +28,7 @@ CANDIDATES = (
 TOTAL_SECONDS = 60.0
 """Seconds after which nothing more is timed."""
 ROUNDS = 3
-"""How often each network of a plan is timed, if there is time."""
+"""How often the networks of a plan are timed, if there is time."""
 DISTURBED = 1.3
 """Between two rounds, times of one network that differ by this factor show other work."""
 BUSY = 0.6
@@ -106,12 +106,15 @@ class Stopwatch:
         return False
 
     def time_again(self, cells: Sequence[Cell]) -> None:
-        """Time those of some networks that are timed once more, as often as there is time for."""
-        for number in range(2, ROUNDS + 1):
-            for cell in cells:
-                if cell in self._forms and time.monotonic() < self._ends:
-                    self.progress(f"timing {cell[0]} again (round {number} of {ROUNDS})")
-                    self._repeat(cell)
+        """Time what is timed once more, if there is time.
+
+        Args:
+            cells: What comes first.
+        """
+        for cell in dict.fromkeys([*cells, *self.speeds.measured]):
+            if cell in self.speeds.measured and time.monotonic() < self._ends:
+                self.progress(f"timing {cell[0]} again")
+                self._repeat(cell)
 
     def _time(self, cell: Cell, batch_size: int) -> bool:
         """Time a network in all forms, or in one if there is no time for more, or not at all."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.jobs.image_survey import SIZES
 from pipeline.jobs.network_speeds import Speed, Speeds
 from pipeline.jobs.study_seconds import (
     Images,
@@ -20,9 +21,6 @@ from pipeline.jobs.study_seconds import (
     training_seconds,
 )
 
-LEAST_SIZE = 32
-IMAGE_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224)
-"""Image sizes, in pixels, that a plan may have."""
 SMALLEST = 3.5
 """From random weights, the smallest size of a plan is that of the pictures divided by this."""
 SMALLEST_TRAINED = 2.0
@@ -31,6 +29,8 @@ EPOCHS = (2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 30)
 """Numbers of epochs from random weights."""
 FINE_TUNING_EPOCHS = (3, 4, 5, 6, 8, 10)
 """Numbers of epochs from trained weights."""
+LEAST_STEPS = 40
+"""Steps before which no network has learned anything."""
 HEAD_EPOCHS = 20
 """Number of epochs if only a head is trained."""
 NETWORKS = (2, 3, 4, 5)
@@ -83,7 +83,7 @@ class Subject:
 
     Attributes:
         images: Its images.
-        image_size: Side of the square, in pixels, that shows what the pictures have.
+        image_size: Side of the square, in pixels, that shows what the pictures have, of `SIZES`.
         has_weights: Whether trained weights can be had.
         is_cpu: Whether a CPU trains.
     """
@@ -95,6 +95,8 @@ class Subject:
 
     def batch_size(self, image_size: int) -> int:
         """Return the number of images per step."""
+        if self.images.train < 500:
+            return 16
         if not self.is_cpu or image_size <= 64:
             return 64
         return 16 if self.images.train < 1000 else 32
@@ -192,22 +194,26 @@ def list_rungs(subject: Subject, num_networks: int) -> list[Rung]:
         "num_settings": _Steps(SETTINGS, 0.35, 0.9),
         "num_searched": _Steps(SEARCHED, 0.3, 0.95),
     }
+    all_epochs = FINE_TUNING_EPOCHS if subject.has_weights else EPOCHS
+    images_seen = LEAST_STEPS * subject.batch_size(sizes[0])
+    epochs = [number for number in all_epochs if number * subject.images.train >= images_seen]
+    epochs = epochs or [all_epochs[-1]]
+    whole = _climb({**common, "epochs": _Steps(epochs, 0.0, 0.9), "saves_epochs": _PRUNING})
     if not subject.has_weights:
-        return _climb({**common, "epochs": _Steps(EPOCHS, 0.0, 0.9), "saves_epochs": _PRUNING})
+        return whole
     heads = _climb({**common, "epochs": _Steps([HEAD_EPOCHS], 0.0, 0.0)})
-    whole = {**common, "epochs": _Steps(FINE_TUNING_EPOCHS, 0.0, 0.9), "saves_epochs": _PRUNING}
-    return [*(replace(rung, is_frozen=True) for rung in heads), *_climb(whole)]
+    return [*(replace(rung, is_frozen=True) for rung in heads), *whole]
 
 
 def list_sizes(image_size: int, has_weights: bool) -> list[int]:
     """Return the image sizes that a plan may have.
 
     Args:
-        image_size: Side of the square, in pixels, that shows what the pictures have.
+        image_size: Side of the square, in pixels, that shows what the pictures have, of `SIZES`.
         has_weights: Whether trained weights can be had.
     """
-    least = max(LEAST_SIZE, image_size / (SMALLEST_TRAINED if has_weights else SMALLEST))
-    return [size for size in IMAGE_SIZES if least <= size <= image_size] or [image_size]
+    least = image_size / (SMALLEST_TRAINED if has_weights else SMALLEST)
+    return [size for size in SIZES if least <= size <= image_size]
 
 
 @dataclass(frozen=True)

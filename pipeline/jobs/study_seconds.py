@@ -13,7 +13,7 @@ from pipeline.jobs.network_speeds import Speed
 FORWARD = 0.3
 """Time of a forward pass over that of a forward and a backward one, roughly."""
 LOADING_SECONDS = 3e-4
-"""Seconds to read and augment an image, where a GPU does not do the rest meanwhile."""
+"""Seconds to read and augment an image, if the processor that does it trains too."""
 HEAD_SECONDS = 5e-5
 """Seconds of a training step per image if only a head is trained on features."""
 EPOCH_SECONDS = 0.15
@@ -39,7 +39,8 @@ class Images:
         val: Number of validation images.
         test: Number of test images.
         num_folds: How often each configuration is trained.
-        reading_seconds: Seconds to read and decode an image.
+        reading_seconds: Seconds to read and decode an image, once in a study.
+        loading_seconds: Seconds by which each image makes an epoch longer beside its step.
     """
 
     train: int
@@ -47,6 +48,7 @@ class Images:
     test: int
     num_folds: int = 1
     reading_seconds: float = 0.0
+    loading_seconds: float = LOADING_SECONDS
 
     @property
     def total(self) -> int:
@@ -122,8 +124,8 @@ def training_seconds(speed: Speed, images: Images, epochs: float, is_frozen: boo
 
     A frozen backbone's features, which its first training computes, are not among it.
     """
-    step = HEAD_SECONDS if is_frozen else speed.step + LOADING_SECONDS
-    validation = step if is_frozen else FORWARD * speed.step + LOADING_SECONDS
+    step = HEAD_SECONDS if is_frozen else speed.step + images.loading_seconds
+    validation = step if is_frozen else FORWARD * speed.step + images.loading_seconds
     epoch = images.train * step + images.val * validation + EPOCH_SECONDS
     return epochs * epoch + TRAINING_SECONDS
 

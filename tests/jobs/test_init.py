@@ -56,6 +56,14 @@ def test_the_images_are_counted_as_a_training_will_use_them(tmp_path: Path) -> N
     assert folds.changed == {"folds": 5, "fold": "all"}
 
 
+@pytest.mark.parametrize(
+    ("side", "expected"), [(8, 32), (32, 32), (47, 32), (48, 48), (108, 96), (300, 224)]
+)
+def test_images_are_not_seen_larger_than_they_are(side: int, expected: int, tmp_path: Path) -> None:
+    source = f"folder:{write_digits(tmp_path / 'digits', 5, size=side)}"
+    assert look_at_images(Data(source=source), no_progress).image_size == expected
+
+
 def test_multiply_adds_grow_with_the_depth_of_a_network() -> None:
     counts = count_candidates(10)
     assert counts["resnet34"] > 1.9 * counts["resnet18"]
@@ -153,7 +161,7 @@ def test_hours_that_no_study_fits_into_are_refused_with_the_least_that_do(folder
     message = str(refused.value)
     assert "\n" not in message
     assert message.startswith("hours: 0.001 given; the least that makes sense here takes 0.0")
-    assert "2 networks with 2 learning rates each, 2 epochs at 32 pixels" in message
+    assert "2 networks with 2 learning rates each, 30 epochs at 32 pixels" in message
     assert list(folder.glob("*.yaml")) == []
 
 

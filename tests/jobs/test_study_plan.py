@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipeline.jobs.image_survey import SIZES
 from pipeline.jobs.network_speeds import Speed, Speeds
 from pipeline.jobs.study_plan import (
     SETTINGS,
@@ -53,7 +54,7 @@ subjects = st.builds(
         num_folds=st.integers(1, 5),
         reading_seconds=st.floats(0, 0.1),
     ),
-    st.sampled_from([32, 64, 96, 128, 160, 224]),
+    st.sampled_from(SIZES),
     st.booleans(),
     st.booleans(),
 )
@@ -135,6 +136,12 @@ def test_where_time_does_not_matter_all_is_wanted_and_no_more() -> None:
     assert make_plan(1e6, DIGITS, speeds_of(0.0025, 32)).rung.image_size == 32
 
 
+def test_few_images_are_shown_often_enough_to_learn_from() -> None:
+    for train, epochs in ((10_000, 2), (1000, 3), (100, 8), (10, 30)):
+        subject = Subject(Images(train, 20, 20), 32, has_weights=False, is_cpu=True)
+        assert list_rungs(subject, 7)[0].epochs == epochs
+
+
 def test_little_time_trains_heads_only_where_weights_can_be_had() -> None:
     assert make_plan(0.12, WITH_WEIGHTS, speeds_of()).rung.is_frozen
     assert not make_plan(10, WITH_WEIGHTS, speeds_of()).rung.is_frozen
@@ -177,7 +184,7 @@ def test_every_planned_pruner_has_its_count_of_epochs() -> None:
         (128, False, [48, 64, 80, 96, 112, 128]),
         (224, False, [64, 80, 96, 112, 128, 160, 192, 224]),
         (224, True, [112, 128, 160, 192, 224]),
-        (16, True, [16]),
+        (32, True, [32]),
     ],
 )
 def test_images_are_never_planned_larger_than_they_are(
@@ -190,6 +197,8 @@ def test_images_are_never_planned_larger_than_they_are(
     ("is_cpu", "train", "size", "expected"),
     [
         (True, 500, 32, 64),
+        (True, 499, 32, 16),
+        (False, 100, 224, 16),
         (True, 500, 96, 16),
         (True, 5000, 96, 32),
         (False, 500, 224, 64),

@@ -37,6 +37,12 @@ def test_a_training_is_its_epochs_of_training_and_validation() -> None:
     assert training_seconds(SLOW, IMAGES, 10, False) == pytest.approx(expected)
 
 
+def test_images_that_others_load_take_no_time() -> None:
+    elsewhere = replace(IMAGES, loading_seconds=0.0)
+    less = training_seconds(SLOW, IMAGES, 10, False) - training_seconds(SLOW, elsewhere, 10, False)
+    assert less == pytest.approx(10 * 1200 * LOADING_SECONDS)
+
+
 def test_a_head_does_not_wait_for_its_backbone() -> None:
     expected = 10 * (1200 * HEAD_SECONDS + EPOCH_SECONDS) + TRAINING_SECONDS
     assert training_seconds(SLOW, IMAGES, 10, True) == pytest.approx(expected)
