@@ -171,7 +171,7 @@ BASE_ERRORS = [
     ),
     (["init", "--data.source", "digits", "--hours", "inf"], "hours: 'inf' given"),
     (["init", "--data.source", "digits", "--hours", "two"], "hours: 'two' given"),
-    (["tune", "--study.hours", "-1"], "study.hours: '-1' given; must be greater than or equal"),
+    (["tune", "--study.hours", "-1"], "study: hours: '-1' given; must be greater than or equal"),
 ]
 
 
@@ -371,7 +371,7 @@ def test_init_writes_a_file_that_the_other_steps_read(
     assert text.count("- {model:") == 20
     assert len(set(re.findall(r"- \{model: .*", text))) == 20
     assert "# 36 images of 3 classes, 12 of each;" in text
-    assert "a training" in text and " 0 images a second" not in text
+    assert "# One training of 30 epochs at 32 pixels:" in text and " 0 images a second" not in text
     assert cli("prepare", "--config", "mine.yaml").code == 0
     again = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
     assert again.code == 2

@@ -64,7 +64,8 @@ class Speeds:
         """Return what a network takes per image.
 
         What is not measured takes as long per multiply-add as the most similar that is: best the
-        same network at another size, else one of its family, else any other.
+        same network at another size, else one of its family, else any other, and of several the one
+        with the most similar number of them.
 
         Raises:
             ValueError: Nothing is measured.
@@ -80,13 +81,11 @@ class Speeds:
             ValueError: Nothing is measured.
         """
 
+        wanted = self.count(network, image_size)
+
         def distance(cell: tuple[str, int]) -> tuple[bool, bool, float]:
-            name, size = cell
-            return (
-                family(name) != family(network),
-                name != network,
-                abs(math.log(size / image_size)),
-            )
+            other = family(cell[0]) != family(network)
+            return other, cell[0] != network, abs(math.log(self.count(*cell) / wanted))
 
         return min(self.measured, key=distance)
 

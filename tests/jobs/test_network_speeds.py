@@ -29,9 +29,10 @@ def test_another_takes_as_long_for_each_multiply_add() -> None:
         ("densenet121", 32, ("densenet121", 224)),
         ("resnet18", 100, ("resnet18", 64)),
         ("resnet18", 200, ("resnet18", 224)),
+        ("resnet50", 160, ("resnet18", 224)),
     ],
 )
-def test_the_most_similar_one_is_of_the_family_then_the_network_then_near_in_size(
+def test_the_most_similar_one_is_of_the_family_then_the_network_then_near_in_work(
     network: str, size: int, expected: tuple[str, int]
 ) -> None:
     speeds = Speeds(COUNTS)
