@@ -80,7 +80,6 @@ class Speeds:
         Raises:
             ValueError: Nothing is measured.
         """
-
         wanted = self.count(network, image_size)
 
         def distance(cell: tuple[str, int]) -> tuple[bool, bool, float]:
