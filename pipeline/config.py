@@ -663,6 +663,11 @@ class Study(Section):
         "with study.only, how often each of those is trained in all.",
         ge=1,
     )
+    hours: float = essential(
+        0.0,
+        "Hours after which no further trial is begun; the running ones end in peace. 0 means none.",
+        ge=0,
+    )
     only: str = more(
         "",
         "Hashes of configurations of the study, separated by commas: nothing new is searched, and "

@@ -105,6 +105,7 @@ ANOTHER: dict[str, Any] = {
     "study.workers": 3,
     "study.heartbeat": 2.0,
     "study.stop_at_target": True,
+    "study.hours": 2.5,
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 
@@ -255,7 +256,15 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(name: str, value: Any
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("trials", -1), ("repeats", 0), ("sampler", "grid"), ("pruner", "halving")]
+    ("field", "value"),
+    [
+        ("trials", -1),
+        ("repeats", 0),
+        ("sampler", "grid"),
+        ("pruner", "halving"),
+        ("hours", -0.5),
+        ("hours", float("inf")),
+    ],
 )
 def test_a_study_value_out_of_range_is_refused(field: str, value: Any) -> None:
     message = error_of({field: value}, Study)

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.__main__ import STEPS
 from pipeline.config import field_names
 from pipeline.experiment import load_experiment
+from pipeline.jobs import network_timing
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import PROJECT, Cli, write_digits
 
@@ -164,6 +165,13 @@ BASE_ERRORS = [
     (["evaluate", "--run_id", "nonsense"], "there is no run 'nonsense'"),
     (["predict", "--images", "x"], "option --model_uri is needed"),
     (["init"], "option --data.source is needed"),
+    (
+        ["init", "--data.source", "digits", "--hours", "0"],
+        "hours: '0' given; must be greater than 0",
+    ),
+    (["init", "--data.source", "digits", "--hours", "inf"], "hours: 'inf' given"),
+    (["init", "--data.source", "digits", "--hours", "two"], "hours: 'two' given"),
+    (["tune", "--study.hours", "-1"], "study: hours: '-1' given; must be greater than or equal"),
 ]
 
 
@@ -332,7 +340,10 @@ def test_fast_scales_the_same_experiment_down_as_one_of_its_own(
 
 
 @pytest.mark.thorough
-def test_init_keeps_long_pictures_whole(cli: Cli, folder: Path) -> None:
+def test_init_keeps_long_pictures_whole(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_timing, "TOTAL_SECONDS", 5.0)
     for label in ("cat", "dog"):
         (folder / "strips" / label).mkdir(parents=True)
         for number in range(12):
@@ -343,13 +354,16 @@ def test_init_keeps_long_pictures_whole(cli: Cli, folder: Path) -> None:
     assert done.code == 0, done.err
     data = load_experiment("strips.yaml", {}).base.data
     # As large as the longer side, not as the shorter.
-    assert (data.fit, data.image_size, data.stored_size) == ("pad", 64, 64)
+    assert (data.fit, data.image_size, data.stored_size) == ("pad", 48, 48)
 
 
 @pytest.mark.thorough
-def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) -> None:
+def test_init_writes_a_file_that_the_other_steps_read(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_timing, "TOTAL_SECONDS", 5.0)
     write_digits(folder / "my digits", 12, size=40)
-    done = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
+    done = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml", "--hours", "50")
     assert done.code == 0, done.err
     text = (folder / "mine.yaml").read_text()
     assert "image_size: 32" in text
@@ -357,7 +371,7 @@ def test_init_writes_a_file_that_the_other_steps_read(cli: Cli, folder: Path) ->
     assert text.count("- {model:") == 20
     assert len(set(re.findall(r"- \{model: .*", text))) == 20
     assert "# 36 images of 3 classes, 12 of each;" in text
-    assert "a training" in text and " 0 images a second" not in text
+    assert "# One training of 30 epochs at 32 pixels:" in text and " 0 images a second" not in text
     assert cli("prepare", "--config", "mine.yaml").code == 0
     again = cli("init", "--data.source", "folder:my digits", "--out", "mine.yaml")
     assert again.code == 2

@@ -190,7 +190,7 @@ training.best_metric training.label_smoothing training.clip_norm
 training.feature_views training.deterministic training.checkpoint_seconds
 tracking.log_images tracking.keep_weights
 study.name study.trials study.repeats study.sampler study.pruner study.storage study.target
-study.evaluate study.only
+study.evaluate study.only study.hours
 """
 FIRST_COLUMNS = """
 run_id run_name state model weights freeze optimizer lr schedule weight_decay seed epochs best_epoch

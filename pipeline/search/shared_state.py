@@ -96,6 +96,8 @@ def why_stop(study: optuna.Study, experiment: Experiment, began: float) -> str:
     attributes: dict[str, Any] = study.user_attrs
     if attributes.get(_STOP):
         return str(attributes[_STOP])
+    if settings.hours and time.time() - began >= 3600 * settings.hours:
+        return f"study.hours {settings.hours:g} have passed"
     metric = experiment.base.training.best_metric
     if settings.stop_at_target:
         values = _values_in_order(study)

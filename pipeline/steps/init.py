@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pipeline.config import Data, Raw, Training, essential, facts_of, field_info, parse
@@ -17,13 +18,20 @@ class InitOptions(Options):
         "File to write; empty means experiments/NAME.yaml, "
         "or NAME.yaml if there is no such folder.",
     )
+    hours: float = essential(
+        10.0,
+        "Hours that the study may take on this machine, from the images to the comparison. Image "
+        "size, epochs, networks and configurations are chosen so that it fits.",
+        gt=0,
+        allow_inf_nan=False,
+    )
     data: Data = Data()
     training: Training = Training()
     summary = (
-        "Look at your images, time networks on this machine, "
-        "and write a commented experiment file for them."
+        "Look at your images, time networks on this machine for a minute, "
+        "and write a commented experiment file of a study that fits into your time."
     )
-    example = "python -m pipeline init --data.source folder:photos"
+    example = "python -m pipeline init --data.source folder:photos --hours 2"
 
     @staticmethod
     def reads(name: str) -> bool:
@@ -54,5 +62,6 @@ def run(own: InitOptions, overrides: Raw) -> None:
     from pipeline.jobs.init import write_experiment
     from pipeline.report.console import say
 
-    write_experiment(data, out, training.device, say)
-    say(f"{out} is written; read it, then: python -m pipeline main --config {out}")
+    write_experiment(data, out, own.hours, training.device, say)
+    command = f"python -m pipeline main --config {shlex.quote(str(out))}"
+    say(f"{out} is written; read it, then: {command}")

@@ -42,7 +42,7 @@ from pipeline.experiment import Experiment, load_experiment
 from pipeline.safe_text import hide_passwords
 
 DEFAULT_FILE = "experiments/digits.yaml"
-_OF_ONE_CALL = ("study.trials", "study.repeats", "study.only", "study.evaluate")
+_OF_ONE_CALL = ("study.trials", "study.repeats", "study.only", "study.evaluate", "study.hours")
 """Options that say what one call of a step does; they do not tell which study is meant."""
 PROJECT = Path(__file__).resolve().parents[2]
 

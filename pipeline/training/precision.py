@@ -156,7 +156,7 @@ def find_fastest(
             torch.manual_seed(0)
             try:
                 # The copy gets no name: that would keep it in memory until the next one is made.
-                losses, taken = _time_steps(
+                losses, taken = time_steps(
                     stepper(copy.deepcopy(module), form),
                     batches,
                     device,
@@ -203,7 +203,7 @@ def _compare_losses(losses: list[float], reference: list[float], plain: Numerics
     return f"the loss is {loss:.4g}, {plain_loss:.4g} in {plain}"
 
 
-def _time_steps(
+def time_steps(
     step: OneStep, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, best: float
 ) -> tuple[list[float], float]:
     """Return the loss of each step, and the shortest time of a step in seconds.

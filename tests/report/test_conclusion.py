@@ -479,9 +479,10 @@ def test_what_is_not_told_apart_is_trained_with_further_seeds_next() -> None:
 
 
 def test_the_command_is_one_that_tune_reads() -> None:
-    own, overrides = parse_options(
-        TuneOptions, ["--optimizer.lr", "0.01", "--study.repeats", "2", "--study.trials", "7"]
-    )
+    given = ["--optimizer.lr", "0.01", "--study.repeats", "2"]
+    # These are of the one call.
+    given += ["--study.trials", "7", "--study.hours", "3"]
+    own, overrides = parse_options(TuneOptions, given)
     command = read_experiment(own, overrides).command
     pair = configuration("resnet18", 330, 300), configuration("resnet34", 318, 290)
     text = conclude(*pair, command=command)[-1]

@@ -165,6 +165,7 @@ def test_a_study_that_is_asked_to_stop_ends_its_running_trials(cli: Cli, quick: 
     ("study", "trained", "why"),
     [
         ({"trials": 8, "stop_at_target": True, "target": 0.01}, 1, "study.target 0.01 is reached"),
+        ({"trials": 8, "hours": 1e-5}, 1, "study.hours 1e-05 have passed"),
         ({"trials": 8, "patience": 1, "target": 0.0}, 8, "none of the last 1 trials was better"),
     ],
 )
