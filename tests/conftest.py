@@ -1,7 +1,12 @@
-"""What tests share: a fresh store per test, real images, and one finished study."""
+"""What tests share: a fresh store per test, real images, and one finished study.
+
+Large libraries are imported where they are used: the process that only hands tests out to others
+needs none of them, and the others wait for it.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -14,23 +19,20 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
-import numpy as np
-import pandas as pd
 import pytest
-import torch
-from mlflow import MlflowClient
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from pipeline import trust
 from pipeline.__main__ import main
 from pipeline.errors import Interrupted
-from pipeline.report.console import TrainingProgress
 from pipeline.tracking import names
-from pipeline.tracking.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.report.console import TrainingProgress
+    from pipeline.tracking.workspace import Workspace
 
 SLOW_FIXTURES = {"cli", "smoke", "tracking_server", "postgres", "server", "two", "page", "precious"}
 """Fixtures that run steps, servers or a browser."""
@@ -46,9 +48,13 @@ def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
 PROJECT = Path(__file__).resolve().parents[1]
 
 # Tests run side by side, each with one thread: threads that wait for one another on busy cores are
-# many times slower.
+# many times slower. Torch reads it when it is imported, here and in processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+# A process that a test starts need not compile all of the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# What is imported stays: to look through it for garbage takes seconds, see `pytest_runtestloop`.
+gc.disable()
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
 # What a test names is trusted in this run of the tests only.
@@ -89,8 +95,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "smoke" not in getattr(item, "fixturenames", ()))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from now on, but none of what has been imported."""
+    gc.freeze()
+    gc.enable()
+
+
 def use_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in `folder`, on its own store."""
+    import mlflow
+
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
 
@@ -150,6 +165,8 @@ def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> 
 
     The epoch is one of the named training, or of the first one.
     """
+    from pipeline.report.console import TrainingProgress
+
     shown = TrainingProgress.on_epoch
 
     def on_epoch(
@@ -259,6 +276,10 @@ def write_digits(
     root: Path, per_class: int, size: int = 16, classes: tuple[int, ...] = (0, 1, 2)
 ) -> Path:
     """Write real handwritten digits as PNG files, one folder per class."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for label in classes:
         folder = root / f"digit {label}"
@@ -286,6 +307,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It is made once a test process: its migrations take two seconds.
     """
+    from mlflow import MlflowClient
+
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -325,6 +348,8 @@ def quick(folder: Path, store: Path) -> Path:
 @pytest.fixture
 def workspace(store: Path) -> Workspace:
     """The open store of the current folder, experiment ``quick``."""
+    from pipeline.tracking.workspace import open_workspace
+
     return open_workspace("quick")
 
 
@@ -355,5 +380,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def in_smoke(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """The open store of the finished smoke study, its folder the current one."""
+    from pipeline.tracking.workspace import open_workspace
+
     use_folder(smoke, monkeypatch)
     return open_workspace("smoke")
