@@ -1,9 +1,11 @@
 """How inputs are made: good ones, changed where it hurts; and how one is held to its limits.
 
 By default each target is fuzzed for a second beside the other tests, always with the same inputs,
-and with eighty of them at least. This takes ten minutes for each target, with other inputs, and prints how many they were:
+and with eighty of them at least. This takes ten minutes for each target, with other inputs, and
+prints how many they were:
 
-    FUZZ_SECONDS=600 FUZZ_SEED=7 python -m pytest -n 2 -rP tests/fuzz
+    FUZZ_SECONDS=600 FUZZ_SEED=7 python -m pytest -n 2 -rP tests/fuzz \
+        tests/tracking/test_served_model.py::test_requests
 
 What fails is kept in ``tests/fuzz/finds/TARGET-HASH``, and tried first from then on.
 """
