@@ -6,6 +6,7 @@ needs none of them, and the others wait for it.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
@@ -16,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,33 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+@functools.cache
+def do_not_wait_for_the_disk() -> None:
+    """Let SQLite in this process go on before the disk has what it has written.
+
+    A training writes some hundred times. That matters to who loses power, and to no test: what a
+    killed process has written is there.
+    """
+    from sqlalchemy import Engine, event
+
+    def set_pragma(connection: Any, record: object) -> None:
+        if not isinstance(connection, sqlite3.Connection):
+            return
+        (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        connection.execute("PRAGMA busy_timeout = 0")
+        # A database may be locked, or be none: who opened it is told of that by what follows.
+        with suppress(sqlite3.Error):
+            connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA busy_timeout = {patience}")
+
+    event.listen(Engine, "connect", set_pragma)
+
+
 def use_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in `folder`, on its own store."""
     import mlflow
 
+    do_not_wait_for_the_disk()
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
 
