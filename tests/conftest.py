@@ -1,7 +1,13 @@
-"""What tests share: a fresh store per test, real images, and one finished study."""
+"""What tests share: a fresh store per test, real images, and one finished study.
+
+Large libraries are imported where they are used: the process that only hands tests out to others
+needs none of them, and the others wait for it.
+"""
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import sqlite3
@@ -11,26 +17,23 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
-import numpy as np
-import pandas as pd
 import pytest
-import torch
-from mlflow import MlflowClient
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from pipeline import trust
 from pipeline.__main__ import main
 from pipeline.errors import Interrupted
-from pipeline.report.console import TrainingProgress
 from pipeline.tracking import names
-from pipeline.tracking.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.report.console import TrainingProgress
+    from pipeline.tracking.workspace import Workspace
 
 SLOW_FIXTURES = {"cli", "smoke", "tracking_server", "postgres", "server", "two", "page", "precious"}
 """Fixtures that run steps, servers or a browser."""
@@ -46,9 +49,13 @@ def thorough_of(names: Iterable[str], quick: Container[str]) -> list[Any]:
 PROJECT = Path(__file__).resolve().parents[1]
 
 # Tests run side by side, each with one thread: threads that wait for one another on busy cores are
-# many times slower.
+# many times slower. Torch reads it when it is imported, here and in processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+# A process that a test starts need not compile all of the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# What is imported stays: to look through it for garbage takes seconds, see `pytest_runtestloop`.
+gc.disable()
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
 # What a test names is trusted in this run of the tests only.
@@ -89,8 +96,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "smoke" not in getattr(item, "fixturenames", ()))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from now on, but none of what has been imported."""
+    gc.freeze()
+    gc.enable()
+
+
+@functools.cache
+def do_not_wait_for_the_disk() -> None:
+    """Let SQLite in this process go on before the disk has what it has written.
+
+    A training writes some hundred times. That matters to who loses power, and to no test: what a
+    killed process has written is there.
+    """
+    from sqlalchemy import Engine, event
+
+    def set_pragma(connection: Any, record: object) -> None:
+        if not isinstance(connection, sqlite3.Connection):
+            return
+        (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        connection.execute("PRAGMA busy_timeout = 0")
+        # A database may be locked, or be none: who opened it is told of that by what follows.
+        with suppress(sqlite3.Error):
+            connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA busy_timeout = {patience}")
+
+    event.listen(Engine, "connect", set_pragma)
+
+
 def use_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in `folder`, on its own store."""
+    import mlflow
+
+    do_not_wait_for_the_disk()
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
 
@@ -150,6 +189,8 @@ def interrupt(cli: Cli, *arguments: str, training: str = "", epoch: int = 1) -> 
 
     The epoch is one of the named training, or of the first one.
     """
+    from pipeline.report.console import TrainingProgress
+
     shown = TrainingProgress.on_epoch
 
     def on_epoch(
@@ -259,6 +300,10 @@ def write_digits(
     root: Path, per_class: int, size: int = 16, classes: tuple[int, ...] = (0, 1, 2)
 ) -> Path:
     """Write real handwritten digits as PNG files, one folder per class."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for label in classes:
         folder = root / f"digit {label}"
@@ -286,6 +331,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It is made once a test process: its migrations take two seconds.
     """
+    from mlflow import MlflowClient
+
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -325,6 +372,8 @@ def quick(folder: Path, store: Path) -> Path:
 @pytest.fixture
 def workspace(store: Path) -> Workspace:
     """The open store of the current folder, experiment ``quick``."""
+    from pipeline.tracking.workspace import open_workspace
+
     return open_workspace("quick")
 
 
@@ -355,5 +404,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def in_smoke(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """The open store of the finished smoke study, its folder the current one."""
+    from pipeline.tracking.workspace import open_workspace
+
     use_folder(smoke, monkeypatch)
     return open_workspace("smoke")

@@ -35,15 +35,31 @@ def test_the_overview_names_every_step(cli: Cli) -> None:
     assert all(re.search(rf"^  {step} ", done.out, re.MULTILINE) for step in STEPS)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(step: str) -> None:
-    code = (
-        f"import sys; from pipeline.__main__ import main; main(['{step}', '--help']); "
-        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
-    )
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """The help of each step, and below it the large libraries that were imported by then.
+
+    They are written by one fresh process.
+    """
+    code = f"""
+import sys
+from pipeline.__main__ import STEPS, main
+for step in STEPS:
+    print(end="\\0")
+    main([step, "--help"])
+    print("HEAVY", sorted({HEAVY} & set(sys.modules)))
+"""
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout
+    return dict(zip(STEPS, out.split("\0")[1:], strict=True))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_help_lists_the_fields_of_a_step_and_imports_nothing_heavy(
+    helps: dict[str, str], step: str
+) -> None:
+    out = helps[step]
     assert "HEAVY []" in out
     if step in ("main", "tune", "train"):
         assert (

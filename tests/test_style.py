@@ -8,24 +8,25 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT
 
 FILES = sorted(PROJECT.glob("pipeline/**/*.py"))
+Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FRAGMENTS = ("Of ", "As given", "Told ", "To be ", "By ", "In ", "Where ")
 
 
-def id_of(file: Path) -> str:
-    return file.relative_to(PROJECT).as_posix()
-
-
-@pytest.fixture(params=FILES, ids=id_of)
-def tree(request: pytest.FixtureRequest) -> ast.Module:
-    return ast.parse(request.param.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Each file of the package, by its path in the project."""
+    found = {}
+    for file in FILES:
+        name = file.relative_to(PROJECT).as_posix()
+        found[name] = ast.parse(file.read_text(encoding="utf-8"))
+    return found
 
 
 def own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
@@ -36,30 +37,38 @@ def own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
             yield from own_nodes(child)  # type: ignore[arg-type]
 
 
-def comprehensions(node: ast.AST) -> list[ast.AST]:
-    return [one for one in ast.walk(node) if isinstance(one, COMPREHENSIONS)]
+def comprehensions_of(trees: dict[str, ast.Module]) -> Iterator[tuple[str, Comprehension]]:
+    """Yield each comprehension with the place where it stands."""
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, COMPREHENSIONS):
+                yield f"{name}:{node.lineno}", node
 
 
-def test_a_comprehension_has_one_for(tree: ast.Module) -> None:
-    wrong = [one.lineno for one in comprehensions(tree) if len(one.generators) > 1]
-    assert wrong == []
+def test_a_comprehension_has_one_for(trees: dict[str, ast.Module]) -> None:
+    found = list(comprehensions_of(trees))
+    assert len(found) > 100
+    assert [place for place, one in found if len(one.generators) > 1] == []
 
 
-def test_a_comprehension_has_no_conditional_expression_inside(tree: ast.Module) -> None:
+def test_a_comprehension_has_no_conditional_expression_inside(
+    trees: dict[str, ast.Module],
+) -> None:
     wrong = []
-    for comprehension in comprehensions(tree):
+    for place, comprehension in comprehensions_of(trees):
         if any(isinstance(one, ast.IfExp) for one in ast.walk(comprehension)):
-            wrong.append(comprehension.lineno)
+            wrong.append(place)
     assert wrong == []
 
 
-def test_a_statement_has_one_comprehension(tree: ast.Module) -> None:
+def test_a_statement_has_one_comprehension(trees: dict[str, ast.Module]) -> None:
     wrong = []
-    for statement in ast.walk(tree):
-        if isinstance(statement, ast.stmt):
-            found = [one for one in own_nodes(statement) if isinstance(one, COMPREHENSIONS)]
-            if len(found) > 1:
-                wrong.append(statement.lineno)
+    for name, tree in trees.items():
+        for statement in ast.walk(tree):
+            if isinstance(statement, ast.stmt):
+                found = [one for one in own_nodes(statement) if isinstance(one, COMPREHENSIONS)]
+                if len(found) > 1:
+                    wrong.append(f"{name}:{statement.lineno}")
     assert wrong == []
 
 
@@ -72,15 +81,23 @@ def test_no_two_files_have_one_name_but_a_step_and_its_job() -> None:
     assert max(counts.values()) == 2
 
 
-def test_a_docstring_is_a_sentence(tree: ast.Module) -> None:
+def test_a_docstring_is_a_sentence(trees: dict[str, ast.Module]) -> None:
     wrong = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            for line in (ast.get_docstring(node) or "").splitlines():
-                text = line.strip()
-                name, colon, entry = text.partition(": ")
-                if colon and name.isidentifier():
-                    text = entry
-                if text.startswith(FRAGMENTS):
-                    wrong.append(text)
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                wrong += [f"{file}: {text}" for text in fragments(ast.get_docstring(node) or "")]
     assert wrong == []
+
+
+def fragments(docstring: str) -> list[str]:
+    """Return the lines, and what is said of arguments, that begin as no sentence does."""
+    found = []
+    for line in docstring.splitlines():
+        text = line.strip()
+        name, colon, entry = text.partition(": ")
+        if colon and name.isidentifier():
+            text = entry
+        if text.startswith(FRAGMENTS):
+            found.append(text)
+    return found

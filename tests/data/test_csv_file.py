@@ -675,10 +675,10 @@ def test_all_rows_that_disagree_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_folders", "extension"), [(1, ".png"), (1000, "")])
-def test_100_000_rows_are_listed_and_the_one_wrong_is_found(
+def test_30_000_rows_are_listed_and_the_one_wrong_is_found(
     tmp_path: Path, num_folders: int, extension: str
 ) -> None:
-    names = [f"images/{number % num_folders}/{number}" for number in range(100_000)]
+    names = [f"images/{number % num_folders}/{number}" for number in range(30_000)]
     for number in range(num_folders):
         (tmp_path / "images" / str(number)).mkdir(parents=True)
     for name in names:
@@ -690,11 +690,11 @@ def test_100_000_rows_are_listed_and_the_one_wrong_is_found(
     file.write_text("\n".join(["image,label,group", *rows]))
     items = opened(file).items
     assert [item.path for item in items] == [f"{name}.png" for name in names]
-    rows[77_777] = f"{names[0]},class 0,p0"
+    rows[22_222] = f"{names[0]},class 0,p0"
     file.write_text("\n".join(["image,label,group", *rows]))
     error = refused(file)
     assert (
-        error.message == f"data.source: '{file}', line 77779: '{names[0]}.png' is in line 2 already"
+        error.message == f"data.source: '{file}', line 22224: '{names[0]}.png' is in line 2 already"
     )
     assert error.findings == []
 

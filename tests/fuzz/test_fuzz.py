@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import urllib.error
 import zipfile
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from pipeline.steps.train import TrainOptions
 from pipeline.training.exported_model import load_exported, save_exported
 from tests.data import profiles
 from tests.fuzz.inputs import changed, fuzz
-from tests.model_server import GOOD, ScoringServer, encoded, small_and_large, text
+from tests.model_server import encoded
 
 pytestmark = [pytest.mark.timeout(4000), pytest.mark.slow]
 
@@ -313,38 +312,3 @@ def test_options() -> None:
             one_line(error)
 
     assert fuzz("options", given, check) > 40
-
-
-def test_requests(server: ScoringServer) -> None:
-    good = json.dumps(
-        {"dataframe_records": [{"image": text(GOOD)}, {"image": "no image"}]}
-    ).encode()
-    split = json.dumps(
-        {"dataframe_split": {"columns": ["image"], "data": [[text(small_and_large())]]}}
-    ).encode()
-    inputs = json.dumps({"inputs": {"image": [text(GOOD), None, 3]}, "params": {"a": 1}}).encode()
-
-    def check(content: bytes) -> None:
-        try:
-            body = server.post(content.decode(errors="replace"))
-        except urllib.error.HTTPError as error:
-            # What MLflow answers before the model is asked; lists nested some thousand times it
-            # cannot read.
-            assert error.code in (400, 413, 415, 422) or (
-                error.code == 500 and content.count(b"[") > 900
-            ), error.code
-            return
-        for answer in server.strictly(body):
-            assert (answer["label"] is None) == bool(answer.get("error"))
-
-    assert (
-        fuzz(
-            "requests",
-            changed(
-                [good, split, inputs], [b"[[", b"null", b'"image"', b"NaN", b"1e999", b"\\u0000"]
-            ),
-            check,
-        )
-        > 40
-    )
-    assert server.ask(text(GOOD))[0]["label"]

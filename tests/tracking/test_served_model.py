@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 from pipeline.tracking.export import requirement
 from tests.conftest import PROJECT
 from tests.data.test_decoding_limits import jpeg_of_scans
+from tests.fuzz.inputs import changed, fuzz
 from tests.model_server import (
     GOOD,
     ScoringServer,
@@ -128,6 +131,42 @@ def test_no_answer_tells_of_this_machine(server: ScoringServer, model: Path) -> 
         body = server.post(request(given))
         assert not re.search(r"Traceback|File \"|/[a-z]+/[a-z]+/", body), body
         assert str(model) not in body and str(PROJECT) not in body
+
+
+@pytest.mark.timeout(4000)
+def test_requests(server: ScoringServer) -> None:
+    good = json.dumps(
+        {"dataframe_records": [{"image": text(GOOD)}, {"image": "no image"}]}
+    ).encode()
+    split = json.dumps(
+        {"dataframe_split": {"columns": ["image"], "data": [[text(small_and_large())]]}}
+    ).encode()
+    inputs = json.dumps({"inputs": {"image": [text(GOOD), None, 3]}, "params": {"a": 1}}).encode()
+
+    def check(content: bytes) -> None:
+        try:
+            body = server.post(content.decode(errors="replace"))
+        except urllib.error.HTTPError as error:
+            # What MLflow answers before the model is asked; lists nested some thousand times it
+            # cannot read.
+            assert error.code in (400, 413, 415, 422) or (
+                error.code == 500 and content.count(b"[") > 900
+            ), error.code
+            return
+        for answer in server.strictly(body):
+            assert (answer["label"] is None) == bool(answer.get("error"))
+
+    assert (
+        fuzz(
+            "requests",
+            changed(
+                [good, split, inputs], [b"[[", b"null", b'"image"', b"NaN", b"1e999", b"\\u0000"]
+            ),
+            check,
+        )
+        > 40
+    )
+    assert server.ask(text(GOOD))[0]["label"]
 
 
 @pytest.mark.skipif(
