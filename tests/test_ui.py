@@ -32,8 +32,8 @@ def server(smoke: Path) -> Iterator[str]:
         yield running.uri
 
 
-TWELVE = """
-experiment: twelve
+TWENTY = """
+experiment: twenty
 base:
   data: {source: digits, image_size: 16, batch_size: 64, limit: 400}
   model: {name: small_cnn}
@@ -44,19 +44,19 @@ configs:
 space:
   optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
   schedule.name: [none, cosine]
-study: {trials: 12, evaluate: best}
+study: {trials: 20, evaluate: best}
 """
 
 
 @pytest.fixture(scope="module")
-def twelve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workspace]]:
-    """The address of a real MLflow server on a finished study of 12 trials, and its store."""
-    folder = tmp_path_factory.mktemp("twelve")
-    (folder / "twelve.yaml").write_text(TWELVE)
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workspace]]:
+    """The address of a real MLflow server on a finished study of 20 trials, and its store."""
+    folder = tmp_path_factory.mktemp("twenty")
+    (folder / "twenty.yaml").write_text(TWENTY)
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_folder(folder, monkeypatch)
-        assert main(["tune", "--config", "twelve.yaml"]) == 0
-        workspace = open_workspace("twelve")
+        assert main(["tune", "--config", "twenty.yaml"]) == 0
+        workspace = open_workspace("twenty")
     with mlflow_server(folder / "mlflow.db") as running:
         yield running.uri, workspace
 
@@ -154,15 +154,16 @@ def test_the_page_of_the_comparison_is_sorted_by_a_click(page: Page, in_smoke: W
     assert said == []
 
 
-def test_twelve_trials_are_compared_in_the_browser(
-    twelve: tuple[str, Workspace], page: Page
+@pytest.mark.thorough
+def test_twenty_trials_are_compared_in_the_browser(
+    twenty: tuple[str, Workspace], page: Page
 ) -> None:
-    uri, workspace = twelve
+    uri, workspace = twenty
     compared = summarise(workspace)
     ranked = compared.ranked()
-    assert len(ranked) == 12
+    assert len(ranked) == 20
     page.goto(view_urls(workspace)["table"].replace("http://127.0.0.1:5000", uri))
-    page.get_by_text("12 matching runs").wait_for(timeout=60_000)
+    page.get_by_text("20 matching runs").wait_for(timeout=60_000)
     for column in ("best/val_accuracy", "optimizer.lr", "schedule.name"):
         page.get_by_text(column, exact=True).first.wait_for(timeout=30_000)
     # What all have in common takes no column.
