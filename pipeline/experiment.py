@@ -182,6 +182,12 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
     study = parse(Study, raw_study, f"{where}: study")
     fixed = {key: value for key, value in overrides.items() if key != "study"}
     base = _parse_configuration(where, "base", raw_base, fixed)
+    if study.workers != 1 and base.training.processes > 1:
+        raise UserError(
+            f"{where}: study.workers {study.workers} and training.processes "
+            f"{base.training.processes} given; either several processes train one network, "
+            "or each trains its own"
+        )
     raw_entries = _expect(where, "configs", raw.get("configs"), list)
     entries = _parse_entries(where, raw_entries, raw_base, fixed)
     _need_shared_values(where, base, entries)

@@ -174,10 +174,13 @@ class FlagsLog(Callback):
         self._set(self._diagnostics.after_epoch(epoch, self._epochs, values, self._predicted))
 
     def failed(self, reason: str) -> None:
-        """Raise the flag of a training that has ended because its loss is not finite."""
-        self._set(self._diagnostics.after_failure(reason))
+        """Raise the flag of a training that has ended because its loss is not finite.
 
-    def _set(self, flags: Sequence[Flag]) -> None:
+        It is not printed: whoever meets the error tells the reason.
+        """
+        self._set(self._diagnostics.after_failure(reason), prints=False)
+
+    def _set(self, flags: Sequence[Flag], prints: bool = True) -> None:
         now = {flag.name: flag.text for flag in flags}
         for name in self._raised.keys() - now.keys():
             self._run.delete_tag(names.FLAG + name)
@@ -186,7 +189,7 @@ class FlagsLog(Callback):
         }
         if changed:
             self._run.tag(changed)
-        for name in now.keys() - self._raised.keys():
+        for name in now.keys() - self._raised.keys() if prints else ():
             say(f"    {name}: {now[name]}")
         self._raised = now
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +73,7 @@ def this_worker() -> WorkerPlace | None:
 
 
 def need_sharable(database: Database, experiment: Experiment) -> None:
-    """Check that several workers may share a study's database and this machine.
+    """Check that several workers may share a study's database.
 
     Raises:
         UserError: They may not.
@@ -81,16 +81,11 @@ def need_sharable(database: Database, experiment: Experiment) -> None:
     workers = experiment.study.workers
     if workers == 1:
         return
-    if experiment.base.training.processes > 1:
-        raise UserError(
-            f"study.workers: {workers} given with training.processes "
-            f"{experiment.base.training.processes}; either several processes train one network, "
-            "or each trains its own"
-        )
     if database.file is None:
         return
-    kind = _network_file_system(database.file)
-    if kind:
+    kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = find_file_system(database.file, kinds)
+    if kind.startswith(_NETWORK_FILE_SYSTEMS):
         raise UserError(
             f"study.workers: {workers} given, and {database.file} is on a network file system "
             f"({kind}), where SQLite's locks do not hold; give study.storage a local file, or a "
@@ -98,14 +93,17 @@ def need_sharable(database: Database, experiment: Experiment) -> None:
         )
 
 
-def _network_file_system(file: Path) -> str:
-    """Return the kind of network file system that holds a file, or an empty text."""
+def find_file_system(file: Path, kinds: Mapping[str, str]) -> str:
+    """Return the kind of file system that holds a file, or an empty text if it is not known.
+
+    Args:
+        file: The file, which need not exist.
+        kinds: Kind of each file system by the folder where it is mounted.
+    """
     place = file.resolve()
-    kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     for folder in (place, *place.parents):
-        kind = kinds.get(str(folder))
-        if kind is not None:
-            return kind if kind.startswith(_NETWORK_FILE_SYSTEMS) else ""
+        if str(folder) in kinds:
+            return kinds[str(folder)]
     return ""
 
 
