@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optuna import Trial
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from pipeline.config import Configuration
+from pipeline.config import Configuration, applies, facts_of, field_info
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Range, Space, is_integer
 from pipeline.jobs.check import replace_unreachable_weights
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Point = dict[str, Any]
 """Values by dotted field as Optuna has them: numbers, truth values, texts and None.
 
@@ -22,10 +24,23 @@ A list or a dict is its JSON text.
 """
 
 
-def suggest(trial: Trial, space: Space) -> Point:
-    """Return the values of one trial."""
+def suggest(trial: Trial, space: Space, others: Mapping[str, Any] = NOTHING) -> Point:
+    """Return the values of one trial.
+
+    A field that has no effect beside the other values, such as ``schedule.gamma`` without a decay
+    that has it, gets none: the sampler would learn from it what is not so.
+
+    Args:
+        trial: The trial.
+        space: The space.
+        others: Values of fields outside the space, by dotted name.
+    """
     values: Point = {}
-    for name, value in space.items():
+    for name in _dependent_last(space):
+        known = {**others, **decode_point(values, space)}
+        if not _has_effect(name, known):
+            continue
+        value = space[name]
         if not isinstance(value, Range):
             values[name] = trial.suggest_categorical(name, [_encode(choice) for choice in value])
         elif is_integer(name):
@@ -33,6 +48,23 @@ def suggest(trial: Trial, space: Space) -> Point:
         else:
             values[name] = trial.suggest_float(name, value.low, value.high, log=value.log)
     return values
+
+
+def _dependent_last(space: Space) -> list[str]:
+    """Return the fields of a space, those last whose effect depends on another one of it."""
+
+    def depends(name: str) -> bool:
+        field = field_info(name)
+        return field is not None and not space.keys().isdisjoint(facts_of(field).applies)
+
+    return sorted(space, key=depends)
+
+
+def _has_effect(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether a field has an effect beside other values, or may have one as far as they tell."""
+    field = field_info(name)
+    needed = facts_of(field).applies if field is not None else {}
+    return not needed.keys() <= known.keys() or applies(name, known)
 
 
 def decode_point(point: Point, space: Space) -> dict[str, Any]:
@@ -64,7 +96,8 @@ def as_point(entry: Configuration, experiment: Experiment) -> Point | None:
     point = {}
     try:
         for name, allowed in experiment.space.items():
-            point[name] = _encode_allowed(allowed, values[name])
+            if _has_effect(name, values):
+                point[name] = _encode_allowed(allowed, values[name])
         sampled = build_configuration(point, experiment)
     except (LookupError, UserError):
         return None

@@ -293,12 +293,13 @@ class TrialRunner:
     def _choose_configuration(self, trial: optuna.Trial, place: int) -> Configuration:
         entry = trial.user_attrs.get(ENTRY)
         space = self.experiment.space
+        others = self.experiment.base.flat()
         if entry is not None:
             if is_point(trial):
                 # The values are fixed already; suggesting them lets the sampler learn from them.
-                suggest(trial, space)
+                suggest(trial, space, others)
             return Configuration.model_validate(entry)
-        point = suggest(trial, space)
+        point = suggest(trial, space, others)
         try:
             return build_configuration(point, self.experiment)
         except UserError as error:

@@ -333,3 +333,26 @@ def test_what_its_configuration_has_failed_is_trained_again_where_that_is_asked_
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert enqueue_missing(study, of, {}, set()) == (1 + wants_failed, 0)
     assert places(study) == ([0, 1] if wants_failed else [1])
+
+
+def test_a_field_that_has_no_effect_is_not_searched(tmp_path: Path) -> None:
+    space = {
+        "schedule.gamma": {"low": 0.5, "high": 0.9},
+        "schedule.name": ["none", "exponential"],
+        "optimizer.momentum": {"low": 0.1, "high": 0.9},
+    }
+    listed = [{"schedule": {"name": "none"}}, {"schedule": {"name": "exponential", "gamma": 0.6}}]
+    of = experiment(tmp_path, space, base={"optimizer": {"name": "adam"}}, configs=listed)
+    study = optuna.create_study(sampler=build_sampler(Study(sampler="random"), 0))
+    seen = set()
+    for _ in range(20):
+        trial = study.ask()
+        point = suggest(trial, of.space, of.base.flat())
+        assert ("schedule.gamma" in point) == (point["schedule.name"] == "exponential")
+        assert point == trial.params and "optimizer.momentum" not in point
+        build_configuration(point, of)
+        seen.add(point["schedule.name"])
+    assert seen == {"none", "exponential"}
+    # Entries are points of the same kind.
+    assert as_point(of.entries[0], of) == {"schedule.name": "none"}
+    assert as_point(of.entries[1], of) == {"schedule.name": "exponential", "schedule.gamma": 0.6}
