@@ -17,7 +17,10 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment
 from pipeline.search.claims import LOST
+from pipeline.search.shared_state import need_same_release, write_agenda
 from pipeline.search.worker_processes import find_file_system
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace, open_workspace
@@ -98,6 +101,7 @@ def test_another_worker_goes_on_with_the_training_of_one_that_was_killed(quick: 
     assert sorted(lost) == [0, 1]
 
 
+@pytest.mark.thorough
 def test_a_worker_that_wakes_writes_nothing_more_to_a_training_that_was_taken_over(
     quick: Path,
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_worker_that_wakes_writes_nothing_more_to_a_training_that_was_taken_ov
         assert sorted(epochs_of(run.info.run_id)) == list(range(1, MANY + 1))
 
 
+@pytest.mark.thorough
 def test_a_trial_in_which_workers_die_again_and_again_fails(quick: Path) -> None:
     tuned = start([*TUNE, long_study(quick, workers=2, heartbeat=1)], quick.parent)
     said = wait_for(tuned, "epoch 2/")
@@ -145,6 +150,7 @@ def wait_for_any(process: subprocess.Popen[str], texts: list[str]) -> str:
     raise AssertionError(seen)
 
 
+@pytest.mark.thorough
 def test_a_study_that_is_asked_to_stop_ends_its_running_trials(cli: Cli, quick: Path) -> None:
     file = long_study(quick, workers=2, repeats=4)
     tuned = start([*TUNE, file], quick.parent)
@@ -270,6 +276,18 @@ def test_another_release_or_other_images_may_not_join(
     refused = cli("tune", "--config", file)
     assert refused.code == 2
     assert f"study 'mine' is of images with digest {digest}, and these have " in refused.err
+
+
+def test_another_release_may_not_work_on_a_study_beside_this_one(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'optuna.db'}", study_name="mine")
+    need_same_release(study)
+    file = tmp_path / "study.yaml"
+    file.write_text("configs: [{}]")
+    write_agenda(study, load_experiment(str(file), {}), [])
+    need_same_release(study)
+    study.set_user_attr("agenda", {**study.user_attrs["agenda"], "release": "9.9"})
+    with pytest.raises(UserError, match=r"study mine is worked on by release 9\.9, and this is"):
+        need_same_release(study)
 
 
 @pytest.mark.parametrize(
