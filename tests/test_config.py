@@ -109,7 +109,7 @@ ANOTHER: dict[str, Any] = {
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 
-NEEDS = {"data.fold": {"data.folds": 4}}
+NEEDS = {"data.fold": {"data.folds": 4}, "study.stop_at_target": {"study.target": 0.5}}
 """What else must be set for `ANOTHER` to be valid."""
 
 TRAINING_FIELDS = [name for name in field_names() if not name.startswith("study.")]
@@ -143,7 +143,8 @@ def test_each_field_survives_a_yaml_round_trip(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in field_names() if name.startswith("study.")])
 def test_each_study_field_survives_a_yaml_round_trip(name: str) -> None:
     field = name.removeprefix("study.")
-    study = parse(Study, {field: ANOTHER[name]}, "given")
+    needed = nest(NEEDS.get(name, {})).get("study", {})
+    study = parse(Study, {**needed, field: ANOTHER[name]}, "given")
     assert getattr(study, field) == ANOTHER[name] != getattr(Study(), field)
     assert (
         Study.model_validate(yaml.safe_load(yaml.safe_dump(study.model_dump(mode="json")))) == study

@@ -72,8 +72,8 @@ def test_every_experiment_file_can_be_read_and_says_how_to_run_it(file: Path) ->
 
 
 def readme_commands() -> list[str]:
-    text = (PROJECT / "README.md").read_text()
-    return re.findall(r"^    (python -m pipeline .*)$", text, re.MULTILINE)
+    text = re.sub(r"\\\n +", "", (PROJECT / "README.md").read_text())
+    return re.findall(r"^    (?:srun )?(python -m pipeline .*)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", readme_commands())

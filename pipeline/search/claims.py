@@ -202,8 +202,8 @@ class Claims:
 def is_held(trial: FrozenTrial) -> bool:
     """Whether a running trial may still have a worker.
 
-    Of workers on other machines it is only known that they claimed it; others take it over when
-    they have been silent.
+    Nobody knows from here whether a worker on another machine lives. If it stays silent, others
+    take its trial over.
     """
     owner = Owner.of(trial)
     return owner is not None and not owner.is_known_dead

@@ -171,7 +171,8 @@ def usable_gpus(experiment: Experiment) -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = visible.split(",") if visible else []
-    return [named[n] if n < len(named) else str(n) for n in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()
+    return [*named, *map(str, range(len(named), count))][:count]
 
 
 def _describe_share(experiment: Experiment, count: int) -> str:

@@ -82,10 +82,9 @@ class Workspace:
     def experiment_id(self) -> str:
         """Id of the MLflow experiment that new runs go to.
 
-        In a study that others have begun it is that of the study's parent run. Under ``mlflow run``
-        it is the experiment of the run that ``mlflow run`` has made. Otherwise it is the experiment
-        of our name. It is made when it is first needed, so that reading makes
-        none.
+        It is that of the study's parent run if others have begun the study. Otherwise it is that of
+        the run which ``mlflow run`` has made, or else the experiment of our name. It is made when
+        it is first needed, so that reading makes none.
         """
         try:
             beside = self.study_run or self.launched_run
