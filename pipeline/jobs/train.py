@@ -18,12 +18,13 @@ from pipeline.jobs.precision_choice import choose_precision
 from pipeline.jobs.predictions_table import log_validation
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.recorded_run import load_preprocessing
+from pipeline.jobs.same_training import remember_complete
 from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
 from pipeline.scores.calibration import fit_temperature
-from pipeline.tracking import artifacts, export, find_runs, names
+from pipeline.tracking import artifacts, export, names
 from pipeline.tracking.tracked_run import Pruned, TrackedRun
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
@@ -50,7 +51,9 @@ class Placement:
         run_id: An interrupted run to go on with, or empty.
         single: Whether the training is no part of a study. It then takes the run that ``mlflow
             run`` has made, if there is one, and has the report on the images itself.
-        on_run: Called with the run id before training starts.
+        on_uid: Called with the run's uid before training starts.
+        on_run: Called with the run id: before training starts, or if a tracking server is away,
+            from another thread when it is there again.
         is_searched: Whether the search drew the configuration, and no person chose it.
     """
 
@@ -61,6 +64,7 @@ class Placement:
     export: bool = False
     run_id: str = ""
     single: bool = False
+    on_uid: Callable[[str], None] = lambda uid: None
     on_run: Callable[[str], None] = lambda run_id: None
     is_searched: bool = False
 
@@ -82,22 +86,22 @@ class Outcome(NamedTuple):
     """What a training has come to.
 
     Attributes:
-        run_id: Id of its run.
+        run: Its run, which has ended.
         metric: The metric that chose its best epoch (``training.best_metric``).
         value: Value of that metric in the best epoch.
     """
 
-    run_id: str
+    run: TrackedRun
     metric: str
     value: float
 
+    @property
+    def run_id(self) -> str:
+        """Id of its run; empty as long as a tracking server that is away has not made it."""
+        return self.run.id
+
     def __str__(self) -> str:
         return f"best {ranking.title(self.metric)} {ranking.text(self.value, self.metric)}"
-
-
-def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
-    """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find_runs.find_complete_training(workspace, job.identity)
 
 
 class TrackedTraining:
@@ -165,7 +169,9 @@ class TrackedTraining:
                 except BaseException:
                     self._log.leave()
                     raise
-                return self._finish(run, result, after_run)
+                outcome = self._finish(run, result, after_run)
+            remember_complete(workspace, self._job.identity, outcome)
+            return outcome
         except BaseException as error:
             clear_frames(error)
             raise
@@ -194,7 +200,8 @@ class TrackedTraining:
     def _start(self, run: TrackedRun, opened: contextlib.ExitStack) -> None:
         """Build all that the training needs, and log what is known before its first step."""
         placement = self._placement
-        placement.on_run(run.id)
+        placement.on_uid(run.uid)
+        run.tell_id(placement.on_run)
         folder = self._make_folder(run)
         if placement.run_id:
             self._job = _keep_preprocessing(self._workspace, self._job, placement.run_id)
@@ -260,11 +267,11 @@ class TrackedTraining:
             load_state(module, self._context.checkpoint, self._job.configuration.model.name)
             classes = self._job.prepared.classes
             preprocessing = self._context.preprocessing
-            export.log_model(self._workspace, run.id, module, classes, preprocessing, temperature)
+            export.log_model(run, module, classes, preprocessing, temperature)
         run.flush()
         after_run.callback(remove_child, self._workspace.checkpoints, run.uid)
         metric = self._job.configuration.training.best_metric
-        return Outcome(run.id, metric, result.best[metric])
+        return Outcome(run, metric, result.best[metric])
 
     def _finish_early(
         self, run: TrackedRun, error: Exception, after_run: contextlib.ExitStack
@@ -288,7 +295,8 @@ class TrackedTraining:
 
     def _log_best(self, run: TrackedRun) -> None:
         if self._context.checkpoint.is_file():
-            run.file(self._context.checkpoint, str(Path(names.CHECKPOINT).parent))
+            folder = str(Path(names.CHECKPOINT).parent)
+            run.file(self._context.checkpoint, folder, may_link=True)
 
 
 def _keep_preprocessing(workspace: Workspace, job: Job, run_id: str) -> Job:
@@ -321,7 +329,9 @@ def _log_source(run: TrackedRun, job: Job) -> None:
     files = models.source_files(job.configuration.model, job.origin, num_classes, image_size)
     if not files:
         return
-    there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))
+    there: set[str] = set()
+    if run.before is not None:
+        there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))
     if all(f"{names.SOURCE}/{name}" in there for name in files):
         return
     with tempfile.TemporaryDirectory() as folder:

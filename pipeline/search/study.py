@@ -34,6 +34,7 @@ from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.abandoned_runs import end_abandoned
+from pipeline.tracking.sender import wait_until_sent
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
 from pipeline.tracking.workspace import Workspace
 
@@ -103,6 +104,7 @@ def tune(
         _end_abandoned_trials(workspace, study)
         telling = _telling_settings(begun)
         TrialRunner(workspace, experiment, study, run, prepared, jobs, telling).run()
+        wait_until_sent(workspace)
         compared = conclude_study(workspace, experiment, study, run, prepared)
         then(compared)
     return Tuned(found.name, run.id, compared)

@@ -22,7 +22,8 @@ from pipeline.files import out_of_room
 from pipeline.jobs.check import check
 from pipeline.jobs.prepare import prepare_variant
 from pipeline.jobs.resume import lock_run
-from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
+from pipeline.jobs.same_training import find_same_training, find_unfinished_training
+from pipeline.jobs.train import Placement, TrackedTraining
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say
 from pipeline.report.people_table import best_value_text
@@ -40,6 +41,7 @@ from pipeline.search.trials import (
     MAY_PASS,
     REASON,
     RUN_ID,
+    UID,
     Repeated,
     enqueue_missing,
     enqueue_repeats,
@@ -181,7 +183,7 @@ class TrialRunner:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
         for number, fold_job in enumerate(job.per_fold()):
-            unfinished = self._find_unfinished(fold_job)
+            unfinished = self._find_unfinished(trial, fold_job)
             # A person may be going on with that run by hand.
             with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
                 same = find_same_training(self.workspace, fold_job)
@@ -194,19 +196,19 @@ class TrialRunner:
                 scores.append(ranking.score(done.value, done.metric))
         return fmean(scores)
 
-    def _find_unfinished(self, job: Job) -> str:
+    def _find_unfinished(self, trial: optuna.Trial, job: Job) -> str:
         """Return the run id of a job's training in this study that can go on, or an empty text."""
         trials = self.study.get_trials(deepcopy=False)
-        begun = {one.user_attrs.get(RUN_ID, "") for one in trials}
-        return find_runs.find_unfinished_training(
-            self.workspace, self.study.study_name, job.identity, begun
-        )
+        begun = {one.user_attrs.get(key, "") for one in trials for key in (RUN_ID, UID)}
+        is_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
+        return find_unfinished_training(self.workspace, self.study.study_name, job, begun, is_begun)
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
         """Take a training that is complete already for this trial; return its score."""
         say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
-        trial.set_user_attr(RUN_ID, same["run_id"])
-        adopt_training(self.workspace, same["run_id"], self.study.study_name)
+        if same["run_id"]:
+            trial.set_user_attr(RUN_ID, same["run_id"])
+            adopt_training(self.workspace, same["run_id"], self.study.study_name)
         return float(same["score"])
 
     def _placement(self, trial: optuna.Trial, job: Job, place: int, run_id: str) -> Placement:
@@ -217,7 +219,8 @@ class TrialRunner:
             study=self.study.study_name,
             place=place,
             run_id=run_id,
-            on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+            on_uid=lambda uid: trial.set_user_attr(UID, uid),
+            on_run=lambda run_id: _note_run(trial, run_id),
             is_searched=ENTRY not in trial.user_attrs,
         )
 
@@ -279,6 +282,12 @@ class TrialRunner:
         if further:
             name = f"{name}, {further}"
         return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _note_run(trial: optuna.Trial, run_id: str) -> None:
+    # A tracking server that was away may have made the run when the trial has ended already.
+    with contextlib.suppress(UpdateFinishedTrialError):
+        trial.set_user_attr(RUN_ID, run_id)
 
 
 def _describe(done: Sequence[FrozenTrial], total: int, repeated: Repeated) -> str:

@@ -28,10 +28,12 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.jobs.summary_files import show_summary
     from pipeline.report.console import say
     from pipeline.search.study import tune
+    from pipeline.tracking.leftover import send_left
     from pipeline.tracking.ui_views import write_views
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
+    send_left(workspace, experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
     show_summary(tuned.compared)

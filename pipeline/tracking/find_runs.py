@@ -386,13 +386,14 @@ def find_unfinished_training(
         workspace: The open store.
         study: Name of the study.
         identity: The training.
-        begun: Run ids that the study itself has noted. Only these count, since anybody may write
-            such tags.
+        begun: Ids and uids of runs that the study itself has noted. Only these count, since anybody
+            may write such tags.
     """
     rows = []
     for run in _search_training(workspace, identity, {}):
         run_id = run.info.run_id
-        is_own = run_id in begun and names.is_uid(run.data.tags.get(names.UID, run_id))
+        uid = run.data.tags.get(names.UID, run_id)
+        is_own = (run_id in begun or uid in begun) and names.is_uid(uid)
         if is_own and _is_of_study(run, study) and _can_go_on(run):
             rows.append(to_row(run))
     same = [row for row in rows if _is_same(row, identity)]

@@ -489,7 +489,7 @@ def test_checkpoints_are_kept_until_the_run_has_ended(
 def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:
     with TrackedRun(workspace, "train", "r") as run:
         run.tag({names.FLAG + "collapse": "predicts 1 of 10 classes"})
-        run.flush()
+    with TrackedRun(workspace, "train", "r", run_id=run.id) as run:
         log = FlagsLog(run, Diagnostics(10, 0.1))
         log.on_start(3, 1)
         log.on_resume(
