@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -60,20 +61,10 @@ def _find_journals(root: Path, experiment: str) -> Iterator[Path]:
 
 def _send(workspace: Workspace, journal: Journal) -> bool:
     """Send a journal whose lock is held; return whether the server has all of it."""
-    if not journal.first:
-        # A process was killed before it had logged anything.
-        journal.remove()
-        return False
-    uri = journal.first["uri"]
-    if uri != hide_passwords(workspace.uri):
-        say(f"{journal.folder} is for {uri}: MLFLOW_TRACKING_URI={uri} sends it")
-        return False
-    beat = journal.last_beat()
-    if beat is not None and beat.lives and not journal.is_ended:
-        # The lock does not tell it if the folder is shared by a network.
+    if not _may_send(workspace, journal):
         return False
     if not journal.is_ended:
-        _end(journal, beat)
+        _end(journal, journal.last_beat())
     delivery = Delivery(workspace, journal)
     try:
         with few_retries():
@@ -95,6 +86,22 @@ def _send(workspace: Workspace, journal: Journal) -> bool:
     say(f"run {delivery.run_id}: all that it had logged is sent")
     journal.remove()
     return True
+
+
+def _may_send(workspace: Workspace, journal: Journal) -> bool:
+    """Whether a journal is for this server, and its process is gone."""
+    if not journal.first:
+        # The process was killed before it had logged anything.
+        journal.remove()
+        return False
+    uri = journal.first["uri"]
+    if uri != hide_passwords(workspace.uri):
+        say(f"{journal.folder} is for {uri}: MLFLOW_TRACKING_URI={uri} sends it")
+        return False
+    # The lock does not tell it if the folder is shared by a network.
+    beat = journal.last_beat()
+    is_alive = beat is not None and beat.lives and beat.host != socket.gethostname()
+    return journal.is_ended or not is_alive
 
 
 def _end(journal: Journal, beat: Beat | None) -> None:

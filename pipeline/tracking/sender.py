@@ -188,12 +188,11 @@ class Sender:
             if self._trouble is not None:
                 self._wait_for_server()
                 continue
-            is_more = False
-            for run in runs:
-                is_more |= self._serve(run)
+            num_busy = sum([self._serve(run) for run in runs])
             with self._changed:
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._news or is_more or self._trouble, INTERVAL / 4)
+                if not num_busy and self._trouble is None:
+                    self._changed.wait_for(lambda: self._news, INTERVAL / 4)
 
     def _serve(self, run: _Run) -> bool:
         """Send the next part of a journal; return whether there may be more."""
@@ -213,10 +212,10 @@ class Sender:
             return False
         if is_more or not run.is_done:
             return is_more
-        refused = run.delivery.journal.sent.refused
-        self._drop(
-            run, f"{describe(refused[0]['entry'])}: {refused[0]['reason']}" if refused else ""
-        )
+        refused = ""
+        for one in run.delivery.journal.sent.refused[:1]:
+            refused = f"{describe(one['entry'])}: {one['reason']}"
+        self._drop(run, refused)
         return True
 
     def _beat(self, run: _Run) -> None:
@@ -281,8 +280,8 @@ class Sender:
 
     def _is_there(self) -> bool:
         with suppress(Exception):
-            answer = http_request(
-                get_default_host_creds(self._workspace.uri),
+            answer = http_request(  # type: ignore[no-untyped-call]
+                get_default_host_creds(self._workspace.uri),  # type: ignore[no-untyped-call]
                 "/health",
                 "GET",
                 max_retries=0,
