@@ -75,6 +75,7 @@ class Sender:
         self._workspace = workspace
         self._changed = threading.Condition()
         self._runs: list[_Run] = []
+        self._given_up: list[_Run] = []
         self._news = False
         self._trouble: PipelineError | None = None
         self._is_refused = False
@@ -150,7 +151,8 @@ class Sender:
     def abandon(self) -> None:
         """Send nothing any more, and release the journals."""
         with self._changed:
-            runs, self._runs = self._runs, []
+            runs = [*self._runs, *self._given_up]
+            self._runs, self._given_up = [], []
             self._news = True
             self._changed.notify_all()
             thread = self._thread
@@ -239,6 +241,11 @@ class Sender:
             )
             say(line)
             self.left.append(line)
+        if not journal.is_ended:
+            # The run still logs to it.
+            self._given_up.append(run)
+            return
+        if refused:
             journal.close()
         else:
             journal.remove()
@@ -246,9 +253,9 @@ class Sender:
 
     def _note_trouble(self, error: Exception) -> None:
         self._failures += 1
-        self._is_refused = not is_away(error)
+        self._is_refused = not (isinstance(error, StoreAway) or is_away(error))
         self._num_refusals += self._is_refused
-        self._trouble = explain_store_error(error)
+        self._trouble = error if isinstance(error, PipelineError) else explain_store_error(error)
         if self._told != str(self._trouble):
             self._told = str(self._trouble)
             say(f"{self._trouble}; the work goes on, and what it logs is sent later")

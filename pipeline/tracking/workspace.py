@@ -211,6 +211,8 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     # MLflow also raises what it logs here with a traceback.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # It would print the address of each run of a server when its end is sent.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     uri = tracking_uri()
     check_address("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
