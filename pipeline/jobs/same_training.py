@@ -19,30 +19,34 @@ from pipeline.tracking.workspace import STORE_ERRORS, Workspace, explain_store_e
 if TYPE_CHECKING:
     from pipeline.jobs.train import Outcome
 
-_complete: WeakKeyDictionary[Workspace, dict[TrainingIdentity, Outcome]] = WeakKeyDictionary()
-"""Complete trainings of this process: a server may not know yet that they have ended."""
+_Known = dict[TrainingIdentity, "tuple[Outcome, str]"]
+_complete: WeakKeyDictionary[Workspace, _Known] = WeakKeyDictionary()
+"""Complete trainings of this process with their study: a server may not know yet that they have
+ended."""
 
 
-def remember_complete(workspace: Workspace, identity: TrainingIdentity, outcome: Outcome) -> None:
-    """Note that a training is complete."""
+def remember_complete(workspace: Workspace, job: Job, outcome: Outcome, study: str) -> None:
+    """Note that a training of a study is complete."""
     if workspace.is_server:
-        _complete.setdefault(workspace, {})[identity] = outcome
+        _complete.setdefault(workspace, {})[job.identity] = outcome, study
 
 
 def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
     """Return the complete training of the same identity, if there is one: it is not repeated.
 
-    Trainings of this process are known without a server. For those of others a server is asked; if
-    it does not answer, there is none. So a study never repeats what it has trained itself: its
-    trials tell which of the list are done.
+    Trainings of this process are known without a server. For those of other processes a server is
+    asked; if it does not answer, there is none. A study repeats nothing of its list even then,
+    since its trials tell what is done.
 
     Returns:
         The training's row; one of this process has an empty ``run_id`` if the server has not made
         its run yet.
     """
-    outcome = _complete.get(workspace, {}).get(job.identity)
-    if outcome is not None:
+    known = _complete.get(workspace, {}).get(job.identity)
+    if known is not None:
+        outcome, study = known
         return {
+            "study": study,
             "run_id": outcome.run_id,
             "run_name": job.configuration.model.name,
             "metric": outcome.metric,

@@ -170,7 +170,7 @@ class TrackedTraining:
                     self._log.leave()
                     raise
                 outcome = self._finish(run, result, after_run)
-            remember_complete(workspace, self._job.identity, outcome)
+            remember_complete(workspace, self._job, outcome, self._placement.study)
             return outcome
         except BaseException as error:
             clear_frames(error)

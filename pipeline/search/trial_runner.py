@@ -205,9 +205,11 @@ class TrialRunner:
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
         """Take a training that is complete already for this trial; return its score."""
-        say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
+        called = same["run_id"] or "that the server does not know yet"
+        say(f"  trained before as run {called}: {best_value_text(same)}")
         if same["run_id"]:
             trial.set_user_attr(RUN_ID, same["run_id"])
+        if self.study.study_name not in same["study"].split(","):
             adopt_training(self.workspace, same["run_id"], self.study.study_name)
         return float(same["score"])
 

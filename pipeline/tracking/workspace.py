@@ -337,7 +337,7 @@ def explain_store_error(error: BaseException) -> PipelineError:
 
 def _find_cause(text: str) -> str:
     """Return the innermost reason of an error of requests, such as ``Connection refused``."""
-    inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"")
+    inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"").rpartition(", '")[2]
     return inner.rpartition(": ")[2].rpartition("('")[2].removeprefix("[Errno 111] ") or text
 
 

@@ -323,7 +323,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     (folder / "auth.ini").write_text(
         "[mlflow]\ndefault_permission = READ\n"
         f"database_uri = sqlite:///{folder / 'auth.db'}\n"
-        "admin_username = admin\nadmin_password = password1234\n"
+        "admin_username = admin\nadmin_password = a long password\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     with mlflow_server(folder / "mlflow.db", ["--app-name", "basic-auth"], secrets) as server:
@@ -338,7 +338,7 @@ def test_a_password_that_becomes_wrong_is_told_once_and_all_is_sent_with_the_rig
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
     workspace = open_on(guarded.uri)
     with TrackedRun(workspace, "train", "r") as run:
         log_epochs(run, 1, 10)
@@ -352,6 +352,6 @@ def test_a_password_that_becomes_wrong_is_told_once_and_all_is_sent_with_the_rig
     assert capsys.readouterr().out.count("refuses this user (401)") == 1
     with pytest.raises(UserError, match="401"):
         open_on(guarded.uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
     assert send_left(open_on(guarded.uri)) == 1
     need_whole(workspace, arrived(tmp_path))
