@@ -32,7 +32,7 @@ LONGEST_WAIT = "PIPELINE_SEND_SECONDS"
 
 Others wait with it: a batch system, a person.
 """
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+_PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between questions to a server that is away; the last one holds from then on."""
 _REFUSED_PAUSE = 60.0
 """Seconds until a server that refuses this user is asked again."""
@@ -134,8 +134,8 @@ class Sender:
                 is_shown = True
                 reason = f": {self._trouble}" if self._trouble else ""
                 say(
-                    f"waiting up to {seconds:.0f} seconds until the tracking server has "
-                    f"all that {self._count_unsent()} runs have logged{reason}"
+                    f"waiting up to {seconds:.0f} seconds until the tracking server has all "
+                    f"that was logged; unfinished runs: {self._count_unsent()}{reason}"
                 )
             with self._changed:
                 self._changed.wait(min(0.5, max(seconds - passed, 0.01)))

@@ -33,13 +33,27 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MLflowServer]:
         yield running
 
 
+begun: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_waits_on() -> Iterator[None]:
+    """Kill what still waits for a server when a test has failed."""
+    yield
+    while begun:
+        process = begun.pop()
+        process.kill()
+        process.wait()
+
+
 def begin(
     step: str, quick: Path, server: MLflowServer, *options: str, **environment: str
 ) -> subprocess.Popen[str]:
     """Start a step on a server."""
     variables = {"MLFLOW_TRACKING_URI": server.uri, "OMP_NUM_THREADS": "1", **environment}
     arguments = [sys.executable, "-m", "pipeline", step, *options]
-    return start([*arguments, "--config", str(quick)], quick.parent, **variables)
+    begun.append(start([*arguments, "--config", str(quick)], quick.parent, **variables))
+    return begun[-1]
 
 
 def open_on(server: MLflowServer) -> Workspace:
@@ -84,7 +98,7 @@ def test_a_training_goes_on_without_its_server_and_waits_for_it_at_its_end(
     server.kill()
     # It is said when the training is done, with nothing left to do but to send.
     told = wait_for(training, "waiting up to 600 seconds")
-    assert "epoch 12/" in told and "does not answer: Connection refused" in told
+    assert "epoch 12/" in told and "does not answer" in told
     server.start()
     told = training.communicate(timeout=120)[0]
     workspace = open_on(server)
