@@ -70,8 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         if not _is_helper():
             further = "; the same command goes on with it" if arguments[0] in _GO_ON else ""
             print(f"stopped: {stopped}{further}", file=sys.stderr)
-        _end_launched_run(str(stopped), interrupted=True)
         _stop_sending()
+        _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:
         told = _explain(error)
@@ -173,8 +173,8 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
 
 def _finish_sending() -> None:
     """Wait until a tracking server has all that this process has logged."""
-    if "pipeline.tracking.sender" in sys.modules:
-        from pipeline.tracking.sender import finish_sending
+    if "pipeline.tracking.sending" in sys.modules:
+        from pipeline.tracking.sending import finish_sending
 
         finish_sending()
         _stop_sending()
@@ -186,11 +186,12 @@ def _stop_sending(told: str = "") -> None:
     Args:
         told: What the user has been told already.
     """
-    if "pipeline.tracking.sender" not in sys.modules:
+    if "pipeline.tracking.sending" not in sys.modules:
         return
-    from pipeline.tracking.sender import HOW, stop_sending
+    from pipeline.tracking.sender import HOW
+    from pipeline.tracking.sending import stop_sending
 
-    if not stop_sending(seconds_left()) and HOW not in told:
+    if not stop_sending(max(seconds_left() - 1.0, 0.1)) and HOW not in told:
         print(f"not all that was logged is sent; {HOW} later", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ from pipeline.jobs.training_job import Job
 from pipeline.report.console import say_once
 from pipeline.tracking import find_runs
 from pipeline.tracking.patience import few_retries
-from pipeline.tracking.sender import sender_of
+from pipeline.tracking.sending import sender_of
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace, explain_store_error, is_away
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from pipeline.search.trial_runner import TrialRunner
 from pipeline.search.trials import RUN_ID, with_repeat_seeds
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.abandoned_runs import end_abandoned
-from pipeline.tracking.sender import wait_until_sent
+from pipeline.tracking.sending import wait_until_sent
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
 from pipeline.tracking.workspace import Workspace
 

@@ -54,8 +54,8 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.report.console import say
     from pipeline.report.people_table import best_value_text
     from pipeline.tracking.leftover import send_left
-    from pipeline.tracking.sender import finish_sending
-    from pipeline.tracking.ui_views import write_views
+    from pipeline.tracking.sending import finish_sending
+    from pipeline.tracking.ui_views import write_views_if_there
     from pipeline.tracking.workspace import open_workspace
 
     configuration = experiment.base
@@ -70,7 +70,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     configuration = with_white(configuration, prepared)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
-    write_views(workspace, configuration.training.best_metric)
+    write_views_if_there(workspace, configuration.training.best_metric)
     same = find_same_training(workspace, job)
     if same is not None:
         _point_to(workspace, f"same as {same['run_name']}", same["run_id"])

@@ -17,8 +17,8 @@ from pipeline.tracking import names
 from pipeline.tracking.delivery import Delivery, RunGone, describe
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.journalled import open_run_journal
 from pipeline.tracking.patience import few_retries
-from pipeline.tracking.sender import open_run_journal
 from pipeline.tracking.workspace import JOURNAL, Workspace
 
 

@@ -7,10 +7,8 @@ nothing else in the process waits for it.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -18,20 +16,12 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from pipeline.errors import PipelineError, StoreAway
-from pipeline.files import lock
 from pipeline.report.console import say
 from pipeline.tracking.delivery import Delivery, RunGone, describe
-from pipeline.tracking.entries import Entry
 from pipeline.tracking.heartbeat import INTERVAL
-from pipeline.tracking.journal import Journal, open_journal
-from pipeline.tracking.patience import few_retries, no_retries
+from pipeline.tracking.patience import no_retries
 from pipeline.tracking.workspace import JOURNAL, Workspace, explain_store_error, is_away
 
-LONGEST_WAIT = "PIPELINE_SEND_SECONDS"
-"""Environment variable: seconds that a step which is done waits for its journals, by default 600.
-
-Others wait with it: a batch system, a person.
-"""
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between questions to a server that is away; the last one holds from then on."""
 _REFUSED_PAUSE = 60.0
@@ -158,7 +148,7 @@ class Sender:
             thread = self._thread
         if thread is not None:
             # It ends after the request that it waits for, if that is answered soon.
-            thread.join(2.0)
+            thread.join(0.5)
         for run in runs:
             run.held.close()
 
@@ -297,130 +287,3 @@ class Sender:
             )
             return bool(answer.status_code < 500)
         return False
-
-
-_senders: dict[tuple[str, Path], Sender] = {}
-
-
-def sender_of(workspace: Workspace) -> Sender:
-    """Return the sender of this process for a server."""
-    return _senders.setdefault((workspace.uri, workspace.home), Sender(workspace))
-
-
-def open_run_journal(workspace: Workspace, uid: str) -> tuple[Journal, ExitStack]:
-    """Open the journal of a run and take its lock, so that no other process sends it.
-
-    Returns:
-        The journal, and what releases it.
-
-    Raises:
-        InUse: Another process has it.
-    """
-    workspace.journals.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        refusal = f"what run {uid} has logged is being sent by another process on this machine"
-        held.enter_context(lock(workspace.journals / uid, refusal))
-        journal = open_journal(workspace.journals, uid)
-        return journal, held.pop_all()
-    raise AssertionError
-
-
-class Journalled:
-    """A transport by a journal on disk, which a thread of this process sends.
-
-    Args:
-        workspace: The open store, a server.
-        uid: The run's uid, which names the journal.
-    """
-
-    def __init__(self, workspace: Workspace, uid: str) -> None:
-        self._workspace = workspace
-        self._sender = sender_of(workspace)
-        self._uid = uid
-
-    @property
-    def run_id(self) -> str:
-        return self._delivery.run_id
-
-    def begin(self, entry: Entry, needs_id: bool) -> None:
-        self._journal, held = open_run_journal(self._workspace, self._uid)
-        with held:
-            self._journal.append(entry)
-            self._journal.beat()
-            self._delivery = Delivery(self._workspace, self._journal)
-            if needs_id:
-                self._make_now()
-            self._sender.add(self._delivery, held.pop_all())
-
-    def _make_now(self) -> None:
-        """Begin the run on the server before anything is built on it.
-
-        Without a server nothing is begun.
-        """
-        try:
-            with few_retries():
-                while self._delivery.send_next():
-                    pass
-        except BaseException:
-            self._journal.remove()
-            raise
-
-    def add(self, entry: Entry, contents: Mapping[str, Path] | None = None) -> None:
-        self._journal.append(entry, contents)
-        self._sender.notify()
-
-    def end(self, entry: Entry) -> None:
-        self._journal.beat()
-        self.add(entry)
-
-    def tell_id(self, on_id: Callable[[str], None]) -> None:
-        self._delivery.tell_id(on_id)
-
-
-def finish_sending() -> None:
-    """Wait until all that this process has logged is sent: a step is done.
-
-    Raises:
-        StoreAway: The server has not taken all in the time that `LONGEST_WAIT` says.
-        PipelineError: The server refuses this user, or something for good.
-    """
-    for sender in list(_senders.values()):
-        sender.wait(_longest_wait())
-        if sender.left:
-            line = sender.left[0]
-            sender.left = []
-            raise PipelineError(f"{line}; {HOW} when the reason is gone")
-
-
-def wait_until_sent(workspace: Workspace) -> None:
-    """Wait until a server has all that this process has logged, which is then read back.
-
-    Raises:
-        StoreAway: The server has not taken all in the time that `LONGEST_WAIT` says.
-        PipelineError: The server refuses this user.
-    """
-    if workspace.is_server:
-        sender_of(workspace).wait(_longest_wait())
-
-
-def _longest_wait() -> float:
-    """Return the seconds that a step which is done waits for its journals."""
-    given = os.environ.get(LONGEST_WAIT, "")
-    with suppress(ValueError):
-        return max(float(given), 0.0)
-    return 600.0
-
-
-def stop_sending(seconds: float) -> bool:
-    """End all sending of this process; return whether all was sent.
-
-    Args:
-        seconds: Time to send the rest in, if the server is there.
-    """
-    ends = time.monotonic() + seconds
-    is_all = True
-    for sender in list(_senders.values()):
-        is_all &= sender.settle(max(ends - time.monotonic(), 0.0))
-        sender.abandon()
-    _senders.clear()
-    return is_all

@@ -20,8 +20,8 @@ from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.tracking import names
 from pipeline.tracking.entries import Entry
 from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.journalled import Journalled
 from pipeline.tracking.run_log import TAG_LENGTH, RunLog, metric_entries
-from pipeline.tracking.sender import Journalled
 from pipeline.tracking.system_metrics import PREFIX, SystemMetrics
 from pipeline.tracking.workspace import Workspace, is_away
 

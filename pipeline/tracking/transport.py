@@ -1,4 +1,4 @@
-"""The way from a run's log to the store: directly, or by a journal on disk (`Journalled`).
+"""The way from a run's log to the store: directly, or by a journal (`tracking.journalled`).
 
 A database is written directly. A server may go away, so what is logged goes to the journal first.
 """

@@ -24,7 +24,7 @@ from pipeline.data.prepare_data import prepare
 from pipeline.data.prepared import Prepared
 from pipeline.jobs.train import Placement, TrackedTraining
 from pipeline.jobs.training_job import Job
-from pipeline.tracking.sender import finish_sending
+from pipeline.tracking.sending import finish_sending
 from pipeline.tracking.workspace import Workspace, open_workspace
 from pipeline.training.callback import Callback
 from tests.benchmarks.measure import Results, sliced

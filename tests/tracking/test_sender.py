@@ -18,7 +18,7 @@ from mlflow.entities import Run, ViewType
 from pipeline.errors import Interrupted, StoreAway, UserError
 from pipeline.tracking import names
 from pipeline.tracking.leftover import send_left
-from pipeline.tracking.sender import finish_sending, sender_of, stop_sending
+from pipeline.tracking.sending import finish_sending, sender_of, stop_sending
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.servers import MLflowServer, Proxy, mlflow_server
