@@ -182,8 +182,10 @@ class TrialRunner:
     def _train_folds(self, trial: optuna.Trial, job: Job, place: int) -> float:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
+        # By an earlier process: without its server it cannot go on.
+        is_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
         for number, fold_job in enumerate(job.per_fold()):
-            unfinished = self._find_unfinished(trial, fold_job)
+            unfinished = self._find_unfinished(fold_job, is_begun)
             # A person may be going on with that run by hand.
             with lock_run(self.workspace, unfinished) if unfinished else contextlib.nullcontext():
                 same = find_same_training(self.workspace, fold_job)
@@ -196,11 +198,11 @@ class TrialRunner:
                 scores.append(ranking.score(done.value, done.metric))
         return fmean(scores)
 
-    def _find_unfinished(self, trial: optuna.Trial, job: Job) -> str:
+    def _find_unfinished(self, job: Job, is_begun: bool) -> str:
         """Return the run id of a job's training in this study that can go on, or an empty text."""
-        trials = self.study.get_trials(deepcopy=False)
-        begun = {one.user_attrs.get(key, "") for one in trials for key in (RUN_ID, UID)}
-        is_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
+        begun: set[str] = set()
+        for trial in self.study.get_trials(deepcopy=False):
+            begun |= {trial.user_attrs.get(RUN_ID, ""), trial.user_attrs.get(UID, "")}
         return find_unfinished_training(self.workspace, self.study.study_name, job, begun, is_begun)
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:

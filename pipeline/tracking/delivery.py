@@ -16,7 +16,9 @@ What the server refuses is one of three things:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 
@@ -68,6 +70,7 @@ class Delivery:
         self._workspace = workspace
         self._client = workspace.client
         self.journal = journal
+        self._lock = threading.Lock()
         self._listeners: list[Callable[[str], None]] = []
         if not journal.sent.run_id and journal.first.get("kind") == "take_up":
             self._mark(run_id=journal.first["run_id"])
@@ -79,13 +82,18 @@ class Delivery:
 
     def tell_id(self, on_id: Callable[[str], None]) -> None:
         """Call a function with the run's id, when it is known."""
-        self._listeners.append(on_id)
-        if self.run_id:
-            self._tell_id()
+        with self._lock:
+            self._listeners.append(on_id)
+        self._tell_id()
 
     def _tell_id(self) -> None:
-        while self._listeners:
-            self._listeners.pop()(self.run_id)
+        with self._lock:
+            listeners = self._listeners if self.run_id else []
+            self._listeners = self._listeners[len(listeners) :]
+        for on_id in listeners:
+            # Who cannot note the id has it in the run's own tags.
+            with suppress(Exception):
+                on_id(self.run_id)
 
     def send_next(self) -> bool:
         """Send as much as one call takes; return whether there was anything.

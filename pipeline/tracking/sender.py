@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -109,23 +108,20 @@ class Sender:
         refusals = self._num_refusals
         is_shown = False
         self._ask_now()
-        while self._count_unsent():
+        while num_unsent := self._count_unsent():
             passed = time.monotonic() - began
-            refused = self._trouble if self._is_refused else None
-            if refused is not None and self._num_refusals > refusals:
-                raise PipelineError(f"{refused}; what is not sent stays in {self._where()}; {HOW}")
+            trouble = self._trouble
+            reason = f": {trouble}" if trouble else ""
+            kept = f"it stays in {self._workspace.home / JOURNAL}; {HOW}"
+            if trouble is not None and self._num_refusals > refusals:
+                raise PipelineError(f"not all that was logged is sent{reason}; {kept}")
             if passed >= seconds:
-                reason = f": {self._trouble}" if self._trouble else ""
-                raise StoreAway(
-                    f"not all that was logged is sent{reason}; "
-                    f"it stays in {self._where()}; {HOW} later"
-                )
+                raise StoreAway(f"not all that was logged is sent{reason}; {kept} later")
             if passed > _SILENT and not is_shown:
                 is_shown = True
-                reason = f": {self._trouble}" if self._trouble else ""
                 say(
                     f"waiting up to {seconds:.0f} seconds until the tracking server has all "
-                    f"that was logged; unfinished runs: {self._count_unsent()}{reason}"
+                    f"that was logged; unfinished runs: {num_unsent}{reason}"
                 )
             with self._changed:
                 self._changed.wait(min(0.5, max(seconds - passed, 0.01)))
@@ -151,9 +147,6 @@ class Sender:
             thread.join(0.5)
         for run in runs:
             run.held.close()
-
-    def _where(self) -> Path:
-        return self._workspace.home / JOURNAL
 
     def _count_unsent(self) -> int:
         with self._changed:
