@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +24,7 @@ from pipeline.tracking.workspace import JOURNAL, Workspace
 def send_left(workspace: Workspace, experiment: str = "") -> int:
     """Send the journals that stand here and that no process sends, also what was refused before.
 
-    Runs that their process has not ended become interrupted, at the time of its last heartbeat.
+    Runs that their process has not ended become interrupted, at the last sign of its life.
 
     Args:
         workspace: The open store. A database has no journals.
@@ -105,7 +104,11 @@ def _may_send(workspace: Workspace, journal: Journal) -> bool:
 
 
 def _end(journal: Journal, beat: Beat | None) -> None:
-    """End the run of a process that was killed, in its journal."""
+    """End the run of a process that was killed, in its journal, at the last sign of its life."""
+    times = [1000 * beat.time if beat else 0.0]
+    for placed in journal.read_unsent():
+        if placed.entry["kind"] == "metrics":
+            times += [timestamp for _, _, timestamp, _ in placed.entry["values"]]
     where = f" (process {beat.process_id} on {beat.host})" if beat else ""
     reason = f"its process died{where}"
     tags = {
@@ -115,5 +118,4 @@ def _end(journal: Journal, beat: Beat | None) -> None:
     }
     journal.append({"kind": "tags", "values": tags})
     status = names.STATUS_OF_STATE[names.INTERRUPTED]
-    end_time = int((beat.time if beat else time.time()) * 1000)
-    journal.append({"kind": "end", "status": status, "end_time": end_time})
+    journal.append({"kind": "end", "status": status, "end_time": int(max(times))})
