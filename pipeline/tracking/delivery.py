@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 
-from mlflow.entities import Metric, ViewType
+from mlflow.entities import Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import first_line
@@ -146,24 +146,31 @@ class Delivery:
         self._tell_id()
 
     def _find_made(self, experiment_id: str) -> list[str]:
-        """Return the ids of the runs that have this uid, also of deleted ones, oldest first."""
-        found = self._client.search_runs(
-            [experiment_id], f"tags.`{names.UID}` = '{self.journal.uid}'", ViewType.ALL
-        )
+        """Return the ids of the runs that have this uid, the deleted ones last."""
+        found = self._search_made(experiment_id)
         runs = sorted(found, key=attrgetter("info.lifecycle_stage", "info.run_id"))
         return [str(run.info.run_id) for run in runs]
+
+    def _search_made(self, experiment_id: str) -> list[Run]:
+        condition = f"tags.`{names.UID}` = '{self.journal.uid}'"
+        return list(self._client.search_runs([experiment_id], condition, ViewType.ALL))
 
     def remove_doubles(self) -> None:
         """Delete runs that requests have made whose answer was lost, and that came late.
 
-        Such a run has nothing but the tags that it was made with.
+        Such a run has nothing but the tags that it was made with. Anybody may give these to another
+        run, which stays.
         """
         if self.journal.sent.attempts < 2:
             return
         experiment_id = str(self._client.get_run(self.run_id).info.experiment_id)
-        for double in self._find_made(experiment_id):
-            if double != self.run_id:
-                self._client.delete_run(double)
+        for double in self._search_made(experiment_id):
+            is_other = double.info.run_id != self.run_id
+            is_active = double.info.lifecycle_stage == "active"
+            is_ours = double.info.start_time == self.journal.first.get("start_time")
+            is_empty = not (double.data.metrics or double.data.params)
+            if is_other and is_active and is_ours and is_empty:
+                self._client.delete_run(double.info.run_id)
 
     def _send_items(self, items: Sequence[Item]) -> None:
         """Send items; if some are refused, find them by halves, and send the others."""
@@ -203,6 +210,9 @@ class Delivery:
 
     def _put_aside(self, entry: Entry, error: Exception) -> None:
         reason = hide_passwords(first_line(error))
+        if any(one["entry"] == entry for one in self.journal.sent.refused):
+            # What was sent with it is sent again, since the server went away behind it.
+            return
         self._mark(refused=[*self.journal.sent.refused, {"entry": entry, "reason": reason}])
 
     def send_refused(self) -> None:

@@ -207,9 +207,14 @@ def test_a_late_double_of_a_run_is_deleted(
         sender_of(workspace).wait(60)
         # As if an earlier request, which was not answered, had been done only now.
         delivery.journal.sent.attempts = 2
+        made = workspace.client.get_run(run.id).info.start_time
         tags = {names.UID: run.uid}
-        workspace.client.create_run(workspace.experiment_id, tags=tags)
+        workspace.client.create_run(workspace.experiment_id, made, tags)
+        # Somebody else has copied the tag.
+        other = workspace.client.create_run(workspace.experiment_id, made + 7, tags).info.run_id
     finish_sending()
+    assert workspace.client.get_run(other).info.lifecycle_stage == "active"
+    workspace.client.delete_run(other)
     need_whole(workspace, arrived(tmp_path))
 
 
