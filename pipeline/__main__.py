@@ -28,7 +28,13 @@ from pipeline.errors import (
 )
 from pipeline.files import out_of_room
 from pipeline.safe_text import hide_passwords
-from pipeline.signals import has_arrived, ignore_signals, limit_endings, raise_on_signals
+from pipeline.signals import (
+    has_arrived,
+    ignore_signals,
+    limit_endings,
+    raise_on_signals,
+    seconds_left,
+)
 from pipeline.tracking import launcher_process, launcher_run, launcher_status
 
 STEPS = {
@@ -40,7 +46,7 @@ STEPS = {
     "summary": "compare the runs of a study",
     "register": "make the best evaluated run the champion of a registered model",
     "predict": "classify unlabelled images with a registered model",
-    "reconcile": "end runs that a kill or a power cut has left RUNNING",
+    "reconcile": "send what a server has missed, and end runs that a kill has left RUNNING",
     "init": "write an experiment file for your own images",
 }
 TRAINING_STEPS = ("main", "train", "tune")
@@ -64,13 +70,16 @@ def main(arguments: Sequence[str]) -> int:
         if not _is_helper():
             further = _how_to_go_on(arguments[0])
             print(f"stopped: {stopped}{further}", file=sys.stderr)
+        _stop_sending()
         _end_launched_run(str(stopped), interrupted=True)
         return 1
     except Exception as error:
         told = _explain(error)
         if told is None:
+            _stop_sending()
             raise
         print(f"error: {told}", file=sys.stderr)
+        _stop_sending(str(told))
         _end_launched_run(str(told), interrupted=isinstance(told, StoreAway))
         return 2 if isinstance(told, UserError) else 1
     return 0
@@ -143,6 +152,7 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     """
     if not _is_in_group():
         module.run(own, overrides)
+        _finish_sending()
         return
     if step not in TRAINING_STEPS:
         raise UserError(f"{step} runs in one process; torchrun is for {', '.join(TRAINING_STEPS)}")
@@ -158,6 +168,31 @@ def _run(step: str, module: ModuleType, own: Any, overrides: Any) -> None:
     join_group()
     module.run(own, overrides)
     dismiss_helpers()
+    _finish_sending()
+
+
+def _finish_sending() -> None:
+    """Wait until a tracking server has all that this process has logged."""
+    if "pipeline.tracking.sending" in sys.modules:
+        from pipeline.tracking.sending import finish_sending
+
+        finish_sending()
+        _stop_sending()
+
+
+def _stop_sending(told: str = "") -> None:
+    """Say what to do if a tracking server has not taken all that this process has logged.
+
+    Args:
+        told: What the user has been told already.
+    """
+    if "pipeline.tracking.sending" not in sys.modules:
+        return
+    from pipeline.tracking.sender import HOW
+    from pipeline.tracking.sending import stop_sending
+
+    if not stop_sending(max(seconds_left() - 1.0, 0.1)) and HOW not in told:
+        print(f"not all that was logged is sent; {HOW} later", file=sys.stderr)
 
 
 def _launch(count: int, arguments: Sequence[str]) -> int:

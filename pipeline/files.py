@@ -46,12 +46,13 @@ def new_file(file: Path, durable: bool = False) -> Iterator[Path]:
                 os.fsync(opened.fileno())
         partial.replace(file)
         if durable:
-            _sync_folder(file.parent)
+            sync_folder(file.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -195,7 +196,8 @@ def lock(what: Path, refusal: str = "", breaks: bool = False) -> Iterator[None]:
     file = what.with_name(f".{what.name}.lock")
     if breaks:
         file.unlink(missing_ok=True)
-    lock = FileLock(file, mode=0o666)
+    # Another thread may release it.
+    lock = FileLock(file, mode=0o666, thread_local=False)
     try:
         lock.acquire(timeout=0 if refusal else -1)
     except Timeout:

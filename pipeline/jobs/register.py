@@ -13,6 +13,7 @@ from pipeline.jobs.recorded_run import get_complete_run, restore_network
 from pipeline.jobs.summary import Summary
 from pipeline.report.format import format_percent
 from pipeline.tracking import artifacts, export, find_runs, names, registry, study_runs
+from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.workspace import Workspace
 
 
@@ -59,14 +60,14 @@ def export_model(workspace: Workspace, run_id: str) -> str:
     if existing:
         return existing
     restored = restore_network(workspace, run_id)
-    return export.log_model(
-        workspace,
-        run_id,
+    export.log_model(
+        RunLog(workspace, run_id),
         restored.network,
         restored.classes,
         restored.preprocessing,
         1.0 if restored.temperature is None else restored.temperature,
     )
+    return export.find_logged_model(workspace, run_id)
 
 
 def find_best_evaluated(compared: Summary) -> tuple[str, int]:

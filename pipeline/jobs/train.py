@@ -19,13 +19,15 @@ from pipeline.jobs.precision_choice import choose_precision
 from pipeline.jobs.predictions_table import log_validation
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.recorded_run import load_preprocessing
+from pipeline.jobs.same_training import remember_complete
 from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
 from pipeline.report.console import TrainingProgress
 from pipeline.scores.calibration import fit_temperature
-from pipeline.tracking import artifacts, export, find_runs, names
-from pipeline.tracking.tracked_run import Pruned, TrackedRun, always
+from pipeline.tracking import artifacts, export, names
+from pipeline.tracking.tracked_run import Pruned, TrackedRun
+from pipeline.tracking.transport import Guard, always
 from pipeline.tracking.workspace import Workspace
 from pipeline.training.callback import Callback
 from pipeline.training.context import TrainingContext
@@ -51,9 +53,12 @@ class Placement:
         run_id: An interrupted run to go on with, or empty.
         single: Whether the training is no part of a study. It then takes the run that ``mlflow
             run`` has made, if there is one, and has the report on the images itself.
-        on_run: Called with the run id before training starts.
+        on_uid: Called with the run's uid before training starts.
+        on_run: Called with the run id: before training starts, or if a tracking server is away,
+            from another thread when it is there again.
         guard: Called before anything is written to the run or its checkpoints; it raises
             `TakenOver` if another process has the training.
+        takes_over: Whether the run is taken over from a process that gives no sign of life.
         is_searched: Whether the search drew the configuration, and no person chose it.
     """
 
@@ -64,8 +69,10 @@ class Placement:
     export: bool = False
     run_id: str = ""
     single: bool = False
+    on_uid: Callable[[str], None] = lambda uid: None
     on_run: Callable[[str], None] = lambda run_id: None
-    guard: Callable[[], None] = always
+    guard: Guard = always
+    takes_over: bool = False
     is_searched: bool = False
 
     def tags(self, data_digest: str) -> dict[str, str]:
@@ -86,22 +93,22 @@ class Outcome(NamedTuple):
     """What a training has come to.
 
     Attributes:
-        run_id: Id of its run.
+        run: Its run, which has ended.
         metric: The metric that chose its best epoch (``training.best_metric``).
         value: Value of that metric in the best epoch.
     """
 
-    run_id: str
+    run: TrackedRun
     metric: str
     value: float
 
+    @property
+    def run_id(self) -> str:
+        """Id of its run; empty as long as a tracking server that is away has not made it."""
+        return self.run.id
+
     def __str__(self) -> str:
         return f"best {ranking.title(self.metric)} {ranking.text(self.value, self.metric)}"
-
-
-def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
-    """Return the complete training of the same identity, if there is one: it is not repeated."""
-    return find_runs.find_complete_training(workspace, job.identity)
 
 
 class TrackedTraining:
@@ -169,7 +176,9 @@ class TrackedTraining:
                 except BaseException:
                     self._log.leave()
                     raise
-                return self._finish(run, result, after_run)
+                outcome = self._finish(run, result, after_run)
+            remember_complete(workspace, self._job, outcome, self._placement.study)
+            return outcome
         except BaseException as error:
             clear_frames(error)
             raise
@@ -191,6 +200,7 @@ class TrackedTraining:
             single=placement.single and not placement.run_id,
         )
         run.guard = placement.guard
+        run.takes_over = placement.takes_over
         return run
 
     def _progress(self) -> TrainingProgress:
@@ -200,7 +210,8 @@ class TrackedTraining:
     def _start(self, run: TrackedRun, opened: contextlib.ExitStack) -> None:
         """Build all that the training needs, and log what is known before its first step."""
         placement = self._placement
-        placement.on_run(run.id)
+        placement.on_uid(run.uid)
+        run.tell_id(placement.on_run)
         folder = self._make_folder(run)
         if placement.run_id:
             self._job = _keep_preprocessing(self._workspace, self._job, placement.run_id)
@@ -266,11 +277,11 @@ class TrackedTraining:
             load_state(module, self._context.checkpoint, self._job.configuration.model.name)
             classes = self._job.prepared.classes
             preprocessing = self._context.preprocessing
-            export.log_model(self._workspace, run.id, module, classes, preprocessing, temperature)
+            export.log_model(run, module, classes, preprocessing, temperature)
         run.flush()
         self._remove_checkpoints(run, after_run, None)
         metric = self._job.configuration.training.best_metric
-        return Outcome(run.id, metric, result.best[metric])
+        return Outcome(run, metric, result.best[metric])
 
     def _finish_early(
         self, run: TrackedRun, error: Exception, after_run: contextlib.ExitStack
@@ -316,7 +327,8 @@ class TrackedTraining:
 
     def _log_best(self, run: TrackedRun) -> None:
         if self._context.checkpoint.is_file():
-            run.file(self._context.checkpoint, str(Path(names.CHECKPOINT).parent))
+            folder = str(Path(names.CHECKPOINT).parent)
+            run.file(self._context.checkpoint, folder, may_link=True)
 
 
 def _keep_preprocessing(workspace: Workspace, job: Job, run_id: str) -> Job:
@@ -349,7 +361,9 @@ def _log_source(run: TrackedRun, job: Job) -> None:
     files = models.source_files(job.configuration.model, job.origin, num_classes, image_size)
     if not files:
         return
-    there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))
+    there: set[str] = set()
+    if run.before is not None:
+        there = set(artifacts.list_artifacts(run.workspace, run.id, names.SOURCE))
     if all(f"{names.SOURCE}/{name}" in there for name in files):
         return
     with tempfile.TemporaryDirectory() as folder:

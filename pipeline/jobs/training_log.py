@@ -124,7 +124,7 @@ class TrainingLog:
         log_confusion(self._run, "val", result.labels, result.logits, self._classes, title)
 
 
-def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) -> EpochLog:
+def build_epoch_log(run: TrackedRun, once: Mapping[str, float], best_metric: str) -> EpochLog:
     """Return the callback that logs the epochs of a training to its run.
 
     Args:
@@ -132,7 +132,7 @@ def build_epoch_log(run: RunLog, once: Mapping[str, float], best_metric: str) ->
         once: Metrics that are logged with the first epoch.
         best_metric: The metric that chooses the best epoch.
     """
-    latest = run.client.get_run(run.id).data.metrics
+    latest = run.before.metrics if run.before else {}
     known: dict[int, dict[str, float]] = {}
     for name in latest:
         if name.startswith(_OF_EPOCHS):
@@ -158,7 +158,7 @@ class FlagsLog(Callback):
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         self._diagnostics.resume(history)
         # The run has these flags from before; they may no longer hold.
-        tags = self._run.client.get_run(self._run.id).data.tags
+        tags = self._run.before.tags if self._run.before else {}
         self._raised = {
             name.removeprefix(names.FLAG): text
             for name, text in tags.items()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 import optuna
@@ -31,15 +32,18 @@ from pipeline.search.shared_state import DATA_DIGEST, need_same_release, read_ag
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
-from pipeline.search.trials import RUN_ID
+from pipeline.search.trials import RUN_ID, UID
 from pipeline.search.worker_count import count_workers
 from pipeline.search.worker_processes import WorkerProcesses
-from pipeline.tracking import find_runs
+from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_abandoned
+from pipeline.tracking.sending import longest_wait, wait_until_sent
 from pipeline.tracking.study_parent import joining_run, parent_run, refuse_if_tuned
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
+_CLOCKS = 60.0
+"""Seconds by which clocks of machines may differ."""
 _LONGEST_START = 600.0
 """Seconds that a study's first process may take from its parent run to its first trial."""
 
@@ -141,6 +145,8 @@ class Leader:
             PipelineError: No training is complete.
         """
         opened = self.opened
+        wait_until_sent(opened.workspace)
+        _wait_for_runs(opened, self.study)
         compared = conclude_study(
             opened.workspace, opened.experiment, self.study, self.parent, opened.prepared
         )
@@ -196,6 +202,45 @@ def _leadership(opened: OpenStudy, step: str) -> Iterator[TrackedRun]:
         except InUse as error:
             raise LedElsewhere(error.message) from None
         yield run
+
+
+def _wait_for_runs(opened: OpenStudy, study: optuna.Study) -> None:
+    """Wait until the server has all of what other workers have logged, or has had time for it."""
+    if not opened.workspace.is_server:
+        return
+    uids = _uids_of_this_life(study)
+    ends = time.monotonic() + longest_wait()
+    is_told = False
+    while True:
+        known = find_runs.states_by_uid(opened.workspace, opened.found.name)
+        missing = [uid for uid in uids if known.get(uid, names.RUNNING) == names.RUNNING]
+        if not missing or time.monotonic() >= ends:
+            break
+        if not is_told:
+            say(f"waiting until other workers have sent all of {len(missing)} runs")
+        is_told = True
+        time.sleep(1)
+    if missing:
+        say(
+            f"{len(missing)} runs of other workers are not in the store yet; "
+            "summary compares them when they are"
+        )
+
+
+def _uids_of_this_life(study: optuna.Study) -> set[str]:
+    """Return the uids of the runs that have ended since the study was started.
+
+    Those of earlier starts may have been deleted.
+    """
+    agenda = read_agenda(study)
+    began = datetime.fromtimestamp(agenda.began - _CLOCKS) if agenda else datetime.max
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    uids = set()
+    for trial in study.get_trials(deepcopy=False, states=states):
+        is_new = trial.datetime_complete is not None and trial.datetime_complete >= began
+        if is_new and UID in trial.user_attrs:
+            uids.add(str(trial.user_attrs[UID]))
+    return uids
 
 
 def _choose_trainer(opened: OpenStudy, study: optuna.Study, parent: str) -> Trainer:
@@ -255,8 +300,8 @@ def _wait_for_agenda(opened: OpenStudy) -> optuna.Study:
     """Return the study when the process that leads it has enqueued its trials."""
     started = time.monotonic()
     while time.monotonic() - started < _LONGEST_START:
-        names = [study.study_name for study in opened.database.storage.get_all_studies()]
-        if opened.found.name in names:
+        known = [study.study_name for study in opened.database.storage.get_all_studies()]
+        if opened.found.name in known:
             study = opened.load(is_alone=False)
             if read_agenda(study) is not None:
                 return study

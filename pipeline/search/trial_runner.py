@@ -32,7 +32,8 @@ from pipeline.files import out_of_room
 from pipeline.jobs.check import check
 from pipeline.jobs.prepare import prepare_variant
 from pipeline.jobs.resume import lock_run
-from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
+from pipeline.jobs.same_training import find_same_training, find_unfinished_training
+from pipeline.jobs.train import Placement, TrackedTraining
 from pipeline.jobs.training_job import Job
 from pipeline.report.console import say, say_once
 from pipeline.report.people_table import best_value_text
@@ -53,6 +54,7 @@ from pipeline.search.trials import (
     PLACE,
     REASON,
     RUN_ID,
+    UID,
     is_point,
     put_back,
     waiting_trials,
@@ -234,8 +236,10 @@ class TrialRunner:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
         breaks = bool(claim.taken_from)
+        # By an earlier process: without its server it cannot go on.
+        is_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
         for number, fold_job in enumerate(job.per_fold()):
-            unfinished = self._find_unfinished(fold_job)
+            unfinished = self._find_unfinished(fold_job, is_begun)
             locked: AbstractContextManager[None] = contextlib.nullcontext()
             if unfinished:
                 # A person may be going on with that run by hand.
@@ -253,19 +257,21 @@ class TrialRunner:
                 scores.append(ranking.score(done.value, done.metric))
         return fmean(scores)
 
-    def _find_unfinished(self, job: Job) -> str:
+    def _find_unfinished(self, job: Job, is_begun: bool) -> str:
         """Return the run id of a job's training in this study that can go on, or an empty text."""
-        trials = self.study.get_trials(deepcopy=False)
-        begun = {one.user_attrs.get(RUN_ID, "") for one in trials}
-        return find_runs.find_unfinished_training(
-            self.workspace, self.study.study_name, job.identity, begun
-        )
+        begun: set[str] = set()
+        for trial in self.study.get_trials(deepcopy=False):
+            begun |= {trial.user_attrs.get(RUN_ID, ""), trial.user_attrs.get(UID, "")}
+        return find_unfinished_training(self.workspace, self.study.study_name, job, begun, is_begun)
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
         """Take a training that is complete already for this trial; return its score."""
-        say(f"  trained before as run {same['run_id']}: {best_value_text(same)}")
-        trial.set_user_attr(RUN_ID, same["run_id"])
-        adopt_training(self.workspace, same["run_id"], self.study.study_name)
+        called = same["run_id"] or "that the server does not know yet"
+        say(f"  trained before as run {called}: {best_value_text(same)}")
+        if same["run_id"]:
+            trial.set_user_attr(RUN_ID, same["run_id"])
+        if self.study.study_name not in same["study"].split(","):
+            adopt_training(self.workspace, same["run_id"], self.study.study_name)
         return float(same["score"])
 
     def _placement(self, trial: optuna.Trial, job: Job, claim: Claim, run_id: str) -> Placement:
@@ -277,8 +283,10 @@ class TrialRunner:
             study=self.study.study_name,
             place=place,
             run_id=run_id,
-            on_run=lambda run_id: trial.set_user_attr(RUN_ID, run_id),
+            on_uid=lambda uid: trial.set_user_attr(UID, uid),
+            on_run=lambda run_id: _note_run(trial, run_id),
             guard=claim.check,
+            takes_over=bool(claim.taken_from),
             is_searched=ENTRY not in trial.user_attrs,
         )
 
@@ -350,3 +358,9 @@ def _describe_busy(busy: Sequence[FrozenTrial]) -> str:
         where = owner.described if owner else "another worker"
         return f"nothing is left to begin; {where} still trains a trial, which is waited for"
     return f"nothing is left to begin; others still train {len(busy)} trials, which are waited for"
+
+
+def _note_run(trial: optuna.Trial, run_id: str) -> None:
+    # A tracking server that was away may have made the run when the trial has ended already.
+    with contextlib.suppress(UpdateFinishedTrialError):
+        trial.set_user_attr(RUN_ID, run_id)

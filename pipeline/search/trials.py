@@ -30,6 +30,7 @@ INTERRUPTED = "interrupted"
 Release 0.1.0 ended interrupted trials with it. Now trials have it whose entry has left the list.
 """
 RUN_ID = "run_id"
+UID = "uid"
 REASON = "reason"
 MAY_PASS = "may_pass"
 """User attribute of failed trials: whether their training is tried again."""

@@ -36,10 +36,12 @@ def run(own: MainOptions, overrides: Raw) -> None:
     from pipeline.jobs.summary_files import show_summary, summarise_and_write
     from pipeline.report.console import say
     from pipeline.search.study import tune
+    from pipeline.tracking.leftover import send_left
     from pipeline.tracking.ui_views import view_urls, write_views
     from pipeline.tracking.workspace import open_workspace
 
     workspace = open_workspace(experiment.name)
+    send_left(workspace, experiment.name)
     write_views(workspace, experiment.base.training.best_metric)
     # A try-out must not take the place of the real champion.
     name = experiment_name(own.name, own.fast) if own.name else experiment.name

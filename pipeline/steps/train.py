@@ -49,11 +49,14 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.check import check, replace_unreachable_weights
     from pipeline.jobs.disk_space import need_space_for_training
     from pipeline.jobs.prepare import prepare_images, with_white
-    from pipeline.jobs.train import Placement, TrackedTraining, find_same_training
+    from pipeline.jobs.same_training import find_same_training
+    from pipeline.jobs.train import Placement, TrackedTraining
     from pipeline.jobs.training_job import Job
     from pipeline.report.console import say
     from pipeline.report.people_table import best_value_text
-    from pipeline.tracking.ui_views import write_views
+    from pipeline.tracking.leftover import send_left
+    from pipeline.tracking.sending import finish_sending
+    from pipeline.tracking.ui_views import write_views_if_there
     from pipeline.tracking.workspace import open_workspace
 
     configuration = experiment.base
@@ -61,13 +64,14 @@ def run(own: TrainOptions, overrides: Raw) -> None:
         last = configuration.data.folds - 1
         raise UserError(f"data.fold: all is for tune; train takes one fold, 0 to {last}")
     workspace = open_workspace(experiment.name)
+    send_left(workspace, experiment.name)
     workspace.need_writable(workspace.checkpoints, *workspace.artifacts)
     if experiment.fast:
         configuration = replace_unreachable_weights(configuration)
     prepared = prepare_images(workspace, configuration.data, configuration.tracking.log_images)
     configuration = with_white(configuration, prepared)
     job = Job(configuration, check(configuration, prepared, ""), prepared)
-    write_views(workspace, configuration.training.best_metric)
+    write_views_if_there(workspace, configuration.training.best_metric)
     same = find_same_training(workspace, job)
     if same is not None:
         _point_to(workspace, f"same as {same['run_name']}", same["run_id"])
@@ -79,6 +83,7 @@ def run(own: TrainOptions, overrides: Raw) -> None:
     need_space_for_training(workspace, job)
     name = configuration.model.name.rpartition("/")[2]
     done = TrackedTraining(workspace, job, Placement(name, export=True, single=True)).run()
+    finish_sending()
     say(f"run {done.run_id}: {done}; model runs:/{done.run_id}/model")
 
 
@@ -101,12 +106,14 @@ def _resume(own: TrainOptions, overrides: Raw) -> None:
     from pipeline.jobs.train import Placement, TrackedTraining
     from pipeline.report.console import say
     from pipeline.tracking import find_runs, names
+    from pipeline.tracking.leftover import send_left
     from pipeline.tracking.tracked_run import TrackedRun
     from pipeline.tracking.workspace import open_workspace
     from pipeline.training.distributed import join_group
     from pipeline.training.torchrun import need_processes
 
     workspace = open_workspace("")
+    send_left(workspace)
     tags = find_runs.get_run(workspace, own.run_id).data.tags
     _need_no_options(own, overrides, workspace)
     if not tags.get(names.EXPERIMENT):

@@ -35,6 +35,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.report.console import say
     from pipeline.search.study import stop, tune
     from pipeline.search.worker_processes import this_worker
+    from pipeline.tracking.leftover import send_left
     from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.ui_views import write_views
     from pipeline.tracking.workspace import open_workspace
@@ -45,6 +46,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
             say(stop(workspace, experiment))
         return
     if this_worker() is None:
+        send_left(workspace, experiment.name)
         write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
     if tuned is None:

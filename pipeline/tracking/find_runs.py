@@ -380,6 +380,16 @@ def _is_of_use(row: Row) -> bool:
     return bool(row["has_weights"]) or row["test_accuracy"] is not None
 
 
+def states_by_uid(workspace: Workspace, study: str) -> dict[str, str]:
+    """Return the state of each training of a study by its uid."""
+    condition = f"tags.`{names.STUDY}` = '{quote(study)}' and tags.`{names.STEP}` = 'train'"
+    found = {}
+    for run in search(workspace, condition):
+        tags = run.data.tags
+        found[tags.get(names.UID, "")] = tags.get(names.STATE, names.RUNNING)
+    return found
+
+
 def find_unfinished_training(
     workspace: Workspace, study: str, identity: TrainingIdentity, begun: Collection[str]
 ) -> str:
@@ -392,13 +402,14 @@ def find_unfinished_training(
         workspace: The open store.
         study: Name of the study.
         identity: The training.
-        begun: Run ids that the study itself has noted. Only these count, since anybody may write
-            such tags.
+        begun: Ids and uids of runs that the study itself has noted. Only these count, since anybody
+            may write such tags.
     """
     rows = []
     for run in _search_training(workspace, identity, {}):
         run_id = run.info.run_id
-        is_own = run_id in begun and names.is_uid(run.data.tags.get(names.UID, run_id))
+        uid = run.data.tags.get(names.UID, run_id)
+        is_own = (run_id in begun or uid in begun) and names.is_uid(uid)
         if is_own and _is_of_study(run, study) and _can_go_on(run):
             rows.append(to_row(run))
     same = [row for row in rows if _is_same(row, identity)]

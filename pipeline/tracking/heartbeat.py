@@ -47,8 +47,13 @@ class Beat(NamedTuple):
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Beat | None:
         """Read the tag among a run's tags; return None if it is missing or cannot be a beat's."""
+        return cls.parse(tags.get(names.HEARTBEAT, ""))
+
+    @classmethod
+    def parse(cls, text: str) -> Beat | None:
+        """Read the text of a beat; return None if it cannot be one."""
         try:
-            host, process_id, started, time = tags.get(names.HEARTBEAT, "").split()
+            host, process_id, started, time = text.split()
             beat = cls(host, int(process_id), float(started), float(time))
         except ValueError:
             return None

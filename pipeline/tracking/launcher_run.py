@@ -78,10 +78,12 @@ def end_launched_run(reason: str, state: str) -> None:
     from mlflow import MlflowClient
 
     from pipeline.tracking import names
+    from pipeline.tracking.patience import few_retries
     from pipeline.tracking.workspace import tracking_uri
 
     client = MlflowClient(tracking_uri())
-    if client.get_run(_State.taken).info.status == "RUNNING":
-        client.set_tag(_State.taken, names.REASON, reason[:5000])
-        client.set_tag(_State.taken, names.STATE, state)
-        client.set_terminated(_State.taken, names.STATUS_OF_STATE[state])
+    with few_retries():
+        if client.get_run(_State.taken).info.status == "RUNNING":
+            client.set_tag(_State.taken, names.REASON, reason[:5000])
+            client.set_tag(_State.taken, names.STATE, state)
+            client.set_terminated(_State.taken, names.STATUS_OF_STATE[state])

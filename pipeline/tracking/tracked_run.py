@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.entities import RunData
 
 from pipeline import signals
 from pipeline.background import Background, Task, run_within
 from pipeline.errors import StoreAway, TakenOver, UserError, first_line, may_pass
 from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.tracking import names
-from pipeline.tracking.heartbeat import Beat, Heartbeat
-from pipeline.tracking.run_log import TAG_LENGTH, RunLog
+from pipeline.tracking.entries import Entry
+from pipeline.tracking.heartbeat import Beat
+from pipeline.tracking.journalled import Journalled
+from pipeline.tracking.run_log import TAG_LENGTH, RunLog, metric_entries
+from pipeline.tracking.system_metrics import PREFIX, SystemMetrics
+from pipeline.tracking.transport import Direct, Guard, always
 from pipeline.tracking.workspace import Workspace, is_away
 
 
@@ -49,21 +53,6 @@ class Pruned(Exception):
     """A trial of a search is given up early. Its run ends FINISHED, in state pruned."""
 
 
-def always() -> None:
-    """Allow every write."""
-
-
-class _GuardedMonitor(SystemMetricsMonitor):
-    """MLflow's monitor of the machine, which asks before it writes."""
-
-    guard: Callable[[], None] = staticmethod(always)
-
-    def publish_metrics(self, metrics: dict[str, float]) -> None:
-        with contextlib.suppress(TakenOver, StoreAway):
-            self.guard()
-            super().publish_metrics(metrics)  # type: ignore[no-untyped-call]
-
-
 class TrackedRun(RunLog):
     """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
 
@@ -72,9 +61,12 @@ class TrackedRun(RunLog):
     ends it FAILED, with the traceback kept as ``traceback.txt``. The error is not suppressed.
 
     Metrics, files, figures and tags are written beside the work, in order, and all of them before
-    the run ends. An error of the store is raised by the next write. A heartbeat tag tells that the
-    process lives. For a training the use of processor, memory, disk, network and NVIDIA's GPUs is
-    logged every ten seconds (``system/…``, a tab of its own in the UI).
+    the run ends. An error of the store is raised by the next write. If the store is a server, they
+    are written to a journal on disk (see `pipeline.tracking.journal`), and a thread sends them: the
+    server may be away then, and a training has no id before the server has made its run. A
+    heartbeat tag tells that the process lives. For a training the use of processor, memory, disk,
+    network and NVIDIA's GPUs is logged every ten seconds (``system/…``, a tab of its own in the
+    UI).
 
     Args:
         workspace: The open store.
@@ -85,9 +77,13 @@ class TrackedRun(RunLog):
         single: Take the run that ``mlflow run`` has made for this process, if there is one.
 
     Attributes:
+        uid: Identity of the run, which is known before the store knows the run.
+        before: What the run had logged before it was taken up by its id; None for another run.
         guard: Called before each write. If it raises `TakenOver`, another process has the run:
             nothing more is written to it, and that process ends it. It is set before the run is
             started.
+        takes_over: Whether the process that had the run gives no sign of life, but may hold its
+            locks. It is set before the run is started.
     """
 
     def __init__(
@@ -102,12 +98,14 @@ class TrackedRun(RunLog):
     ) -> None:
         self._existing = run_id or (workspace.launched_run if single else "")
         self.uid = ""
+        self.before: RunData | None = None
         self._writing = Background()
         self._is_hurried = False
         self._is_withdrawn = False
-        self.guard: Callable[[], None] = always
-        self._heartbeat: Heartbeat | None = None
-        self._system: SystemMetricsMonitor | None = None
+        self.guard: Guard = always
+        self.takes_over = False
+        self._has_begun = False
+        self._system: SystemMetrics | None = None
         super().__init__(workspace, "")
         self._step = step
         if run_id:
@@ -120,9 +118,9 @@ class TrackedRun(RunLog):
             names.STEP: step,
             names.EXPERIMENT: workspace.experiment,
             names.STATE: names.RUNNING,
-            names.UID: new_uid(),
         }
         self._tags |= dict(tags or {})
+        self.uid = self._tags[names.UID] = new_uid()
 
     def __enter__(self) -> TrackedRun:
         try:
@@ -130,19 +128,14 @@ class TrackedRun(RunLog):
             with signals.delay_signals():
                 self._start()
         except BaseException as error:
-            if self.id:
+            if self._has_begun:
                 self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def _write(self, task: Task) -> None:
         # After a signal nothing waits for a store that does not answer.
-        patience = 1.0 if signals.has_arrived() else None
-        self._writing.submit(partial(self._write_guarded, task), patience=patience)
-
-    def _write_guarded(self, task: Task) -> None:
-        self.guard()
-        task()
+        self._writing.submit(task, patience=1.0 if signals.has_arrived() else None)
 
     def _log_figure(self, name: str, draw: Callable[[Path], None]) -> None:
         # After a signal the run must end within seconds.
@@ -153,33 +146,62 @@ class TrackedRun(RunLog):
         self._writing.flush()
 
     def _start(self) -> None:
+        is_training = self._step == "train" and names.JOINS not in self._tags
         self._tags[names.HEARTBEAT] = str(Beat.now())
-        if self._existing:
-            self._take_up(self._existing)
+        entry = self._take_up() if self._existing else self._create()
+        if self.workspace.is_server:
+            self._transport = Journalled(self.workspace, self.uid, self.guard, self.takes_over)
         else:
-            self._create()
-        self._heartbeat = Heartbeat(self.client, self.id, self.guard)
-        if self._step == "train" and names.JOINS not in self._tags:
-            self._system = _GuardedMonitor(
-                self.id, resume_logging=bool(self._existing), tracking_uri=self.workspace.uri
-            )  # type: ignore[no-untyped-call]
-            self._system.guard = self.guard
+            self._transport = Direct(self.workspace, guard=self.guard)
+        # A training begins without a server. All else asks the server anyway as it begins.
+        self._transport.begin(entry, needs_id=not is_training)
+        self._has_begun = True
+        if is_training:
+            self._system = SystemMetrics(self._write_metrics, _next_system_step(self.before))
             self._system.start()  # type: ignore[no-untyped-call]
 
-    def _take_up(self, run_id: str) -> None:
-        before = self.client.get_run(run_id).data.tags
-        self.uid = self._tags.get(names.UID) or uid_of(run_id, before)
-        self.id = run_id
-        self.client.update_run(run_id, status="RUNNING", name=self._name or None)
-        self._set_tags(self._tags)
-        for stale in {names.REASON, names.NOTE, names.RETRY} & before.keys():
-            self.client.delete_tag(run_id, stale)
+    def _take_up(self) -> Entry:
+        stale: set[str] = set()
+        if not self.uid:
+            # Read once, before the work begins: later the server may be away.
+            self.before = self.client.get_run(self._existing).data
+            self.uid = uid_of(self._existing, self.before.tags)
+            stale = {names.REASON, names.NOTE, names.RETRY} & self.before.tags.keys()
+        return {
+            "kind": "take_up",
+            "run_id": self._existing,
+            "name": self._name,
+            "tags": self._tags,
+            "stale": sorted(stale),
+            **self._place(),
+        }
 
-    def _create(self) -> None:
-        self.uid = self._tags[names.UID]
-        tags = {**_find_source_tags(self._step), **self._tags}
-        run = self.client.create_run(self.workspace.experiment_id, tags=tags, run_name=self._name)
-        self.id = run.info.run_id
+    def _create(self) -> Entry:
+        return {
+            "kind": "create",
+            "name": self._name,
+            "tags": {**_find_source_tags(self._step), **self._tags},
+            "start_time": int(time.time() * 1000),
+            **self._place(),
+        }
+
+    def _place(self) -> dict[str, str]:
+        """Return where the run belongs, for a process that sends its journal later."""
+        return {
+            "uri": hide_passwords(self.workspace.uri),
+            "experiment": self.workspace.experiment,
+            "experiment_id": self.workspace.known_experiment_id,
+        }
+
+    def _write_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Write metrics from a thread that must not take the errors of others."""
+        with contextlib.suppress(TakenOver):
+            for entry in metric_entries(values, step):
+                self._transport.add(entry)
+
+    def tell_id(self, on_id: Callable[[str], None]) -> None:
+        """Call a function with the run's id: now, or from another thread when it is known."""
+        self._transport.tell_id(on_id)
 
     def __exit__(
         self,
@@ -223,24 +245,23 @@ class TrackedRun(RunLog):
             else:
                 reason = "the store does not answer"
             if not is_done:
-                tell_unended(self.id, reason)
+                tell_unended(self.id or self.uid, reason)
                 return
 
     def _end(self, error: BaseException | None) -> None:
         # A signal at this moment must not prevent the run's end.
         with signals.delay_signals():
             if self._system is not None:
-                self._system.finish()  # type: ignore[no-untyped-call]
-            if self._heartbeat is not None:
-                self._heartbeat.stop()
+                self._system.finish()
             self._end_by(error)
 
     def _leave(self) -> None:
         """Write nothing more to the run, which another process has."""
-        self.withdraw()
         with contextlib.suppress(Exception):
             self._writing.close()
-        self._end(None)
+        if self._system is not None:
+            self._system.finish()
+        self._transport.abandon()
 
     def withdraw(self) -> None:
         """Leave the run to another process that has taken it up, and that will end it."""
@@ -248,6 +269,7 @@ class TrackedRun(RunLog):
 
     def _end_by(self, error: BaseException | None) -> None:
         if self._is_withdrawn:
+            self._transport.end({"kind": "leave"})
             return
         if error is None:
             self.end(names.COMPLETE)
@@ -275,7 +297,18 @@ class TrackedRun(RunLog):
             tags[names.NOTE] = f"{state}: {escape_markdown(reason)}"[:TAG_LENGTH]
         with signals.delay_signals():
             self._set_tags(tags)
-            self.client.set_terminated(self.id, names.STATUS_OF_STATE[state])
+            status = names.STATUS_OF_STATE[state]
+            end_time = int(time.time() * 1000)
+            self._transport.end({"kind": "end", "status": status, "end_time": end_time})
+
+
+def _next_system_step(before: RunData | None) -> int:
+    """Return the step after the last measurement of the machine that a run has logged."""
+    steps = []
+    for metric in before._metric_objs if before else []:
+        if metric.key.startswith(PREFIX):
+            steps.append(metric.step)
+    return 1 + max(steps, default=-1)
 
 
 def tell_unended(run_id: str, reason: str) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline import ranking
+from pipeline.errors import StoreAway
 from pipeline.tracking import names
-from pipeline.tracking.workspace import Workspace
+from pipeline.tracking.patience import few_retries
+from pipeline.tracking.workspace import STORE_ERRORS, Workspace, is_away
 
 _TABLE = "trainings"
 _CURVES = "curves"
@@ -61,6 +63,18 @@ def write_views(workspace: Workspace, metric: str, settings: Sequence[str] = ())
         workspace.client.set_experiment_tag(
             workspace.experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
         )
+
+
+def write_views_if_there(workspace: Workspace, metric: str) -> None:
+    """Save the views, unless the server has gone away: a training goes on without them."""
+    try:
+        with few_retries():
+            write_views(workspace, metric)
+    except StoreAway:
+        return
+    except STORE_ERRORS as error:
+        if not is_away(error):
+            raise
 
 
 def view_urls(workspace: Workspace) -> dict[str, str]:

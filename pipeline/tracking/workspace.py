@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipeline.safe_text import hide_passwords
 from pipeline.signals import at_first_signal
 from pipeline.tracking import launcher_run
 from pipeline.tracking.address import check_address
+from pipeline.tracking.patience import few_retries, stop_retrying
 
 STORE_ERRORS = (MlflowException, requests.RequestException)
 """Errors that any call raises if the store cannot be reached or refuses it.
@@ -35,9 +35,9 @@ STORE_ERRORS = (MlflowException, requests.RequestException)
 See `explain_store_error`.
 """
 
+JOURNAL = "journal"
+"""Folder of all journals, beside those of checkpoints and outputs."""
 _SQLITE = "sqlite:///"
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _MEANS_ELSE = re.compile(r"\?|%[0-9a-fA-F]{2}")
 """Texts in the address of a file that SQLAlchemy and MLflow do not take literally."""
@@ -63,8 +63,8 @@ class Workspace:
     Attributes:
         client: Client of the tracking server or database.
         uri: Tracking URI, absolute.
-        home: Folder of ``optuna.db``, ``prepared/``, ``checkpoints/`` and ``outputs/``. It is the
-            folder of a local database, or else the current folder.
+        home: Folder of ``optuna.db``, ``prepared/``, ``checkpoints/``, ``journal/`` and
+            ``outputs/``. It is the folder of a local database, or else the current folder.
         experiment: Name of our experiment, which names folders, studies and registered models.
         launched_run: The run that ``mlflow run`` has made for this process, or empty.
         study_run: The parent run of the study that this process works on with others, or empty.
@@ -104,6 +104,11 @@ class Workspace:
         return experiment_id
 
     @property
+    def known_experiment_id(self) -> str:
+        """What `experiment_id` is, or empty if it was not needed yet; asks no server."""
+        return str(vars(self).get("experiment_id", ""))
+
+    @property
     def prepared(self) -> Path:
         """Folder of all prepared data."""
         return self.home / "prepared"
@@ -120,6 +125,19 @@ class Workspace:
         Each training has a folder in it, named by the run's uid.
         """
         return child_path(self.home / "checkpoints", self.experiment)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is a tracking server, which may go away while a training runs."""
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def journals(self) -> Path:
+        """Folder of what the tracking server has not taken yet of this experiment's runs.
+
+        Each run has a folder in it, named by its uid (see `pipeline.tracking.journal`).
+        """
+        return child_path(self.home / JOURNAL, self.experiment)
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
@@ -197,6 +215,8 @@ def open_workspace(experiment: str, reads_only: bool = False) -> Workspace:
     # MLflow also raises what it logs here with a traceback.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # It would print the address of each run of a server when its end is sent.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     uri = tracking_uri()
     check_address("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
@@ -220,7 +240,7 @@ def _open_client(uri: str, reads_only: bool) -> MlflowClient:
         _say_if_away(uri)
         client = MlflowClient(uri)
         # This tells now, and not minutes later, whether there is a server and it knows the user.
-        with _few_retries():
+        with few_retries():
             client.search_experiments(max_results=1)
         return client
     found = _MEANS_ELSE.search(str(database))
@@ -283,34 +303,6 @@ def _need_database(file: Path, reads_only: bool) -> None:
         )
 
 
-def stop_retrying() -> None:
-    """Have MLflow ask a server only once from now on, and wait two seconds for the answer.
-
-    It is called when this process must end.
-    """
-    os.environ[_RETRIES] = "0"
-    os.environ[_TIMEOUT] = "2"
-
-
-@contextmanager
-def _few_retries() -> Iterator[None]:
-    """Have MLflow ask a server that does not answer twice instead of eight times.
-
-    What the user has set stays as it is.
-    """
-    given = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
-    os.environ[_RETRIES] = given[_RETRIES] or "1"
-    os.environ[_TIMEOUT] = given[_TIMEOUT] or "10"
-    try:
-        yield
-    finally:
-        for name, value in given.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def is_away(error: BaseException) -> bool:
     """Whether an error says that a server does not answer, or that it is out of order."""
     if isinstance(error, MlflowException):
@@ -318,10 +310,10 @@ def is_away(error: BaseException) -> bool:
         return is_unavailable or "failed with exception" in str(error)
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return True
-    return (_http_status(error) or 0) >= 500
+    return (http_status(error) or 0) >= 500
 
 
-def _http_status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """Return the HTTP status that an error carries, or None."""
     if isinstance(error, MlflowException):
         return _STATUS_OF_CODE.get(str(error.error_code))
@@ -333,7 +325,7 @@ def explain_store_error(error: BaseException) -> PipelineError:
     """Return what an error of the store means to a person, in one line."""
     uri = hide_passwords(tracking_uri())
     text = first_line(error)
-    status = _http_status(error)
+    status = http_status(error)
     if is_away(error):
         kind = "tracking server" if uri.startswith("http") else "database"
         return StoreAway(f"the {kind} {uri} does not answer: {_find_cause(text)}")
@@ -349,7 +341,7 @@ def explain_store_error(error: BaseException) -> PipelineError:
 
 def _find_cause(text: str) -> str:
     """Return the innermost reason of an error of requests, such as ``Connection refused``."""
-    inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"")
+    inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"").rpartition(", '")[2]
     return inner.rpartition(": ")[2].rpartition("('")[2].removeprefix("[Errno 111] ") or text
 
 

@@ -500,7 +500,7 @@ def test_checkpoints_are_kept_if_the_store_has_not_noted_the_end(
 def test_a_flag_of_an_earlier_life_is_withdrawn(workspace: Workspace) -> None:
     with TrackedRun(workspace, "train", "r") as run:
         run.tag({names.FLAG + "collapse": "predicts 1 of 10 classes"})
-        run.flush()
+    with TrackedRun(workspace, "train", "r", run_id=run.id) as run:
         log = FlagsLog(run, Diagnostics(10, 0.1))
         log.on_start(3, 1)
         log.on_resume(

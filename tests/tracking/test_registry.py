@@ -22,7 +22,7 @@ def run_with_model(workspace: Workspace) -> str:
     network = models.build(Model(name="small_cnn"), len(CLASSES), 16).module
     preprocessing = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.2,) * 3)
     with TrackedRun(workspace, "train", "small_cnn") as run:
-        export.log_model(workspace, run.id, network, CLASSES, preprocessing)
+        export.log_model(run, network, CLASSES, preprocessing)
     return run.id
 
 
