@@ -71,13 +71,7 @@ def _send(workspace: Workspace, journal: Journal) -> bool:
                 say(f"run {delivery.run_id} has gone on elsewhere; what was left of it is dropped")
                 journal.remove()
                 return False
-            if not journal.is_ended:
-                _end(journal, journal.last_beat())
-            if delivery.run_id:
-                delivery.send_refused()
-            while delivery.send_next():
-                pass
-            delivery.remove_doubles()
+            _send_all(delivery)
     except RunGone as gone:
         say(f"{gone}; what is left of it stays in {journal.folder}")
         return False
@@ -91,6 +85,23 @@ def _send(workspace: Workspace, journal: Journal) -> bool:
     say(f"run {delivery.run_id}: all that it had logged is sent")
     journal.remove()
     return True
+
+
+def _send_all(delivery: Delivery) -> None:
+    """Send what is left of a journal, after its run has ended in it, and what was refused before.
+
+    Raises:
+        RunGone: The run was deleted.
+        MlflowException: The server does not answer, or refuses this user.
+    """
+    journal = delivery.journal
+    if not journal.is_ended:
+        _end(journal, journal.last_beat())
+    if delivery.run_id:
+        delivery.send_refused()
+    while delivery.send_next():
+        pass
+    delivery.remove_doubles()
 
 
 def _goes_on_elsewhere(workspace: Workspace, delivery: Delivery) -> bool:
