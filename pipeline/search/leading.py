@@ -270,7 +270,8 @@ def be_worker(opened: OpenStudy) -> Trainer:
     study = opened.load(is_alone=False)
     parent = study.user_attrs[PARENT]
     workspace = replace(opened.workspace, study_run=parent, launched_run="")
-    return _worker(replace(opened, workspace=workspace), study, parent)
+    worker = _worker(replace(opened, workspace=workspace), study, parent)
+    return replace(worker, is_one_of_several=True)
 
 
 @contextmanager

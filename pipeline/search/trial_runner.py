@@ -49,6 +49,7 @@ from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
     ENTRY,
+    INTERRUPTED,
     KEY,
     MAY_PASS,
     PLACE,
@@ -87,6 +88,7 @@ class TrialRunner:
         prepared: Images of the experiment's base.
         jobs: Checked trainings of the list, if there are any: others are checked when they begin.
         telling: Dotted names of the settings that tell the study's configurations apart.
+        is_one_of_several: Whether other workers train trials of the study at the same time.
     """
 
     workspace: Workspace
@@ -97,6 +99,7 @@ class TrialRunner:
     prepared: Prepared
     jobs: Sequence[Job] = ()
     telling: Sequence[str] = ()
+    is_one_of_several: bool = False
 
     def __post_init__(self) -> None:
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
@@ -218,6 +221,24 @@ class TrialRunner:
         else:
             claim.confirm()
             self.study.tell(trial, score)
+            self._say_how_far()
+
+    def _say_how_far(self) -> None:
+        """Say how many trials have ended, and which is the best so far, if others train too."""
+        if not self.is_one_of_several:
+            return
+        ended = []
+        for one in self.study.get_trials(deepcopy=False):
+            if one.state.is_finished() and INTERRUPTED not in one.user_attrs:
+                ended.append(one)
+        complete = [one for one in ended if one.state == TrialState.COMPLETE]
+        best = max(complete, key=lambda one: float(one.values[0]))
+        metric = self.experiment.base.training.best_metric
+        value = ranking.text(ranking.score(float(best.values[0]), metric), metric)
+        say(
+            f"  {len(ended)} of {self._agenda.total} have ended; best so far: "
+            f"{ranking.title(metric)} {value}, trial {int(best.user_attrs[PLACE]) + 1}"
+        )
 
     def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:
         reason = first_line(error)
