@@ -1,0 +1,230 @@
+"""Benchmark of studies by several workers: ``python -m tests.benchmarks.tuning``.
+
+It has these parts, each of which ``--part`` runs alone:
+
+- ``trials``: 1,000 trials of nothing by four workers on PostgreSQL, one of which is killed. Each
+  trial must end once.
+- ``rate``: what two workers of densenet121 at 32 pixels get done together, against one of two
+  threads.
+- ``trial``: how long a trial takes beyond its training in a warm process, against the same training
+  through ``mlflow run``.
+- ``main``: `main` of ``experiments/digits.yaml`` with ``study.workers auto``, against one worker; a
+  quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import yaml
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from pipeline.search.claims import Claims
+from pipeline.search.study_storage import Database
+from pipeline.search.worker_processes import num_cores
+from pipeline.tracking import names
+from pipeline.training.throughput import Load, measure_throughput
+from tests.benchmarks.measure import Results, seconds
+from tests.servers import PostgreSQL
+
+PROJECT = Path(__file__).resolve().parents[2]
+NUM_TRIALS = 1000
+NUM_WORKERS = 4
+MOST_BESIDE = 2.0
+"""Seconds that a trial may take beyond its training."""
+LEAST_GAIN = 1.3
+"""How much more two workers of densenet121 get done than one."""
+MOST_OF_MAIN = 0.9
+"""Part of one worker's time in which `main` ends with ``study.workers auto``."""
+
+
+def train_nothing(url: str) -> None:
+    """Be a worker whose trials only draw a number and note it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    database = Database(url, Path(tempfile.gettempdir()))
+    study = optuna.load_study(study_name="many", storage=database.storage)
+    study.sampler = optuna.samplers.RandomSampler(seed=os.getpid())
+    claims = Claims(database, study, interval=2)
+    while True:
+        claim = claims.take(lambda trial: trial.number >= 0)
+        if claim is None:
+            if not claims.busy():
+                return
+            time.sleep(0.2)
+            continue
+        with claim as trial:
+            value = trial.suggest_float("x", 0.0, 1.0)
+            trial.set_user_attr("ended_by", os.getpid())
+            claim.confirm()
+            study.tell(trial, value)
+
+
+def compare_trials(results: Results) -> None:
+    """Let four workers end 1,000 trials, one of which is killed."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not binaries:
+        sys.exit("needs PostgreSQL's server")
+    server = PostgreSQL(binaries[-1])
+    try:
+        url = server.url("many")
+        storage = Database(url, Path(tempfile.gettempdir())).storage
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(study_name="many", storage=storage, direction="maximize")
+        for _ in range(NUM_TRIALS):
+            study.enqueue_trial({})
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=train_nothing, args=(url,)) for _ in range(NUM_WORKERS)]
+        began = time.monotonic()
+        for worker in workers:
+            worker.start()
+        while not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            time.sleep(0.1)
+        workers[0].kill()
+        for worker in workers:
+            worker.join()
+        taken = time.monotonic() - began
+        trials = study.get_trials(deepcopy=False)
+    finally:
+        server.remove()
+    states = Counter(trial.state.name for trial in trials)
+    results.add(
+        f"{NUM_TRIALS} trials by {NUM_WORKERS} workers on PostgreSQL, one killed",
+        f"{taken:.0f} s",
+        "",
+        f"{dict(states)}; {NUM_TRIALS / taken:.0f} trials a second",
+        states == {"COMPLETE": NUM_TRIALS},
+    )
+
+
+def compare_rate(results: Results) -> None:
+    """Compare two workers with one that has all cores."""
+    load = Load(["densenet121"], 10, 64, 32, seconds=20)
+    cores = num_cores()
+    one = measure_throughput(load, 1, cores)
+    two = measure_throughput(load, 2, max(1, cores // 2))
+    if one is None or two is None:
+        sys.exit("densenet121 does not fit in the memory")
+    gain = two.rates["densenet121"] / one.rates["densenet121"]
+    results.add(
+        f"densenet121, 32 pixels: two workers, {cores} cores",
+        f"{two.rates['densenet121']:.0f} images/s",
+        f"{one.rates['densenet121']:.0f} images/s",
+        f"{gain:.2f} times, at least {LEAST_GAIN}",
+        gain >= LEAST_GAIN,
+    )
+
+
+def run(folder: Path, *arguments: str) -> float:
+    """Run a command in a folder; return its seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def call() -> None:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
+
+    return seconds(call)
+
+
+def compare_trial(results: Results) -> None:
+    """Compare what a trial takes beyond its training, warm and through ``mlflow run``."""
+    number = 8
+    base = {
+        "data": {"source": "digits", "image_size": 32},
+        "model": {"name": "resnet18"},
+        "training": {"epochs": 1, "precision": "fp32", "memory_format": "contiguous"},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "beside.yaml"
+        space = {"optimizer.lr": {"low": 1.0e-4, "high": 1.0e-3, "log": True}}
+        study = {"trials": number, "evaluate": "none"}
+        file.write_text(
+            yaml.safe_dump({"experiment": "beside", "base": base, "space": space, "study": study})
+        )
+        run(folder, "-m", "pipeline", "tune", "--config", str(file))
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("beside")
+        assert experiment is not None
+        trained = [
+            one
+            for one in client.search_runs([experiment.experiment_id])
+            if one.data.tags[names.STEP] == "train"
+        ]
+        trained.sort(key=lambda one: int(one.info.start_time))
+        # From one trial's start to the next one's: all that the study does for it is in between.
+        whole = (trained[-1].info.start_time - trained[1].info.start_time) / 1000
+        training = sum(one.data.metrics["seconds"] for one in trained[1:-1])
+        beside = (whole - training) / (number - 2)
+        options = ["--env-manager", "local", "-e", "train", "-P", f"config={file}"]
+        options += ["-P", "training.seed=77"]
+        through = run(folder, "-m", "mlflow", "run", str(PROJECT), *options)
+        through -= training / (number - 2)
+    results.add(
+        "a trial beyond its training",
+        f"{beside:.2f} s",
+        f"{through:.1f} s by mlflow run",
+        f"{beside:.2f} s, at most {MOST_BESIDE}",
+        beside <= MOST_BESIDE,
+    )
+
+
+def compare_main(results: Results) -> None:
+    """Compare `main` of the digits with as many workers as get most done, and with one."""
+    file = PROJECT / "experiments" / "digits.yaml"
+    taken = {}
+    for workers in ("1", "auto"):
+        with tempfile.TemporaryDirectory() as folder:
+            taken[workers] = run(
+                Path(folder),
+                *("-m", "pipeline", "main", "--config", str(file), "--study.workers", workers),
+            )
+    ratio = taken["auto"] / taken["1"]
+    results.add(
+        "main of experiments/digits.yaml, study.workers auto",
+        f"{taken['auto']:.0f} s",
+        f"{taken['1']:.0f} s",
+        f"{ratio:.2f} times as long, at most {MOST_OF_MAIN}",
+        ratio <= MOST_OF_MAIN,
+    )
+
+
+PARTS = {
+    "trials": compare_trials,
+    "rate": compare_rate,
+    "trial": compare_trial,
+    "main": compare_main,
+}
+
+
+def main() -> int:
+    """Run the benchmark; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=PARTS, help="only this part")
+    part = parser.parse_args().part
+    results = Results("Studies by several workers")
+    for compare in [PARTS[part]] if part else PARTS.values():
+        compare(results)
+    return results.conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
