@@ -119,8 +119,11 @@ class TrialRunner:
             claim = claims.take(self._is_wanted) if self._goes_on() else None
             if claim is not None:
                 waits = False
-                with self._hold(claim) as trial:
-                    self._run_trial(trial, claim)
+                try:
+                    with self._hold(claim) as trial:
+                        self._run_trial(trial, claim)
+                except TakenOver as lost:
+                    say(f"  {lost}; it goes on there")
                 continue
             busy = claims.busy()
             if not busy:
@@ -159,8 +162,8 @@ class TrialRunner:
         with claim as trial:
             try:
                 yield trial
-            except TakenOver as lost:
-                say(f"  {lost}; it goes on there")
+            except TakenOver:
+                raise
             except BaseException:
                 # What ends this worker here says nothing about the configuration: the trial goes on
                 # when the study does.
