@@ -94,6 +94,8 @@ OF_NO_INFLUENCE = {
 
 def is_read(step: str, name: str) -> bool:
     section = name.partition(".")[0]
+    if name == "tracking.keep_weights":
+        return step in ("main", "tune")
     if step in ("main", "tune", "train"):
         return step != "train" or section != "study"
     if step == "prepare":

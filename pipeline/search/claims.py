@@ -47,6 +47,10 @@ _SURE = 1.5
 """Intervals after its last sign of life for which a worker need not ask whether its claim holds."""
 
 
+_held_here: set[str] = set()
+"""Marks of the claims that this process holds."""
+
+
 class Owner(NamedTuple):
     """The process that has claimed a trial.
 
@@ -88,9 +92,14 @@ class Owner(NamedTuple):
 
     @property
     def is_known_dead(self) -> bool:
-        """Whether the process has been one of this machine, and is no more."""
+        """Whether the process has been one of this machine, and is no more.
+
+        This process itself counts as dead if it has let the claim go: the database was away then.
+        """
         if self.where != _this_place():
             return False
+        if self.process_id == os.getpid():
+            return self.mark not in _held_here
         try:
             process = psutil.Process(self.process_id)
             is_same = abs(process.create_time() - self.started) < 1
@@ -248,6 +257,7 @@ class Claim:
     def __enter__(self) -> optuna.Trial:
         self._thread.start()
         self.check()
+        _held_here.add(self._mark.isoformat())
         self.trial = optuna.Trial(self._study, self._trial_id)
         self.trial.set_user_attr(OWNER, str(Owner.here(self._mark)))
         return self.trial
@@ -258,18 +268,22 @@ class Claim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _held_here.discard(self._mark.isoformat())
         self._stopped.set()
         self._thread.join()
 
     def check(self) -> None:
         """Check that the trial is still this worker's, before something is written.
 
-        The database is asked only if this worker's last sign of life is too long ago.
+        The database is asked only if this worker's last sign of life is too long ago. If it was
+        waited for in vain before, nobody can have taken the trial over, and the run is being ended.
 
         Raises:
             TakenOver: Another worker has it.
             StoreAway: The database is away, so that nobody can tell.
         """
+        if self._database.is_given_up:
+            return
         if clock() - self._confirmed > _SURE * self._interval:
             self.confirm()
 

@@ -168,11 +168,12 @@ class Database:
         self, operation: Callable[[], Returned], seconds: float | None = None
     ) -> Returned:
         storage = cast(_Delegating, self.storage)
-        patience = storage.patience if seconds is None else seconds
-        try:
-            return _retry(operation, _is_away, storage.name, patience)
-        except _DatabaseError as error:
-            raise _away_error(storage.name, error) from error
+        return storage.patiently(operation, storage.patience if seconds is None else seconds)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the database was away for so long, when it was asked last, that work ends."""
+        return cast(_Delegating, self.storage).is_given_up
 
     @contextmanager
     def lock_study(self, study: str, refusal: str) -> Iterator[None]:
@@ -251,9 +252,24 @@ class _Delegating:
         self.backend = backend
         self.name = name
         self.patience = PATIENCE
+        self.is_given_up = False
 
     def remove_session(self) -> None:
         self.backend.remove_session()
+
+    def patiently(self, operation: Callable[[], Returned], seconds: float) -> Returned:
+        """Do an operation, and wait while the database is away.
+
+        Raises:
+            StoreAway: It stays away.
+        """
+        try:
+            result = _retry(operation, _is_away, self.name, seconds)
+        except _DatabaseError as error:
+            self.is_given_up = self.is_given_up or seconds > 0
+            raise _away_error(self.name, error) from error
+        self.is_given_up = False
+        return result
 
 
 def _make_patient(method: str) -> Callable[..., Any]:
@@ -273,10 +289,7 @@ def _make_patient(method: str) -> Callable[..., Any]:
                 # The try before has ended the trial: only the database's answer was lost.
                 return True
 
-        try:
-            return _retry(operation, _is_away, self.name, self.patience)
-        except _DatabaseError as error:
-            raise _away_error(self.name, error) from error
+        return self.patiently(operation, self.patience)
 
     return call
 
