@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {told}", file=sys.stderr)
         _stop_sending(str(told))
         _end_launched_run(str(told), interrupted=isinstance(told, StoreAway))
-        return 2 if isinstance(told, UserError) else 1
+        return _exit_code(told)
     return 0
 
 
@@ -212,6 +212,13 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
                 reconcile(open_workspace(""), process_id=killed.process_id)
     _restore_killed_later()
     return 1
+
+
+def _exit_code(error: PipelineError) -> int:
+    """Return the exit code for an error; a worker tells its study's first process of a store."""
+    if isinstance(error, UserError):
+        return 2
+    return 75 if isinstance(error, StoreAway) and "PIPELINE_WORKER" in os.environ else 1
 
 
 def _how_to_go_on(step: str) -> str:

@@ -253,6 +253,8 @@ class Claim:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
         self._number = trial.number
+        self._is_lost = False
+        self._is_over = False
 
     def __enter__(self) -> optuna.Trial:
         self._thread.start()
@@ -268,6 +270,8 @@ class Claim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # What the run has logged may be sent later than its trial ends.
+        self._is_over = not self._is_lost
         _held_here.discard(self._mark.isoformat())
         self._stopped.set()
         self._thread.join()
@@ -282,7 +286,7 @@ class Claim:
             TakenOver: Another worker has it.
             StoreAway: The database is away, so that nobody can tell.
         """
-        if self._database.is_given_up:
+        if self._is_over or self._database.is_given_up:
             return
         if clock() - self._confirmed > _SURE * self._interval:
             self.confirm()
@@ -291,6 +295,7 @@ class Claim:
         """Ask the database whether the trial is still this worker's; see `check`."""
         now = clock()
         if not self._database.has_mark(self._trial_id, self._mark, is_patient):
+            self._is_lost = True
             raise TakenOver(
                 f"trial {self._number} was taken over by another worker, "
                 "since this one gave no sign of life"

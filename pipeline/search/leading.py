@@ -37,6 +37,7 @@ from pipeline.search.worker_count import count_workers
 from pipeline.search.worker_processes import WorkerProcesses
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_abandoned
+from pipeline.tracking.leftover import send_left
 from pipeline.tracking.sending import longest_wait, wait_until_sent
 from pipeline.tracking.study_parent import joining_run, parent_run, refuse_if_tuned
 from pipeline.tracking.tracked_run import TrackedRun
@@ -146,6 +147,8 @@ class Leader:
         """
         opened = self.opened
         wait_until_sent(opened.workspace)
+        # Journals of workers that were killed.
+        send_left(opened.workspace, opened.experiment.name)
         _wait_for_runs(opened, self.study)
         compared = conclude_study(
             opened.workspace, opened.experiment, self.study, self.parent, opened.prepared

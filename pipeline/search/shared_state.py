@@ -17,6 +17,8 @@ from pipeline.search.trials import num_places
 
 DATA_DIGEST = "data_digest"
 """User attribute of an Optuna study: digest of its images."""
+LONGEST_AWAY = 3600.0
+"""Seconds for which workers wait for a tracking server that is away."""
 _AGENDA = "agenda"
 _STOP = "stop"
 

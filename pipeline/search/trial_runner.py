@@ -44,7 +44,7 @@ from pipeline.report.settings_text import (
 )
 from pipeline.search.claims import LOST, Claim, ClaimCallback, Claims, Owner
 from pipeline.search.pruning import PruningCallback
-from pipeline.search.shared_state import read_agenda, why_stop
+from pipeline.search.shared_state import LONGEST_AWAY, read_agenda, why_stop
 from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
@@ -62,6 +62,7 @@ from pipeline.search.trials import (
 )
 from pipeline.tracking import find_runs
 from pipeline.tracking.abandoned_runs import end_silent
+from pipeline.tracking.sender import answers
 from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
 from pipeline.training.callback import Callback
@@ -104,6 +105,7 @@ class TrialRunner:
     def __post_init__(self) -> None:
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
         self._failed: dict[str, int] = {}
+        self._away_since = 0.0
 
     def run(self) -> None:
         """Train what is to do, until nothing is left that this worker could train.
@@ -116,7 +118,8 @@ class TrialRunner:
         claims = Claims(self.database, self.study, agenda.heartbeat)
         waits = False
         while True:
-            claim = claims.take(self._is_wanted) if self._goes_on() else None
+            goes_on = self._goes_on()
+            claim = claims.take(self._is_wanted) if goes_on else None
             if claim is not None:
                 waits = False
                 try:
@@ -124,14 +127,46 @@ class TrialRunner:
                         self._run_trial(trial, claim)
                 except TakenOver as lost:
                     say(f"  {lost}; it goes on there")
+                except (StoreAway, *STORE_ERRORS) as error:
+                    self._leave_to_server(error)
                 continue
             busy = claims.busy()
-            if not busy:
+            if not busy and not (goes_on and self._waits_for_server()):
                 return
-            if not waits:
+            if busy and not waits:
                 say(_describe_busy(busy))
             waits = True
             time.sleep(min(_LONGEST_PAUSE, agenda.heartbeat / 4))
+
+    def _leave_to_server(self, error: Exception) -> None:
+        """Begin only trainings that need no tracking server from now on, until it answers again.
+
+        A training that has begun needs it to go on: the server knows how far it is.
+
+        Raises:
+            Exception: The error, if it is not the tracking server that is away.
+        """
+        if not self.workspace.is_server or self.database.is_given_up or answers(self.workspace.uri):
+            raise error
+        say(f"  {first_line(error)}; the trial goes on when it answers again")
+        self._away_since = self._away_since or time.monotonic()
+
+    def _is_server_away(self) -> bool:
+        if self._away_since and answers(self.workspace.uri):
+            self._away_since = 0.0
+        return self._away_since > 0
+
+    def _waits_for_server(self) -> bool:
+        """Whether trials wait that need the tracking server, which is away.
+
+        Raises:
+            StoreAway: It has been away for an hour.
+        """
+        if not self._is_server_away():
+            return any(map(self._is_wanted, waiting_trials(self.study)))
+        if time.monotonic() - self._away_since > LONGEST_AWAY:
+            raise StoreAway(f"the tracking server {self.workspace.uri} does not answer")
+        return True
 
     def num_left(self) -> int:
         """Return how many trials are still to begin although nothing speaks against it."""
@@ -151,6 +186,9 @@ class TrialRunner:
 
     def _is_wanted(self, trial: FrozenTrial) -> bool:
         if PLACE not in trial.user_attrs:
+            return False
+        has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
+        if has_begun and self._is_server_away():
             return False
         keys = self._agenda.keys
         is_alone = bool(self.experiment.study.only) or bool(keys)

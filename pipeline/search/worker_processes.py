@@ -21,6 +21,7 @@ from pipeline import signals
 from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.report.console import say
+from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
 from pipeline.tracking.workspace import Workspace
 
@@ -30,6 +31,10 @@ _RESTARTS = 2
 """How often another process takes the place of one that has died."""
 _PAUSE = 2.0
 """Seconds until it starts."""
+AWAY = 75
+"""Exit code of a worker whose store or database is away; the C library's name is EX_TEMPFAIL."""
+_AWAY_PAUSE = 10.0
+"""Seconds between these starts."""
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -206,10 +211,13 @@ class _Worker:
         self._reader: threading.Thread | None = None
         self._starts = 0
         self._due = 0.0
+        self._away_since = 0.0
+        self._reached_work = False
 
     def start(self) -> None:
         """Start the process."""
         self._starts += 1
+        self._reached_work = False
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -226,6 +234,7 @@ class _Worker:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
+                self._reached_work |= line.startswith("trial ")
                 say(f"[{self._place.number}] {line.rstrip()}")
 
     def goes_on(self) -> bool:
@@ -240,11 +249,25 @@ class _Worker:
         if code is None:
             return True
         self._reader.join()
+        if code == AWAY and self._waits_for_store():
+            return True
         if code in (0, 2) or self._starts > _RESTARTS:
             return False
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "has died"
         say(f"worker {self._place.number} {how}; another process takes its place")
         self._due = time.monotonic() + _PAUSE
+        return True
+
+    def _waits_for_store(self) -> bool:
+        """Start a process later whose store was away; return whether it still may come back."""
+        now = time.monotonic()
+        if self._reached_work:
+            self._away_since = 0.0
+        self._away_since = self._away_since or now
+        if now - self._away_since > LONGEST_AWAY:
+            return False
+        self._starts -= 1
+        self._due = now + _AWAY_PAUSE
         return True
 
     def ask_to_end(self) -> None:

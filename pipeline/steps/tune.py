@@ -45,8 +45,8 @@ def run(own: TuneOptions, overrides: Raw) -> None:
         with keep_launched_run(workspace, "tune"):
             say(stop(workspace, experiment))
         return
+    send_left(workspace, experiment.name)
     if this_worker() is None:
-        send_left(workspace, experiment.name)
         write_views(workspace, experiment.base.training.best_metric)
     tuned = tune(workspace, experiment, "tune")
     if tuned is None:

@@ -292,14 +292,19 @@ class Sender:
             self._trouble, self._is_refused = None, False
 
     def _is_there(self) -> bool:
-        with suppress(Exception):
-            answer = http_request(  # type: ignore[no-untyped-call]
-                get_default_host_creds(self._workspace.uri),  # type: ignore[no-untyped-call]
-                "/health",
-                "GET",
-                max_retries=0,
-                timeout=_PATIENCE,
-                raise_on_status=False,
-            )
-            return bool(answer.status_code < 500)
-        return False
+        return answers(self._workspace.uri)
+
+
+def answers(uri: str) -> bool:
+    """Whether a tracking server answers within a few seconds."""
+    with suppress(Exception):
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+            "/health",
+            "GET",
+            max_retries=0,
+            timeout=_PATIENCE,
+            raise_on_status=False,
+        )
+        return bool(answer.status_code < 500)
+    return False

@@ -154,3 +154,14 @@ def test_what_is_not_wanted_is_left(tmp_path: Path) -> None:
         assert trial.number == 1
     states = [trial.state for trial in study.get_trials()]
     assert states == [TrialState.WAITING, TrialState.RUNNING]
+
+
+def test_what_a_finished_trial_has_logged_may_be_sent_later(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=1).take(any_trial)
+    assert claim is not None
+    with claim as trial:
+        study.tell(trial, 1.0)
+    time.sleep(2)
+    claim.check()
