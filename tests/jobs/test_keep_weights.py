@@ -201,6 +201,7 @@ def refusing_deletion(uri: str) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.thorough
 def test_on_a_server_weights_are_removed_or_it_is_said_that_they_cannot_be(
     cli: Cli, quick: Path, empty_store: Path, tmp_path: Path
 ) -> None:

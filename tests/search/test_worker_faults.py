@@ -23,7 +23,7 @@ from tests.search.test_workers import epochs_of, rest_of, worker_of
 from tests.servers import MLflowServer, PostgreSQL, mlflow_server
 
 NUM_TRIALS = 12
-EPOCHS = 40
+EPOCHS = 20
 BLINK = 30
 """Seconds for which the database is away."""
 

@@ -65,22 +65,22 @@ def epochs_of(run_id: str) -> list[int]:
 
 
 def test_workers_train_every_place_once(cli: Cli, quick: Path) -> None:
-    file = study_file(quick, configs=LIST, space=SPACE, study={"trials": 6, "workers": 3})
+    file = study_file(quick, configs=LIST, space=SPACE, study={"trials": 4, "workers": 2})
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
     trained = runs("train")
-    assert sorted(run.data.tags[names.TRIAL] for run in trained) == list("012345")
+    assert sorted(run.data.tags[names.TRIAL] for run in trained) == list("0123")
     assert {run.data.tags[names.STATE] for run in trained} == {names.COMPLETE}
     (parent,) = runs("tune")
     assert {run.data.tags[names.PARENT] for run in trained} == {parent.info.run_id}
     # Each says which worker it is, and none says again what is known of the images.
-    assert re.search(r"^\[[123]\] trial 1 of 6: small_cnn", done.out, re.MULTILINE)
+    assert re.search(r"^\[[12]\] trial 1 of 4: small_cnn", done.out, re.MULTILINE)
     assert "] always answering" not in done.out
     # The searched ones are not the same point.
-    assert len({run.data.params["optimizer.lr"] for run in trained}) == 6
+    assert len({run.data.params["optimizer.lr"] for run in trained}) == 4
     again = cli("tune", "--config", file)
-    assert again.code == 0 and "6 of 6 trainings are there" in again.out
-    assert len(runs("train")) == 6
+    assert again.code == 0 and "4 of 4 trainings are there" in again.out
+    assert len(runs("train")) == 4
 
 
 def test_another_worker_goes_on_with_the_training_of_one_that_was_killed(quick: Path) -> None:
@@ -205,6 +205,7 @@ def join_in(quick: Path, folder: Path, **study: Any) -> str:
     return str(study_file(file, configs=LIST, space=SPACE, study=study))
 
 
+@pytest.mark.thorough
 def test_a_process_of_another_folder_joins_a_study_on_a_server(
     quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
 ) -> None:
