@@ -291,7 +291,7 @@ def test_a_signal_ends_the_run_within_five_seconds_and_it_can_go_on(
 @pytest.mark.thorough
 def test_a_reader_that_goes_away_ends_the_run(cli: Cli, quick: Path, workspace: Workspace) -> None:
     command = (
-        f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 3"
+        f"'{sys.executable}' -m pipeline train --config '{quick}' {' '.join(LONG)} | head -n 5"
     )
     told = start(["sh", "-c", command], quick.parent, OMP_NUM_THREADS="1").communicate()[0]
     assert (

@@ -33,9 +33,9 @@ from pipeline.search.trial_runner import TrialRunner
 process, seen, one = psutil.Process(), [], TrialRunner._run_trial
 
 
-def before_each(worker, trial):
+def before_each(worker, trial, claim):
     seen.append((process.memory_info().rss, len(process.children())))
-    return one(worker, trial)
+    return one(worker, trial, claim)
 
 
 TrialRunner._run_trial = before_each
