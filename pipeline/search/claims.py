@@ -14,6 +14,7 @@ worker that was stopped for so long, and wakes up, finds its claim gone before i
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -135,6 +136,8 @@ class Claims:
         self._database = database
         self._study = study
         self._interval = interval
+        self._waiting: list[FrozenTrial] = []
+        self._listed = -math.inf
         self._silent_since: dict[tuple[int, datetime | None], float] = {}
 
     def take(self, is_wanted: Callable[[FrozenTrial], bool]) -> Claim | None:
@@ -154,11 +157,24 @@ class Claims:
                 claim = self._claim(trial, trial.datetime_start)
                 if claim is not None:
                     return claim
-        for trial in sorted(filter(is_wanted, waiting_trials(self._study)), key=_order):
-            claim = self._claim(trial, None)
-            if claim is not None:
-                return claim
+        for is_fresh in (False, True):
+            # Trials that others have begun meanwhile cannot be claimed, so that the list of a
+            # moment ago does: to read 1,000 trials takes longer than to claim one.
+            for trial in list(filter(is_wanted, self._list_waiting(is_fresh))):
+                # Whoever gets it, it waits no more.
+                self._waiting.remove(trial)
+                claim = self._claim(trial, None)
+                if claim is not None:
+                    return claim
         return None
+
+    def _list_waiting(self, is_fresh: bool) -> list[FrozenTrial]:
+        """Return the trials that wait, or that waited a moment ago, in the order of `take`."""
+        now = clock()
+        if is_fresh or now - self._listed > self._interval / 4:
+            self._waiting = sorted(waiting_trials(self._study), key=_order)
+            self._listed = now
+        return self._waiting
 
     def _claim(self, trial: FrozenTrial, before: datetime | None) -> Claim | None:
         dead = Owner.of(trial) if before is not None else None
@@ -183,7 +199,12 @@ class Claims:
         return [trial for trial in self._running() if trial._trial_id not in dead]
 
     def _running(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        found = []
+        for trial_id in self._database.find_running(self._study._study_id):
+            trial = self._study._storage.get_trial(trial_id)
+            if trial.state == TrialState.RUNNING:
+                found.append(trial)
+        return found
 
     def _find_dead(self) -> list[FrozenTrial]:
         """Return the running trials whose workers have died."""

@@ -112,6 +112,24 @@ class Database:
         self._backend.grace_period = max(1, round(seconds))
         return set(self._patiently(lambda: self._backend._get_stale_trial_ids(study_id)))
 
+    def find_running(self, study_id: int) -> list[int]:
+        """Return the ids of the running trials of a study.
+
+        Raises:
+            StoreAway: The database is busy or away, and stays so.
+        """
+        ids = select(_TRIALS.trial_id).where(
+            _TRIALS.study_id == study_id, _TRIALS.state == TrialState.RUNNING
+        )
+
+        def operation() -> list[int]:
+            with self._backend.engine.connect() as connection:
+                return [
+                    int(found) for found in connection.execute(ids.order_by("trial_id")).scalars()
+                ]
+
+        return self._patiently(operation)
+
     def mark_running(self, trial_id: int, before: datetime | None, mark: datetime) -> bool:
         """Begin a trial that waits, or take over one that runs; return whether that was done.
 

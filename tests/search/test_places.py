@@ -236,14 +236,15 @@ class PlacesOfAList(Places):
 
 
 @pytest.mark.parametrize("machine", [PlacesOfASearch, PlacesOfAList])
-def test_every_place_once_and_never_more_than_wanted(machine: type[Places]) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.thorough)])
+def test_every_place_once_and_never_more_than_wanted(machine: type[Places], examples: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=10,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,
