@@ -121,6 +121,18 @@ def test_who_waits_for_a_lock_gets_it_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_lock_that_was_taken_from_a_process_stays_with_who_has_it(tmp_path: Path) -> None:
+    with lock(tmp_path / "data", "in use"):
+        taken = lock(tmp_path / "data", "in use", breaks=True)
+        taken.__enter__()
+    # The first one has left its block, and the lock is the second one's.
+    with pytest.raises(InUse, match="in use"), lock(tmp_path / "data", "in use"):
+        pass
+    taken.__exit__(None, None, None)
+    with lock(tmp_path / "data", "in use"):
+        pass
+
+
 def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("kept")

@@ -165,3 +165,16 @@ def test_what_a_finished_trial_has_logged_may_be_sent_later(tmp_path: Path) -> N
         study.tell(trial, 1.0)
     time.sleep(2)
     claim.check()
+
+
+def test_a_silence_must_be_seen_for_a_while_as_after_the_database_was_away(tmp_path: Path) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    silent = Claims(database, study, interval=1).take(any_trial)
+    assert silent is not None
+    # Its last sign of life is older than two intervals, but nobody was looking.
+    time.sleep(4)
+    others = Claims(database, study, interval=1)
+    assert others.take(any_trial) is None and len(others.busy()) == 1
+    time.sleep(2)
+    assert others.take(any_trial) is not None

@@ -15,8 +15,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run, ViewType
 
-from pipeline.errors import Interrupted, StoreAway, UserError
+from pipeline.errors import Interrupted, StoreAway, TakenOver, UserError
 from pipeline.tracking import names
+from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.leftover import send_left
 from pipeline.tracking.sending import finish_sending, sender_of, stop_sending
 from pipeline.tracking.tracked_run import TrackedRun
@@ -360,3 +361,57 @@ def test_a_password_that_becomes_wrong_is_told_once_and_all_is_sent_with_the_rig
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
     assert send_left(open_on(guarded.uri)) == 1
     need_whole(workspace, arrived(tmp_path))
+
+
+def test_a_process_whose_run_was_taken_over_sends_nothing_more(
+    server: MLflowServer, open_on: Open
+) -> None:
+    workspace = open_on(server.uri)
+    is_taken: list[str] = []
+
+    def guard() -> None:
+        if is_taken:
+            raise TakenOver("it goes on elsewhere")
+
+    run = TrackedRun(workspace, "train", "r")
+    run.guard = guard
+    with pytest.raises(TakenOver), run:
+        log_epochs(run, 1, 3)
+        run.flush()
+        sender_of(workspace).wait(60)
+        is_taken.append("by another")
+        log_epochs(run, 4, 6)
+        run.flush()
+    found = only_run(workspace)
+    assert (found.info.status, found.data.tags["epoch"]) == ("RUNNING", "3")
+    # Nothing waits to be sent, and the journal is as the other process may find it.
+    finish_sending()
+    assert only_run(workspace).data.tags["epoch"] == "3"
+
+
+@pytest.mark.parametrize("is_elsewhere", [True, False])
+def test_what_is_left_of_a_run_that_goes_on_elsewhere_is_not_sent(
+    server: MLflowServer, open_on: Open, is_elsewhere: bool
+) -> None:
+    workspace = open_on(server.uri)
+    run = TrackedRun(workspace, "train", "r").__enter__()
+    log_epochs(run, 1, 3)
+    run.flush()
+    sender_of(workspace).wait(60)
+    server.kill()
+    log_epochs(run, 4, 6)
+    run.flush()
+    stop_sending(0)
+    server.start()
+    if is_elsewhere:
+        later = Beat("elsewhere", 7, 1.0, time.time() + 60)
+        tags = {names.HEARTBEAT: str(later), names.STATE: names.COMPLETE}
+        for name, value in tags.items():
+            workspace.client.set_tag(run.id, name, value)
+        workspace.client.set_terminated(run.id)
+    assert send_left(open_on(server.uri)) == (0 if is_elsewhere else 1)
+    found = only_run(workspace)
+    state = names.COMPLETE if is_elsewhere else names.INTERRUPTED
+    assert found.data.tags[names.STATE] == state
+    assert found.data.tags["epoch"] == ("3" if is_elsewhere else "6")
+    assert not [folder for folder in workspace.journals.iterdir() if folder.is_dir()]

@@ -21,10 +21,10 @@ from pipeline import metrics, models
 from pipeline.config import Configuration, merge
 from pipeline.data.prepare_data import prepare
 from pipeline.data.prepared import Prepared
-from pipeline.errors import OutOfMemory, TrainingFailed
+from pipeline.errors import OutOfMemory, TakenOver, TrainingFailed
 from pipeline.models.state_dicts import load_state
 from pipeline.training.callback import Callback
-from pipeline.training.checkpoint import save_weights, weights_of
+from pipeline.training.checkpoint import Checkpoints, save_weights, weights_of
 from pipeline.training.context import TrainingContext
 from pipeline.training.fit import fit
 from pipeline.training.fit_result import FitResult
@@ -598,3 +598,19 @@ def test_without_a_compiler_compiling_is_refused() -> None:
     assert done.stdout.startswith("UserError training.compile: needs a C++ compiler"), (
         done.stdout + done.stderr
     )
+
+
+def test_a_training_that_another_process_has_taken_over_writes_no_checkpoint(
+    digits: Prepared, tmp_path: Path
+) -> None:
+    def refuse() -> None:
+        raise TakenOver("trial 3 was taken over")
+
+    configuration = Configuration.model_validate(
+        merge(BASE, {"training": {"checkpoint_seconds": 0}})
+    )
+    setting = build_context(configuration, digits, tmp_path)
+    guarded = replace(setting, resume=Checkpoints(tmp_path), guard=refuse)
+    with pytest.raises(TakenOver):
+        fit(configuration, guarded)
+    assert not guarded.checkpoint.exists() and not list(tmp_path.glob("resume-*"))
