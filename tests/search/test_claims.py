@@ -178,3 +178,16 @@ def test_a_silence_must_be_seen_for_a_while_as_after_the_database_was_away(tmp_p
     assert others.take(any_trial) is None and len(others.busy()) == 1
     time.sleep(2)
     assert others.take(any_trial) is not None
+
+
+def test_a_claim_that_this_process_has_let_go_is_free_at_once(tmp_path: Path) -> None:
+    # As where the database was away when the trial should have been put back.
+    database = Database("", tmp_path)
+    study = open_study(database, 1)
+    claim = Claims(database, study, interval=600).take(any_trial)
+    assert claim is not None
+    with claim:
+        assert is_held(study.get_trials()[0])
+    assert study.get_trials()[0].state == TrialState.RUNNING
+    assert not is_held(study.get_trials()[0])
+    assert Claims(database, study, interval=600).take(any_trial) is not None

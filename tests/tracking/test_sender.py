@@ -384,7 +384,9 @@ def test_a_process_whose_run_was_taken_over_sends_nothing_more(
         run.flush()
     found = only_run(workspace)
     assert (found.info.status, found.data.tags["epoch"]) == ("RUNNING", "3")
-    # Nothing waits to be sent, and the journal is as the other process may find it.
+    (journal,) = (folder for folder in workspace.journals.iterdir() if folder.is_dir())
+    entries = (journal / "entries.jsonl").read_text().splitlines()
+    assert sum('"kind": "metrics"' in line for line in entries) == 3
     finish_sending()
     assert only_run(workspace).data.tags["epoch"] == "3"
 

@@ -600,14 +600,15 @@ def test_without_a_compiler_compiling_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("seconds", [0, 3600])
 def test_a_training_that_another_process_has_taken_over_writes_no_checkpoint(
-    digits: Prepared, tmp_path: Path
+    digits: Prepared, tmp_path: Path, seconds: float
 ) -> None:
     def refuse() -> None:
         raise TakenOver("trial 3 was taken over")
 
     configuration = Configuration.model_validate(
-        merge(BASE, {"training": {"checkpoint_seconds": 0}})
+        merge(BASE, {"training": {"checkpoint_seconds": seconds}})
     )
     setting = build_context(configuration, digits, tmp_path)
     guarded = replace(setting, resume=Checkpoints(tmp_path), guard=refuse)
