@@ -92,7 +92,7 @@ def _start(step: str, arguments: Sequence[str]) -> None:
     _isolate_children()
     if not _is_helper():
         launcher_run.adopt_launched_run(step)
-    if launcher_run.launched_run_id() or _is_in_group() or "PIPELINE_WORKER" in os.environ:
+    if launcher_run.launched_run_id() or _is_in_group() or launcher_process.WORKER in os.environ:
         launcher_process.stop_with_parent()
     if launcher_run.launched_run_id() and not _is_in_group():
         launcher_process.enter_callers_folder()
@@ -218,12 +218,16 @@ def _exit_code(error: PipelineError) -> int:
     """Return the exit code for an error; a worker tells its study's first process of a store."""
     if isinstance(error, UserError):
         return 2
-    return 75 if isinstance(error, StoreAway) and "PIPELINE_WORKER" in os.environ else 1
+    return (
+        launcher_process.AWAY
+        if isinstance(error, StoreAway) and launcher_process.WORKER in os.environ
+        else 1
+    )
 
 
 def _how_to_go_on(step: str) -> str:
     """Return what to tell about a step that was interrupted."""
-    if step not in _GO_ON or "PIPELINE_WORKER" in os.environ:
+    if step not in _GO_ON or launcher_process.WORKER in os.environ:
         return ""
     return (
         "; the same command goes on with it (tune --stop true, from elsewhere, ends a study "

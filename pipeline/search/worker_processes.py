@@ -23,16 +23,13 @@ from pipeline.experiment import Experiment
 from pipeline.report.console import say
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
+from pipeline.tracking.launcher_process import AWAY, WORKER
 from pipeline.tracking.workspace import Workspace
 
-_PLACE = "PIPELINE_WORKER"
-"""Environment variable of a worker: its `WorkerPlace` as JSON."""
 _RESTARTS = 2
 """How often another process takes the place of one that has died."""
 _PAUSE = 2.0
 """Seconds until it starts."""
-AWAY = 75
-"""Exit code of a worker whose store or database is away; the C library's name is EX_TEMPFAIL."""
 _AWAY_PAUSE = 10.0
 """Seconds between these starts."""
 _NETWORK_FILE_SYSTEMS = (
@@ -73,7 +70,7 @@ class WorkerPlace(NamedTuple):
 
 def this_worker() -> WorkerPlace | None:
     """Return which worker this process is; None if `WorkerProcesses` has not started it."""
-    given = os.environ.get(_PLACE)
+    given = os.environ.get(WORKER)
     return WorkerPlace(**json.loads(given)) if given else None
 
 
@@ -292,7 +289,7 @@ def _environment(
     experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
 ) -> dict[str, str]:
     """Return the environment variables of a worker."""
-    found = {**os.environ, _PLACE: json.dumps(place._asdict()), "PYTHONUNBUFFERED": "1"}
+    found = {**os.environ, WORKER: json.dumps(place._asdict()), "PYTHONUNBUFFERED": "1"}
     found["MLFLOW_TRACKING_URI"] = workspace.uri
     # The run that `mlflow run` has made is that of the process which starts the workers.
     found.pop("MLFLOW_RUN_ID", None)

@@ -1,4 +1,4 @@
-"""The process that has started this one, ``mlflow run`` or torchrun: its folder, and its end."""
+"""What has started this process, such as ``mlflow run`` or a study: its folder, and its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import threading
 import time
 from pathlib import Path
 from urllib.parse import unquote
+
+WORKER = "PIPELINE_WORKER"
+"""Environment variable that a study's first process sets for its workers."""
+AWAY = 75
+"""Exit code by which a worker says that its store or database is away (the C library's EX_TEMPFAIL).
+
+The study's first process starts it again later.
+"""
 
 
 def enter_callers_folder() -> None:
