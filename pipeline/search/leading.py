@@ -28,7 +28,7 @@ from pipeline.report.settings_text import SETTING_LABELS, differing_names, setti
 from pipeline.search.claims import is_held
 from pipeline.search.enqueue import enqueue_trials
 from pipeline.search.own_study import IDENTITY, PARENT, load_study, make_study
-from pipeline.search.shared_state import DATA_DIGEST, need_same_release, read_agenda
+from pipeline.search.shared_state import DATA_DIGEST, forget_agenda, read_agenda
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
@@ -172,6 +172,7 @@ def lead(opened: OpenStudy, step: str) -> Iterator[Leader]:
     found = opened.found
     with _leadership(opened, step) as run:
         study = opened.load()
+        forget_agenda(study)
         study.set_user_attr(PARENT, run.id)
         study.set_user_attr(IDENTITY, found.identity)
         study.set_user_attr(DATA_DIGEST, opened.prepared.digest)
@@ -292,7 +293,6 @@ def join(opened: OpenStudy, step: str, other: LedElsewhere) -> Iterator[Trainer]
     """
     say(f"{str(other).partition(';')[0]}; this process joins in")
     study = _wait_for_agenda(opened)
-    need_same_release(study)
     parent = study.user_attrs[PARENT]
     workspace = replace(opened.workspace, study_run=parent)
     with joining_run(workspace, step, opened.found.name, parent):

@@ -51,7 +51,7 @@ def write_agenda(study: optuna.Study, experiment: Experiment, keys: Collection[s
     """
     is_part = bool(experiment.study.only)
     agenda = Agenda(
-        total=num_places(study) if is_part else experiment.trials,
+        total=max(experiment.trials, num_places(study)),
         keys=sorted(keys) if is_part else [],
         heartbeat=experiment.study.heartbeat,
         began=time.time(),
@@ -61,24 +61,27 @@ def write_agenda(study: optuna.Study, experiment: Experiment, keys: Collection[s
     study.set_user_attr(_AGENDA, agenda._asdict())
 
 
+def forget_agenda(study: optuna.Study) -> None:
+    """Have those who join a study wait until its first process has enqueued the trials anew."""
+    study.set_user_attr(_AGENDA, None)
+
+
 def read_agenda(study: optuna.Study) -> Agenda | None:
-    """Return what the study's first process has decided; None before it has enqueued the trials."""
-    recorded = study.user_attrs.get(_AGENDA)
-    return Agenda(**recorded) if recorded else None
-
-
-def need_same_release(study: optuna.Study) -> None:
-    """Check that this process may work on a study beside others.
+    """Return what the study's first process has decided; None before it has enqueued the trials.
 
     Raises:
-        UserError: They are of another release, which may train otherwise.
+        UserError: That process is of another release, which may train otherwise.
     """
-    agenda = read_agenda(study)
-    if agenda is not None and agenda.release != pipeline.__version__:
+    recorded = study.user_attrs.get(_AGENDA)
+    if not recorded:
+        return None
+    release = recorded.get("release")
+    if release != pipeline.__version__:
         raise UserError(
-            f"study {study.study_name} is worked on by release {agenda.release}, "
+            f"study {study.study_name} is worked on by release {release}, "
             f"and this is {pipeline.__version__}; take the same one"
         )
+    return Agenda(**recorded)
 
 
 def ask_to_stop(study: optuna.Study) -> None:

@@ -49,7 +49,6 @@ from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
     ENTRY,
-    INTERRUPTED,
     KEY,
     MAY_PASS,
     PLACE,
@@ -265,20 +264,17 @@ class TrialRunner:
             self._say_how_far()
 
     def _say_how_far(self) -> None:
-        """Say how many trials have ended, and which is the best so far, if others train too."""
+        """Say which trial is the best so far, and how many are to begin, if others train too."""
         if not self.is_one_of_several:
             return
-        ended = []
-        for one in self.study.get_trials(deepcopy=False):
-            if one.state.is_finished() and INTERRUPTED not in one.user_attrs:
-                ended.append(one)
-        complete = [one for one in ended if one.state == TrialState.COMPLETE]
-        best = max(complete, key=lambda one: float(one.values[0]))
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = max(complete, key=lambda trial: float(trial.values[0]))
         metric = self.experiment.base.training.best_metric
         value = ranking.text(ranking.score(float(best.values[0]), metric), metric)
+        left = sum(map(self._is_wanted, waiting_trials(self.study)))
         say(
-            f"  {len(ended)} of {self._agenda.total} have ended; best so far: "
-            f"{ranking.title(metric)} {value}, trial {int(best.user_attrs[PLACE]) + 1}"
+            f"  best so far: {ranking.title(metric)} {value}, "
+            f"trial {int(best.user_attrs[PLACE]) + 1}; still to begin: {left}"
         )
 
     def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:

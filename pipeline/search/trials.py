@@ -276,10 +276,12 @@ def _free_places(study: optuna.Study) -> Iterator[int]:
 
 
 def num_places(study: optuna.Study) -> int:
-    """Return how many places a study has, also those of entries that have left its list."""
-    trials = study.get_trials(deepcopy=False)
-    places = [trial.user_attrs[PLACE] for trial in trials if PLACE in trial.user_attrs]
-    return 1 + max(places, default=-1)
+    """Return how many places a study needs for the trials that are still to do."""
+    places = [0]
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished() and PLACE in trial.user_attrs:
+            places.append(1 + trial.user_attrs[PLACE])
+    return max(places)
 
 
 def num_drawn(study: optuna.Study) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 WORKER = "PIPELINE_WORKER"
 """Environment variable that a study's first process sets for its workers."""
 AWAY = 75
-"""Exit code by which a worker says that its store or database is away (the C library's EX_TEMPFAIL).
+"""Exit code of a worker whose store or database is away (the C library's EX_TEMPFAIL).
 
 The study's first process starts it again later.
 """
