@@ -37,8 +37,8 @@ _OF_STUDY = 1_400_000
 """Bytes of the comparison, in the study's run and among the outputs, measured."""
 _EXPORTED = 1_400_000
 """Bytes of an exported model beside its weights: the package that serves it."""
-_MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
-"""Numbers that an optimizer keeps of each parameter."""
+_MOMENTS = 2
+"""Numbers of each parameter that Adam and its relatives keep. SGD keeps one, or none."""
 _PER_IMAGE = 40
 """Bytes of the answer to an image beside its probabilities."""
 
@@ -158,9 +158,9 @@ class _Training(NamedTuple):
 def _estimate_training(configuration: Configuration, num_classes: int, answers: float) -> _Training:
     size = models.find_size(configuration.model, num_classes, configuration.data.image_size)
     optimizer = configuration.optimizer
-    moments = _MOMENTS[optimizer.name]
-    if optimizer.name == "sgd" and not optimizer.momentum:
-        moments = 0
+    moments = _MOMENTS
+    if optimizer.name == "sgd":
+        moments = 1 if optimizer.momentum else 0
     # A resume checkpoint holds the weights as they are, and the best ones.
     resume = 2 * size.weights + moments * size.trained
     epochs = min(configuration.training.epochs, _MOST_EPOCHS)

@@ -45,7 +45,7 @@ from pipeline.search.study_storage import STUDIES, Database
 from pipeline.search.trials import with_repeat_seeds
 from pipeline.search.worker_processes import need_sharable, num_cores, this_worker
 from pipeline.tracking import find_runs, study_runs
-from pipeline.tracking.study_parent import find_tuned_elsewhere
+from pipeline.tracking.study_parent import find_tuned_elsewhere, is_concluded
 from pipeline.tracking.workspace import Workspace
 
 
@@ -93,7 +93,8 @@ def tune(
                 raise
             with join(opened, step, other) as trainer:
                 trainer.run()
-        if find_tuned_elsewhere(workspace, opened.found.name):
+        name = opened.found.name
+        if find_tuned_elsewhere(workspace, name) or is_concluded(workspace, name):
             return None
         # Whoever led the study has died: this process concludes it.
 

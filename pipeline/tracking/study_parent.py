@@ -120,6 +120,12 @@ def find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
     return [run for run in parents if is_alive(run.data.tags) and _is_anothers(run)]
 
 
+def is_concluded(workspace: Workspace, study: str) -> bool:
+    """Whether the process that worked on a study last has compared its trainings."""
+    parents = study_runs.find_study_parents(workspace, study)
+    return any(run.data.tags.get(names.STATE) == names.COMPLETE for run in parents)
+
+
 def _is_anothers(run: Run) -> bool:
     beat = Beat.of(run.data.tags)
     return beat is not None and not beat.is_of(os.getpid())

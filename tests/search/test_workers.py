@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,20 @@ def worker_of(process: subprocess.Popen[str], number: int) -> psutil.Process:
         if place and json.loads(place)["number"] == number:
             return child
     raise AssertionError(f"there is no worker {number}")
+
+
+def suspend_between_writes(worker: psutil.Process, files: list[str]) -> None:
+    """Suspend a process while it holds no lock of these databases: others would wait for it."""
+    while True:
+        worker.suspend()
+        try:
+            for file in files:
+                with contextlib.closing(sqlite3.connect(file, timeout=0)) as database:
+                    database.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            worker.resume()
+            time.sleep(0.02)
 
 
 def optuna_trials(storage: str = "sqlite:///optuna.db") -> list[optuna.trial.FrozenTrial]:
@@ -109,7 +126,7 @@ def test_a_worker_that_wakes_writes_nothing_more_to_a_training_that_was_taken_ov
     seen = wait_for(tuned, "epoch 4/")
     number = int(seen.splitlines()[-1][1])
     sleeping = worker_of(tuned, number)
-    sleeping.suspend()
+    suspend_between_writes(sleeping, ["mlflow.db", "optuna.db"])
     taken = wait_for(tuned, "is taken over from process")
     assert f"process {sleeping.pid} on" in taken.splitlines()[-1]
     wait_for(tuned, "goes on after epoch")
@@ -220,10 +237,11 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
     mlflow.set_tracking_uri(tracking_server.uri)
     own = study_file(quick, configs=LIST, space=SPACE, study=study)
     other = join_in(quick, tmp_path / "second machine", **study)
-    first = start([*TUNE, str(own), "--training.epochs", "20"], quick.parent, **environment)
+    # The first must not have trained all of them before the second has started.
+    first = start([*TUNE, str(own), "--training.epochs", "100"], quick.parent, **environment)
     wait_for(first, "trial 1 of 10")
     second = start(
-        [*TUNE, other, "--training.epochs", "20", "--study.workers", "2"],
+        [*TUNE, other, "--training.epochs", "100", "--study.workers", "2"],
         Path(other).parent,
         **environment,
     )
