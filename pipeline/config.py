@@ -7,6 +7,7 @@ the list. Dotted overrides from the command line win over all three.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -643,6 +644,10 @@ Evaluated = Literal["all", "best", "none"]
 """Which complete runs of a study are evaluated."""
 
 
+_PER_FINALIST = 4
+"""Of so many searched trials one is trained to its end if `study.finalists` is 0."""
+
+
 class Study(Section):
     """How many configurations are tried, and how."""
 
@@ -674,10 +679,16 @@ class Study(Section):
         "these are trained until each has study.repeats trainings.",
     )
     sampler: Literal["tpe", "random"] = more("tpe", "How the search space is sampled.")
-    pruner: Literal["hyperband", "median", "none"] = essential(
-        "none",
-        "When a searched trial is given up early, which saves epochs and misses more of the best; "
-        "entries of the list are never given up.",
+    pruner: Literal["one_epoch", "hyperband", "median", "none"] = essential(
+        "one_epoch",
+        "When a searched trial is given up early, which saves epochs: one_epoch trains all for one "
+        "epoch, and only the best to the end. Entries of the list are never given up.",
+    )
+    finalists: int = more(
+        0,
+        "Number of searched trials that pruner one_epoch trains to the end; "
+        "0 means a quarter of them.",
+        ge=0,
     )
     evaluate: Evaluated = essential(
         "all",
@@ -719,6 +730,29 @@ class Study(Section):
         "Optuna's database as an SQLAlchemy URL; empty means optuna.db beside MLflow's. "
         "Workers on several machines share one on a server.",
     )
+    launcher: Literal["local", "ray"] = more(
+        "local",
+        "Where the workers run: local on this machine, ray on the nodes of a Ray cluster.",
+    )
+    cpus: int = more(1, "With launcher ray: cores of each worker.", ge=1)
+    gpus: float = more(
+        0.0,
+        "With launcher ray: GPUs of each worker; a part of one, such as 0.5, is shared.",
+        ge=0,
+    )
+
+    def num_finalists(self, num_searched: int) -> int:
+        """Return how many of so many searched trials pruner ``one_epoch`` trains to the end."""
+        return self.finalists or math.ceil(num_searched / _PER_FINALIST)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Study:
+        if self.finalists and self.pruner != "one_epoch":
+            raise ValueError(f"finalists is given, and pruner {self.pruner} has none")
+        if self.launcher != "ray" and (self.cpus != 1 or self.gpus):
+            name = "cpus" if self.cpus != 1 else "gpus"
+            raise ValueError(f"{name} is given, and only launcher ray places workers by it")
+        return self
 
     @model_validator(mode="after")
     def _check_target(self) -> Study:

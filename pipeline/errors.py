@@ -15,7 +15,7 @@ PipelineError
     └── GivenUp      another process of the group has ended it
 KeyboardInterrupt
 └── Interrupted      SIGINT or SIGTERM arrived: the run ends KILLED
-ManyProcesses        no error
+Paused, ManyProcesses    no errors
 """
 
 from __future__ import annotations
@@ -133,6 +133,13 @@ class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived.
 
     It is no Exception, so that no ``except Exception`` of a library swallows it.
+    """
+
+
+class Paused(Exception):
+    """No error: a training waits after an epoch, and goes on from there later.
+
+    Its run ends interrupted, with the text as the reason.
     """
 
 

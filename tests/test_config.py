@@ -106,10 +106,19 @@ ANOTHER: dict[str, Any] = {
     "study.heartbeat": 2.0,
     "study.stop_at_target": True,
     "study.hours": 2.5,
+    "study.finalists": 3,
+    "study.launcher": "ray",
+    "study.cpus": 2,
+    "study.gpus": 0.5,
 }
 """For each field a valid value that is not its default; a new field needs one too."""
 
-NEEDS = {"data.fold": {"data.folds": 4}, "study.stop_at_target": {"study.target": 0.5}}
+NEEDS = {
+    "data.fold": {"data.folds": 4},
+    "study.stop_at_target": {"study.target": 0.5},
+    "study.cpus": {"study.launcher": "ray"},
+    "study.gpus": {"study.launcher": "ray"},
+}
 """What else must be set for `ANOTHER` to be valid."""
 
 TRAINING_FIELDS = [name for name in field_names() if not name.startswith("study.")]

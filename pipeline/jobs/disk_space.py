@@ -123,6 +123,7 @@ def estimate_study(
     number = len(needs)
     artifacts = sum(need.weights + need.results for need in needs)
     images = 0.0
+    searched = 0
     if experiment.space and not experiment.study.only:
         folds = experiment.base.data.folds if experiment.base.data.fold == "all" else 1
         searched = folds * (experiment.trials - len(listed) - _count_searched(rows, study))
@@ -137,7 +138,10 @@ def estimate_study(
     if not number:
         return Need()
     exported = max(need.weights for need in needs) + _EXPORTED + _OF_STUDY
-    checkpoints = min(workers, number) * max(need.running for need in needs)
+    begun = workers
+    if experiment.study.pruner == "one_epoch":
+        begun += experiment.study.num_finalists(searched)
+    checkpoints = min(begun, number) * max(need.running for need in needs)
     return Need(artifacts, exported, checkpoints, images)
 
 

@@ -231,7 +231,7 @@ def _study_section(found: Findings) -> list[str]:
     lines += [
         "study:",
         f"  trials: {trials}   # list and search together",
-        f"  pruner: {rung.pruner}   # hyperband gives up searched trainings that are behind",
+        f"  pruner: {rung.pruner}   # one_epoch: all searched ones for an epoch, then the best",
         f"  hours: {found.hours:g}   # no training is begun after them; 0 begins them all",
     ]
     return lines

@@ -39,8 +39,8 @@ SETTINGS = (2, 3, 4)
 """Entries of the list for each network. The first two differ in the learning rate."""
 SEARCHED = (0, 4, 6, 8, 10, 12, 14, 16, 18, 20)
 """Numbers of searched trials."""
-PRUNED_FROM = 8
-"""Number of epochs from which pruning does not judge after the first one already."""
+PRUNED_FROM = 4
+"""Number of epochs from which giving up after the first one saves more than half of them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rung:
     def pruner(self) -> str:
         """Value of ``study.pruner``: a name of `pipeline.jobs.study_seconds.PRUNERS`."""
         is_of_use = self.num_searched and self.epochs >= PRUNED_FROM and not self.is_frozen
-        return "hyperband" if self.saves_epochs and is_of_use else "none"
+        return "one_epoch" if self.saves_epochs and is_of_use else "none"
 
 
 @dataclass(frozen=True)

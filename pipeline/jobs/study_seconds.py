@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.config import Study
 from pipeline.jobs.network_speeds import Speed
 
 FORWARD = 0.3
@@ -69,9 +70,17 @@ class Searching:
     complete: float
 
 
+def _race(epochs: int, num_searched: int) -> Searching:
+    if not num_searched:
+        return Searching(1.0, 1.0)
+    finalists = min(Study().num_finalists(num_searched), num_searched)
+    complete = finalists / num_searched
+    return Searching((1 + complete * (epochs - 1)) / epochs, complete)
+
+
 PRUNERS: dict[str, Callable[[int, int], Searching]] = {
     "none": lambda epochs, num_searched: Searching(1.0, 1.0),
-    "hyperband": lambda epochs, num_searched: Searching(0.62, 0.3),
+    "one_epoch": _race,
 }
 """What each pruner that is planned with makes of a number of epochs and of searched trials."""
 

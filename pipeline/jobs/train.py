@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from pipeline import models, ranking
-from pipeline.errors import Interrupted, LossNotFinite, TakenOver, TrainingFailed, UserError
+from pipeline.errors import Interrupted, LossNotFinite, Paused, TakenOver, TrainingFailed, UserError
 from pipeline.files import child_path, remove_child
 from pipeline.jobs.helper_processes import call_helpers, train_in_group
 from pipeline.jobs.precision_choice import choose_precision
@@ -120,7 +120,8 @@ class TrackedTraining:
         workspace: The open store.
         job: Configuration and images.
         placement: The run's name and parent, or the run to go on with.
-        callbacks: Further callbacks; one that raises `Pruned` ends the run pruned.
+        callbacks: Further callbacks; one that raises `Pruned` ends the run pruned, and one that
+            raises `Paused` has it go on later.
     """
 
     # Network, images and logs hang on this object alone, and not on a frame: so their memory can be
@@ -146,6 +147,7 @@ class TrackedTraining:
         Raises:
             TrainingFailed: The loss is not finite, or memory does not suffice.
             Pruned: A callback gave the training up.
+            Paused: A callback has the training wait.
             Interrupted: Another process of the group has died.
         """
         workspace = self._workspace
@@ -289,6 +291,9 @@ class TrackedTraining:
         """Log what a training that an error has ended early has come to."""
         if isinstance(error, TakenOver):
             self._log.abandon()
+            return
+        if isinstance(error, Paused):
+            self._log.leave()
             return
         all_have_ended = isinstance(error, Pruned | TrainingFailed)
         if not all_have_ended:

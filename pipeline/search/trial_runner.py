@@ -20,6 +20,7 @@ from pipeline.config import FILE, Configuration
 from pipeline.data.prepared import Prepared
 from pipeline.errors import (
     InUse,
+    Paused,
     StoreAway,
     TakenOver,
     UserError,
@@ -43,6 +44,7 @@ from pipeline.report.settings_text import (
     settings_with_effect,
 )
 from pipeline.search.claims import LOST, Claim, ClaimCallback, Claims, Owner
+from pipeline.search.one_epoch import Race, RaceCallback, Standing, waits_for_others
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.shared_state import LONGEST_AWAY, read_agenda, why_stop
 from pipeline.search.space import build_configuration, decode_point, suggest
@@ -62,6 +64,7 @@ from pipeline.search.trials import (
 from pipeline.tracking import find_runs
 from pipeline.tracking.abandoned_runs import end_silent
 from pipeline.tracking.sender import answers
+from pipeline.tracking.sending import settle
 from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
 from pipeline.tracking.workspace import STORE_ERRORS, Workspace
 from pipeline.training.callback import Callback
@@ -71,6 +74,8 @@ MOST_LOST = 2
 """How often a trial whose worker has died is taken up by another."""
 _LONGEST_PAUSE = 5.0
 """Seconds between two looks for a trial, while others still train."""
+_SETTLES = 30.0
+"""Seconds in which a tracking server takes what a training has logged that waits from then on."""
 _LONGEST_NAME = 80
 """Length of a run's name, of which a legend of the MLflow UI shows about the half."""
 
@@ -105,6 +110,8 @@ class TrialRunner:
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
         self._failed: dict[str, int] = {}
         self._away_since = 0.0
+        # How the searched trials stand at this look for a trial, if that was asked for.
+        self._race: Race | None = None
 
     def run(self) -> None:
         """Train what is to do, until nothing is left that this worker could train.
@@ -118,6 +125,7 @@ class TrialRunner:
         waits = False
         while True:
             goes_on = self._goes_on()
+            self._race = None
             claim = claims.take(self._is_wanted) if goes_on else None
             if claim is not None:
                 waits = False
@@ -162,10 +170,20 @@ class TrialRunner:
             StoreAway: It has been away for an hour.
         """
         if not self._is_server_away():
-            return any(map(self._is_wanted, waiting_trials(self.study)))
+            return bool(self._find_wanted())
         if time.monotonic() - self._away_since > LONGEST_AWAY:
             raise StoreAway(f"the tracking server {self.workspace.uri} does not answer")
         return True
+
+    def _waits_for_others(self, trial: FrozenTrial) -> bool:
+        """Whether it depends on others, which have not trained for an epoch, if a trial goes on."""
+        settings = self.experiment.study
+        if settings.pruner != "one_epoch" or KEY in trial.user_attrs:
+            return False
+        if not waits_for_others(trial):
+            return False
+        self._race = self._race or Race.of(self.study, settings)
+        return self._race.standing(trial.number) == Standing.OPEN
 
     def num_left(self) -> int:
         """Return how many trials are still to begin although nothing speaks against it."""
@@ -174,7 +192,7 @@ class TrialRunner:
         self._agenda = agenda
         if not self._goes_on():
             return 0
-        return sum(map(self._is_wanted, waiting_trials(self.study)))
+        return len(self._find_wanted())
 
     def _goes_on(self) -> bool:
         """Whether further trials are to begin; say why if not."""
@@ -183,8 +201,13 @@ class TrialRunner:
             say_once(f"no further trial begins: {why}")
         return not why
 
+    def _find_wanted(self) -> list[FrozenTrial]:
+        """Return the waiting trials that may be trained now."""
+        self._race = None
+        return list(filter(self._is_wanted, waiting_trials(self.study)))
+
     def _is_wanted(self, trial: FrozenTrial) -> bool:
-        if PLACE not in trial.user_attrs:
+        if PLACE not in trial.user_attrs or self._waits_for_others(trial):
             return False
         has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
         if has_begun and self._is_server_away():
@@ -249,6 +272,12 @@ class TrialRunner:
             say(f"  {pruned}")
             claim.confirm()
             self.study.tell(trial, state=TrialState.PRUNED)
+        except Paused as paused:
+            say(f"  {paused}")
+            # Whoever goes on with it asks the server, which is to know that this run has ended.
+            settle(self.workspace, _SETTLES)
+            claim.confirm()
+            put_back(self.study, trial._trial_id)
         except (StoreAway, InUse, TakenOver, *STORE_ERRORS):
             raise
         except Exception as error:
@@ -271,7 +300,7 @@ class TrialRunner:
         best = max(complete, key=lambda trial: float(trial.values[0]))
         metric = self.experiment.base.training.best_metric
         value = ranking.text(ranking.score(float(best.values[0]), metric), metric)
-        left = sum(map(self._is_wanted, waiting_trials(self.study)))
+        left = len(self._find_wanted())
         say(
             f"  best so far: {ranking.title(metric)} {value}, "
             f"trial {int(best.user_attrs[PLACE]) + 1}; still to begin: {left}"
@@ -354,7 +383,11 @@ class TrialRunner:
         if fold_number:
             return []
         metric = job.configuration.training.best_metric
-        return [PruningCallback(trial, metric, prunable=ENTRY not in trial.user_attrs)]
+        is_searched = ENTRY not in trial.user_attrs
+        settings = self.experiment.study
+        if is_searched and settings.pruner == "one_epoch":
+            return [RaceCallback(trial, metric, settings)]
+        return [PruningCallback(trial, metric, prunable=is_searched)]
 
     def _choose_configuration(self, trial: optuna.Trial, place: int) -> Configuration:
         entry = trial.user_attrs.get(ENTRY)

@@ -50,6 +50,12 @@ def wait_until_sent(workspace: Workspace) -> None:
         sender_of(workspace).wait(longest_wait())
 
 
+def settle(workspace: Workspace, seconds: float) -> None:
+    """Give a server some time to take what this process has logged, unless it is away."""
+    if workspace.is_server:
+        sender_of(workspace).settle(seconds)
+
+
 def longest_wait() -> float:
     """Return the seconds that a step which is done waits for its journals."""
     given = os.environ.get(LONGEST_WAIT, "")

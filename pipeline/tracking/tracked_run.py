@@ -16,7 +16,7 @@ from mlflow.entities import RunData
 
 from pipeline import signals
 from pipeline.background import Background, Task, run_within
-from pipeline.errors import StoreAway, TakenOver, UserError, first_line, may_pass
+from pipeline.errors import Paused, StoreAway, TakenOver, UserError, first_line, may_pass
 from pipeline.safe_text import escape_markdown, hide_passwords, make_visible
 from pipeline.tracking import names
 from pipeline.tracking.entries import Entry
@@ -49,6 +49,10 @@ def uid_of(run_id: str, tags: Mapping[str, str]) -> str:
     return uid
 
 
+_INTERRUPTING = (KeyboardInterrupt, SystemExit, StoreAway, Paused)
+"""What ends a run KILLED: its training can go on."""
+
+
 class Pruned(Exception):
     """A trial of a search is given up early. Its run ends FINISHED, in state pruned."""
 
@@ -57,8 +61,9 @@ class TrackedRun(RunLog):
     """A run as a context manager: it never stays RUNNING, and never ends FINISHED after an error.
 
     If the block ends without an error, the run ends FINISHED and complete. `Pruned` ends it
-    FINISHED and pruned. A signal, or a store that does not answer, ends it KILLED. Any other error
-    ends it FAILED, with the traceback kept as ``traceback.txt``. The error is not suppressed.
+    FINISHED and pruned. `Paused`, a signal, or a store that does not answer, ends it KILLED. Any
+    other error ends it FAILED, with the traceback kept as ``traceback.txt``. The error is not
+    suppressed.
 
     Metrics, files, figures and tags are written beside the work, in order, and all of them before
     the run ends. An error of the store is raised by the next write. If the store is a server, they
@@ -223,7 +228,7 @@ class TrackedRun(RunLog):
             except Exception as unwritten:
                 # What could not be written makes the run incomplete. But an error that ended the
                 # block says more than this one.
-                if error is None or isinstance(error, Pruned):
+                if error is None or isinstance(error, Pruned | Paused):
                     self._end(unwritten)
                     raise
             self._end(error)
@@ -275,7 +280,7 @@ class TrackedRun(RunLog):
             self.end(names.COMPLETE)
         elif isinstance(error, Pruned):
             self.end(names.PRUNED, str(error))
-        elif isinstance(error, KeyboardInterrupt | SystemExit | StoreAway) or is_away(error):
+        elif isinstance(error, _INTERRUPTING) or is_away(error):
             self.end(names.INTERRUPTED, str(error) or type(error).__name__)
         else:
             try:

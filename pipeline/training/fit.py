@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import metrics
 from pipeline.background import Background
 from pipeline.config import Configuration
-from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory
+from pipeline.errors import GivenUp, LossNotFinite, OutOfMemory, Paused
 from pipeline.ranking import score
 from pipeline.training.batch_size_advice import advise_batch_size
 from pipeline.training.callback import Callback
@@ -60,6 +60,7 @@ def fit(
     Raises:
         LossNotFinite: The training stops there; the best weights stay.
         OutOfMemory: A batch does not fit; the message says which would.
+        Paused: A callback wants the training to wait; it goes on from the end of this epoch.
         Exception: Whatever a callback raises. Each of these carries what the training has come to
             (see `pipeline.training.fit_result.result_of`).
     """
@@ -271,6 +272,9 @@ class _Loop:
         values["images_per_second"] = self._context.train.num_images / train_seconds
         is_best = self._take_epoch(values, labels, logits)
         self._call_back(values, labels, logits, is_best)
+        self._begin_next_epoch()
+
+    def _begin_next_epoch(self) -> None:
         self._epoch += 1
         self._sums = RunningMeans()
         self._epoch_seconds = 0.0
@@ -314,7 +318,7 @@ class _Loop:
         logits: NDArray[np.float32],
         is_best: bool,
     ) -> None:
-        """Call back after an epoch.
+        """Call back after an epoch; if the training pauses here, save its state.
 
         Callbacks are the first process's. What one of them raises goes further only when all
         processes know that the training ends.
@@ -327,8 +331,13 @@ class _Loop:
                 callback.on_epoch(self._epoch, values, is_best)
         except Exception as error:
             raised = error
-        if self._context.group.sum([raised is not None])[0]:
-            raise raised or GivenUp(f"the first process gave up after epoch {self._epoch}")
+        ends, pauses = self._context.group.sum([raised is not None, isinstance(raised, Paused)])
+        epoch = self._epoch
+        if pauses:
+            self._begin_next_epoch()
+            self._save()
+        if ends:
+            raise raised or GivenUp(f"the first process gave up after epoch {epoch}")
 
     def _keep_best(self) -> None:
         """Take a copy of the weights, and let it be written beside the training."""

@@ -105,7 +105,7 @@ def test_the_comment_says_what_was_given_up_and_what_twice_the_time_buys() -> No
     text = compose_text(findings(10), Path("photos.yaml"))
     given_up, _, bought = text.partition("# Twice the time would buy")
     assert "#   224 pixels as the side of an image, instead of 160" in given_up
-    assert "#   30 epochs a training, instead of 16" in given_up
+    assert "#   30 epochs a training, instead of 20" in given_up
     assert "instead of" in bought
     much = compose_text(findings(1e5), Path("photos.yaml"))
     assert "# Given up for these hours: nothing." in much

@@ -161,9 +161,9 @@ def test_a_night_is_used(subject: Subject) -> None:
     assert 18_000 < make_plan(10, subject, speeds_of()).seconds.total <= 36_000
 
 
-def test_hyperband_saves_epochs_from_eight_on_and_only_of_searched_trials() -> None:
-    assert Rung(64, 8, 2, 2, 4).pruner == "hyperband"
-    assert Rung(64, 6, 2, 2, 4).pruner == "none"
+def test_pruning_saves_epochs_from_four_on_and_only_of_searched_trials() -> None:
+    assert Rung(64, 4, 2, 2, 4).pruner == "one_epoch"
+    assert Rung(64, 3, 2, 2, 4).pruner == "none"
     assert Rung(64, 8, 2, 2, 0).pruner == "none"
     assert Rung(64, 20, 2, 2, 4, is_frozen=True).pruner == "none"
     assert Rung(64, 30, 5, 4, 20, saves_epochs=False).pruner == "none"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-import optuna
 import pytest
 
-from pipeline.config import Study
 from pipeline.jobs.network_speeds import Speed
 from pipeline.jobs.study_seconds import (
     EPOCH_SECONDS,
@@ -20,11 +17,11 @@ from pipeline.jobs.study_seconds import (
     STUDY_SECONDS,
     TRAINING_SECONDS,
     Images,
+    Searching,
     Trainings,
     study_seconds,
     training_seconds,
 )
-from pipeline.search.pruning import build_pruner
 
 SLOW = Speed(step=0.1, plain=0.2, choice=1.0)
 IMAGES = Images(train=1000, val=200, test=100)
@@ -87,48 +84,17 @@ def test_reading_the_images_counts() -> None:
 def test_pruned_trials_take_less_and_are_evaluated_less() -> None:
     searched = replace(TRAININGS, num_searched=10)
     whole = study_seconds([SLOW], IMAGES, searched)
-    pruned = study_seconds([SLOW], IMAGES, replace(searched, pruner="hyperband"))
+    pruned = study_seconds([SLOW], IMAGES, replace(searched, pruner="one_epoch"))
     assert pruned.searched < 0.8 * whole.searched
     assert pruned.evaluation < whole.evaluation
     assert pruned.listed == whole.listed
 
 
-@pytest.mark.parametrize("epochs", [8, 13, 30])
-@pytest.mark.parametrize("name", PRUNERS)
-def test_a_pruner_leaves_the_share_of_epochs_that_is_planned_with(name: str, epochs: int) -> None:
-    planned = PRUNERS[name](epochs, 12)
-    shares = [run_study(name, epochs, seed) for seed in range(12)]
-    assert np.mean([share for share, _ in shares]) == pytest.approx(planned.epochs, abs=0.12)
-    assert np.mean([complete for _, complete in shares]) == pytest.approx(
-        planned.complete, abs=0.15
-    )
-
-
-def run_study(pruner: str, epochs: int, seed: int) -> tuple[float, float]:
-    """Return the shares of epochs and of whole trainings of 12 searched trials after 8 listed."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    random = np.random.default_rng(seed)
-    study = optuna.create_study(
-        study_name=f"study {seed}",
-        direction="maximize",
-        pruner=build_pruner(Study.model_validate({"pruner": pruner}), epochs),
-    )
-    trained, complete = 0, 0
-    for number in range(20):
-        trial = study.ask()
-        reached = random.uniform(0.6, 1)
-        epoch, is_hopeless = 0, False
-        while epoch < epochs and not is_hopeless:
-            epoch += 1
-            noise = random.normal(0, 0.02)
-            trial.report(reached * (1 - np.exp(-3 * epoch / epochs)) + noise, epoch)
-            is_hopeless = trial.should_prune() and number >= 8 and epoch < epochs
-        study.tell(trial, None if is_hopeless else reached, state=state_of(is_hopeless))
-        if number >= 8:
-            trained += epoch
-            complete += not is_hopeless
-    return trained / (12 * epochs), complete / 12
-
-
-def state_of(is_hopeless: bool) -> optuna.trial.TrialState:
-    return optuna.trial.TrialState.PRUNED if is_hopeless else optuna.trial.TrialState.COMPLETE
+@pytest.mark.parametrize(("num_searched", "finalists"), [(1, 1), (4, 1), (5, 2), (12, 3)])
+def test_a_race_is_one_epoch_of_all_and_the_rest_of_the_best(
+    num_searched: int, finalists: int
+) -> None:
+    planned = PRUNERS["one_epoch"](10, num_searched)
+    assert planned.epochs * 10 * num_searched == pytest.approx(num_searched + 9 * finalists)
+    assert planned.complete == finalists / num_searched
+    assert PRUNERS["none"](10, num_searched) == Searching(1.0, 1.0)

@@ -20,6 +20,7 @@ from pipeline.config import Configuration, merge
 from pipeline.data.loader import Loader
 from pipeline.data.prepare_data import prepare
 from pipeline.data.prepared import Prepared
+from pipeline.errors import Paused
 from pipeline.training.callback import Callback
 from pipeline.training.checkpoint import Checkpoints, State, random_states, set_random_states
 from pipeline.training.fit import fit
@@ -185,6 +186,32 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
         torch.manual_seed(after)
         random.seed(after)
     resumed = trained(digits, tmp_path / "parts", CASES[name])
+    assert results(resumed, tmp_path / "parts") == results(whole, tmp_path / "whole")
+
+
+class PauseAfter(Callback):
+    """Has a training wait after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
+        if epoch == self._epoch:
+            raise Paused("waits")
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_paused_after_an_epoch_it_goes_on_from_there_to_the_same_bits(
+    digits: Prepared, tmp_path: Path, seconds: int
+) -> None:
+    changes = {"training": {"checkpoint_seconds": seconds}}
+    whole = trained(digits, tmp_path / "whole", changes, resume=False)
+    with ends_by(Paused):
+        trained(digits, tmp_path / "parts", changes, PauseAfter(1))
+    seen = Remember()
+    resumed = trained(digits, tmp_path / "parts", changes, seen)
+    assert seen.resumed_after == 1
+    assert seen.steps == len(whole.lrs) * 2 // 3
     assert results(resumed, tmp_path / "parts") == results(whole, tmp_path / "whole")
 
 
