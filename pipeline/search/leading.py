@@ -28,6 +28,7 @@ from pipeline.report.settings_text import SETTING_LABELS, differing_names, setti
 from pipeline.search.claims import is_held
 from pipeline.search.enqueue import enqueue_trials
 from pipeline.search.own_study import IDENTITY, PARENT, load_study, make_study
+from pipeline.search.ray_workers import RayWorkers, count_places
 from pipeline.search.shared_state import DATA_DIGEST, forget_agenda, read_agenda
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
@@ -249,10 +250,14 @@ def _uids_of_this_life(study: optuna.Study) -> set[str]:
 
 def _choose_trainer(opened: OpenStudy, study: optuna.Study, parent: str) -> Trainer:
     worker = _worker(opened, study, parent)
+    name = opened.found.name
+    if opened.experiment.study.launcher == "ray":
+        workers = opened.experiment.study.workers
+        count = count_places(opened.experiment) if workers == "auto" else workers
+        return RayWorkers(opened.experiment, opened.workspace, name, count, worker.num_left)
     count = count_workers(opened.experiment, opened.prepared, opened.workspace.checkpoints)
     if count == 1:
         return worker
-    name = opened.found.name
     return WorkerProcesses(opened.experiment, opened.workspace, name, count, worker.num_left)
 
 

@@ -39,11 +39,13 @@ from pipeline.search.own_study import (
     keep_pruner,
     load_study,
 )
+from pipeline.search.ray_workers import need_cluster
 from pipeline.search.repeats import find_repeated
 from pipeline.search.shared_state import DATA_DIGEST, ask_to_stop
 from pipeline.search.study_storage import STUDIES, Database
 from pipeline.search.trials import with_repeat_seeds
-from pipeline.search.worker_processes import need_sharable, num_cores, this_worker
+from pipeline.search.worker_place import this_worker
+from pipeline.search.worker_processes import need_sharable, num_cores
 from pipeline.tracking import find_runs, study_runs
 from pipeline.tracking.study_parent import find_tuned_elsewhere, is_concluded
 from pipeline.tracking.workspace import Workspace
@@ -140,6 +142,8 @@ def _open(workspace: Workspace, experiment: Experiment, is_worker: bool = False)
         experiment = replace(experiment, base=base, entries=entries)
     database = Database(experiment.study.storage, workspace.home)
     need_sharable(database, experiment)
+    if experiment.study.launcher == "ray":
+        need_cluster(experiment, workspace, database)
     prepared = _prepare_images(workspace, experiment, database.storage)
     experiment = experiment.with_white(prepared.data.white)
     jobs = [] if is_worker else _check_configurations(workspace, experiment, prepared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,20 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import torch
 
 from pipeline import signals
-from pipeline.errors import PipelineError, UserError
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.report.console import say
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
-from pipeline.tracking.launcher_process import AWAY, WORKER
+from pipeline.search.worker_place import WorkerPlace, need_nothing_left, worker_arguments
+from pipeline.tracking.launcher_process import AWAY
 from pipeline.tracking.workspace import Workspace
 
 _RESTARTS = 2
@@ -49,29 +48,6 @@ _NETWORK_FILE_SYSTEMS = (
     "orangefs",
 )
 """How the names of file systems begin whose locks do not hold, or not always."""
-
-
-class WorkerPlace(NamedTuple):
-    """Which of a study's workers a process is.
-
-    Attributes:
-        number: Number of the worker on this machine, from 1.
-        study: Name of the study.
-    """
-
-    number: int
-    study: str
-
-    def named(self, experiment: Experiment) -> Experiment:
-        """Return an experiment that names the worker's study, as one process works on it."""
-        study = experiment.study.model_copy(update={"name": self.study, "workers": 1})
-        return replace(experiment, study=study)
-
-
-def this_worker() -> WorkerPlace | None:
-    """Return which worker this process is; None if `WorkerProcesses` has not started it."""
-    given = os.environ.get(WORKER)
-    return WorkerPlace(**json.loads(given)) if given else None
 
 
 def need_sharable(database: Database, experiment: Experiment) -> None:
@@ -148,12 +124,7 @@ class WorkerProcesses:
                 worker.ask_to_end()
             for worker in workers:
                 worker.end()
-        left = self.num_left()
-        if left:
-            raise PipelineError(
-                f"all workers have ended, and {left} of the study's trials are still to do; "
-                "the same command goes on with them"
-            )
+        need_nothing_left(self.num_left)
 
     def _worker(self, number: int) -> _Worker:
         place = WorkerPlace(number, self.study)
@@ -199,10 +170,7 @@ class _Worker:
         self, experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
     ) -> None:
         self._place = place
-        self._command = [
-            *(sys.executable, "-P", "-m", "pipeline", "tune"),
-            *experiment.arguments("tune"),
-        ]
+        self._command = [sys.executable, *worker_arguments(experiment)]
         self._environment = _environment(experiment, workspace, place, count)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -289,8 +257,7 @@ def _environment(
     experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
 ) -> dict[str, str]:
     """Return the environment variables of a worker."""
-    found = {**os.environ, WORKER: json.dumps(place._asdict()), "PYTHONUNBUFFERED": "1"}
-    found["MLFLOW_TRACKING_URI"] = workspace.uri
+    found = {**os.environ, **place.environment(workspace)}
     # The run that `mlflow run` has made is that of the process which starts the workers.
     found.pop("MLFLOW_RUN_ID", None)
     # Threads of several processes on the same cores wait for one another: two trainings of two

@@ -34,7 +34,7 @@ def run(own: TuneOptions, overrides: Raw) -> None:
     from pipeline.jobs.summary_files import show_summary
     from pipeline.report.console import say
     from pipeline.search.study import stop, tune
-    from pipeline.search.worker_processes import this_worker
+    from pipeline.search.worker_place import this_worker
     from pipeline.tracking.leftover import send_left
     from pipeline.tracking.tracked_run import keep_launched_run
     from pipeline.tracking.ui_views import write_views

@@ -8,6 +8,7 @@ It has these parts, each of which ``--part`` runs alone:
   threads.
 - ``trial``: how long a trial takes beyond its training in a warm process, against the same training
   through ``mlflow run``.
+- ``pruners``: what the default pruner loses and saves (see `tests.benchmarks.pruners`).
 - ``main``: `main` of ``experiments/digits.yaml`` with ``study.workers auto``, against one worker; a
   quarter of an hour.
 """
@@ -35,6 +36,7 @@ from pipeline.search.worker_processes import num_cores
 from pipeline.tracking import names
 from pipeline.training.throughput import Load, measure_throughput
 from tests.benchmarks.measure import Results, seconds
+from tests.benchmarks.pruners import compare_pruners
 from tests.servers import PostgreSQL
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -211,6 +213,7 @@ PARTS = {
     "trials": compare_trials,
     "rate": compare_rate,
     "trial": compare_trial,
+    "pruners": compare_pruners,
     "main": compare_main,
 }
 

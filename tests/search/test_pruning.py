@@ -162,7 +162,8 @@ def test_median_judges_from_the_first_epoch_on() -> None:
     assert reported(study.ask(), BAD) == 1
 
 
-def test_nothing_is_given_up_unless_a_pruner_is_named() -> None:
+def test_by_default_trials_race_and_no_pruner_of_optuna_gives_one_up() -> None:
+    assert Study().pruner == "one_epoch"
     assert isinstance(build_pruner(Study(), 9), NopPruner)
 
 
@@ -186,7 +187,7 @@ def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(
     assert done.code == 0, done.err
     assert (
         f"study {name} goes on with study.pruner hyperband, with which it was begun; "
-        "--study.pruner none changes that"
+        "--study.pruner one_epoch changes that"
     ) in done.out
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{quick.parent / 'optuna.db'}")
     client = MlflowClient()

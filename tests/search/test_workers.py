@@ -82,7 +82,9 @@ def epochs_of(run_id: str) -> list[int]:
 
 
 def test_workers_train_every_place_once(cli: Cli, quick: Path) -> None:
-    file = study_file(quick, configs=LIST, space=SPACE, study={"trials": 4, "workers": 2})
+    file = study_file(
+        quick, configs=LIST, space=SPACE, study={"trials": 4, "workers": 2, "pruner": "none"}
+    )
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
     trained = runs("train")
