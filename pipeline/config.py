@@ -644,8 +644,8 @@ Evaluated = Literal["all", "best", "none"]
 """Which complete runs of a study are evaluated."""
 
 
-_PER_FINALIST = 4
-"""Of so many searched trials one is trained to its end if `study.finalists` is 0."""
+_FINALISTS = 0.3
+"""Part of the searched trials that is trained to the end if `study.finalists` is 0."""
 
 
 class Study(Section):
@@ -686,8 +686,7 @@ class Study(Section):
     )
     finalists: int = more(
         0,
-        "Number of searched trials that pruner one_epoch trains to the end; "
-        "0 means a quarter of them.",
+        "Number of searched trials that pruner one_epoch trains to the end; 0 means three of ten.",
         ge=0,
     )
     evaluate: Evaluated = essential(
@@ -743,7 +742,7 @@ class Study(Section):
 
     def num_finalists(self, num_searched: int) -> int:
         """Return how many of so many searched trials pruner ``one_epoch`` trains to the end."""
-        return self.finalists or math.ceil(num_searched / _PER_FINALIST)
+        return self.finalists or math.ceil(_FINALISTS * num_searched)
 
     @model_validator(mode="after")
     def _check_used(self) -> Study:

@@ -27,13 +27,13 @@ from rich.table import Table
 
 from pipeline.config import Study
 from pipeline.errors import Paused
-from pipeline.search.one_epoch import Race, RaceCallback, Standing, waits_for_others
+from pipeline.search.one_epoch import RaceCallback
 from pipeline.search.pruning import PruningCallback, build_pruner
 from pipeline.search.trials import PLACE, put_back
 from pipeline.tracking.tracked_run import Pruned
 from tests.benchmarks.curves import EPOCHS
 from tests.benchmarks.measure import Results, console
-from tests.benchmarks.search import METRIC, Curve, recorded
+from tests.benchmarks.search import METRIC, Curve, begin, next_due, recorded
 
 DRAWS = 1000
 GRID = 60
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Study] = {
     "one_epoch (the default)": Study(),
     "one_epoch, 1 finalist": Study(finalists=1),
     "one_epoch, 3 finalists": Study(finalists=3),
-    "one_epoch, 7 finalists": Study(finalists=7),
+    "one_epoch, 5 finalists": Study(finalists=5),
     "one_epoch, 10 finalists": Study(finalists=10),
     "hyperband": Study(pruner="hyperband"),
     "median": Study(pruner="median"),
@@ -103,27 +103,17 @@ class Replay:
 
     def run(self) -> Outcome:
         """Train until nothing waits."""
-        while (number := self._find_next()) is not None:
+        while (number := next_due(self._study, self._settings)) is not None:
             self._train(number)
         full = max(curve.best[0] for curve in self._curves)
         regret = 100 * (full - max(self._ended, default=0.0))
         return Outcome(regret, self._trained / (TRIALS * EPOCHS))
 
-    def _find_next(self) -> int | None:
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        race = Race.of(self._study, self._settings)
-        for trial in trials:
-            if not waits_for_others(trial) or race.standing(trial.number) != Standing.OPEN:
-                return trial.number
-        return None
-
     def _train(self, number: int) -> None:
-        recorded_trial = self._study.trials[number]
-        self._study._storage.set_trial_state_values(recorded_trial._trial_id, TrialState.RUNNING)
-        trial = optuna.Trial(self._study, recorded_trial._trial_id)
+        trial = begin(self._study, number)
         curve = self._curves[number]
-        history = [{METRIC: accuracy} for accuracy in curve.accuracies]
-        done = len(recorded_trial.intermediate_values)
+        history = curve.history
+        done = len(self._study.trials[number].intermediate_values)
         callback = self._callback(trial)
         callback.on_start(EPOCHS, 1)
         try:
@@ -132,7 +122,7 @@ class Replay:
                 self._trained += 1
                 callback.on_epoch(epoch, history[epoch - 1], True)
         except Paused:
-            put_back(self._study, recorded_trial._trial_id)
+            put_back(self._study, trial._trial_id)
         except Pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:

@@ -52,13 +52,17 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 from rich.table import Table
 
 from pipeline import ranking
 from pipeline.config import Study
+from pipeline.errors import Paused
 from pipeline.experiment import Range, Space
+from pipeline.search.one_epoch import Race, RaceCallback, Standing, waits_for_others
 from pipeline.search.pruning import PruningCallback, build_pruner, build_sampler
 from pipeline.search.space import Point, suggest
+from pipeline.search.trials import PLACE, put_back
 from pipeline.tracking.tracked_run import Pruned
 from pipeline.training.callback import Callback
 from tests.benchmarks.curves import EPOCHS, FILE, LRS, MODELS, SCHEDULES, train
@@ -97,6 +101,12 @@ class Curve:
 
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Metrics of each epoch."""
+        epochs = zip(self.accuracies, self.losses, strict=True)
+        return [{METRIC: accuracy, "val/loss": loss} for accuracy, loss in epochs]
 
     @property
     def best(self) -> tuple[float, float]:
@@ -173,12 +183,35 @@ class Setting:
         pruner: Returns one.
         first: Train what is searched for one epoch, and go on with so many of the best; 0: leave it
             to the pruner.
+        race: The settings of a race after one epoch, in the place of a pruner; or None.
     """
 
     name: str
     sampler: Callable[[int, int], BaseSampler]
     pruner: Callable[[], BasePruner]
     first: int = 0
+    race: Study | None = None
+
+
+def next_due(study: optuna.Study, settings: Study) -> int | None:
+    """Return the number of the first waiting trial that may be trained now; None if there is none.
+
+    Args:
+        study: The study.
+        settings: The settings of its race.
+    """
+    race = Race.of(study, settings)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if not waits_for_others(trial) or race.standing(trial.number) != Standing.OPEN:
+            return trial.number
+    return None
+
+
+def begin(study: optuna.Study, number: int) -> optuna.Trial:
+    """Begin a waiting trial, or go on with it."""
+    trial_id = study.trials[number]._trial_id
+    study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+    return optuna.Trial(study, trial_id)
 
 
 @dataclass
@@ -231,6 +264,50 @@ class _Replay:
         self.complete += prunable
         self.study.tell(trial, curve.best[0])
 
+    def race(self, count: int, settings: Study) -> None:
+        """Draw so many configurations, of which the best after one epoch are trained to the end."""
+        first = len(self.study.trials)
+        for place in range(first, first + count):
+            self.study.enqueue_trial({}, {PLACE: place})
+        drawn: dict[int, tuple[tuple[str, str, float], Curve]] = {}
+        while (number := next_due(self.study, settings)) is not None:
+            trial = begin(self.study, number)
+            if number not in drawn:
+                drawn[number] = self.draw(suggest(trial, self.grid.space))
+            key, curve = drawn[number]
+            done = len(self.study.trials[number].intermediate_values)
+            report = RaceCallback(trial, METRIC, settings)
+            ended = self._go_on(report, curve, done)
+            if ended is None:
+                put_back(self.study, trial._trial_id)
+                continue
+            if ended == TrialState.COMPLETE:
+                self.keep(key, curve)
+                self.complete += 1
+            value = curve.best[0] if ended == TrialState.COMPLETE else None
+            self.study.tell(trial, value, state=ended)
+
+    def draw(self, point: Point) -> tuple[tuple[str, str, float], Curve]:
+        key = self.grid.nearest(point)
+        curves = self.grid.curves[key]
+        return key, curves[self.random.integers(len(curves))]
+
+    def _go_on(self, report: RaceCallback, curve: Curve, done: int) -> TrialState | None:
+        """Train from an epoch on; return how the trial ended, or None if it waits."""
+        history = curve.history
+        report.on_start(EPOCHS, 1)
+        try:
+            report.on_resume(done, history[:done])
+            for epoch in range(done + 1, len(history) + 1):
+                self.epochs += 1
+                report.on_epoch(epoch, history[epoch - 1], True)
+        except Paused:
+            return None
+        except Pruned:
+            return TrialState.PRUNED
+        # A shorter one has ended since its loss was not finite.
+        return TrialState.COMPLETE if len(history) == EPOCHS else TrialState.FAIL
+
     def keep(self, key: tuple[str, str, float], curve: Curve) -> None:
         accuracy, loss = curve.best
         row = {
@@ -278,22 +355,27 @@ class _Real(_Replay, Callback):
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         self.epochs += 1
 
-    def train(
-        self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS
-    ) -> None:
+    def draw(self, point: Point) -> tuple[tuple[str, str, float], Curve]:
+        # It is trained at once; of the race only those epochs count that it would have trained.
+        before = self.epochs
+        key, curve = self._train(point, [self])
+        self.epochs = before
+        return key, curve
+
+    def _train(
+        self, point: Point, callbacks: Sequence[Callback]
+    ) -> tuple[tuple[str, str, float], Curve]:
         key = self.grid.nearest(point)
         training = TrainedPoint(
             int(self.random.integers(1000)), key[1], point["optimizer.lr"], key[0]
         )
+        return key, Curve(*zip(*train(training, self.prepared_in, callbacks), strict=True))
+
+    def train(
+        self, trial: optuna.Trial, point: Point, prunable: bool, at_most: int = EPOCHS
+    ) -> None:
         try:
-            curve = Curve(
-                *zip(
-                    *train(
-                        training, self.prepared_in, [self, PruningCallback(trial, METRIC, prunable)]
-                    ),
-                    strict=True,
-                )
-            )
+            key, curve = self._train(point, [self, PruningCallback(trial, METRIC, prunable)])
         except Pruned:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
@@ -359,6 +441,10 @@ def replay(
             else TRIALS - situation.listed
         )
         replayed.train_all_for_one_epoch(drawn, setting.first)
+    elif setting.race is not None:
+        left = situation.budget - replayed.epochs
+        count = TRIALS - situation.listed
+        replayed.race(_race_within(left, setting.race) if situation.budget else count, setting.race)
     else:
         trials = situation.listed
         while replayed.epochs < situation.budget if situation.budget else trials < TRIALS:
@@ -369,6 +455,14 @@ def replay(
     return Outcome(
         100 * (grid.best - grid.truth[leader["key"]]), replayed.epochs, replayed.complete
     )
+
+
+def _race_within(epochs: int, settings: Study) -> int:
+    """Return how many configurations can race in so many epochs."""
+    count = 1
+    while count + 1 + settings.num_finalists(count + 1) * (EPOCHS - 1) <= epochs:
+        count += 1
+    return count
 
 
 def tpe(startup: int, of_search: bool = False) -> Callable[[int, int], BaseSampler]:
@@ -404,7 +498,10 @@ def defaults(**changed: Any) -> Setting:
     study = Study(**changed)
     name = "pipeline's defaults" + "".join(f", {key} {value}" for key, value in changed.items())
     return Setting(
-        name, lambda seed, listed: build_sampler(study, seed), lambda: build_pruner(study, EPOCHS)
+        name,
+        lambda seed, listed: build_sampler(study, seed),
+        lambda: build_pruner(study, EPOCHS),
+        race=study if study.pruner == "one_epoch" else None,
     )
 
 

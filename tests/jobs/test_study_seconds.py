@@ -90,7 +90,7 @@ def test_pruned_trials_take_less_and_are_evaluated_less() -> None:
     assert pruned.listed == whole.listed
 
 
-@pytest.mark.parametrize(("num_searched", "finalists"), [(1, 1), (4, 1), (5, 2), (12, 3)])
+@pytest.mark.parametrize(("num_searched", "finalists"), [(1, 1), (3, 1), (4, 2), (12, 4), (20, 6)])
 def test_a_race_is_one_epoch_of_all_and_the_rest_of_the_best(
     num_searched: int, finalists: int
 ) -> None:
