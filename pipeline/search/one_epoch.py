@@ -3,8 +3,9 @@
 A searched trial that is among the best after its first epoch waits for the others. It goes on from
 there when it is certain to be among the best of all; it is given up as soon as it no longer is.
 That finds about as good configurations as pruners that compare at many epochs (arXiv 2307.15422).
-The validation loss decides, whatever metric chooses the best training: after one epoch it tells
-more of the last one than the accuracy does, which is the same for many.
+The metric that chooses the best training decides. The validation loss, which is finer, would
+mislead: after an epoch, networks with batch normalisation may have the larger loss the more they
+have learnt.
 """
 
 from __future__ import annotations
@@ -22,10 +23,6 @@ from pipeline.errors import Paused
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.trials import latest_trials
 from pipeline.tracking.tracked_run import Pruned
-
-LOSS = "first_loss"
-"""User attribute of a trial: validation loss after its first epoch."""
-_METRIC = "val/loss"
 
 
 class Standing(Enum):
@@ -60,13 +57,13 @@ class Race(NamedTuple):
         """Read how the trials of a study stand."""
         # Trials of the list have keys, so that none of them is among these.
         searched = [trial for trial in latest_trials(study, ()) if trial.state != TrialState.FAIL]
-        ranked = [trial for trial in searched if LOSS in trial.user_attrs]
-        ranked.sort(key=lambda trial: (trial.user_attrs[LOSS], trial.number))
+        ranked = [trial for trial in searched if trial.intermediate_values]
+        ranked.sort(key=lambda trial: (-_first_score(trial), trial.number))
         # What was taken from an earlier training is complete without any epoch.
         to_come = [
             trial
             for trial in searched
-            if LOSS not in trial.user_attrs and not trial.state.is_finished()
+            if not trial.intermediate_values and not trial.state.is_finished()
         ]
         finalists = settings.num_finalists(len(searched))
         order = [trial.number for trial in ranked]
@@ -95,9 +92,12 @@ class Race(NamedTuple):
 
 def waits_for_others(trial: FrozenTrial) -> bool:
     """Whether a trial has trained for one epoch, and waits."""
-    if trial.state != TrialState.WAITING or LOSS not in trial.user_attrs:
-        return False
-    return len(trial.intermediate_values) == 1
+    return trial.state == TrialState.WAITING and len(trial.intermediate_values) == 1
+
+
+def _first_score(trial: FrozenTrial) -> float:
+    """Return the score after the first epoch, the higher the better."""
+    return trial.intermediate_values[min(trial.intermediate_values)]
 
 
 class RaceCallback(PruningCallback):
@@ -114,30 +114,23 @@ class RaceCallback(PruningCallback):
         self._settings = settings
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
-        if epoch == 1:
-            self._note(values)
         super().on_epoch(epoch, values, is_best)
         if epoch == 1:
             self._judge(values)
 
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
-        if history:
-            self._note(history[0])
         super().on_resume(steps, history)
         if len(history) == 1:
             self._judge(history[0])
-
-    def _note(self, values: Mapping[str, float]) -> None:
-        self._trial.set_user_attr(LOSS, values[_METRIC])
 
     def _judge(self, values: Mapping[str, float]) -> None:
         if self._epochs == 1:
             return
         race = Race.of(self._trial.study, self._settings)
         standing = race.standing(self._trial.number)
-        value = ranking.text(values[_METRIC], _METRIC)
+        value = ranking.text(values[self._metric], self._metric)
         where = (
-            f"after epoch 1 of {self._epochs} at {ranking.title(_METRIC)} {value}, "
+            f"after epoch 1 of {self._epochs} at {ranking.title(self._metric)} {value}, "
             f"{race.describe(self._trial.number)}"
         )
         if standing == Standing.BEHIND:

@@ -28,7 +28,7 @@ from tests.conftest import Cli, start, wait_for
 from tests.search.test_study import runs, study_file
 from tests.search.test_workers import TUNE, rest_of
 
-METRIC, LOSS = "val/accuracy", "val/loss"
+METRIC = "val/accuracy"
 EPOCHS = 4
 
 
@@ -53,7 +53,7 @@ def train(study: optuna.Study, number: int, score: float, settings: Study) -> st
     trial = begin(study, number)
     callback = RaceCallback(trial, METRIC, settings)
     callback.on_start(EPOCHS, 1)
-    first = {METRIC: score, LOSS: -score}
+    first = {METRIC: score}
     try:
         if study.trials[trial.number].intermediate_values:
             callback.on_resume(1, [first])
@@ -143,7 +143,7 @@ def test_a_training_of_one_epoch_is_complete_after_it() -> None:
     study = study_of([0.5, 0.5])
     callback = RaceCallback(begin(study, 0), METRIC, Study(finalists=1))
     callback.on_start(1, 1)
-    callback.on_epoch(1, {METRIC: 0.1, LOSS: 2.0}, True)
+    callback.on_epoch(1, {METRIC: 0.1}, True)
 
 
 def test_what_goes_on_is_not_judged_again() -> None:
@@ -152,7 +152,7 @@ def test_what_goes_on_is_not_judged_again() -> None:
     trial.report(0.1, 1)
     callback = RaceCallback(trial, METRIC, settings)
     callback.on_start(EPOCHS, 1)
-    callback.on_resume(2, [{METRIC: 0.1, LOSS: 2.0}, {METRIC: 0.1, LOSS: 2.0}])
+    callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
 
 
 def race_file(quick: Path, **study: Any) -> str:
@@ -187,9 +187,9 @@ def test_a_study_trains_all_for_an_epoch_and_the_best_to_the_end(cli: Cli, quick
     # The best two after the first epoch are those that went on.
     first = {}
     for trial in load_trials()[1:]:
-        first[trial.user_attrs[PLACE]] = trial.user_attrs["first_loss"]
+        first[trial.user_attrs[PLACE]] = trial.intermediate_values[1]
     went_on = {place for place in range(1, 7) if len(epochs[place]) > 1}
-    assert max(first[place] for place in went_on) <= min(
+    assert min(first[place] for place in went_on) >= max(
         first[place] for place in first.keys() - went_on
     )
     # Those that waited went on in their own runs, with no epoch twice.
@@ -204,7 +204,7 @@ def test_workers_race_as_one_does(cli: Cli, quick: Path) -> None:
     assert done.code == 0, done.err
     trials = load_trials()
     assert all(trial.state.is_finished() for trial in trials)
-    searched = sorted(trials[1:], key=lambda trial: trial.user_attrs["first_loss"])
+    searched = sorted(trials[1:], key=lambda trial: -trial.intermediate_values[1])
     states = [trial.state for trial in searched]
     assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED] * 5
 
