@@ -68,6 +68,14 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 def read_regular(file: Path | str, most_bytes: int) -> bytes:
     """Return what a file holds, links followed.
 

@@ -20,6 +20,7 @@ from pipeline.jobs.predictions_table import log_validation
 from pipeline.jobs.prepare import log_dataset, log_report
 from pipeline.jobs.recorded_run import load_preprocessing
 from pipeline.jobs.same_training import remember_complete
+from pipeline.jobs.shared_checkpoints import SharedCheckpoints, fetch_checkpoint
 from pipeline.jobs.training_job import Job, open_job_context
 from pipeline.jobs.training_log import TrainingLog
 from pipeline.models.state_dicts import load_state
@@ -38,6 +39,10 @@ from pipeline.training.precision import Choice, Numerics
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files, beside the checkpoints and among the artifacts."""
+
+
+_SETTLES = 30.0
+"""Seconds in which a tracking server takes the checkpoint of a training that waits."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Placement:
             `TakenOver` if another process has the training.
         takes_over: Whether the run is taken over from a process that gives no sign of life.
         is_searched: Whether the search drew the configuration, and no person chose it.
+        shares_checkpoints: Whether workers on other machines may go on with the training.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Placement:
     guard: Guard = always
     takes_over: bool = False
     is_searched: bool = False
+    shares_checkpoints: bool = False
 
     def tags(self, data_digest: str) -> dict[str, str]:
         """Return the tags of a run at this place, for the digest of its images."""
@@ -220,6 +227,10 @@ class TrackedTraining:
         context = opened.enter_context(open_job_context(self._job, folder, join_group()))
         numerics = self._choose_numerics(run, context)
         self._context = replace(context, numerics=numerics, guard=placement.guard)
+        if placement.shares_checkpoints and context.resume is not None:
+            seconds = self._job.configuration.training.checkpoint_seconds
+            shared = SharedCheckpoints(folder, run, seconds)
+            self._context = replace(self._context, resume=shared)
         _log_source(run, self._job)
         if not placement.run_id or not _is_start_logged(run):
             self._log_start(run)
@@ -236,6 +247,8 @@ class TrackedTraining:
                 f"{folder} is a link; checkpoints are kept in a folder that stands there itself"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        if self._placement.run_id:
+            fetch_checkpoint(run, folder)
         if self._placement.run_id and not (folder / TENSORBOARD).exists():
             # If the checkpoints are gone, the training begins anew and writes over these files.
             with contextlib.suppress(UserError):
@@ -294,6 +307,9 @@ class TrackedTraining:
             return
         if isinstance(error, Paused):
             self._log.leave()
+            if isinstance(self._context.resume, SharedCheckpoints):
+                # It may go on on another machine.
+                self._context.resume.settle(_SETTLES)
             return
         all_have_ended = isinstance(error, Pruned | TrainingFailed)
         if not all_have_ended:
@@ -319,6 +335,7 @@ class TrackedTraining:
         If another error has kept the store from noting that end, the training goes on from them.
         """
         folder, uid = self._workspace.checkpoints, run.uid
+        resume = self._context.resume
 
         def remove(
             kind: type[BaseException] | None,
@@ -326,6 +343,8 @@ class TrackedTraining:
             trace: TracebackType | None,
         ) -> None:
             if raised is error:
+                if isinstance(resume, SharedCheckpoints):
+                    resume.remove()
                 remove_child(folder, uid)
 
         after_run.push(remove)

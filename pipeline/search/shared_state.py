@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 import pipeline
 from pipeline import ranking
+from pipeline.config import Study
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.search.trials import num_places
@@ -105,20 +106,24 @@ def why_stop(study: optuna.Study, experiment: Experiment, began: float) -> str:
         return f"study.hours {settings.hours:g} have passed"
     metric = experiment.base.training.best_metric
     if settings.stop_at_target:
-        values = _values_in_order(study)
+        values = _values_in_order(study, settings)
         if values and max(values) >= ranking.score(settings.target, metric):
             return f"study.target {settings.target:g} is reached"
-    if settings.patience and _trials_without_gain(study) >= settings.patience:
+    if settings.patience and _trials_without_gain(study, settings) >= settings.patience:
         return f"none of the last {settings.patience} trials was better than the best before"
     return ""
 
 
-def _values_in_order(study: optuna.Study) -> list[float]:
+def _values_in_order(study: optuna.Study, settings: Study) -> list[float]:
     """Return the values of the complete trials, and minus infinity for pruned ones, as they ended.
 
-    A pruned trial was not better than the best.
+    A pruned trial was not better than the best. But in a race most are pruned before the best of
+    them is trained to its end, so that they do not count.
     """
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    states = [TrialState.COMPLETE]
+    if settings.pruner != "one_epoch":
+        states.append(TrialState.PRUNED)
+    ended = study.get_trials(deepcopy=False, states=states)
     ended.sort(key=lambda trial: (trial.datetime_complete is None, trial.datetime_complete))
     values = []
     for trial in ended:
@@ -127,9 +132,9 @@ def _values_in_order(study: optuna.Study) -> list[float]:
     return values
 
 
-def _trials_without_gain(study: optuna.Study) -> int:
+def _trials_without_gain(study: optuna.Study, settings: Study) -> int:
     """Return how many trials have ended since the best one."""
-    values = _values_in_order(study)
+    values = _values_in_order(study, settings)
     if not values:
         return 0
     return len(values) - 1 - values.index(max(values))

@@ -375,6 +375,7 @@ class TrialRunner:
             guard=claim.check,
             takes_over=bool(claim.taken_from),
             is_searched=ENTRY not in trial.user_attrs,
+            shares_checkpoints=self.database.is_on_server and self.workspace.is_server,
         )
 
     def _callbacks(self, trial: optuna.Trial, job: Job, fold_number: int) -> list[Callback]:

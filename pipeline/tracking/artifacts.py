@@ -52,6 +52,18 @@ def download_artifact(workspace: Workspace, run_id: str, name: str, folder: Path
         raise _explain_missing(workspace, run_id, name) from None
 
 
+def upload_artifact(workspace: Workspace, run_id: str, file: Path, name: str) -> None:
+    """Upload a file at once, in the place of an earlier one of that path.
+
+    Args:
+        workspace: The open store.
+        run_id: Id of the run.
+        file: The file, whose name is that of the artifact.
+        name: Path of the artifact.
+    """
+    workspace.client.log_artifact(run_id, str(file), str(PurePosixPath(name).parent))
+
+
 def _explain_missing(workspace: Workspace, run_id: str, name: str) -> UserError:
     if name == names.CHECKPOINT:
         run = workspace.client.get_run(run_id)

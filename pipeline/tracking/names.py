@@ -63,6 +63,8 @@ TEMPERATURE = "temperature"
 """Metric of complete trainings: what logits are divided by, see `pipeline.scores.calibration`."""
 
 CHECKPOINT = "checkpoint/best.safetensors"
+RESUME = "resume/checkpoint.pt"
+"""Artifact of a training that other machines may go on with, while it runs."""
 CONFIG = "config.yaml"
 CLASSES = "classes.json"
 PREPROCESSING = "preprocessing.json"

@@ -155,6 +155,15 @@ def test_what_goes_on_is_not_judged_again() -> None:
     callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
 
 
+def test_trials_that_are_pruned_after_an_epoch_do_not_try_the_patience(
+    cli: Cli, quick: Path
+) -> None:
+    done = cli("tune", "--config", race_file(quick, trials=7, finalists=1, patience=2))
+    assert done.code == 0, done.err
+    assert "no further trial begins" not in done.out
+    assert all(trial.state.is_finished() for trial in load_trials())
+
+
 def race_file(quick: Path, **study: Any) -> str:
     base = yaml.safe_load(quick.read_text())["base"]
     base["training"] |= {"epochs": 4}

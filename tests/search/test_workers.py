@@ -261,6 +261,33 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
 
 
 @pytest.mark.thorough
+def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
+    quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
+) -> None:
+    study = {"trials": 2, "name": "moved", "storage": postgres.url("moving"), "heartbeat": 1}
+    environment = {"MLFLOW_TRACKING_URI": tracking_server.uri}
+    mlflow.set_tracking_uri(tracking_server.uri)
+    own = study_file(quick, configs=LIST, space=SPACE, study=study)
+    other = join_in(quick, tmp_path / "second", **study)
+    options = ("--training.epochs", "300", "--training.checkpoint_seconds", "0")
+    first = start([*TUNE, str(own), *options], quick.parent, **environment)
+    wait_for(first, "trial 1 of 2")
+    second = start([*TUNE, other, *options], Path(other).parent, **environment)
+    wait_for(second, "trial 2 of 2")
+    wait_for(first, "epoch 100/")
+    first.kill()
+    said = rest_of(second)
+    assert second.returncode == 0, said
+    (went_on,) = re.findall(r"goes on after epoch (\d+)", said)
+    assert int(went_on) >= 10
+    for run in runs("train"):
+        assert run.data.tags[names.STATE] == names.COMPLETE
+        assert sorted(epochs_of(run.info.run_id)) == list(range(1, 301))
+        # Nobody needs it any more.
+        assert not mlflow.MlflowClient().list_artifacts(run.info.run_id, "resume")
+
+
+@pytest.mark.thorough
 def test_who_joins_concludes_a_study_whose_first_process_has_died(
     quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
 ) -> None:
