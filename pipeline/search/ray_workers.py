@@ -22,6 +22,7 @@ from pipeline.background import run_within
 from pipeline.errors import UserError, first_line
 from pipeline.experiment import Experiment
 from pipeline.report.console import say
+from pipeline.report.workers_view import WorkersView
 from pipeline.search import ray_task
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
@@ -202,7 +203,8 @@ class RayWorkers:
         for number in range(1, self.count + 1):
             running[self._start(ray, queue, number)] = number
         try:
-            self._wait(ray, queue, running)
+            with WorkersView() as view:
+                self._wait(ray, queue, running, view)
         finally:
             self._cancel(ray, running)
         need_nothing_left(self.num_left)
@@ -237,15 +239,14 @@ class RayWorkers:
         found["OMP_NUM_THREADS"] = str(self.experiment.study.cpus)
         return found
 
-    def _wait(self, ray: Any, queue: Any, running: dict[Any, int]) -> None:
+    def _wait(self, ray: Any, queue: Any, running: dict[Any, int], view: WorkersView) -> None:
         """Print what workers say until all have ended; forget those that have."""
         started = time.monotonic()
         has_spoken = is_told = False
         while running:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0.5)
             while not queue.empty():
-                number, line = queue.get()
-                say(f"[{number}] {line}")
+                view.show(*queue.get())
                 has_spoken = True
             for one in done:
                 self._tell_end(ray, one, running.pop(one))

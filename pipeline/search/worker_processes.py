@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pipeline import signals
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.report.console import say
+from pipeline.report.workers_view import WorkersView
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
 from pipeline.search.worker_place import WorkerPlace, need_nothing_left, worker_arguments
@@ -113,22 +114,24 @@ class WorkerProcesses:
             PipelineError: All have died, and there are trials to do.
         """
         say(f"{self.count} workers, {_describe_share(self.experiment, self.count)}")
-        workers = [self._worker(number) for number in range(1, self.count + 1)]
-        try:
-            for worker in workers:
-                worker.start()
-            while [worker for worker in workers if worker.goes_on()]:
-                time.sleep(0.2)
-        finally:
-            for worker in workers:
-                worker.ask_to_end()
-            for worker in workers:
-                worker.end()
+        with WorkersView() as view:
+            workers = [self._worker(number, view) for number in range(1, self.count + 1)]
+            try:
+                for worker in workers:
+                    worker.start()
+                while [worker for worker in workers if worker.goes_on()]:
+                    time.sleep(0.2)
+            finally:
+                for worker in workers:
+                    worker.ask_to_end()
+                for worker in workers:
+                    worker.end()
         need_nothing_left(self.num_left)
 
-    def _worker(self, number: int) -> _Worker:
+    def _worker(self, number: int, view: WorkersView) -> _Worker:
         place = WorkerPlace(number, self.study)
-        return _Worker(self.experiment, self.workspace, place, self.count)
+        environment = _environment(self.experiment, self.workspace, place, self.count)
+        return _Worker(number, worker_arguments(self.experiment), environment, view)
 
 
 def num_cores() -> int:
@@ -160,18 +163,23 @@ class _Worker:
     """One process, and those that take its place.
 
     Args:
-        experiment: The experiment; it tells how this process was called.
-        workspace: The open store.
-        place: Which worker it is.
-        count: Number of workers.
+        number: Its number.
+        arguments: Arguments of its Python.
+        environment: Its environment variables.
+        view: Shows what it prints.
     """
 
     def __init__(
-        self, experiment: Experiment, workspace: Workspace, place: WorkerPlace, count: int
+        self,
+        number: int,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        view: WorkersView,
     ) -> None:
-        self._place = place
-        self._command = [sys.executable, *worker_arguments(experiment)]
-        self._environment = _environment(experiment, workspace, place, count)
+        self._number = number
+        self._command = [sys.executable, *arguments]
+        self._environment = environment
+        self._view = view
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._starts = 0
@@ -200,7 +208,7 @@ class _Worker:
         with process.stdout as lines:
             for line in lines:
                 self._reached_work |= line.startswith("trial ")
-                say(f"[{self._place.number}] {line.rstrip()}")
+                self._view.show(self._number, line.rstrip())
 
     def goes_on(self) -> bool:
         """Whether the process, or one that takes its place, still works; start that one if due."""
@@ -219,7 +227,7 @@ class _Worker:
         if code in (0, 2) or self._starts > _RESTARTS:
             return False
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "has died"
-        say(f"worker {self._place.number} {how}; another process takes its place")
+        say(f"worker {self._number} {how}; another process takes its place")
         self._due = time.monotonic() + _PAUSE
         return True
 
