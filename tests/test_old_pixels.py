@@ -143,6 +143,7 @@ def test_an_interrupted_run_goes_on_with_the_pixels_it_began_with(
     assert run["state"] == "complete"
 
 
+@pytest.mark.thorough
 def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     quick: Path, folder: Path, cli: Cli, workspace: Workspace, first_release: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_study_of_other_pixels_is_another_one_unless_it_is_named(
     assert len(study_runs.find_studies(workspace)) == 2
 
 
+@pytest.mark.thorough
 def test_a_study_that_left_damaged_metadata_out_goes_on_where_it_is_named(
     quick: Path, folder: Path, cli: Cli, workspace: Workspace, first_release: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,9 @@ class Peak:
         self._thread.join()
 
 
-@pytest.mark.parametrize("network", ["resnet18", "small_cnn"])
+@pytest.mark.parametrize(
+    "network", [pytest.param("resnet18", marks=pytest.mark.thorough), "small_cnn"]
+)
 def test_a_study_uses_about_as_much_as_it_has_said(
     cli: Cli, quick: Path, workspace: Workspace, network: str
 ) -> None:

@@ -80,6 +80,7 @@ def said(done: Finished) -> list[str]:
     return [line for line in done.out.splitlines() if line.startswith("tracking.keep_weights")]
 
 
+@pytest.mark.thorough
 def test_the_best_keep_their_weights_and_the_others_their_results(
     cli: Cli, quick: Path, workspace: Workspace
 ) -> None:

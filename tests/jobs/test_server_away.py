@@ -91,6 +91,7 @@ def journals(workspace: Workspace) -> list[Path]:
     return [folder for folder in workspace.journals.iterdir() if folder.is_dir()]
 
 
+@pytest.mark.thorough
 def test_a_training_goes_on_without_its_server_and_waits_for_it_at_its_end(
     quick: Path, server: MLflowServer
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_training_goes_on_without_its_server_and_waits_for_it_at_its_end(
     assert not journals(workspace)
 
 
+@pytest.mark.thorough
 def test_a_study_without_its_server_trains_on_and_trains_nothing_twice(
     cli: Cli, quick: Path, server: MLflowServer
 ) -> None:

@@ -41,6 +41,7 @@ def ok(cli: Cli, *arguments: object) -> str:
     return done.out
 
 
+@pytest.mark.thorough
 def test_auto_is_recorded_hashed_and_found_again_as_its_number(
     cli: Cli, scans: Path, workspace: Workspace
 ) -> None:

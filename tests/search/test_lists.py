@@ -26,6 +26,7 @@ AUGMENT: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("error:Choices for a categorical:UserWarning")
 def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_path: Path) -> None:
     searched = {**AUGMENT, "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
@@ -57,6 +58,7 @@ def test_a_study_over_lists_ends_with_its_figures(cli: Cli, quick: Path, tmp_pat
     assert "5 of 5 trainings are there (1 of the list)" in again.out
 
 
+@pytest.mark.thorough
 def test_an_interrupted_trial_of_lists_goes_on(cli: Cli, quick: Path) -> None:
     study = {"trials": 3, "pruner": "none", "sampler": "random"}
     space = {
@@ -109,6 +111,7 @@ def parents_of(workspace: Workspace) -> dict[str, Run]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("error:Choices for a categorical:UserWarning")
 def test_a_study_of_lists_by_release_0_1_0_is_finished_beside_it(cli: Cli, folder: Path) -> None:
     unpack(folder)

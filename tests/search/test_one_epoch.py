@@ -155,6 +155,7 @@ def test_what_goes_on_is_not_judged_again() -> None:
     callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
 
 
+@pytest.mark.thorough
 def test_trials_that_are_pruned_after_an_epoch_do_not_try_the_patience(
     cli: Cli, quick: Path
 ) -> None:

@@ -167,6 +167,7 @@ def test_by_default_trials_race_and_no_pruner_of_optuna_gives_one_up() -> None:
     assert isinstance(build_pruner(Study(), 9), NopPruner)
 
 
+@pytest.mark.thorough
 def test_a_study_goes_on_with_the_pruner_and_the_rungs_that_it_was_begun_with(
     cli: Cli, quick: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_third_store_has_a_third_study(cli: Cli, quick: Path, empty_store: Pat
     )
 
 
+@pytest.mark.thorough
 def test_a_study_whose_runs_are_deleted_stays_and_is_found_when_they_are_restored(
     cli: Cli, quick: Path, workspace: Workspace
 ) -> None:

@@ -102,6 +102,7 @@ def test_workers_train_every_place_once(cli: Cli, quick: Path) -> None:
     assert len(runs("train")) == 4
 
 
+@pytest.mark.thorough
 def test_another_worker_goes_on_with_the_training_of_one_that_was_killed(quick: Path) -> None:
     tuned = start([*TUNE, long_study(quick, workers=2, heartbeat=1)], quick.parent)
     seen = wait_for(tuned, "epoch 4/")

@@ -336,6 +336,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
         yield server
 
 
+@pytest.mark.thorough
 def test_a_password_that_becomes_wrong_is_told_once_and_all_is_sent_with_the_right_one(
     guarded: MLflowServer,
     open_on: Open,

@@ -226,6 +226,7 @@ def test_a_traceback_that_cannot_be_kept_does_not_keep_the_run_running(
     assert workspace.client.get_run(run.id).info.status == "FAILED"
 
 
+@pytest.mark.thorough
 def test_processes_that_meet_a_fresh_store_at_once_all_open_it(folder: Path) -> None:
     code = (
         "from pipeline.tracking.workspace import open_workspace; "
