@@ -13,7 +13,7 @@ from pipeline.errors import UserError, unknown_name
 from pipeline.experiment import Experiment
 from pipeline.ranking import can_be_ranked
 from pipeline.search.space import build_configuration
-from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, may_succeed
+from pipeline.search.trials import ENTRY, INTERRUPTED, KEY, RUN_ID, UID, may_succeed
 from pipeline.tracking import find_runs
 
 
@@ -44,7 +44,12 @@ def find_repeated(
         is_ours = row["data_digest"] == digest and isinstance(row.get("seed"), int)
         if is_ours and can_be_ranked(row):
             known.setdefault(row["config_hash"], []).append(row)
-    trial_of_run = {trial.user_attrs.get(RUN_ID): trial for trial in trials}
+    trial_of_run: dict[str, FrozenTrial] = {}
+    for trial in trials:
+        # A tracking server that was away may have made the run when its trial had ended.
+        for name in (RUN_ID, UID):
+            if name in trial.user_attrs:
+                trial_of_run[trial.user_attrs[name]] = trial
     entries: list[Configuration] = []
     failed = {str(trial.user_attrs.get(KEY)) for trial in trials if _has_failed_for_good(trial)}
     for config_hash in _resolve(experiment.study.only, known):
@@ -79,11 +84,11 @@ def _resolve(asked: str, known: Iterable[str]) -> list[str]:
 def _find_configuration(
     experiment: Experiment,
     repeats: Sequence[find_runs.Row],
-    trial_of_run: Mapping[str | None, FrozenTrial],
+    trial_of_run: Mapping[str, FrozenTrial],
 ) -> Configuration:
     """Return a configuration as Optuna's study has it: nothing of a run's files is trusted."""
     for row in repeats:
-        trial = trial_of_run.get(row["run_id"])
+        trial = trial_of_run.get(row["run_id"], trial_of_run.get(row["uid"]))
         if trial is None:
             continue
         if ENTRY in trial.user_attrs:

@@ -244,6 +244,7 @@ def to_row(run: Run, params: Mapping[str, str] | None = None) -> Row:
         params = run.data.params
     found: Row = {
         "run_id": run.info.run_id,
+        "uid": tags.get(names.UID, ""),
         "run_name": run.info.run_name,
         "state": tags.get(names.STATE, STATE_OF_STATUS.get(run.info.status, names.RUNNING)),
     }

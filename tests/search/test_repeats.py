@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.search.repeats import find_repeated
-from pipeline.search.trials import ENTRY, KEY, MAY_PASS, RUN_ID
+from pipeline.search.trials import ENTRY, KEY, MAY_PASS, RUN_ID, UID
 from pipeline.steps.options import parse_options, read_experiment
 from pipeline.steps.tune import OPTIONS as TUNE
 from pipeline.tracking import find_runs, study_runs
@@ -108,15 +108,17 @@ def row_of(seed: int | None) -> dict[str, Any]:
         "config_hash": "abc",
         "seed": seed,
         "run_id": f"run {seed}",
+        "uid": f"uid {seed}",
     }
 
 
-def test_a_seed_that_failed_for_good_is_passed_over(quick: Path) -> None:
+@pytest.mark.parametrize("noted", [{RUN_ID: "run 0"}, {UID: "uid 0"}])
+def test_a_seed_that_failed_for_good_is_passed_over(quick: Path, noted: dict[str, str]) -> None:
     wanted = {"study": {"only": "abc", "repeats": 3}}
     experiment = load_experiment(str(quick), wanted)
     entry = experiment.base.model_dump(mode="json")
     trials = [
-        create_trial(value=0.5, user_attrs={RUN_ID: "run 0", ENTRY: entry, KEY: "abc:0"}),
+        create_trial(value=0.5, user_attrs={**noted, ENTRY: entry, KEY: "abc:0"}),
         create_trial(state=TrialState.FAIL, user_attrs={KEY: "abc:1", MAY_PASS: False}),
         create_trial(state=TrialState.FAIL, user_attrs={KEY: "abc:2", MAY_PASS: True}),
     ]
