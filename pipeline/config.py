@@ -751,6 +751,8 @@ class Study(Section):
         if self.launcher != "ray" and (self.cpus != 1 or self.gpus):
             name = "cpus" if self.cpus != 1 else "gpus"
             raise ValueError(f"{name} is given, and only launcher ray places workers by it")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus {self.gpus:g} given; a part of one GPU, or whole ones")
         return self
 
     @model_validator(mode="after")

@@ -114,6 +114,7 @@ def test_a_cluster_that_is_not_there_is_refused_before_any_training(
     [
         ({"launcher": "rey"}, "nearest: ray"),
         ({"launcher": "local", "gpus": 1}, "gpus is given, and only launcher ray"),
+        ({"gpus": 1.5}, "gpus 1.5 given; a part of one GPU, or whole ones"),
         ({"cpus": 0}, "cpus: 0 given; must be greater"),
         ({"gpus": -1}, "gpus: -1 given; must be greater"),
     ],

@@ -47,7 +47,8 @@ def test_a_study_survives_killed_workers_a_restarted_server_and_a_database_that_
     storage = postgres.url("faults")
     base = yaml.safe_load(quick.read_text())["base"]
     base["training"] |= {"epochs": EPOCHS, "checkpoint_seconds": 0}
-    study = {"trials": NUM_TRIALS, "workers": 3, "heartbeat": 2, "storage": storage, "name": "hard"}
+    study = {"trials": NUM_TRIALS, "workers": 3, "heartbeat": 2, "pruner": "none"}
+    study |= {"storage": storage, "name": "hard"}
     file = study_file(quick, base=base, configs=LIST, space=SPACE, study=study)
     tuned = start(
         [sys.executable, "-m", "pipeline", "tune", "--config", str(file)],

@@ -235,6 +235,7 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
         "storage": postgres.url("joined"),
         "heartbeat": 1,
         "repeats": 3,
+        "pruner": "none",
     }
     environment = {"MLFLOW_TRACKING_URI": tracking_server.uri}
     mlflow.set_tracking_uri(tracking_server.uri)
@@ -292,7 +293,13 @@ def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
 def test_who_joins_concludes_a_study_whose_first_process_has_died(
     quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
 ) -> None:
-    study = {"trials": 4, "name": "left", "storage": postgres.url("leaving"), "heartbeat": 1}
+    study = {
+        "trials": 4,
+        "name": "left",
+        "storage": postgres.url("leaving"),
+        "heartbeat": 1,
+        "pruner": "none",
+    }
     environment = {"MLFLOW_TRACKING_URI": tracking_server.uri}
     mlflow.set_tracking_uri(tracking_server.uri)
     own = study_file(quick, configs=LIST, space=SPACE, study=study)
