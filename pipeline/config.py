@@ -746,8 +746,6 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _check_used(self) -> Study:
-        if self.finalists and self.pruner != "one_epoch":
-            raise ValueError(f"finalists is given, and pruner {self.pruner} has none")
         if self.launcher != "ray" and (self.cpus != 1 or self.gpus):
             name = "cpus" if self.cpus != 1 else "gpus"
             raise ValueError(f"{name} is given, and only launcher ray places workers by it")

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.errors import PipelineError, TakenOver
 from pipeline.files import link_or_copy
 from pipeline.report.console import say_once
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.patience import few_retries
+from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import STORE_ERRORS
-from pipeline.training.checkpoint import Checkpoints, State
+from pipeline.training.checkpoint import Checkpoints, State, checkpoint_name, number_of_steps
 
 _FOLDER = "shared"
 _REST = 10.0
 """Times as long as an upload took that none follows it, so that networks and disks have air."""
-_FIRST = "resume-000000000.pt"
-"""Name of a downloaded checkpoint: every one that is made here is newer."""
 
 
 class SharedCheckpoints(Checkpoints):
@@ -62,10 +61,9 @@ class SharedCheckpoints(Checkpoints):
             self._begin_upload()
 
     def remove(self) -> None:
-        """Remove the uploaded checkpoint, which nobody needs any more."""
-        if self._thread is None:
-            return
-        self._thread.join(_REST)
+        """Remove the uploaded checkpoint, be it of an earlier life: nobody needs it any more."""
+        if self._thread is not None:
+            self._thread.join(_REST)
         with suppress(Exception), few_retries():
             artifacts.remove_artifact(self._run.workspace, self._run.id, names.RESUME)
 
@@ -74,10 +72,14 @@ class SharedCheckpoints(Checkpoints):
 
     def _begin_upload(self) -> None:
         newest = self._files()[0]
-        self._shared.mkdir(exist_ok=True)
         file = self._shared / Path(names.RESUME).name
-        file.unlink(missing_ok=True)
-        link_or_copy(newest, file)
+        try:
+            self._shared.mkdir(exist_ok=True)
+            file.unlink(missing_ok=True)
+            link_or_copy(newest, file)
+        except OSError:
+            # A disk that is full ends a training only if it cannot go on here either.
+            return
         self._thread = threading.Thread(
             target=self._upload, args=(file, newest.name), name="shared checkpoint", daemon=True
         )
@@ -89,6 +91,8 @@ class SharedCheckpoints(Checkpoints):
             self._run.guard()
             with few_retries():
                 artifacts.upload_artifact(self._run.workspace, self._run.id, file, names.RESUME)
+                steps = {names.RESUME_STEPS: str(number_of_steps(Path(name)))}
+                RunLog(self._run.workspace, self._run.id).tag(steps)
             self._uploaded = name
         except TakenOver:
             # The other worker uploads its own.
@@ -102,17 +106,18 @@ class SharedCheckpoints(Checkpoints):
 
 
 def fetch_checkpoint(run: TrackedRun, folder: Path) -> None:
-    """Download the checkpoint of a run that goes on, if this machine has none.
+    """Download the checkpoint of a run that goes on, if it is newer than those of this machine.
 
     Args:
-        run: The run, which another machine has begun.
+        run: The run, with which another machine may have gone on meanwhile.
         folder: Folder of the training's checkpoints.
     """
-    if not run.workspace.is_server or list(folder.glob("resume-*.pt")):
+    tag = run.before.tags.get(names.RESUME_STEPS, "") if run.before else ""
+    if not run.workspace.is_server or not tag.isdecimal():
         return
-    with suppress(*STORE_ERRORS, PipelineError):
-        if not artifacts.has_artifact(run.workspace, run.id, names.RESUME):
-            return
-        file = artifacts.download_artifact(run.workspace, run.id, names.RESUME, folder)
-        shutil.move(file, folder / _FIRST)
-        file.parent.rmdir()
+    steps = int(tag)
+    if steps <= max(map(number_of_steps, folder.glob("resume-*.pt")), default=-1):
+        return
+    with suppress(*STORE_ERRORS, PipelineError, OSError), TemporaryDirectory(dir=folder) as place:
+        file = artifacts.download_artifact(run.workspace, run.id, names.RESUME, Path(place))
+        file.replace(folder / checkpoint_name(steps))

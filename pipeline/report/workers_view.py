@@ -48,6 +48,8 @@ class WorkersView:
             found = _BEST.match(line)
             if found is not None:
                 self._summary, self._best = found.group(1), f"best so far: {found.group(2)}"
+            if line.startswith("nothing is left to begin"):
+                self._now.pop(number, None)
             if is_epoch or _TRIAL.match(line):
                 # The line is cut at the terminal's edge: what others compare comes first.
                 self._now[number] = _TRAIN.sub("", line.strip())

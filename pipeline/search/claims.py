@@ -163,7 +163,11 @@ class Claims:
             for trial in list(filter(is_wanted, self._list_waiting(is_fresh))):
                 # Whoever gets it, it waits no more.
                 self._waiting.remove(trial)
-                claim = self._claim(trial, None)
+                # Another worker may have trained it for an epoch, and have it wait for others.
+                now = trial if is_fresh else self._study._storage.get_trial(trial._trial_id)
+                if now.state != TrialState.WAITING or not is_wanted(now):
+                    continue
+                claim = self._claim(now, None)
                 if claim is not None:
                     return claim
         return None
@@ -239,9 +243,12 @@ def is_held(trial: FrozenTrial) -> bool:
     return owner is not None and not owner.is_known_dead
 
 
-def _order(trial: FrozenTrial) -> tuple[bool, int]:
+def _order(trial: FrozenTrial) -> tuple[bool, bool, float, int]:
+    """Return the place of a waiting trial: what waits after one epoch comes by its score."""
     has_begun = KEY in trial.user_attrs or RUN_ID in trial.user_attrs or bool(trial.params)
-    return not has_begun, trial.number
+    scores = list(trial.intermediate_values.values())
+    is_paused = len(scores) == 1
+    return not has_begun, is_paused, -scores[0] if is_paused else 0.0, trial.number
 
 
 class Claim:
@@ -294,6 +301,11 @@ class Claim:
         # What the run has logged may be sent later than its trial ends.
         self._is_over = not self._is_lost
         _held_here.discard(self._mark.isoformat())
+        self._stopped.set()
+        self._thread.join()
+
+    def fall_silent(self) -> None:
+        """Give no further sign of life: the trial is about to be put back."""
         self._stopped.set()
         self._thread.join()
 

@@ -40,11 +40,12 @@ class Race(NamedTuple):
     """How the searched trials of a study stand after their first epochs.
 
     Attributes:
-        order: Numbers of the trials that have trained for an epoch, the best first. Of equal ones
-            the earlier is the better.
-        num_open: Number of trials that have not, and will.
+        order: Numbers of the trials that have trained for an epoch, the best first, but for those
+            that are given up, and for all but the first of those with the same values. Of equal
+            scores the earlier one is the better.
+        num_open: Number of trials that have not trained for an epoch, and will.
         num_finalists: Number of trials that are trained to their end.
-        total: Number of searched trials, but for those that have failed.
+        total: Number of searched trials that take part.
     """
 
     order: list[int]
@@ -56,38 +57,47 @@ class Race(NamedTuple):
     def of(cls, study: optuna.Study, settings: Study) -> Race:
         """Read how the trials of a study stand."""
         # Trials of the list have keys, so that none of them is among these.
-        searched = [trial for trial in latest_trials(study, ()) if trial.state != TrialState.FAIL]
-        ranked = [trial for trial in searched if trial.intermediate_values]
-        ranked.sort(key=lambda trial: (-_first_score(trial), trial.number))
-        # What was taken from an earlier training is complete without any epoch.
-        to_come = [
-            trial
-            for trial in searched
-            if not trial.intermediate_values and not trial.state.is_finished()
-        ]
+        searched = list(filter(_takes_part, latest_trials(study, ())))
+        begun = [trial for trial in searched if trial.intermediate_values]
+        begun.sort(key=lambda trial: (-_first_score(trial), trial.number))
+        order: dict[str, int] = {}
+        for trial in begun:
+            if trial.state != TrialState.PRUNED:
+                order.setdefault(repr(sorted(trial.params.items())), trial.number)
+        num_open = len(searched) - len(begun)
         finalists = settings.num_finalists(len(searched))
-        order = [trial.number for trial in ranked]
-        return cls(order, len(to_come), finalists, len(searched))
+        return cls(list(order.values()), num_open, finalists, len(searched))
 
     def standing(self, number: int) -> Standing:
         """Return how a trial stands that has trained for an epoch, by its number."""
-        rank = self.rank(number)
+        if number not in self.order:
+            return Standing.BEHIND
+        rank = 1 + self.order.index(number)
         if rank > self.num_finalists:
             return Standing.BEHIND
         if rank + self.num_open <= self.num_finalists or not self.num_open:
             return Standing.AHEAD
         return Standing.OPEN
 
-    def rank(self, number: int) -> int:
-        """Return the rank of a trial that has trained for an epoch, from 1."""
-        return 1 + self.order.index(number)
-
     def describe(self, number: int) -> str:
         """Say for people how a trial stands."""
+        if number not in self.order:
+            return "as another trial with the same values"
         return (
-            f"place {self.rank(number)} of {len(self.order)} so far; "
+            f"place {1 + self.order.index(number)} so far; "
             f"the best {self.num_finalists} of {self.total} go on"
         )
+
+
+def _takes_part(trial: FrozenTrial) -> bool:
+    """Whether a searched trial takes part in the race.
+
+    It does not if it has failed, or was complete after one epoch or without any: then it has taken
+    the result of an earlier training.
+    """
+    if trial.state == TrialState.COMPLETE:
+        return len(trial.intermediate_values) > 1
+    return trial.state != TrialState.FAIL
 
 
 def waits_for_others(trial: FrozenTrial) -> bool:
@@ -115,7 +125,8 @@ class RaceCallback(PruningCallback):
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         super().on_epoch(epoch, values, is_best)
-        if epoch == 1:
+        # It has been judged already if an earlier life trained for longer.
+        if epoch == 1 and max(self._reported, default=0) <= 1:
             self._judge(values)
 
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:

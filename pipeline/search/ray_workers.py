@@ -55,7 +55,7 @@ def need_cluster(experiment: Experiment, workspace: Workspace, database: Databas
     nodes = _find_nodes()
     study = experiment.study
     for field, kind, wanted in (("cpus", "CPU", study.cpus), ("gpus", "GPU", study.gpus)):
-        most = max(node["Resources"].get(kind, 0) for node in nodes)
+        most = max((node["Resources"].get(kind, 0) for node in nodes), default=0)
         if wanted > most:
             raise UserError(
                 f"study.{field}: {wanted:g} given, and no node of the Ray cluster has more than "
@@ -117,7 +117,7 @@ def _connect() -> Any:
         ) from None
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS", "auto")
+    address = os.environ.get("RAY_ADDRESS") or "auto"
     nothing = (
         "study.launcher: no Ray cluster answers at RAY_ADDRESS "
         f"{address!r}; `ray start --head` begins one"
@@ -245,9 +245,10 @@ class RayWorkers:
         has_spoken = is_told = False
         while running:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0.5)
-            while not queue.empty():
-                view.show(*queue.get())
-                has_spoken = True
+            with contextlib.suppress(ray.exceptions.RayError):
+                while not queue.empty():
+                    view.show(*queue.get())
+                    has_spoken = True
             for one in done:
                 self._tell_end(ray, one, running.pop(one))
             is_late = time.monotonic() - started > _PLACED_SECONDS

@@ -110,6 +110,8 @@ class TrialRunner:
         self._by_key = {f"{job.config_hash}:{job.seed}": job for job in self.jobs}
         self._failed: dict[str, int] = {}
         self._away_since = 0.0
+        # When to look again at trials whose runs other processes have, by number.
+        self._left: dict[int, float] = {}
         # How the searched trials stand at this look for a trial, if that was asked for.
         self._race: Race | None = None
 
@@ -134,6 +136,8 @@ class TrialRunner:
                         self._run_trial(trial, claim)
                 except TakenOver as lost:
                     say(f"  {lost}; it goes on there")
+                except InUse as error:
+                    self._leave_for_now(claim, error)
                 except (StoreAway, *STORE_ERRORS) as error:
                     self._leave_to_server(error)
                 continue
@@ -144,6 +148,17 @@ class TrialRunner:
                 say(_describe_busy(busy))
             waits = True
             time.sleep(min(_LONGEST_PAUSE, agenda.heartbeat / 4))
+
+    def _leave_for_now(self, claim: Claim, error: InUse) -> None:
+        """Look at a trial again later whose run another process has.
+
+        Raises:
+            InUse: Nobody else works on the study: a person trains that run by hand.
+        """
+        if not (self.is_one_of_several or self.database.is_on_server):
+            raise error
+        say(f"  {first_line(error)}")
+        self._left[claim.trial.number] = time.monotonic() + _LONGEST_PAUSE
 
     def _leave_to_server(self, error: Exception) -> None:
         """Begin only trainings that need no tracking server from now on, until it answers again.
@@ -208,6 +223,8 @@ class TrialRunner:
 
     def _is_wanted(self, trial: FrozenTrial) -> bool:
         if PLACE not in trial.user_attrs or self._waits_for_others(trial):
+            return False
+        if self._left.get(trial.number, 0.0) > time.monotonic():
             return False
         has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
         if has_begun and self._is_server_away():
@@ -277,6 +294,7 @@ class TrialRunner:
             # Whoever goes on with it asks the server, which is to know that this run has ended.
             settle(self.workspace, _SETTLES)
             claim.confirm()
+            claim.fall_silent()
             put_back(self.study, trial._trial_id)
         except (StoreAway, InUse, TakenOver, *STORE_ERRORS):
             raise
@@ -324,9 +342,9 @@ class TrialRunner:
         scores = []
         breaks = bool(claim.taken_from)
         # By an earlier process: without its server it cannot go on.
-        is_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
+        own = _runs_of(trial.user_attrs)
         for number, fold_job in enumerate(job.per_fold()):
-            unfinished = self._find_unfinished(fold_job, is_begun)
+            unfinished = self._find_unfinished(fold_job, own)
             locked: AbstractContextManager[None] = contextlib.nullcontext()
             if unfinished:
                 # A person may be going on with that run by hand.
@@ -344,12 +362,22 @@ class TrialRunner:
                 scores.append(ranking.score(done.value, done.metric))
         return fmean(scores)
 
-    def _find_unfinished(self, job: Job, is_begun: bool) -> str:
-        """Return the run id of a job's training in this study that can go on, or an empty text."""
-        begun: set[str] = set()
-        for trial in self.study.get_trials(deepcopy=False):
-            begun |= {trial.user_attrs.get(RUN_ID, ""), trial.user_attrs.get(UID, "")}
-        return find_unfinished_training(self.workspace, self.study.study_name, job, begun, is_begun)
+    def _find_unfinished(self, job: Job, own: set[str]) -> str:
+        """Return the run id of a job's training in this study that can go on, or an empty text.
+
+        Args:
+            job: The job.
+            own: Ids of the trial's own runs. If it has none, those of trials that have ended count:
+                one of them may have failed in the same training. The runs of others that are still
+                to go on are theirs, even if they train the same.
+        """
+        begun = set(own)
+        if not own:
+            for other in self.study.get_trials(deepcopy=False):
+                if other.state.is_finished():
+                    begun |= _runs_of(other.user_attrs)
+        name = self.study.study_name
+        return find_unfinished_training(self.workspace, name, job, begun, bool(own))
 
     def _adopt(self, trial: optuna.Trial, same: find_runs.Row) -> float:
         """Take a training that is complete already for this trial; return its score."""
@@ -441,6 +469,11 @@ class TrialRunner:
         if further:
             name = f"{name}, {further}"
         return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _runs_of(attributes: Mapping[str, Any]) -> set[str]:
+    """Return id and uid of the run that a trial has noted, as far as it has."""
+    return {str(attributes[name]) for name in (RUN_ID, UID) if name in attributes}
 
 
 def _describe_busy(busy: Sequence[FrozenTrial]) -> str:

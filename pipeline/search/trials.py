@@ -285,8 +285,9 @@ def num_places(study: optuna.Study) -> int:
 
 
 def num_drawn(study: optuna.Study) -> int:
-    """Return how many trials of a study have begun."""
-    return sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+    """Return how many trials of a study have begun, those among them that wait to go on too."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state != TrialState.WAITING or bool(trial.params) for trial in trials)
 
 
 def is_point(trial: optuna.Trial) -> bool:

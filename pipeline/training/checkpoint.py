@@ -47,6 +47,17 @@ def save_weights(weights: dict[str, Tensor], file: Path) -> None:
         safetensors.torch.save_file(weights, temporary)
 
 
+def checkpoint_name(steps: int) -> str:
+    """Return the name of the file of a resume checkpoint after so many steps."""
+    return f"resume-{steps:09d}.pt"
+
+
+def number_of_steps(file: Path) -> int:
+    """Return the number of steps that a resume checkpoint holds, by the name of its file."""
+    digits = file.stem.removeprefix("resume-")
+    return int(digits) if digits.isdecimal() else -1
+
+
 class Checkpoints:
     """The resume checkpoints of one training in a folder of its own.
 
@@ -74,7 +85,7 @@ class Checkpoints:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with (
-            new_file(self._folder / f"resume-{number:09d}.pt", durable=True) as partial,
+            new_file(self._folder / checkpoint_name(number), durable=True) as partial,
             partial.open("wb") as file,
         ):
             file.write(bytes(_DIGEST_BYTES))

@@ -21,7 +21,7 @@ from pipeline.search.one_epoch import (
     Standing,
     waits_for_others,
 )
-from pipeline.search.trials import KEY, PLACE, put_back
+from pipeline.search.trials import KEY, PLACE, num_drawn, put_back
 from pipeline.tracking import names
 from pipeline.tracking.tracked_run import Pruned
 from tests.conftest import Cli, start, wait_for
@@ -45,7 +45,10 @@ def begin(study: optuna.Study, number: int) -> optuna.Trial:
     """Begin a waiting trial, as a worker does."""
     trial_id = study.trials[number]._trial_id
     assert study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-    return optuna.Trial(study, trial_id)
+    trial = optuna.Trial(study, trial_id)
+    # No two trials have the same values, but those that are to.
+    trial.suggest_float("x", 0, 1)
+    return trial
 
 
 def train(study: optuna.Study, number: int, score: float, settings: Study) -> str:
@@ -139,6 +142,56 @@ def test_what_was_trained_before_the_study_is_not_waited_for() -> None:
     assert train(study, 1, 0.5, settings) == "complete"
 
 
+def test_of_equal_configurations_one_goes_on() -> None:
+    study, settings = study_of([0.5] * 4), Study(finalists=2)
+    for trial in study.trials[:2]:
+        study._storage.set_trial_param(
+            trial._trial_id, "x", 0.5, optuna.distributions.FloatDistribution(0, 1)
+        )
+    assert train(study, 0, 0.5, settings) == "waits"
+    assert train(study, 1, 0.5, settings) == "pruned"
+    assert train(study, 2, 0.4, settings) == "waits"
+
+
+def test_a_study_that_grows_after_its_race_has_places_for_more() -> None:
+    study, settings = study_of([0.5] * 4), Study()
+    for number in range(4):
+        train(study, number, 1 - number / 10, settings)
+    ended = [train(study, number, 1.0, settings) for number in due(study, settings)]
+    assert ended == ["complete"] * 2
+    for place in range(4, 10):
+        study.enqueue_trial({}, {PLACE: place})
+    # Three of ten are to be trained to the end, and two are.
+    ended = [train(study, number, number / 100, settings) for number in range(4, 10)]
+    assert ended == [*["waits"] * 5, "complete"]
+    ended = [train(study, number, number / 100, settings) for number in range(4, 9)]
+    assert ended == ["pruned"] * 5
+
+
+def test_trainings_of_one_epoch_take_no_place_of_others() -> None:
+    study, settings = study_of([0.5] * 3), Study(finalists=1)
+    trial = begin(study, 0)
+    trial.report(0.9, 1)
+    study.tell(trial, 0.9)
+    assert train(study, 1, 0.5, settings) == "waits"
+    assert train(study, 2, 0.4, settings) == "pruned"
+    assert train(study, 1, 0.5, settings) == "complete"
+
+
+def test_a_trial_that_another_worker_has_ended_waits_for_nobody() -> None:
+    study, settings = study_of([0.5] * 3), Study(finalists=1)
+    assert train(study, 0, 0.5, settings) == "waits"
+    study.tell(begin(study, 0), state=TrialState.FAIL)
+    assert Race.of(study, settings).standing(0) == Standing.BEHIND
+
+
+def test_what_waits_does_not_let_a_study_draw_the_same_again() -> None:
+    study, settings = study_of([0.5] * 3), Study(finalists=2)
+    assert num_drawn(study) == 0
+    assert train(study, 0, 0.5, settings) == "waits"
+    assert num_drawn(study) == 1
+
+
 def test_a_training_of_one_epoch_is_complete_after_it() -> None:
     study = study_of([0.5, 0.5])
     callback = RaceCallback(begin(study, 0), METRIC, Study(finalists=1))
@@ -150,9 +203,12 @@ def test_what_goes_on_is_not_judged_again() -> None:
     study, settings = study_of([0.5] * 3), Study(finalists=1)
     trial = begin(study, 0)
     trial.report(0.1, 1)
+    trial.report(0.1, 2)
     callback = RaceCallback(trial, METRIC, settings)
     callback.on_start(EPOCHS, 1)
     callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
+    # Its checkpoint is gone, so that it begins anew.
+    callback.on_epoch(1, {METRIC: 0.1}, True)
 
 
 @pytest.mark.thorough
