@@ -14,6 +14,7 @@ from pipeline.report.console import say_once
 from pipeline.tracking import artifacts, names
 from pipeline.tracking.patience import few_retries
 from pipeline.tracking.run_log import RunLog
+from pipeline.tracking.sending import sender_of
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import STORE_ERRORS
 from pipeline.training.checkpoint import Checkpoints, State, checkpoint_name, number_of_steps
@@ -62,6 +63,8 @@ class SharedCheckpoints(Checkpoints):
 
     def remove(self) -> None:
         """Remove the uploaded checkpoint, be it of an earlier life: nobody needs it any more."""
+        if not self._is_server_there():
+            return
         if self._thread is not None:
             self._thread.join(_REST)
         with suppress(Exception), few_retries():
@@ -70,7 +73,12 @@ class SharedCheckpoints(Checkpoints):
     def _is_uploading(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    def _is_server_there(self) -> bool:
+        return bool(self._run.id) and not sender_of(self._run.workspace).is_away
+
     def _begin_upload(self) -> None:
+        if not self._is_server_there():
+            return
         newest = self._files()[0]
         file = self._shared / Path(names.RESUME).name
         try:
