@@ -120,7 +120,8 @@ def _connect() -> Any:
     address = os.environ.get("RAY_ADDRESS") or "auto"
     nothing = (
         "study.launcher: no Ray cluster answers at RAY_ADDRESS "
-        f"{address!r}; `ray start --head` begins one"
+        f"{address!r}; `ray start --head` begins one, and RAY_AUTH_MODE=token lets in where a "
+        "token is asked for"
     )
     if address == "auto":
         nothing = (

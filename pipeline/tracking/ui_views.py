@@ -19,7 +19,7 @@ from pipeline import ranking
 from pipeline.errors import StoreAway
 from pipeline.tracking import names
 from pipeline.tracking.patience import few_retries
-from pipeline.tracking.workspace import STORE_ERRORS, Workspace, is_away
+from pipeline.tracking.workspace import STORE_ERRORS, Workspace, is_away, tag_experiment
 
 _TABLE = "trainings"
 _CURVES = "curves"
@@ -60,9 +60,8 @@ def write_views(workspace: Workspace, metric: str, settings: Sequence[str] = ())
     direction = str(not ranking.is_lower_better(metric)).lower()
     tags = {"name": ranking.best_name(metric), "greaterIsBetter": direction}
     for key, value in tags.items():
-        workspace.client.set_experiment_tag(
-            workspace.experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
-        )
+        name = f"mlflow.experiment.primaryMetric.{key}"
+        tag_experiment(workspace.client, workspace.experiment_id, name, value)
 
 
 def write_views_if_there(workspace: Workspace, metric: str) -> None:
@@ -120,9 +119,8 @@ def _save_view(
     packed = f"deflate;{base64.b64encode(compressed).decode()}"
     now = int(time.time() * 1000)
     value = json.dumps({"name": title, "createdAt": now, "updatedAt": now, "state": packed})
-    workspace.client.set_experiment_tag(
-        workspace.experiment_id, f"mlflow.sharedViewState.{key}", value
-    )
+    name = f"mlflow.sharedViewState.{key}"
+    tag_experiment(workspace.client, workspace.experiment_id, name, value)
 
 
 def _charts(metric: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Workspace:
             else:
                 experiment_id = _get_or_make_experiment(self.client, self.experiment, self.uri)
             for key, value in _EXPERIMENT_TAGS.items():
-                self.client.set_experiment_tag(experiment_id, key, value)
+                tag_experiment(self.client, experiment_id, key, value)
         except MlflowException as error:
             explained = explain_store_error(error)
             if isinstance(explained, UserError | StoreAway):
@@ -343,6 +343,19 @@ def _find_cause(text: str) -> str:
     """Return the innermost reason of an error of requests, such as ``Connection refused``."""
     inner = text.rpartition("Caused by ")[2].rstrip(")").rstrip("'\"").rpartition(", '")[2]
     return inner.rpartition(": ")[2].rpartition("('")[2].removeprefix("[Errno 111] ") or text
+
+
+def tag_experiment(client: MlflowClient, experiment_id: str, key: str, value: str) -> None:
+    """Set a tag of an experiment.
+
+    If two processes set a new tag at the same moment, MLflow lets both insert it, and one fails.
+    """
+    try:
+        client.set_experiment_tag(experiment_id, key, value)
+    except MlflowException as error:
+        if not re.search("unique constraint", str(error), re.IGNORECASE):
+            raise
+        client.set_experiment_tag(experiment_id, key, value)
 
 
 def _get_or_make_experiment(client: MlflowClient, name: str, uri: str) -> str:

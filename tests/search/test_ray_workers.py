@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 
 from pipeline.tracking import names
 from tests.conftest import Cli, start, wait_for
@@ -37,10 +38,15 @@ class Cluster:
         port = self.address.partition(":")[2]
         self._log = (folder / "ray.log").open("w")
         head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        head += (f"--ray-client-server-port={free_port()}",)
         self.nodes = [self._start(*head)]
-        self._wait_for_nodes(1)
-        self.nodes.append(self._start(f"--address={self.address}"))
-        self._wait_for_nodes(2)
+        try:
+            self._wait_for_nodes(1)
+            self.nodes.append(self._start(f"--address={self.address}"))
+            self._wait_for_nodes(2)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         program = Path(sys.executable).with_name("ray")
@@ -82,13 +88,18 @@ print(sum(node["Alive"] for node in ray.nodes()))
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    # Ray's sockets need a short path.
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    # Whoever has used Ray before may have a token, which `ray start` then asks all others for.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # Ray's sockets need a short path. Of two clusters that start on a machine one may not come up.
     folder = Path(tempfile.mkdtemp(prefix="ray"))
-    cluster = Cluster(folder)
-    yield cluster
-    cluster.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with FileLock(Path(tempfile.gettempdir()) / "ray-of-tests.lock"):
+        cluster = Cluster(folder)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def file_of(quick: Path, epochs: int, **study: Any) -> str:

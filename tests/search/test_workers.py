@@ -174,7 +174,9 @@ def wait_for_any(process: subprocess.Popen[str], texts: list[str]) -> str:
 def test_a_study_that_is_asked_to_stop_ends_its_running_trials(cli: Cli, quick: Path) -> None:
     file = long_study(quick, workers=2, repeats=4)
     tuned = start([*TUNE, file], quick.parent)
-    wait_for(tuned, "epoch 2/")
+    seen = ""
+    while not {"[1]   ", "[2]   "} <= {line[:6] for line in seen.splitlines()}:
+        seen += wait_for(tuned, "epoch ")
     asked = cli("tune", "--config", file, "--stop", "true")
     assert asked.code == 0, asked.err
     assert "begins no further trial; 2 running trials will end first" in asked.out
