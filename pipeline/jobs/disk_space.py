@@ -139,7 +139,7 @@ def estimate_study(
         return Need()
     exported = max(need.weights for need in needs) + _EXPORTED + _OF_STUDY
     begun = workers
-    if experiment.study.pruner == "one_epoch":
+    if searched > 0 and experiment.study.pruner == "one_epoch":
         begun += experiment.study.num_finalists(searched)
     checkpoints = min(begun, number) * max(need.running for need in needs)
     return Need(artifacts, exported, checkpoints, images)

@@ -12,8 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pipeline.report.workers_view import WorkersView
 from pipeline.search import ray_task
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
-from pipeline.search.worker_place import WorkerPlace, need_nothing_left, worker_arguments
+from pipeline.search.worker_place import WorkerPlace, Workers, worker_arguments
 from pipeline.tracking.launcher_process import AWAY
 from pipeline.tracking.workspace import Workspace
 
@@ -167,25 +166,8 @@ def _keep_signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@dataclass(frozen=True)
-class RayWorkers:
-    """Workers of a study on the nodes of a Ray cluster.
-
-    What they print is printed with their numbers. They end with this process, however it ends.
-
-    Attributes:
-        experiment: The experiment; it tells how this process was called.
-        workspace: The open store.
-        study: Name of the study.
-        count: Number of workers.
-        num_left: Returns how many trials are still to begin.
-    """
-
-    experiment: Experiment
-    workspace: Workspace
-    study: str
-    count: int
-    num_left: Callable[[], int]
+class RayWorkers(Workers):
+    """Workers of a study on the nodes of a Ray cluster."""
 
     def run(self) -> None:
         """Train until all workers have ended, since nothing is left for them.
@@ -208,12 +190,11 @@ class RayWorkers:
                 self._wait(ray, queue, running, view)
         finally:
             self._cancel(ray, running)
-        need_nothing_left(self.num_left)
+        self.need_nothing_left()
 
     def _start(self, ray: Any, queue: Any, number: int) -> Any:
         settings = self.experiment.study
         ray.cloudpickle.register_pickle_by_value(ray_task)
-
         task = ray.remote(ray_task.run_worker).options(
             name=f"{self.study} worker {number}",
             num_cpus=settings.cpus,

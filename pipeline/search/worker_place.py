@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.errors import PipelineError
@@ -50,18 +50,36 @@ def worker_arguments(experiment: Experiment) -> list[str]:
     return ["-P", "-m", "pipeline", "tune", *experiment.arguments("tune")]
 
 
-def need_nothing_left(num_left: Callable[[], int]) -> None:
-    """Check that workers which have all ended have left nothing that could be trained.
+@dataclass(frozen=True)
+class Workers:
+    """Processes that train a study's trials, wherever they are.
 
-    Args:
+    What they print is printed with their numbers. Another process takes the place of one that
+    dies. They end with this process, however it ends.
+
+    Attributes:
+        experiment: The experiment; it tells how this process was called.
+        workspace: The open store.
+        study: Name of the study.
+        count: Number of processes.
         num_left: Returns how many trials are still to begin.
-
-    Raises:
-        PipelineError: There are such trials.
     """
-    left = num_left()
-    if left:
-        raise PipelineError(
-            f"all workers have ended, and {left} of the study's trials are still to do; "
-            "the same command goes on with them"
-        )
+
+    experiment: Experiment
+    workspace: Workspace
+    study: str
+    count: int
+    num_left: Callable[[], int]
+
+    def need_nothing_left(self) -> None:
+        """Check that the workers, which have all ended, have left nothing that could be trained.
+
+        Raises:
+            PipelineError: There are such trials.
+        """
+        left = self.num_left()
+        if left:
+            raise PipelineError(
+                f"all workers have ended, and {left} of the study's trials are still to do; "
+                "the same command goes on with them"
+            )

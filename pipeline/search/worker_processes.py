@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,7 @@ from pipeline.report.console import say
 from pipeline.report.workers_view import WorkersView
 from pipeline.search.shared_state import LONGEST_AWAY
 from pipeline.search.study_storage import Database
-from pipeline.search.worker_place import WorkerPlace, need_nothing_left, worker_arguments
+from pipeline.search.worker_place import WorkerPlace, Workers, worker_arguments
 from pipeline.tracking.launcher_process import AWAY
 from pipeline.tracking.workspace import Workspace
 
@@ -86,26 +85,8 @@ def find_file_system(file: Path, kinds: Mapping[str, str]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class WorkerProcesses:
-    """Processes of this machine that train a study's trials.
-
-    What they print is printed with their numbers. Another process takes the place of one that
-    dies. They end with this process, however it ends.
-
-    Attributes:
-        experiment: The experiment; it tells how this process was called.
-        workspace: The open store.
-        study: Name of the study.
-        count: Number of processes.
-        num_left: Returns how many trials are still to begin.
-    """
-
-    experiment: Experiment
-    workspace: Workspace
-    study: str
-    count: int
-    num_left: Callable[[], int]
+class WorkerProcesses(Workers):
+    """Processes of this machine that train a study's trials."""
 
     def run(self) -> None:
         """Train until all processes have ended, since nothing is left for them.
@@ -126,7 +107,7 @@ class WorkerProcesses:
                     worker.ask_to_end()
                 for worker in workers:
                     worker.end()
-        need_nothing_left(self.num_left)
+        self.need_nothing_left()
 
     def _worker(self, number: int, view: WorkersView) -> _Worker:
         place = WorkerPlace(number, self.study)

@@ -26,14 +26,12 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from pipeline.config import Study
-from pipeline.errors import Paused
 from pipeline.search.one_epoch import RaceCallback
 from pipeline.search.pruning import PruningCallback, build_pruner
 from pipeline.search.trials import PLACE, put_back
-from pipeline.tracking.tracked_run import Pruned
 from tests.benchmarks.curves import EPOCHS
 from tests.benchmarks.measure import Results, console
-from tests.benchmarks.search import METRIC, Curve, begin, next_due, recorded
+from tests.benchmarks.search import METRIC, Curve, begin, next_due, recorded, train_on
 
 DRAWS = 1000
 GRID = 60
@@ -99,7 +97,7 @@ class Replay:
             study_name=f"draw {seed}", direction="maximize", pruner=build_pruner(settings, EPOCHS)
         )
         for place in range(TRIALS):
-            self._study.enqueue_trial({}, {PLACE: place})
+            self._study.enqueue_trial({"curve": place}, {PLACE: place})
 
     def run(self) -> Outcome:
         """Train until nothing waits."""
@@ -111,35 +109,24 @@ class Replay:
 
     def _train(self, number: int) -> None:
         trial = begin(self._study, number)
+        # Of trials with the same values, one would go on.
+        trial.suggest_int("curve", 0, TRIALS - 1)
         curve = self._curves[number]
-        history = curve.history
         done = len(self._study.trials[number].intermediate_values)
-        callback = self._callback(trial)
-        callback.on_start(EPOCHS, 1)
-        try:
-            callback.on_resume(done, history[:done])
-            for epoch in range(done + 1, len(history) + 1):
-                self._trained += 1
-                callback.on_epoch(epoch, history[epoch - 1], True)
-        except Paused:
+        ended, epochs = train_on(self._callback(trial), curve, done)
+        self._trained += epochs
+        if ended is None:
             put_back(self._study, trial._trial_id)
-        except Pruned:
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._end(trial, curve)
+            return
+        is_complete = ended == TrialState.COMPLETE
+        self._study.tell(trial, curve.best[0] if is_complete else None, state=ended)
+        if is_complete:
+            self._ended.append(curve.best[0])
 
     def _callback(self, trial: optuna.Trial) -> PruningCallback:
         if self._settings.pruner == "one_epoch":
             return RaceCallback(trial, METRIC, self._settings)
         return PruningCallback(trial, METRIC, prunable=True)
-
-    def _end(self, trial: optuna.Trial, curve: Curve) -> None:
-        if len(curve.accuracies) < EPOCHS:
-            # Its loss was not finite.
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        self._ended.append(curve.best[0])
-        self._study.tell(trial, curve.best[0])
 
 
 def run_draw(seed: int, name: str) -> Outcome:

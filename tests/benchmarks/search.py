@@ -207,6 +207,33 @@ def next_due(study: optuna.Study, settings: Study) -> int | None:
     return None
 
 
+def train_on(report: PruningCallback, curve: Curve, done: int) -> tuple[TrialState | None, int]:
+    """Replay a training from an epoch on.
+
+    Args:
+        report: The callback that prunes it, or has it wait.
+        curve: Its curve.
+        done: Number of epochs that it has trained before.
+
+    Returns:
+        How its trial ended, or None if it waits; and the number of epochs that it has trained.
+    """
+    epochs = 0
+    report.on_start(EPOCHS, 1)
+    try:
+        report.on_resume(done, curve.history[:done])
+        for epoch, values in enumerate(curve.history[done:], done + 1):
+            epochs += 1
+            report.on_epoch(epoch, values, True)
+    except Paused:
+        return None, epochs
+    except Pruned:
+        return TrialState.PRUNED, epochs
+    # A shorter one has ended since its loss was not finite.
+    is_whole = len(curve.accuracies) == EPOCHS
+    return TrialState.COMPLETE if is_whole else TrialState.FAIL, epochs
+
+
 def begin(study: optuna.Study, number: int) -> optuna.Trial:
     """Begin a waiting trial, or go on with it."""
     trial_id = study.trials[number]._trial_id
@@ -276,8 +303,8 @@ class _Replay:
                 drawn[number] = self.draw(suggest(trial, self.grid.space))
             key, curve = drawn[number]
             done = len(self.study.trials[number].intermediate_values)
-            report = RaceCallback(trial, METRIC, settings)
-            ended = self._go_on(report, curve, done)
+            ended, epochs = train_on(RaceCallback(trial, METRIC, settings), curve, done)
+            self.epochs += epochs
             if ended is None:
                 put_back(self.study, trial._trial_id)
                 continue
@@ -291,22 +318,6 @@ class _Replay:
         key = self.grid.nearest(point)
         curves = self.grid.curves[key]
         return key, curves[self.random.integers(len(curves))]
-
-    def _go_on(self, report: RaceCallback, curve: Curve, done: int) -> TrialState | None:
-        """Train from an epoch on; return how the trial ended, or None if it waits."""
-        history = curve.history
-        report.on_start(EPOCHS, 1)
-        try:
-            report.on_resume(done, history[:done])
-            for epoch in range(done + 1, len(history) + 1):
-                self.epochs += 1
-                report.on_epoch(epoch, history[epoch - 1], True)
-        except Paused:
-            return None
-        except Pruned:
-            return TrialState.PRUNED
-        # A shorter one has ended since its loss was not finite.
-        return TrialState.COMPLETE if len(history) == EPOCHS else TrialState.FAIL
 
     def keep(self, key: tuple[str, str, float], curve: Curve) -> None:
         accuracy, loss = curve.best

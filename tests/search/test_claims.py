@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import TakenOver
 from pipeline.search.claims import OWNER, Claims, Owner, is_held
 from pipeline.search.study_storage import Database
+from pipeline.search.trials import put_back
 from tests.conftest import thorough_of
 
 NUM_TRIALS = 24
@@ -57,6 +58,34 @@ def test_of_many_workers_one_gets_each_trial(
     for thread in threads:
         thread.join()
     assert sorted(claimed) == list(range(NUM_TRIALS))
+
+
+def test_what_another_worker_has_put_back_since_it_was_listed_is_asked_for_anew(
+    tmp_path: Path,
+) -> None:
+    database = Database("", tmp_path)
+    study = open_study(database, 3)
+    first, second = (Claims(database, study, interval=60) for _ in range(2))
+
+    def is_fresh(trial: FrozenTrial) -> bool:
+        return not trial.intermediate_values
+
+    taken = first.take(is_fresh)
+    assert taken is not None
+    with taken as trial:
+        assert trial.number == 0
+        study.tell(trial, 1.0)
+    # It is listed by the first one as waiting; the second one trains it, and has it wait.
+    taken = second.take(is_fresh)
+    assert taken is not None
+    with taken as trial:
+        assert trial.number == 1
+        trial.report(0.5, 1)
+        put_back(study, trial._trial_id)
+    taken = first.take(is_fresh)
+    assert taken is not None
+    with taken as trial:
+        assert trial.number == 2
 
 
 def test_a_silent_worker_loses_its_trial_and_is_told(tmp_path: Path) -> None:

@@ -196,7 +196,9 @@ def test_a_training_of_one_epoch_is_complete_after_it() -> None:
     study = study_of([0.5, 0.5])
     callback = RaceCallback(begin(study, 0), METRIC, Study(finalists=1))
     callback.on_start(1, 1)
+    # It is neither pruned nor has to wait: either would be raised.
     callback.on_epoch(1, {METRIC: 0.1}, True)
+    assert study.trials[0].intermediate_values == {1: 0.1}
 
 
 def test_what_goes_on_is_not_judged_again() -> None:
@@ -209,6 +211,7 @@ def test_what_goes_on_is_not_judged_again() -> None:
     callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
     # Its checkpoint is gone, so that it begins anew.
     callback.on_epoch(1, {METRIC: 0.1}, True)
+    assert Race.of(study, settings).standing(0) == Standing.OPEN
 
 
 @pytest.mark.thorough
