@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -18,8 +18,9 @@ import optuna
 from optuna.trial import TrialState
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import InUse, PipelineError
+from pipeline.errors import InUse, PipelineError, UserError
 from pipeline.experiment import Experiment
+from pipeline.files import child_path, lock, remove_child
 from pipeline.jobs.keep_weights import remove_other_weights
 from pipeline.jobs.summary import Summary
 from pipeline.jobs.training_job import Job
@@ -150,6 +151,7 @@ class Leader:
         wait_until_sent(opened.workspace)
         # Journals of workers that were killed.
         send_left(opened.workspace, opened.experiment.name)
+        _remove_ended_checkpoints(opened, self.study)
         _wait_for_runs(opened, self.study)
         compared = conclude_study(
             opened.workspace, opened.experiment, self.study, self.parent, opened.prepared
@@ -303,6 +305,20 @@ def join(opened: OpenStudy, step: str, other: LedElsewhere) -> Iterator[Trainer]
     with joining_run(workspace, step, opened.found.name, parent):
         joined = replace(opened, workspace=replace(workspace, launched_run=""), jobs=[])
         yield _choose_trainer(joined, study, parent)
+        _remove_ended_checkpoints(joined, study)
+
+
+def _remove_ended_checkpoints(opened: OpenStudy, study: optuna.Study) -> None:
+    """Remove what this machine still has of trainings that another machine has gone on with.
+
+    Only what the study itself has noted counts: anybody may write the tags of runs.
+    """
+    folder = opened.workspace.checkpoints
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        uid = str(trial.user_attrs.get(UID, ""))
+        if names.is_uid(uid) and child_path(folder, uid).is_dir():
+            with suppress(InUse, UserError), lock(folder / uid, "its training is not at its end"):
+                remove_child(folder, uid)
 
 
 def _wait_for_agenda(opened: OpenStudy) -> optuna.Study:

@@ -10,7 +10,9 @@ have learnt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline import ranking
 from pipeline.config import Study
 from pipeline.errors import Paused
+from pipeline.experiment import Experiment
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.trials import latest_trials
 from pipeline.tracking.tracked_run import Pruned
@@ -29,7 +32,10 @@ class Standing(Enum):
     """How a trial stands after its first epoch."""
 
     AHEAD = "ahead"
-    """It is among the best, whatever the trials reach that have not trained for an epoch yet."""
+    """It is among the best, whatever the trials reach that have not trained for an epoch yet.
+
+    Or it is late: see `is_late`.
+    """
     OPEN = "open"
     """It is among the best so far."""
     BEHIND = "behind"
@@ -45,17 +51,26 @@ class Race(NamedTuple):
             scores the earlier one is the better.
         num_open: Number of trials that have not trained for an epoch, and will.
         num_finalists: Number of trials that are trained to their end.
+        num_hurried: Number of trials that do not wait for others, since it is late.
         total: Number of searched trials that take part.
     """
 
     order: list[int]
     num_open: int
     num_finalists: int
+    num_hurried: int
     total: int
 
     @classmethod
-    def of(cls, study: optuna.Study, settings: Study) -> Race:
-        """Read how the trials of a study stand."""
+    def of(cls, study: optuna.Study, settings: Study, late: bool = False) -> Race:
+        """Read how the trials of a study stand.
+
+        Args:
+            study: The study.
+            settings: Its settings.
+            late: Whether it is late, see `is_late`. Then as large a share of the places is given
+                away as of the trials have trained for an epoch.
+        """
         # Trials of the list have keys, so that none of them is among these.
         searched = list(filter(_takes_part, latest_trials(study, ())))
         begun = [trial for trial in searched if trial.intermediate_values]
@@ -65,8 +80,10 @@ class Race(NamedTuple):
             if trial.state != TrialState.PRUNED:
                 order.setdefault(repr(sorted(trial.params.items())), trial.number)
         num_open = len(searched) - len(begun)
-        finalists = settings.num_finalists(len(searched))
-        return cls(list(order.values()), num_open, finalists, len(searched))
+        total = len(searched)
+        finalists = settings.num_finalists(total)
+        hurried = math.ceil(finalists * len(begun) / total) if late and total else 0
+        return cls(list(order.values()), num_open, finalists, hurried, total)
 
     def standing(self, number: int) -> Standing:
         """Return how a trial stands that has trained for an epoch, by its number."""
@@ -75,7 +92,8 @@ class Race(NamedTuple):
         rank = 1 + self.order.index(number)
         if rank > self.num_finalists:
             return Standing.BEHIND
-        if rank + self.num_open <= self.num_finalists or not self.num_open:
+        is_certain = rank + self.num_open <= self.num_finalists or not self.num_open
+        if is_certain or rank <= self.num_hurried:
             return Standing.AHEAD
         return Standing.OPEN
 
@@ -105,6 +123,32 @@ def waits_for_others(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.WAITING and len(trial.intermediate_values) == 1
 
 
+def is_late(experiment: Experiment, began: float) -> bool:
+    """Whether the best so far go on at once, so that they reach their end within ``study.hours``.
+
+    That is so when the time is over that the list and the first epochs have of a study which just
+    fits into its hours. Trials that have not begun come after them.
+
+    Args:
+        experiment: List, number of trials and settings.
+        began: When the study's trials were enqueued, in seconds since 1970.
+    """
+    settings = experiment.study
+    if not settings.hours:
+        return False
+    epochs = experiment.base.training.epochs
+    num_listed = min(len(experiment.entries), experiment.trials)
+    num_searched = experiment.trials - num_listed
+    before = num_listed * epochs + num_searched
+    after = settings.num_finalists(num_searched) * (epochs - 1)
+    share = before / (before + after)
+    return time.time() - began >= share * 3600 * settings.hours
+
+
+def _never() -> bool:
+    return False
+
+
 def _first_score(trial: FrozenTrial) -> float:
     """Return the score after the first epoch, the higher the better."""
     return trial.intermediate_values[min(trial.intermediate_values)]
@@ -117,11 +161,19 @@ class RaceCallback(PruningCallback):
         trial: The trial that is trained.
         metric: The metric that trainings are compared by.
         settings: The study's settings.
+        is_late: Whether it is late by now, see the function `is_late`.
     """
 
-    def __init__(self, trial: optuna.Trial, metric: str, settings: Study) -> None:
+    def __init__(
+        self,
+        trial: optuna.Trial,
+        metric: str,
+        settings: Study,
+        is_late: Callable[[], bool] = _never,
+    ) -> None:
         super().__init__(trial, metric, prunable=False)
         self._settings = settings
+        self._is_late = is_late
 
     def on_epoch(self, epoch: int, values: dict[str, float], is_best: bool) -> None:
         super().on_epoch(epoch, values, is_best)
@@ -137,7 +189,7 @@ class RaceCallback(PruningCallback):
     def _judge(self, values: Mapping[str, float]) -> None:
         if self._epochs == 1:
             return
-        race = Race.of(self._trial.study, self._settings)
+        race = Race.of(self._trial.study, self._settings, self._is_late())
         standing = race.standing(self._trial.number)
         value = ranking.text(values[self._metric], self._metric)
         where = (

@@ -44,7 +44,7 @@ from pipeline.report.settings_text import (
     settings_with_effect,
 )
 from pipeline.search.claims import LOST, Claim, ClaimCallback, Claims, Owner
-from pipeline.search.one_epoch import Race, RaceCallback, Standing, waits_for_others
+from pipeline.search.one_epoch import Race, RaceCallback, Standing, is_late, waits_for_others
 from pipeline.search.pruning import PruningCallback
 from pipeline.search.shared_state import LONGEST_AWAY, read_agenda, why_stop
 from pipeline.search.space import build_configuration, decode_point, suggest
@@ -197,8 +197,11 @@ class TrialRunner:
             return False
         if not waits_for_others(trial):
             return False
-        self._race = self._race or Race.of(self.study, settings)
+        self._race = self._race or Race.of(self.study, settings, self._is_late())
         return self._race.standing(trial.number) == Standing.OPEN
+
+    def _is_late(self) -> bool:
+        return is_late(self.experiment, self._agenda.began)
 
     def num_left(self) -> int:
         """Return how many trials are still to begin although nothing speaks against it."""
@@ -415,7 +418,7 @@ class TrialRunner:
         is_searched = ENTRY not in trial.user_attrs
         settings = self.experiment.study
         if is_searched and settings.pruner == "one_epoch":
-            return [RaceCallback(trial, metric, settings)]
+            return [RaceCallback(trial, metric, settings, self._is_late)]
         return [PruningCallback(trial, metric, prunable=is_searched)]
 
     def _choose_configuration(self, trial: optuna.Trial, place: int) -> Configuration:

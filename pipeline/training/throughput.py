@@ -23,7 +23,7 @@ from pipeline.training.inference import set_training_mode
 from pipeline.training.precision import PLAIN
 from pipeline.training.stepper import Stepper
 
-SECONDS = 3.0
+SECONDS = 1.5
 """Seconds for which each network is trained."""
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.files import lock
 from pipeline.tracking import names
+from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 from tests.search.test_study import LIST, SPACE, runs, study_file
 
@@ -116,3 +118,18 @@ def test_what_has_left_the_list_takes_no_place_of_the_search(cli: Cli, quick: Pa
     )
     # Three at first; then the new entry and, for the one that has left, a second searched trial.
     assert len(runs("train")) == 5
+
+
+def test_checkpoints_of_trainings_that_another_machine_has_ended_are_removed(
+    cli: Cli, quick: Path, workspace: Workspace
+) -> None:
+    file = study_file(quick, configs=LIST)
+    assert cli("tune", "--config", file).code == 0
+    left = [workspace.checkpoints / run.data.tags[names.UID] for run in runs("train")]
+    of_others = workspace.checkpoints / ("f" * 32)
+    for folder in [*left, of_others]:
+        folder.mkdir()
+        (folder / "resume-00000004.pt").write_bytes(b"state")
+    with lock(left[1]):
+        assert cli("tune", "--config", file).code == 0
+    assert [folder.is_dir() for folder in [*left, of_others]] == [False, True, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from optuna.trial import TrialState
 
 from pipeline.config import Study
 from pipeline.errors import Paused
+from pipeline.experiment import load_experiment
 from pipeline.search.one_epoch import (
     Race,
     RaceCallback,
     Standing,
+    is_late,
     waits_for_others,
 )
 from pipeline.search.trials import KEY, PLACE, num_drawn, put_back
@@ -119,7 +122,7 @@ def test_a_trial_that_is_certain_to_go_on_does_not_wait() -> None:
     study, settings = study_of([0.1, 0.9]), Study(finalists=1)
     assert train(study, 0, 0.1, settings) == "waits"
     race = Race.of(study, settings)
-    assert (race.order, race.num_open, race.num_finalists, race.total) == ([0], 1, 1, 2)
+    assert race == Race([0], num_open=1, num_finalists=1, num_hurried=0, total=2)
     assert train(study, 1, 0.9, settings) == "complete"
     assert train(study, 0, 0.1, settings) == "pruned"
 
@@ -212,6 +215,45 @@ def test_what_goes_on_is_not_judged_again() -> None:
     # Its checkpoint is gone, so that it begins anew.
     callback.on_epoch(1, {METRIC: 0.1}, True)
     assert Race.of(study, settings).standing(0) == Standing.OPEN
+
+
+def test_when_it_is_late_the_best_so_far_wait_for_nobody() -> None:
+    study, settings = study_of([0.5] * 10), Study()
+    for number in range(5):
+        assert train(study, number, number / 10, settings).startswith(("waits", "pruned"))
+    # Half of them have trained for an epoch, so that half of the three places are given away.
+    race = Race.of(study, settings, late=True)
+    assert race.num_hurried == 2
+    standings = [race.standing(number) for number in range(5)]
+    assert standings == [*[Standing.BEHIND] * 2, Standing.OPEN, *[Standing.AHEAD] * 2]
+    assert Race.of(study, settings).standing(4) == Standing.OPEN
+
+    trial = begin(study, 4)
+    callback = RaceCallback(trial, METRIC, settings, is_late=lambda: True)
+    callback.on_start(EPOCHS, 1)
+    # It would be raised that it has to wait.
+    callback.on_resume(1, [{METRIC: 0.4}])
+
+
+@pytest.mark.parametrize(
+    ("listed", "trials", "epochs", "share"),
+    [(0, 10, 11, 0.25), (2, 12, 11, 0.5161), (4, 4, 3, 1.0), (6, 4, 3, 1.0), (0, 10, 1, 1.0)],
+)
+def test_it_is_late_when_the_time_of_list_and_first_epochs_is_over(
+    tmp_path: Path, listed: int, trials: int, epochs: int, share: float
+) -> None:
+    content: dict[str, Any] = {
+        "base": {"data": {"source": "digits"}, "training": {"epochs": epochs}},
+        "configs": [{}] * listed,
+        "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2}},
+        "study": {"trials": trials},
+    }
+    file = tmp_path / "race.yaml"
+    file.write_text(yaml.safe_dump(content))
+    began = time.time() - 2 * 3600 * share
+    experiment = load_experiment(str(file), {"study": {"hours": 2}})
+    assert is_late(experiment, began - 30) and not is_late(experiment, began + 30)
+    assert not is_late(load_experiment(str(file), {}), 0.0)
 
 
 @pytest.mark.thorough
