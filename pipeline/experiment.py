@@ -31,6 +31,8 @@ from pipeline.trust import name_images, name_network
 
 FAST = {"epochs": 2, "image_size": 64, "limit": 300}
 """What ``fast`` scales a configuration down to, at most."""
+_FAST = "-fast"
+"""How names of experiments and studies end that are scaled down."""
 MOST_BYTES = 10_000_000
 """Largest size in bytes of an experiment file, which people write."""
 
@@ -180,6 +182,8 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
     )
     raw_study = {**raw_base.pop("study", {}), **overrides.get("study", {})}
     study = parse(Study, raw_study, f"{where}: study")
+    if fast and study.name and not study.name.endswith(_FAST):
+        study = study.model_copy(update={"name": experiment_name(study.name, fast)})
     fixed = {key: value for key, value in overrides.items() if key != "study"}
     base = _parse_configuration(where, "base", raw_base, fixed)
     if study.workers != 1 and base.training.processes > 1:
@@ -250,7 +254,7 @@ def experiment_name(name: str, fast: bool) -> str:
     Raises:
         UserError: The name becomes too long.
     """
-    return parse(_Named, {"name": f"{name}-fast"}, "experiment").name if fast else name
+    return parse(_Named, {"name": name + _FAST}, "experiment").name if fast else name
 
 
 class _Named(BaseModel):

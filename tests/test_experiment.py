@@ -419,6 +419,14 @@ def test_fast_scales_base_and_entries_down(file: Path) -> None:
         assert configuration.data.stored_size == 64
 
 
+def test_a_study_that_is_scaled_down_is_another_one(file: Path) -> None:
+    text = "study: {name: flowers-1}"
+    assert load_text(file, text).study.name == "flowers-1"
+    assert load_text(file, text, fast=True).study.name == "flowers-1-fast"
+    named = "study: {name: flowers-1-fast}"
+    assert load_text(file, named, fast=True).study.name == "flowers-1-fast"
+
+
 def test_fast_never_scales_base_up(file: Path) -> None:
     base = load_text(
         file, "base: {data: {image_size: 32, limit: 50}, training: {epochs: 1}}", fast=True

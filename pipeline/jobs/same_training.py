@@ -100,11 +100,13 @@ def find_unfinished_training(
         StoreAway: The training was begun, and the server, which knows how far it is, is away.
     """
     if not workspace.is_server:
-        return find_runs.find_unfinished_training(workspace, study, job.identity, begun)
+        return find_runs.find_unfinished_training(workspace, study, job.identity, begun, is_begun)
     try:
         _need_answering(workspace)
         with few_retries():
-            return find_runs.find_unfinished_training(workspace, study, job.identity, begun)
+            return find_runs.find_unfinished_training(
+                workspace, study, job.identity, begun, is_begun
+            )
     except (StoreAway, *STORE_ERRORS) as error:
         if is_begun or not (isinstance(error, StoreAway) or is_away(error)):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from contextlib import suppress
@@ -17,9 +18,17 @@ from pipeline.tracking.run_log import RunLog
 from pipeline.tracking.sending import sender_of
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import STORE_ERRORS
-from pipeline.training.checkpoint import Checkpoints, State, checkpoint_name, number_of_steps
+from pipeline.training.checkpoint import (
+    Checkpoints,
+    State,
+    checkpoint_name,
+    is_whole_checkpoint,
+    number_of_steps,
+)
 
 _FOLDER = "shared"
+_STEPS = "[0-9]{1,9}"
+"""Values of the tag `names.RESUME_STEPS` that are a number of steps: anybody may write it."""
 _REST = 10.0
 """Times as long as an upload took that none follows it, so that networks and disks have air."""
 
@@ -121,11 +130,13 @@ def fetch_checkpoint(run: TrackedRun, folder: Path) -> None:
         folder: Folder of the training's checkpoints.
     """
     tag = run.before.tags.get(names.RESUME_STEPS, "") if run.before else ""
-    if not run.workspace.is_server or not tag.isdecimal():
+    if not run.workspace.is_server or not re.fullmatch(_STEPS, tag):
         return
     steps = int(tag)
     if steps <= max(map(number_of_steps, folder.glob("resume-*.pt")), default=-1):
         return
     with suppress(*STORE_ERRORS, PipelineError, OSError), TemporaryDirectory(dir=folder) as place:
         file = artifacts.download_artifact(run.workspace, run.id, names.RESUME, Path(place))
-        file.replace(folder / checkpoint_name(steps))
+        # Anything else would stand as the newest one for good.
+        if is_whole_checkpoint(file):
+            file.replace(folder / checkpoint_name(steps))

@@ -303,6 +303,8 @@ class TrackedTraining:
     ) -> None:
         """Log what a training that an error has ended early has come to."""
         if isinstance(error, TakenOver):
+            # It may have been raised in the midst of an epoch, in which other processes still are.
+            self._context.group.is_broken = self._context.group.size > 1
             self._log.abandon()
             return
         if isinstance(error, Paused):

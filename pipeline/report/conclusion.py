@@ -123,7 +123,7 @@ def _describe_nothing(rows: Sequence[Row]) -> list[str]:
 
 
 def _go_on(ranked: Sequence[Row], others: Sequence[Row], command: Command) -> str:
-    """Return how to go on with trainings that were interrupted; nothing if none was.
+    """Return how to go on with trainings that wait or were interrupted; nothing if none is.
 
     One that others were trained after has left the list of the study, and is not gone on with.
     """
@@ -137,8 +137,8 @@ def _go_on(ranked: Sequence[Row], others: Sequence[Row], command: Command) -> st
     typed = command("tune", "")
     if not number or not typed:
         return ""
-    was = "training was" if number == 1 else "trainings were"
-    return _next(f"go on with the study, {number_word(number)} {was} interrupted", typed)
+    are = "training is" if number == 1 else "trainings are"
+    return _next(f"go on with the study, {number_word(number)} {are} not finished", typed)
 
 
 def number_word(number: int) -> str:

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.errors import StoreAway, TakenOver
 from pipeline.search.study_storage import Database
 from pipeline.search.trials import KEY, RUN_ID, waiting_trials
+from pipeline.tracking.heartbeat import process_space
 from pipeline.training.callback import Callback
 
 OWNER = "owner"
@@ -111,9 +111,7 @@ class Owner(NamedTuple):
 
 def _this_place() -> str:
     """Return what process ids of this machine, or of this container, count in."""
-    with contextlib.suppress(OSError):
-        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    return socket.gethostname()
+    return f"{socket.gethostname()}/{process_space()}".rstrip("/")
 
 
 def clock() -> float:

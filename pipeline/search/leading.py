@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import TrialState
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import InUse, PipelineError, UserError
+from pipeline.errors import InUse, UserError
 from pipeline.experiment import Experiment
 from pipeline.files import child_path, lock, remove_child
 from pipeline.jobs.keep_weights import remove_other_weights
@@ -30,7 +30,13 @@ from pipeline.search.claims import is_held
 from pipeline.search.enqueue import enqueue_trials
 from pipeline.search.own_study import IDENTITY, PARENT, load_study, make_study
 from pipeline.search.ray_workers import RayWorkers, count_places
-from pipeline.search.shared_state import DATA_DIGEST, forget_agenda, read_agenda
+from pipeline.search.shared_state import (
+    DATA_DIGEST,
+    LONGEST_START,
+    forget_agenda,
+    no_agenda,
+    read_agenda,
+)
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
@@ -41,14 +47,19 @@ from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.leftover import send_left
 from pipeline.tracking.sending import longest_wait, wait_until_sent
-from pipeline.tracking.study_parent import joining_run, parent_run, refuse_if_tuned
+from pipeline.tracking.study_parent import (
+    find_leaders,
+    joining_run,
+    parent_run,
+    refuse_if_tuned,
+)
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 
 _CLOCKS = 60.0
 """Seconds by which clocks of machines may differ."""
-_LONGEST_START = 600.0
-"""Seconds that a study's first process may take from its parent run to its first trial."""
+_SHOWS_ITSELF = 10.0
+"""Seconds after which a process that leads a study has its parent run, which says so."""
 
 
 @dataclass(frozen=True)
@@ -322,19 +333,22 @@ def _remove_ended_checkpoints(opened: OpenStudy, study: optuna.Study) -> None:
 
 
 def _wait_for_agenda(opened: OpenStudy) -> optuna.Study:
-    """Return the study when the process that leads it has enqueued its trials."""
+    """Return the study when the process that leads it has enqueued its trials.
+
+    Until then the study has what an earlier process had decided.
+    """
     started = time.monotonic()
-    while time.monotonic() - started < _LONGEST_START:
+    while time.monotonic() - started < LONGEST_START:
         known = [study.study_name for study in opened.database.storage.get_all_studies()]
         if opened.found.name in known:
             study = opened.load(is_alone=False)
-            if read_agenda(study) is not None:
+            agenda = read_agenda(study)
+            is_old = time.monotonic() - started > _SHOWS_ITSELF
+            leaders = find_leaders(opened.workspace, opened.found.name)
+            if agenda is not None and (agenda.leader in leaders or (is_old and not leaders)):
                 return study
         time.sleep(1)
-    raise PipelineError(
-        f"study {opened.found.name}: the process that leads it has begun no trial within "
-        f"{_LONGEST_START / 60:.0f} minutes"
-    )
+    raise no_agenda(opened.found.name)
 
 
 def _telling_settings(experiment: Experiment) -> list[str]:

@@ -183,7 +183,9 @@ class RaceCallback(PruningCallback):
 
     def on_resume(self, steps: int, history: Sequence[dict[str, float]]) -> None:
         super().on_resume(steps, history)
-        if len(history) == 1:
+        # If it had gone on before, it keeps its place although its last checkpoint is that of its
+        # pause.
+        if len(history) == 1 and max(self._reported, default=0) <= 1:
             self._judge(history[0])
 
     def _judge(self, values: Mapping[str, float]) -> None:

@@ -53,6 +53,8 @@ def write_figures(
         warnings.filterwarnings("ignore", r"Attempting to set identical", UserWarning)
         # The code that finds the fonts says it once.
         warnings.filterwarnings("ignore", r"Glyph \d+ ")
+        # Importances of values that few trials have are less sure, which the figure does not say.
+        warnings.filterwarnings("ignore", r"Some regimes for parameter", UserWarning)
         for name, draw in drawings.items():
             file = folder / f"{name}.png"
             try:

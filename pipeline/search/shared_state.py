@@ -12,14 +12,17 @@ from optuna.trial import TrialState
 import pipeline
 from pipeline import ranking
 from pipeline.config import Study
-from pipeline.errors import UserError
+from pipeline.errors import PipelineError, UserError
 from pipeline.experiment import Experiment
 from pipeline.search.trials import num_places
+from pipeline.tracking.heartbeat import Beat
 
 DATA_DIGEST = "data_digest"
 """User attribute of an Optuna study: digest of its images."""
 LONGEST_AWAY = 3600.0
 """Seconds for which workers wait for a tracking server that is away."""
+LONGEST_START = 600.0
+"""Seconds that a study's first process may take from its parent run to its first trial."""
 _AGENDA = "agenda"
 _STOP = "stop"
 
@@ -33,6 +36,7 @@ class Agenda(NamedTuple):
         heartbeat: Seconds between two signs of life of each worker.
         began: When the first process enqueued the trials, in seconds since 1970.
         release: Release of the pipeline that works on the study.
+        leader: The first process, as `Beat.process` names it.
     """
 
     total: int
@@ -40,6 +44,7 @@ class Agenda(NamedTuple):
     heartbeat: float
     began: float
     release: str
+    leader: str = ""
 
 
 def write_agenda(study: optuna.Study, experiment: Experiment, keys: Collection[str]) -> None:
@@ -57,6 +62,7 @@ def write_agenda(study: optuna.Study, experiment: Experiment, keys: Collection[s
         heartbeat=experiment.study.heartbeat,
         began=time.time(),
         release=pipeline.__version__,
+        leader=Beat.now().process,
     )
     study.set_user_attr(_STOP, "")
     study.set_user_attr(_AGENDA, agenda._asdict())
@@ -83,6 +89,32 @@ def read_agenda(study: optuna.Study) -> Agenda | None:
             f"and this is {pipeline.__version__}; take the same one"
         )
     return Agenda(**recorded)
+
+
+def wait_for_agenda(study: optuna.Study) -> Agenda:
+    """Return what the study's first process has decided, as soon as it has.
+
+    Another process may be about to take its place.
+
+    Raises:
+        UserError: That process is of another release.
+        PipelineError: It decides nothing.
+    """
+    started = time.monotonic()
+    while time.monotonic() - started < LONGEST_START:
+        agenda = read_agenda(study)
+        if agenda is not None:
+            return agenda
+        time.sleep(1)
+    raise no_agenda(study.study_name)
+
+
+def no_agenda(study: str) -> PipelineError:
+    """Return the error of a study whose first process does not begin."""
+    return PipelineError(
+        f"study {study}: the process that leads it has begun no trial within "
+        f"{LONGEST_START / 60:.0f} minutes"
+    )
 
 
 def ask_to_stop(study: optuna.Study) -> None:

@@ -21,12 +21,15 @@ from optuna.trial import TrialState
 from sqlalchemy import exc, select, update
 from sqlalchemy.engine import URL, make_url
 
-from pipeline.errors import StoreAway, UserError, first_line
+from pipeline.errors import StoreAway, UserError, first_line, nearest
 from pipeline.files import lock
 from pipeline.report.console import say
 from pipeline.tracking.address import check_address
 
 STUDIES = "optuna.db"
+_KINDS = ("sqlite", "postgresql")
+"""Databases that keep times of claims to the microsecond, which claims are told apart by."""
+_ALLOWED = "sqlite:///FILE, postgresql://USER@HOST/DATABASE"
 PATIENCE = 60.0
 """Seconds that an operation waits in all for a database that is busy or away."""
 _PAUSE = 0.5
@@ -66,7 +69,15 @@ class Database:
         try:
             parsed = make_url(url) if url else URL.create("sqlite", database=str(home / STUDIES))
         except (exc.ArgumentError, ValueError) as error:
-            raise UserError(f"study.storage: {url!r} cannot be used: {first_line(error)}") from None
+            raise UserError(
+                f"study.storage: {url!r} cannot be used: {first_line(error)}; allowed: {_ALLOWED}"
+            ) from None
+        kind = parsed.get_backend_name()
+        if kind not in _KINDS:
+            raise UserError(
+                f"study.storage: {str(parsed)!r} cannot be used: unknown scheme {kind!r}"
+                f"{nearest(kind, _KINDS)}; allowed: {_ALLOWED}"
+            )
         file = _file_of(parsed)
         self._beside = file or home / "optuna"
         name = f"database {str(parsed)!r}" if file is None else f"database {file}"

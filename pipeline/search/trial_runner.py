@@ -46,7 +46,7 @@ from pipeline.report.settings_text import (
 from pipeline.search.claims import LOST, Claim, ClaimCallback, Claims, Owner
 from pipeline.search.one_epoch import Race, RaceCallback, Standing, is_late, waits_for_others
 from pipeline.search.pruning import PruningCallback
-from pipeline.search.shared_state import LONGEST_AWAY, read_agenda, why_stop
+from pipeline.search.shared_state import LONGEST_AWAY, wait_for_agenda, why_stop
 from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
@@ -61,7 +61,7 @@ from pipeline.search.trials import (
     put_back,
     waiting_trials,
 )
-from pipeline.tracking import find_runs
+from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_silent
 from pipeline.tracking.sender import answers
 from pipeline.tracking.sending import settle
@@ -120,10 +120,8 @@ class TrialRunner:
 
         What others train is waited for, since it is taken over if they die.
         """
-        agenda = read_agenda(self.study)
-        assert agenda is not None
-        self._agenda = agenda
-        claims = Claims(self.database, self.study, agenda.heartbeat)
+        self._agenda = wait_for_agenda(self.study)
+        claims = Claims(self.database, self.study, self._agenda.heartbeat)
         waits = False
         while True:
             goes_on = self._goes_on()
@@ -134,12 +132,11 @@ class TrialRunner:
                 try:
                     with self._hold(claim) as trial:
                         self._run_trial(trial, claim)
-                except TakenOver as lost:
-                    say(f"  {lost}; it goes on there")
-                except InUse as error:
-                    self._leave_for_now(claim, error)
-                except (StoreAway, *STORE_ERRORS) as error:
-                    self._leave_to_server(error)
+                except (TakenOver, InUse, StoreAway, *STORE_ERRORS) as error:
+                    if join_group().is_broken:
+                        # The next training would wait for processes that are still in this one.
+                        raise
+                    self._leave(claim, error)
                 continue
             busy = claims.busy()
             if not busy and not (goes_on and self._waits_for_server()):
@@ -147,7 +144,20 @@ class TrialRunner:
             if busy and not waits:
                 say(_describe_busy(busy))
             waits = True
-            time.sleep(min(_LONGEST_PAUSE, agenda.heartbeat / 4))
+            time.sleep(min(_LONGEST_PAUSE, self._agenda.heartbeat / 4))
+
+    def _leave(self, claim: Claim, error: Exception) -> None:
+        """Leave a trial that cannot go on here now, and go on with others.
+
+        Raises:
+            Exception: The error, if the others could not go on either.
+        """
+        if isinstance(error, TakenOver):
+            say(f"  {error}; it goes on there")
+        elif isinstance(error, InUse):
+            self._leave_for_now(claim, error)
+        else:
+            self._leave_to_server(error)
 
     def _leave_for_now(self, claim: Claim, error: InUse) -> None:
         """Look at a trial again later whose run another process has.
@@ -157,7 +167,7 @@ class TrialRunner:
         """
         if not (self.is_one_of_several or self.database.is_on_server):
             raise error
-        say(f"  {first_line(error)}")
+        say_once(f"  {first_line(error)}; the trial goes on when that one has ended")
         self._left[claim.trial.number] = time.monotonic() + _LONGEST_PAUSE
 
     def _leave_to_server(self, error: Exception) -> None:
@@ -205,9 +215,7 @@ class TrialRunner:
 
     def num_left(self) -> int:
         """Return how many trials are still to begin although nothing speaks against it."""
-        agenda = read_agenda(self.study)
-        assert agenda is not None
-        self._agenda = agenda
+        self._agenda = wait_for_agenda(self.study)
         if not self._goes_on():
             return 0
         return len(self._find_wanted())
@@ -220,14 +228,16 @@ class TrialRunner:
         return not why
 
     def _find_wanted(self) -> list[FrozenTrial]:
-        """Return the waiting trials that may be trained now."""
+        """Return the waiting trials that may be trained, now or when others leave their runs."""
         self._race = None
-        return list(filter(self._is_wanted, waiting_trials(self.study)))
+        return list(filter(self._may_go_on, waiting_trials(self.study)))
 
     def _is_wanted(self, trial: FrozenTrial) -> bool:
+        is_left = self._left.get(trial.number, 0.0) > time.monotonic()
+        return not is_left and self._may_go_on(trial)
+
+    def _may_go_on(self, trial: FrozenTrial) -> bool:
         if PLACE not in trial.user_attrs or self._waits_for_others(trial):
-            return False
-        if self._left.get(trial.number, 0.0) > time.monotonic():
             return False
         has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
         if has_begun and self._is_server_away():
@@ -286,6 +296,7 @@ class TrialRunner:
             configuration = self._choose_configuration(trial, place)
             settings = describe_settings(configuration.flat())
             say(f"trial {place + 1} of {self._agenda.total}: {settings}")
+            self._need_not_pruned(trial)
             job = self._prepare_job(trial, configuration, place)
             score = self._train_folds(trial, job, claim)
         except Pruned as pruned:
@@ -313,6 +324,18 @@ class TrialRunner:
             self.study.tell(trial, score)
             self._say_how_far()
 
+    def _need_not_pruned(self, trial: optuna.Trial) -> None:
+        """Check that the trial's run has not been given up already.
+
+        Raises:
+            Pruned: It has: its worker died before it could tell the study.
+        """
+        run_id = trial.user_attrs.get(RUN_ID, "")
+        if not run_id or find_runs.get_lifecycle(self.workspace, run_id) != "active":
+            return
+        if find_runs.get_run(self.workspace, run_id).data.tags.get(names.STATE) == names.PRUNED:
+            raise Pruned("pruned before")
+
     def _say_how_far(self) -> None:
         """Say which trial is the best so far, and how many are to begin, if others train too."""
         if not self.is_one_of_several:
@@ -324,7 +347,7 @@ class TrialRunner:
         left = len(self._find_wanted())
         say(
             f"  best so far: {ranking.title(metric)} {value}, "
-            f"trial {int(best.user_attrs[PLACE]) + 1}; still to begin: {left}"
+            f"trial {int(best.user_attrs.get(PLACE, best.number)) + 1}; still to begin: {left}"
         )
 
     def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:

@@ -392,7 +392,11 @@ def states_by_uid(workspace: Workspace, study: str) -> dict[str, str]:
 
 
 def find_unfinished_training(
-    workspace: Workspace, study: str, identity: TrainingIdentity, begun: Collection[str]
+    workspace: Workspace,
+    study: str,
+    identity: TrainingIdentity,
+    begun: Collection[str],
+    are_own: bool = False,
 ) -> str:
     """Return the run id of a study's latest training of that identity that can go on.
 
@@ -405,6 +409,8 @@ def find_unfinished_training(
         identity: The training.
         begun: Ids and uids of runs that the study itself has noted. Only these count, since anybody
             may write such tags.
+        are_own: Whether these are runs of this very training. Then one also counts whose worker
+            died before it had logged any param.
     """
     rows = []
     for run in _search_training(workspace, identity, {}):
@@ -413,7 +419,10 @@ def find_unfinished_training(
         is_own = (run_id in begun or uid in begun) and names.is_uid(uid)
         if is_own and _is_of_study(run, study) and _can_go_on(run):
             rows.append(to_row(run))
-    same = [row for row in rows if _is_same(row, identity)]
+    same = []
+    for row in rows:
+        if _is_same(row, identity) or (are_own and not row["params"]):
+            same.append(row)
     if not same:
         return ""
     return str(max(same, key=itemgetter("start_time"))["run_id"])

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -32,17 +33,20 @@ class Beat(NamedTuple):
         started: When the process started, in seconds since 1970. It is needed since the system uses
             process ids again.
         time: When the tag was written, in seconds since 1970.
+        space: What process ids count in on that machine (see `process_space`); empty: the machine.
     """
 
     host: str
     process_id: int
     started: float
     time: float
+    space: str = ""
 
     @classmethod
     def now(cls) -> Beat:
         """Return the beat of this process."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time())
+        started = psutil.Process().create_time()
+        return cls(socket.gethostname(), os.getpid(), started, time.time(), process_space())
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Beat | None:
@@ -53,8 +57,8 @@ class Beat(NamedTuple):
     def parse(cls, text: str) -> Beat | None:
         """Read the text of a beat; return None if it cannot be one."""
         try:
-            host, process_id, started, time = text.split()
-            beat = cls(host, int(process_id), float(started), float(time))
+            host, process_id, started, time, *space = text.split()
+            beat = cls(host, int(process_id), float(started), float(time), *space[:1])
         except ValueError:
             return None
         has_id = 0 < beat.process_id < 2**31
@@ -62,19 +66,29 @@ class Beat(NamedTuple):
         return beat if has_id and has_times else None
 
     def __str__(self) -> str:
-        return f"{self.host} {self.process_id} {self.started:.2f} {self.time:.0f}"
+        return f"{self.process} {self.time:.0f} {self.space}".strip()
+
+    @property
+    def process(self) -> str:
+        """The process, told from all others."""
+        return f"{self.host} {self.process_id} {self.started:.2f}"
 
     def is_of(self, process_id: int) -> bool:
         """Whether the beat is that of a process of this machine."""
-        return (self.host, self.process_id) == (socket.gethostname(), process_id)
+        return self._is_from_here and self.process_id == process_id
+
+    @property
+    def _is_from_here(self) -> bool:
+        return self.host == socket.gethostname() and self.space in ("", process_space())
 
     @property
     def lives(self) -> bool:
         """Whether the process still runs.
 
-        On this machine its id and its start tell it, on another machine the time of the beat.
+        On this machine its id and its start tell it, on another machine, or in another container,
+        the time of the beat.
         """
-        if self.host != socket.gethostname():
+        if not self._is_from_here:
             return time.time() - self.time < STALE
         try:
             process = psutil.Process(self.process_id)
@@ -84,6 +98,13 @@ class Beat(NamedTuple):
             )
         except psutil.NoSuchProcess:
             return False
+
+
+def process_space() -> str:
+    """Return what process ids count in: containers may have the name of their machine."""
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    return ""
 
 
 class Heartbeat:

@@ -120,6 +120,12 @@ def find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
     return [run for run in parents if is_alive(run.data.tags) and _is_anothers(run)]
 
 
+def find_leaders(workspace: Workspace, study: str) -> set[str]:
+    """Return the other processes that lead a study, as `Beat.process` names them."""
+    beats = [Beat.of(run.data.tags) for run in find_tuned_elsewhere(workspace, study)]
+    return {beat.process for beat in beats if beat is not None}
+
+
 def is_concluded(workspace: Workspace, study: str) -> bool:
     """Whether the process that worked on a study last has compared its trainings."""
     parents = study_runs.find_study_parents(workspace, study)

@@ -193,6 +193,12 @@ def _copy_bytes(source: BinaryIO, target: BinaryIO | _HashingWriter, length: int
         length -= len(chunk)
 
 
+def is_whole_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint without damage."""
+    with path.open("rb") as file:
+        return _is_whole(file)
+
+
 def _is_whole(file: BinaryIO) -> bool:
     """Whether a checkpoint's hash is right.
 

@@ -116,9 +116,17 @@ class _Loop:
     def start(self) -> None:
         """Go on from the last checkpoint, if there is one, and call back."""
         self._resume()
-        for callback in self._callbacks:
-            callback.on_start(self._configuration.training.epochs, len(self._context.train))
-            callback.on_resume(len(self.result.lrs), self.result.history)
+        raised: Exception | None = None
+        try:
+            for callback in self._callbacks:
+                callback.on_start(self._configuration.training.epochs, len(self._context.train))
+                callback.on_resume(len(self.result.lrs), self.result.history)
+        except Exception as error:
+            raised = error
+        # As in `_call_back`: all processes of the group end, or none.
+        (ends,) = self._context.group.sum([raised is not None])
+        if ends:
+            raise raised or GivenUp("the first process gave up before its first step")
         self._saved = self._tick = time.perf_counter()
 
     def goes_on(self) -> bool:

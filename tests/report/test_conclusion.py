@@ -112,7 +112,7 @@ def test_without_a_ranked_run_the_reason_is_said() -> None:
 def test_a_study_that_was_interrupted_goes_on_next() -> None:
     whole, stopped = configuration("resnet18", 320), configuration("a", None, state="interrupted")
     assert conclude(whole, stopped, command=typed)[-1] == (
-        "Next: go on with the study, one training was interrupted: pipeline tune"
+        "Next: go on with the study, one training is not finished: pipeline tune"
     )
     assert said(conclude(whole, stopped), "Next: register")
     later = configuration("resnet18", 320, start_time=2)

@@ -15,7 +15,7 @@ import yaml
 from optuna.trial import TrialState
 
 from pipeline.config import Study
-from pipeline.errors import Paused
+from pipeline.errors import Paused, StoreAway
 from pipeline.experiment import load_experiment
 from pipeline.search.one_epoch import (
     Race,
@@ -212,8 +212,9 @@ def test_what_goes_on_is_not_judged_again() -> None:
     callback = RaceCallback(trial, METRIC, settings)
     callback.on_start(EPOCHS, 1)
     callback.on_resume(2, [{METRIC: 0.1}, {METRIC: 0.1}])
-    # Its checkpoint is gone, so that it begins anew.
+    # Its checkpoint is gone, so that it begins anew, or it is that of its pause.
     callback.on_epoch(1, {METRIC: 0.1}, True)
+    callback.on_resume(1, [{METRIC: 0.1}])
     assert Race.of(study, settings).standing(0) == Standing.OPEN
 
 
@@ -318,6 +319,39 @@ def test_workers_race_as_one_does(cli: Cli, quick: Path) -> None:
     searched = sorted(trials[1:], key=lambda trial: -trial.intermediate_values[1])
     states = [trial.state for trial in searched]
     assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED] * 5
+
+
+@pytest.mark.thorough
+def test_processes_that_train_together_race_as_one_does(quick: Path) -> None:
+    file = race_file(quick, trials=6, finalists=1)
+    # The last of those that wait is given up when it goes on: its helpers are to know that.
+    tuned = start([*TUNE, file, "--training.processes", "2"], quick.parent, OMP_NUM_THREADS="1")
+    said = rest_of(tuned)
+    assert tuned.returncode == 0, said
+    assert "pruned after epoch 1" in said
+    states = sorted(trial.state.name for trial in load_trials())
+    assert states == ["COMPLETE"] * 2 + ["PRUNED"] * 4
+
+
+def test_a_trial_whose_run_was_given_up_before_its_worker_died_is_not_trained_again(
+    cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = race_file(quick, trials=5, finalists=1)
+    tell = optuna.Study.tell
+
+    def die_once(study: optuna.Study, *arguments: Any, **options: Any) -> Any:
+        if options.get("state") == TrialState.PRUNED:
+            monkeypatch.setattr(optuna.Study, "tell", tell)
+            raise StoreAway("the database does not answer")
+        return tell(study, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Study, "tell", die_once)
+    assert cli("tune", "--config", file).code == 1
+    done = cli("tune", "--config", file)
+    assert done.code == 0 and "pruned before" in done.out
+    trials = [run.data.tags[names.TRIAL] for run in runs("train")]
+    assert sorted(trials) == list("01234")
+    assert all(trial.state.is_finished() for trial in load_trials())
 
 
 @pytest.mark.thorough

@@ -25,6 +25,34 @@ def artifacts_of(run_id: str) -> list[str]:
     return [file.path for file in mlflow.MlflowClient().list_artifacts(run_id, "resume")]
 
 
+@pytest.mark.parametrize(
+    ("tag", "content"), [("7" * 5000, b""), ("999999999", b"junk"), ("", b""), ("-1", b"")]
+)
+def test_what_is_no_checkpoint_is_not_taken(
+    folder: Path,
+    tracking_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tag: str,
+    content: bytes,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    mlflow.set_tracking_uri(tracking_server.uri)
+    workspace = open_workspace("shared")
+    with pytest.raises(Pruned), TrackedRun(workspace, "train", "one") as run:
+        raise Pruned("as if another machine had gone on from here")
+    wait_until_sent(workspace)
+    junk = folder / Path(names.RESUME).name
+    junk.write_bytes(content)
+    client = mlflow.MlflowClient()
+    client.log_artifact(run.id, str(junk), str(Path(names.RESUME).parent))
+    client.set_tag(run.id, names.RESUME_STEPS, tag)
+    here = folder / "here"
+    here.mkdir()
+    with TrackedRun(workspace, "train", "", run_id=run.id) as again:
+        fetch_checkpoint(again, here)
+    assert steps_in(here) == []
+
+
 @pytest.mark.parametrize(("local", "then"), [([], [7]), ([3], [3, 7]), ([7], [7]), ([9], [9])])
 def test_the_newer_of_a_local_and_an_uploaded_checkpoint_is_gone_on_with(
     folder: Path,

@@ -90,6 +90,8 @@ def test_six_at_once_make_a_fresh_database_on_a_server(
         ("sqlite:////nonexistent/folder/optuna.db", "there is no folder /nonexistent/folder"),
         ("optuna.db", "study.storage: 'optuna.db' cannot be used"),
         ("oracle://me:secret@host/db", "study.storage: 'oracle://me:***@host/db' cannot be used"),
+        ("mysql://me:secret@host/db", "unknown scheme 'mysql'"),
+        ("postgres://me:secret@host/db", "unknown scheme 'postgres'; nearest: postgresql; allowed"),
         (
             "postgresql+psycopg://me:secret@127.0.0.1:1/db",
             "study.storage: 'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be used",

@@ -6,11 +6,13 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
+from pipeline.files import lock
 from pipeline.search.claims import LOST
 from pipeline.search.shared_state import forget_agenda, read_agenda, write_agenda
 from pipeline.search.worker_processes import find_file_system
@@ -171,6 +174,26 @@ def wait_for_any(process: subprocess.Popen[str], texts: list[str]) -> str:
 
 
 @pytest.mark.thorough
+def test_a_trial_whose_run_somebody_trains_by_hand_is_waited_for(quick: Path) -> None:
+    file = long_study(quick, workers=2)
+    first = start([*TUNE, file], quick.parent)
+    wait_for(first, "epoch 3/")
+    first.send_signal(signal.SIGINT)
+    rest_of(first)
+    begun = runs("train")
+    with ExitStack() as held:
+        for run in begun:
+            folder = quick.parent / "checkpoints" / "quick"
+            held.enter_context(lock(folder / run.data.tags[names.UID]))
+        tuned = start([*TUNE, file], quick.parent)
+        wait_for(tuned, "the trial goes on when that one has ended")
+    said = rest_of(tuned)
+    assert tuned.returncode == 0, said
+    assert [run.data.tags[names.STATE] for run in runs("train")] == [names.COMPLETE] * 2
+    assert {run.info.run_id for run in begun} <= {run.info.run_id for run in runs("train")}
+
+
+@pytest.mark.thorough
 def test_a_study_that_is_asked_to_stop_ends_its_running_trials(cli: Cli, quick: Path) -> None:
     file = long_study(quick, workers=2, repeats=4)
     tuned = start([*TUNE, file], quick.parent)
@@ -262,6 +285,31 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
     assert parent.data.tags[names.STATE] == names.COMPLETE
     # Only who leads a study concludes it.
     assert "Comparison of shared" in said[0] and "Comparison of" not in said[1]
+
+
+@pytest.mark.thorough
+def test_who_joins_a_study_that_is_taken_up_again_has_part_in_it(
+    quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
+) -> None:
+    study = {"name": "grown", "storage": postgres.url("growing"), "heartbeat": 1, "pruner": "none"}
+    environment = {"MLFLOW_TRACKING_URI": tracking_server.uri}
+    mlflow.set_tracking_uri(tracking_server.uri)
+    own = study_file(quick, configs=LIST, space=SPACE, study={**study, "trials": 2})
+    other = join_in(quick, tmp_path / "second", **study, trials=8)
+    # Others are not to find equal trainings on the server.
+    longer = ("--training.epochs", "55")
+    ended = start([*TUNE, str(own), *longer], quick.parent, **environment)
+    rest_of(ended)
+    options = ("--study.trials", "8", *longer)
+    first = start([*TUNE, str(own), *options], quick.parent, **environment)
+    # While the first one takes the study up, it still has what its earlier life decided.
+    second = start([*TUNE, other, *options], Path(other).parent, **environment)
+    said = [rest_of(first), rest_of(second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    joined = [one for one in said if "this process joins in" in one]
+    assert len(joined) == 1 and "trial " in joined[0].partition("joins in")[2], said
+    trained = [run for run in runs("train") if run.data.tags.get(names.STUDY) == "grown"]
+    assert [run.data.tags[names.STATE] for run in trained] == [names.COMPLETE] * 8
 
 
 @pytest.mark.thorough

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.identity import TrainingIdentity
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
@@ -49,3 +50,27 @@ def test_a_training_of_several_studies_is_found_in_each(workspace: Workspace) ->
         run.info.run_id
     ]
     assert find_runs.find_trainings(workspace, "quick-2") == []
+
+
+def test_a_run_whose_worker_died_before_it_logged_a_param_goes_on_for_its_own_trial(
+    workspace: Workspace,
+) -> None:
+    identity = TrainingIdentity("1" * 12, 0, 0, "2" * 32)
+    tags = {
+        names.EXPERIMENT: "quick",
+        names.STEP: "train",
+        names.STUDY: "quick-1",
+        names.UID: "a" * 32,
+        names.STATE: names.INTERRUPTED,
+        names.CONFIG_HASH: identity.config_hash,
+        names.DATA_DIGEST: identity.data_digest,
+    }
+    run_id = workspace.client.create_run(workspace.experiment_id, tags=tags).info.run_id
+    begun = {run_id}
+    found = find_runs.find_unfinished_training(workspace, "quick-1", identity, begun, are_own=True)
+    assert found == run_id
+    assert not find_runs.find_unfinished_training(workspace, "quick-1", identity, begun)
+    workspace.client.log_param(run_id, "training.seed", "1")
+    assert not find_runs.find_unfinished_training(
+        workspace, "quick-1", identity, begun, are_own=True
+    )
