@@ -333,6 +333,7 @@ def test_processes_that_train_together_race_as_one_does(quick: Path) -> None:
     assert states == ["COMPLETE"] * 2 + ["PRUNED"] * 4
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_run_was_given_up_before_its_worker_died_is_not_trained_again(
     cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
