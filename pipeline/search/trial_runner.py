@@ -63,6 +63,7 @@ from pipeline.search.trials import (
 )
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_silent
+from pipeline.tracking.patience import few_retries
 from pipeline.tracking.sender import answers
 from pipeline.tracking.sending import settle
 from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
@@ -331,9 +332,11 @@ class TrialRunner:
             Pruned: It has: its worker died before it could tell the study.
         """
         run_id = trial.user_attrs.get(RUN_ID, "")
-        if not run_id or find_runs.get_lifecycle(self.workspace, run_id) != "active":
-            return
-        if find_runs.get_run(self.workspace, run_id).data.tags.get(names.STATE) == names.PRUNED:
+        with few_retries():
+            if not run_id or find_runs.get_lifecycle(self.workspace, run_id) != "active":
+                return
+            tags = find_runs.get_run(self.workspace, run_id).data.tags
+        if tags.get(names.STATE) == names.PRUNED:
             raise Pruned("pruned before")
 
     def _say_how_far(self) -> None:
