@@ -58,7 +58,7 @@ class Placement:
         run_id: An interrupted run to go on with, or empty.
         single: Whether the training is no part of a study. It then takes the run that ``mlflow
             run`` has made, if there is one, and has the report on the images itself.
-        on_uid: Called with the run's uid before training starts.
+        on_uid: Called with the run's uid: before there is a new run, or when one is taken up.
         on_run: Called with the run id: before training starts, or if a tracking server is away,
             from another thread when it is there again.
         guard: Called before anything is written to the run or its checkpoints; it raises
@@ -210,6 +210,9 @@ class TrackedTraining:
         )
         run.guard = placement.guard
         run.takes_over = placement.takes_over
+        if run.uid:
+            # Whoever is killed as the run begins leaves one that can be found.
+            placement.on_uid(run.uid)
         return run
 
     def _progress(self) -> TrainingProgress:
@@ -219,7 +222,8 @@ class TrackedTraining:
     def _start(self, run: TrackedRun, opened: contextlib.ExitStack) -> None:
         """Build all that the training needs, and log what is known before its first step."""
         placement = self._placement
-        placement.on_uid(run.uid)
+        if placement.run_id:
+            placement.on_uid(run.uid)
         run.tell_id(placement.on_run)
         folder = self._make_folder(run)
         if placement.run_id:

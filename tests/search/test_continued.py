@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.errors import Interrupted
 from pipeline.files import lock
 from pipeline.tracking import names
+from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
 from tests.search.test_study import LIST, SPACE, runs, study_file
@@ -133,3 +135,24 @@ def test_checkpoints_of_trainings_that_another_machine_has_ended_are_removed(
     with lock(left[1]):
         assert cli("tune", "--config", file).code == 0
     assert [folder.is_dir() for folder in [*left, of_others]] == [False, True, True]
+
+
+def test_a_training_that_is_interrupted_as_its_run_begins_goes_on_in_that_run(
+    cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = study_file(quick, configs=LIST)
+    begin = TrackedRun._start
+
+    def begin_and_stop(run: TrackedRun) -> None:
+        begin(run)
+        if run._step == "train":
+            raise Interrupted("stopped by SIGINT")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrackedRun, "_start", begin_and_stop)
+        assert cli("tune", "--config", file).code == 1
+    (stopped,) = runs("train")
+    assert stopped.data.tags[names.STATE] == names.INTERRUPTED
+    assert cli("tune", "--config", file).code == 0
+    assert [run.data.tags[names.STATE] for run in runs("train")] == [names.COMPLETE] * 2
+    assert stopped.info.run_id in {run.info.run_id for run in runs("train")}

@@ -5,6 +5,7 @@ Its configuration, its context by the real builder, and how it ends early.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ METRICS = {
 
 _opened = ExitStack()
 """Contexts stay open as long as the process."""
+atexit.register(_opened.close)
 
 
 def build_context(
