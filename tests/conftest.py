@@ -164,7 +164,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> 
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Run a step in this process, which has torch and mlflow loaded already."""
 
     def run(*arguments: str) -> Finished:
@@ -173,7 +173,11 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         captured = capsys.readouterr()
         return Finished(code, captured.out, captured.err)
 
-    return run
+    yield run
+    # What a store keeps for its address stays, 10,000 objects a test. Each training collects
+    # garbage at its end, and would look through those of all tests before.
+    gc.collect()
+    gc.freeze()
 
 
 def let_a_checkpoint_be_written() -> None:

@@ -143,6 +143,7 @@ def test_a_network_that_does_not_fit_is_left_out(
     assert set(stopwatch.left_out) == {"resnet18", "resnet34"}
 
 
+@pytest.mark.slow
 def test_the_file_of_few_hours_has_less_than_that_of_many(folder: Path) -> None:
     data = Data(source=f"folder:{write_digits(folder / 'digits', 30, size=64)}")
     few = write_experiment(data, Path("few.yaml"), 0.15, "cpu", no_progress)
@@ -154,6 +155,7 @@ def test_the_file_of_few_hours_has_less_than_that_of_many(folder: Path) -> None:
     assert load_experiment("many.yaml", {}).base.data.image_size == 64
 
 
+@pytest.mark.slow
 def test_hours_that_no_study_fits_into_are_refused_with_the_least_that_do(folder: Path) -> None:
     data = Data(source=f"folder:{write_digits(folder / 'digits', 12)}")
     with pytest.raises(UserError) as refused:

@@ -35,7 +35,7 @@ from tests.search.test_study import LIST, SPACE, runs, study_file
 from tests.servers import MLflowServer, PostgreSQL
 
 TUNE = [sys.executable, "-m", "pipeline", "tune", "--config"]
-MANY = 80
+MANY = 40
 """Epochs that leave time to disturb a training."""
 
 
@@ -255,11 +255,11 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
     quick: Path, postgres: PostgreSQL, tracking_server: MLflowServer, tmp_path: Path
 ) -> None:
     study = {
-        "trials": 10,
+        "trials": 6,
         "name": "shared",
         "storage": postgres.url("joined"),
         "heartbeat": 1,
-        "repeats": 3,
+        "repeats": 2,
         "pruner": "none",
     }
     environment = {"MLFLOW_TRACKING_URI": tracking_server.uri}
@@ -268,7 +268,7 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
     other = join_in(quick, tmp_path / "second machine", **study)
     # The first must not have trained all of them before the second has started.
     first = start([*TUNE, str(own), "--training.epochs", "100"], quick.parent, **environment)
-    wait_for(first, "trial 1 of 10")
+    wait_for(first, "trial 1 of 6")
     second = start(
         [*TUNE, other, "--training.epochs", "100", "--study.workers", "2"],
         Path(other).parent,
@@ -278,7 +278,7 @@ def test_a_process_of_another_folder_joins_a_study_on_a_server(
     assert (first.returncode, second.returncode) == (0, 0), said
     assert "this process joins in" in said[1] and re.search(r"\[[12]\] trial", said[1])
     trained = runs("train")
-    assert sorted(int(run.data.tags[names.TRIAL]) for run in trained) == list(range(10))
+    assert sorted(int(run.data.tags[names.TRIAL]) for run in trained) == list(range(6))
     assert {run.data.tags[names.STATE] for run in trained} == {names.COMPLETE}
     assert len({run.data.tags[names.PARENT] for run in trained}) == 1
     (parent,) = runs("tune")
@@ -297,7 +297,7 @@ def test_who_joins_a_study_that_is_taken_up_again_has_part_in_it(
     own = study_file(quick, configs=LIST, space=SPACE, study={**study, "trials": 2})
     other = join_in(quick, tmp_path / "second", **study, trials=8)
     # Others are not to find equal trainings on the server.
-    longer = ("--training.epochs", "55")
+    longer = ("--training.epochs", "35")
     ended = start([*TUNE, str(own), *longer], quick.parent, **environment)
     rest_of(ended)
     options = ("--study.trials", "8", *longer)
@@ -321,12 +321,12 @@ def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
     mlflow.set_tracking_uri(tracking_server.uri)
     own = study_file(quick, configs=LIST, space=SPACE, study=study)
     other = join_in(quick, tmp_path / "second", **study)
-    options = ("--training.epochs", "300", "--training.checkpoint_seconds", "0")
+    options = ("--training.epochs", "120", "--training.checkpoint_seconds", "0")
     first = start([*TUNE, str(own), *options], quick.parent, **environment)
     wait_for(first, "trial 1 of 2")
     second = start([*TUNE, other, *options], Path(other).parent, **environment)
     wait_for(second, "trial 2 of 2")
-    wait_for(first, "epoch 100/")
+    wait_for(first, "epoch 40/")
     first.kill()
     said = rest_of(second)
     assert second.returncode == 0, said
@@ -336,7 +336,7 @@ def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
     assert len(trained) == 2
     for run in trained:
         assert run.data.tags[names.STATE] == names.COMPLETE
-        assert sorted(epochs_of(run.info.run_id)) == list(range(1, 301))
+        assert sorted(epochs_of(run.info.run_id)) == list(range(1, 121))
         # Nobody needs it any more.
         assert not mlflow.MlflowClient().list_artifacts(run.info.run_id, "resume")
 
