@@ -321,12 +321,12 @@ def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
     mlflow.set_tracking_uri(tracking_server.uri)
     own = study_file(quick, configs=LIST, space=SPACE, study=study)
     other = join_in(quick, tmp_path / "second", **study)
-    options = ("--training.epochs", "120", "--training.checkpoint_seconds", "0")
+    options = ("--training.epochs", "300", "--training.checkpoint_seconds", "0")
     first = start([*TUNE, str(own), *options], quick.parent, **environment)
     wait_for(first, "trial 1 of 2")
     second = start([*TUNE, other, *options], Path(other).parent, **environment)
     wait_for(second, "trial 2 of 2")
-    wait_for(first, "epoch 40/")
+    wait_for(first, "epoch 100/")
     first.kill()
     said = rest_of(second)
     assert second.returncode == 0, said
@@ -336,7 +336,7 @@ def test_another_machine_goes_on_from_the_checkpoint_that_the_server_has(
     assert len(trained) == 2
     for run in trained:
         assert run.data.tags[names.STATE] == names.COMPLETE
-        assert sorted(epochs_of(run.info.run_id)) == list(range(1, 121))
+        assert sorted(epochs_of(run.info.run_id)) == list(range(1, 301))
         # Nobody needs it any more.
         assert not mlflow.MlflowClient().list_artifacts(run.info.run_id, "resume")
 
