@@ -40,7 +40,7 @@ from pipeline.search.shared_state import (
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
-from pipeline.search.trials import RUN_ID, UID
+from pipeline.search.trials import RUN_ID, UID, UNUSED
 from pipeline.search.worker_count import count_workers
 from pipeline.search.worker_processes import WorkerProcesses
 from pipeline.tracking import find_runs, names
@@ -230,8 +230,7 @@ def _wait_for_runs(opened: OpenStudy, study: optuna.Study) -> None:
     ends = time.monotonic() + longest_wait()
     is_told = False
     while True:
-        known = find_runs.states_by_uid(opened.workspace, opened.found.name)
-        missing = [uid for uid in uids if known.get(uid, names.RUNNING) == names.RUNNING]
+        missing = uids - find_runs.find_ended(opened.workspace, opened.found.name)
         if not missing or time.monotonic() >= ends:
             break
         if not is_told:
@@ -256,8 +255,9 @@ def _uids_of_this_life(study: optuna.Study) -> set[str]:
     uids = set()
     for trial in study.get_trials(deepcopy=False, states=states):
         is_new = trial.datetime_complete is not None and trial.datetime_complete >= began
-        if is_new and UID in trial.user_attrs:
-            uids.add(str(trial.user_attrs[UID]))
+        uid = trial.user_attrs.get(UID)
+        if is_new and uid and uid != trial.user_attrs.get(UNUSED):
+            uids.add(str(uid))
     return uids
 
 

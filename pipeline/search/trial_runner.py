@@ -57,6 +57,7 @@ from pipeline.search.trials import (
     REASON,
     RUN_ID,
     UID,
+    UNUSED,
     is_point,
     put_back,
     waiting_trials,
@@ -369,6 +370,7 @@ class TrialRunner:
     def _train_folds(self, trial: optuna.Trial, job: Job, claim: Claim) -> float:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
+        has_trained = False
         breaks = bool(claim.taken_from)
         # By an earlier process: without its server it cannot go on.
         own = _runs_of(trial.user_attrs)
@@ -389,6 +391,9 @@ class TrialRunner:
                 callbacks.insert(0, ClaimCallback(claim))
                 done = TrackedTraining(self.workspace, fold_job, placement, callbacks).run()
                 scores.append(ranking.score(done.value, done.metric))
+                has_trained = True
+        if not has_trained:
+            trial.set_user_attr(UNUSED, trial.user_attrs.get(UID, ""))
         return fmean(scores)
 
     def _find_unfinished(self, job: Job, own: set[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline import models, ranking
@@ -73,7 +73,10 @@ _HUGE = 1e300
 
 
 def search(
-    workspace: Workspace, filter_string: str, experiment_ids: list[str] | None = None
+    workspace: Workspace,
+    filter_string: str,
+    experiment_ids: list[str] | None = None,
+    view: int = ViewType.ACTIVE_ONLY,
 ) -> Iterator[Run]:
     """Yield all runs that a filter of MLflow's finds, by default in all MLflow experiments.
 
@@ -84,7 +87,7 @@ def search(
     while True:
         with _collect_no_garbage():
             page = workspace.client.search_runs(
-                ids, filter_string, max_results=1000, page_token=token
+                ids, filter_string, view, max_results=1000, page_token=token
             )
         yield from page
         token = page.token
@@ -381,13 +384,19 @@ def _is_of_use(row: Row) -> bool:
     return bool(row["has_weights"]) or row["test_accuracy"] is not None
 
 
-def states_by_uid(workspace: Workspace, study: str) -> dict[str, str]:
-    """Return the state of each training of a study by its uid."""
-    condition = f"tags.`{names.STUDY}` = '{quote(study)}' and tags.`{names.STEP}` = 'train'"
-    found = {}
-    for run in search(workspace, condition):
-        tags = run.data.tags
-        found[tags.get(names.UID, "")] = tags.get(names.STATE, names.RUNNING)
+def find_ended(workspace: Workspace, study: str) -> set[str]:
+    """Return the uids of a study's trainings that the store knows to have ended.
+
+    A run that was deleted counts: nobody ends it any more.
+    """
+    # A training may belong to several studies. Their names stand in one tag.
+    named = f"tags.`{names.STUDY}` LIKE '%{quote(study)}%'"
+    found = set()
+    for run in search(workspace, f"{named} and tags.`{names.STEP}` = 'train'", view=ViewType.ALL):
+        is_running = run.data.tags.get(names.STATE, names.RUNNING) == names.RUNNING
+        is_deleted = run.info.lifecycle_stage == "deleted"
+        if _is_of_study(run, study) and (is_deleted or not is_running):
+            found.add(run.data.tags.get(names.UID, ""))
     return found
 
 

@@ -25,7 +25,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipeline.errors import InUse
+from pipeline.errors import Interrupted, InUse
 from pipeline.tracking import find_runs, names, study_runs
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
@@ -382,3 +382,28 @@ def test_a_run_that_was_removed_for_good_ends_no_study(
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [killed])
     done = cli("tune", "--config", file)
     assert done.code == 0, done.err
+
+
+@pytest.mark.thorough
+def test_a_run_that_was_never_made_is_not_waited_for(
+    cli: Cli, quick: Path, tracking_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_SEND_SECONDS", "20")
+    mlflow.set_tracking_uri(tracking_server.uri)
+    options = ("--experiment", "never made")
+    tune = ["tune", "--config", study_file(quick, configs=LIST), *options]
+
+    begin = TrackedRun._start
+
+    def stop(run: TrackedRun) -> None:
+        if run._step == "train":
+            raise Interrupted("stopped by SIGINT")
+        begin(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrackedRun, "_start", stop)
+        assert cli(*tune).code == 1
+    assert cli("train", "--config", quick, *options).code == 0
+    done = cli(*tune)
+    assert done.code == 0 and done.out.count("trained before as run") == 1, done.err
+    assert "waiting until other workers have sent" not in done.out

@@ -74,3 +74,15 @@ def test_a_run_whose_worker_died_before_it_logged_a_param_goes_on_for_its_own_tr
     assert not find_runs.find_unfinished_training(
         workspace, "quick-1", identity, begun, are_own=True
     )
+
+
+def test_a_run_of_two_studies_or_a_deleted_one_is_waited_for_no_more(workspace: Workspace) -> None:
+    def make(uid: str, study: str, state: str) -> str:
+        tags = {names.UID: uid, names.STUDY: study, names.STATE: state, names.STEP: "train"}
+        return str(workspace.client.create_run(workspace.experiment_id, tags=tags).info.run_id)
+
+    make("shared", "first,mine", names.COMPLETE)
+    make("running", "mine", names.RUNNING)
+    workspace.client.delete_run(make("deleted", "mine", names.RUNNING))
+    make("foreign", "mine too", names.COMPLETE)
+    assert find_runs.find_ended(workspace, "mine") == {"shared", "deleted"}
