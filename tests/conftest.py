@@ -82,6 +82,12 @@ class Finished:
 Cli = Callable[..., Finished]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests: one more than cores, since slow ones often wait."""
+    cores = os.cpu_count() or 1
+    return cores if config.option.markexpr == "not slow" else cores + 1
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the finished study together, at the beginning.
