@@ -48,6 +48,7 @@ def find_same_training(workspace: Workspace, job: Job) -> find_runs.Row | None:
         return {
             "study": study,
             "run_id": outcome.run_id,
+            "uid": outcome.run.uid,
             "run_name": job.configuration.model.name,
             "metric": outcome.metric,
             "value": outcome.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,7 +370,7 @@ class TrialRunner:
     def _train_folds(self, trial: optuna.Trial, job: Job, claim: Claim) -> float:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
-        has_trained = False
+        uids = set()
         breaks = bool(claim.taken_from)
         # By an earlier process: without its server it cannot go on.
         own = _runs_of(trial.user_attrs)
@@ -384,6 +384,7 @@ class TrialRunner:
                 same = find_same_training(self.workspace, fold_job)
                 if same is not None:
                     scores.append(self._adopt(trial, same))
+                    uids.add(same["uid"])
                     continue
                 claim.check()
                 placement = self._placement(trial, fold_job, claim, unfinished)
@@ -391,9 +392,8 @@ class TrialRunner:
                 callbacks.insert(0, ClaimCallback(claim))
                 done = TrackedTraining(self.workspace, fold_job, placement, callbacks).run()
                 scores.append(ranking.score(done.value, done.metric))
-                has_trained = True
-        if not has_trained:
-            trial.set_user_attr(UNUSED, trial.user_attrs.get(UID, ""))
+                uids.add(done.run.uid)
+        _note_unused(trial, uids)
         return fmean(scores)
 
     def _find_unfinished(self, job: Job, own: set[str]) -> str:
@@ -517,6 +517,15 @@ def _describe_busy(busy: Sequence[FrozenTrial]) -> str:
         where = owner.described if owner else "another worker"
         return f"nothing is left to begin; {where} still trains a trial, which is waited for"
     return f"nothing is left to begin; others still train {len(busy)} trials, which are waited for"
+
+
+def _note_unused(trial: optuna.Trial, uids: Collection[str]) -> None:
+    """Note the uid that a trial has noted before, if none of its trainings has it."""
+    attributes = trial.user_attrs
+    noted = attributes.get(UID, "")
+    unused = "" if noted in uids else noted
+    if unused != attributes.get(UNUSED, ""):
+        trial.set_user_attr(UNUSED, unused)
 
 
 def _note_run(trial: optuna.Trial, run_id: str) -> None:

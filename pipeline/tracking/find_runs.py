@@ -391,13 +391,17 @@ def find_ended(workspace: Workspace, study: str) -> set[str]:
     """
     # A training may belong to several studies. Their names stand in one tag.
     named = f"tags.`{names.STUDY}` LIKE '%{quote(study)}%'"
-    found = set()
+    found, running = set(), set()
     for run in search(workspace, f"{named} and tags.`{names.STEP}` = 'train'", view=ViewType.ALL):
+        if not _is_of_study(run, study):
+            continue
+        uid = run.data.tags.get(names.UID, "")
+        found.add(uid)
         is_running = run.data.tags.get(names.STATE, names.RUNNING) == names.RUNNING
-        is_deleted = run.info.lifecycle_stage == "deleted"
-        if _is_of_study(run, study) and (is_deleted or not is_running):
-            found.add(run.data.tags.get(names.UID, ""))
-    return found
+        if is_running and run.info.lifecycle_stage == "active":
+            running.add(uid)
+    # A double that a late answer has made is deleted while the run itself goes on.
+    return found - running
 
 
 def find_unfinished_training(

@@ -26,6 +26,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Interrupted, InUse
+from pipeline.search.trial_runner import _note_unused
+from pipeline.search.trials import UID, UNUSED
 from pipeline.tracking import find_runs, names, study_runs
 from pipeline.tracking.heartbeat import Beat
 from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
@@ -388,7 +390,7 @@ def test_a_run_that_was_removed_for_good_ends_no_study(
 def test_a_run_that_was_never_made_is_not_waited_for(
     cli: Cli, quick: Path, tracking_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIPELINE_SEND_SECONDS", "20")
+    monkeypatch.setenv("PIPELINE_SEND_SECONDS", "60")
     mlflow.set_tracking_uri(tracking_server.uri)
     options = ("--experiment", "never made")
     tune = ["tune", "--config", study_file(quick, configs=LIST), *options]
@@ -406,4 +408,19 @@ def test_a_run_that_was_never_made_is_not_waited_for(
     assert cli("train", "--config", quick, *options).code == 0
     done = cli(*tune)
     assert done.code == 0 and done.out.count("trained before as run") == 1, done.err
-    assert "waiting until other workers have sent" not in done.out
+    assert "are not in the store yet" not in done.out
+
+
+def test_a_trial_notes_the_uid_that_it_has_no_use_for() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    _note_unused(trial, {"of another study"})
+    assert UNUSED not in trial.user_attrs
+    trial.set_user_attr(UID, "own")
+    _note_unused(trial, {"own"})
+    assert UNUSED not in trial.user_attrs
+    _note_unused(trial, {"of another study"})
+    assert trial.user_attrs[UNUSED] == "own"
+    # The other one is deleted, and its own is gone on with.
+    _note_unused(trial, {"own"})
+    assert trial.user_attrs[UNUSED] == ""

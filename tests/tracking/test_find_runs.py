@@ -85,4 +85,6 @@ def test_a_run_of_two_studies_or_a_deleted_one_is_waited_for_no_more(workspace: 
     make("running", "mine", names.RUNNING)
     workspace.client.delete_run(make("deleted", "mine", names.RUNNING))
     make("foreign", "mine too", names.COMPLETE)
+    make("doubled", "mine", names.RUNNING)
+    workspace.client.delete_run(make("doubled", "mine", names.RUNNING))
     assert find_runs.find_ended(workspace, "mine") == {"shared", "deleted"}
