@@ -233,7 +233,7 @@ class PlacesOfAList(Places):
 
 
 @pytest.mark.parametrize("machine", [PlacesOfASearch, PlacesOfAList])
-@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.thorough)])
 def test_every_place_once_and_never_more_than_wanted(machine: type[Places], examples: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     from hypothesis.stateful import run_state_machine_as_test
