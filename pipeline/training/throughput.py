@@ -20,6 +20,7 @@ import torch
 from pipeline import models
 from pipeline.config import Configuration, Model
 from pipeline.training.inference import set_training_mode
+from pipeline.training.malloc import settle_memory
 from pipeline.training.precision import PLAIN
 from pipeline.training.stepper import Stepper
 
@@ -113,6 +114,7 @@ def _gather(load: Load, running: Sequence[subprocess.Popen[str]]) -> Throughput 
 
 def _train(load: Load) -> None:
     """Be one of the processes."""
+    settle_memory()
     steps = {name: _prepare_step(name, load) for name in load.networks}
     for step in steps.values():
         step()
