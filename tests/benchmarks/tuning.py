@@ -9,6 +9,8 @@ It has these parts, each of which ``--part`` runs alone:
 - ``trial``: how long a trial takes beyond its training in a warm process, against the same training
   through ``mlflow run``.
 - ``pruners``: what the default pruner loses and saves (see `tests.benchmarks.pruners`).
+- ``away``: how fast a training is while the tracking server is away (see
+  `tests.benchmarks.tracking`).
 - ``main``: `main` of ``experiments/digits.yaml`` with ``study.workers auto``, against one worker
   before and after it; 25 minutes.
 """
@@ -38,6 +40,7 @@ from pipeline.search.worker_processes import num_cores
 from pipeline.tracking import names
 from tests.benchmarks.measure import Results, seconds
 from tests.benchmarks.pruners import compare_pruners
+from tests.benchmarks.tracking import compare_away
 from tests.servers import PostgreSQL
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -239,6 +242,7 @@ PARTS = {
     "rate": compare_rate,
     "trial": compare_trial,
     "pruners": compare_pruners,
+    "away": compare_away,
     "main": compare_main,
 }
 

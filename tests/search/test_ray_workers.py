@@ -54,20 +54,25 @@ class Cluster:
         return subprocess.Popen([*command, *options], stdout=self._log, stderr=self._log)
 
     def _wait_for_nodes(self, count: int) -> None:
+        """Wait for the nodes in a process of its own, since Ray is for good in one that has it."""
         script = f"""
+import time
 import ray
 ray.init(address={self.address!r}, log_to_driver=False, logging_level="ERROR")
-print(sum(node["Alive"] for node in ray.nodes()))
+while sum(node["Alive"] for node in ray.nodes()) != {count}:
+    time.sleep(0.2)
 """
         ends = time.monotonic() + 90
         while time.monotonic() < ends:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
                 socket.create_connection(("127.0.0.1", int(self.address.partition(":")[2]))).close()
-                done = subprocess.run(
-                    [sys.executable, "-c", script], capture_output=True, text=True, check=False
+                subprocess.run(
+                    [sys.executable, "-c", script],
+                    check=True,
+                    capture_output=True,
+                    timeout=ends - time.monotonic(),
                 )
-                if done.stdout.strip() == str(count):
-                    return
+                return
             time.sleep(0.5)
         raise AssertionError(f"the Ray cluster has no {count} nodes")
 
