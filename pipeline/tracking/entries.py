@@ -142,7 +142,8 @@ def _delete_tag(client: MlflowClient, run_id: str, name: str) -> None:
 
 def _inputs(entry: Entry) -> list[DatasetInput]:
     source = CodeDatasetSource({"source": entry["source"]})
-    dataset = MetaDataset(source, name=entry["name"], digest=entry["digest"])  # type: ignore[abstract]
+    name, digest = entry["name"], entry["digest"]
+    dataset = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]
     inputs: list[DatasetInput] = []
     for context in entry["contexts"]:
         tags = [InputTag("mlflow.data.context", context)]
