@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import NamedTuple
 
@@ -75,8 +75,8 @@ class Owner(NamedTuple):
             owner = cls(where, int(process_id), float(started), mark)
         except ValueError:
             return None
-        start = trial.datetime_start
-        return owner if start is not None and start.isoformat() == owner.mark else None
+        mark = _mark_of(trial)
+        return owner if mark is not None and mark.isoformat() == owner.mark else None
 
     @classmethod
     def here(cls, mark: datetime) -> Owner:
@@ -152,7 +152,7 @@ class Claims:
         """
         for trial in self._find_dead():
             if is_wanted(trial):
-                claim = self._claim(trial, trial.datetime_start)
+                claim = self._claim(trial, _mark_of(trial))
                 if claim is not None:
                     return claim
         for is_fresh in (False, True):
@@ -181,7 +181,7 @@ class Claims:
     def _claim(self, trial: FrozenTrial, before: datetime | None) -> Claim | None:
         dead = Owner.of(trial) if before is not None else None
         began = clock()
-        mark = datetime.now()
+        mark = _in_utc(datetime.now(UTC))
         # The sign of life comes first: a trial that runs without any is never taken over.
         with contextlib.suppress(SQLAlchemyError, StorageInternalError):
             self._database.record_heartbeat(trial._trial_id)
@@ -239,6 +239,19 @@ def is_held(trial: FrozenTrial) -> bool:
     """
     owner = Owner.of(trial)
     return owner is not None and not owner.is_known_dead
+
+
+def _mark_of(trial: FrozenTrial) -> datetime | None:
+    """Return the mark of a trial, which is its start as the database has it.
+
+    Optuna turns it into the local time of whoever reads it.
+    """
+    start = trial.datetime_start
+    return None if start is None else _in_utc(start)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def _order(trial: FrozenTrial) -> tuple[bool, bool, float, int]:

@@ -149,7 +149,7 @@ class Database:
         Args:
             trial_id: Optuna's id of the trial.
             before: None if the trial waits; if it runs, the mark that it has.
-            mark: The time that becomes the trial's start.
+            mark: The time that becomes the trial's start, in UTC.
 
         Raises:
             StoreAway: The database is busy or away, and stays so.
@@ -178,7 +178,7 @@ class Database:
 
         Args:
             trial_id: Optuna's id of the trial.
-            mark: The mark.
+            mark: The mark, in UTC.
             is_patient: Whether to wait while the database is away.
 
         Raises:

@@ -156,7 +156,9 @@ def test_what_an_earlier_claim_has_noted_says_nothing_of_a_later_one(tmp_path: P
     claim = Claims(database, study, interval=600).take(any_trial)
     assert claim is not None
     with claim as trial:
-        before = study.get_trials()[0].datetime_start
+        owner = Owner.of(study.get_trials()[0])
+        assert owner is not None
+        before = datetime.fromisoformat(owner.mark)
         assert database.mark_running(trial._trial_id, before, datetime.now())
         assert Owner.of(study.get_trials()[0]) is None
         # A second worker that has seen the same does not get it.
