@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
@@ -291,8 +292,19 @@ def _tell_of_bug(
     print(hide_passwords(text), end="", file=sys.stderr)
 
 
+def _tell_of_bug_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Print the traceback of an error that has ended a thread.
+
+    That the disk is full is told by the thread that trains, which finds it too.
+    """
+    error = arguments.exc_value
+    if error is not None and not out_of_room(error):
+        _tell_of_bug(arguments.exc_type, error, arguments.exc_traceback)
+
+
 if __name__ == "__main__":
     sys.excepthook = _tell_of_bug
+    threading.excepthook = _tell_of_bug_in_thread
     # Imports make a million objects that stay. To look through them again and again takes a second.
     gc.set_threshold(10_000)
     limit_endings()

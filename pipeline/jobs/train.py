@@ -212,6 +212,7 @@ class TrackedTraining:
         run.takes_over = placement.takes_over
         if run.uid:
             # Whoever is killed as the run begins leaves one that can be found.
+            placement.guard()
             placement.on_uid(run.uid)
         return run
 

@@ -75,8 +75,8 @@ class Owner(NamedTuple):
             owner = cls(where, int(process_id), float(started), mark)
         except ValueError:
             return None
-        mark = _mark_of(trial)
-        return owner if mark is not None and mark.isoformat() == owner.mark else None
+        held = _mark_of(trial)
+        return owner if held is not None and held.isoformat() == owner.mark else None
 
     @classmethod
     def here(cls, mark: datetime) -> Owner:
@@ -267,6 +267,7 @@ class Claim:
 
     Attributes:
         trial: The trial.
+        number: Its number.
         taken_from: The worker that the trial was taken over from, for people; or empty.
     """
 
@@ -291,7 +292,7 @@ class Claim:
         self._confirmed = began
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
-        self._number = trial.number
+        self.number = trial.number
         self._is_lost = False
         self._is_over = False
 
@@ -341,7 +342,7 @@ class Claim:
         if not self._database.has_mark(self._trial_id, self._mark, is_patient):
             self._is_lost = True
             raise TakenOver(
-                f"trial {self._number} was taken over by another worker, "
+                f"trial {self.number} was taken over by another worker, "
                 "since this one gave no sign of life"
             )
         with contextlib.suppress(SQLAlchemyError, StorageInternalError):

@@ -47,7 +47,7 @@ from pipeline.search.trials import with_repeat_seeds
 from pipeline.search.worker_place import this_worker
 from pipeline.search.worker_processes import need_sharable, num_cores
 from pipeline.tracking import find_runs, study_runs
-from pipeline.tracking.study_parent import find_tuned_elsewhere, is_concluded
+from pipeline.tracking.study_parent import is_concluded, wait_for_leader
 from pipeline.tracking.workspace import Workspace
 
 
@@ -96,7 +96,7 @@ def tune(
             with join(opened, step, other) as trainer:
                 trainer.run()
         name = opened.found.name
-        if find_tuned_elsewhere(workspace, name) or is_concluded(workspace, name):
+        if wait_for_leader(workspace, name) or is_concluded(workspace, name):
             return None
         # Whoever led the study has died: this process concludes it.
 

@@ -66,9 +66,9 @@ from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_silent
 from pipeline.tracking.patience import few_retries
 from pipeline.tracking.sender import answers
-from pipeline.tracking.sending import settle
+from pipeline.tracking.sending import sender_of, settle
 from pipeline.tracking.tracked_run import Pruned, TrackedRun, adopt_training
-from pipeline.tracking.workspace import STORE_ERRORS, Workspace
+from pipeline.tracking.workspace import STORE_ERRORS, Workspace, explain_store_error, is_away
 from pipeline.training.callback import Callback
 from pipeline.training.distributed import join_group
 
@@ -134,6 +134,7 @@ class TrialRunner:
                 try:
                     with self._hold(claim) as trial:
                         self._run_trial(trial, claim)
+                    self._note_server()
                 except (TakenOver, InUse, StoreAway, *STORE_ERRORS) as error:
                     if join_group().is_broken:
                         # The next training would wait for processes that are still in this one.
@@ -141,12 +142,18 @@ class TrialRunner:
                     self._leave(claim, error)
                 continue
             busy = claims.busy()
-            if not busy and not (goes_on and self._waits_for_server()):
+            if not busy and not (goes_on and self._waits_for_some()):
                 return
-            if busy and not waits:
-                say(_describe_busy(busy))
+            if not waits:
+                self._say_what_is_waited_for(busy)
             waits = True
             time.sleep(min(_LONGEST_PAUSE, self._agenda.heartbeat / 4))
+
+    def _say_what_is_waited_for(self, busy: Sequence[FrozenTrial]) -> None:
+        if busy:
+            say(_describe_busy(busy))
+        elif self._is_server_away():
+            say("what is left has begun, and goes on when the tracking server answers again")
 
     def _leave(self, claim: Claim, error: Exception) -> None:
         """Leave a trial that cannot go on here now, and go on with others.
@@ -159,7 +166,7 @@ class TrialRunner:
         elif isinstance(error, InUse):
             self._leave_for_now(claim, error)
         else:
-            self._leave_to_server(error)
+            self._leave_to_server(claim, error)
 
     def _leave_for_now(self, claim: Claim, error: InUse) -> None:
         """Look at a trial again later whose run another process has.
@@ -169,36 +176,66 @@ class TrialRunner:
         """
         if not (self.is_one_of_several or self.database.is_on_server):
             raise error
-        say_once(f"  {first_line(error)}; the trial goes on when that one has ended")
-        self._left[claim.trial.number] = time.monotonic() + _LONGEST_PAUSE
+        # What a person would do about it is of no use here: it may well wait for others.
+        held = first_line(error).partition("; ")[0]
+        say_once(f"  {held}; the trial goes on when that one has ended")
+        self._leave_for_a_while(claim)
 
-    def _leave_to_server(self, error: Exception) -> None:
+    def _leave_for_a_while(self, claim: Claim) -> None:
+        self._left[claim.number] = time.monotonic() + _LONGEST_PAUSE
+
+    def _leave_to_server(self, claim: Claim, error: Exception) -> None:
         """Begin only trainings that need no tracking server from now on, until it answers again.
 
         A training that has begun needs it to go on: the server knows how far it is.
 
         Raises:
-            Exception: The error, if it is not the tracking server that is away.
+            Exception: The error, if it is not the tracking server that is away, or if it has been
+                away for an hour.
         """
-        if not self.workspace.is_server or self.database.is_given_up or answers(self.workspace.uri):
+        means_away = isinstance(error, StoreAway) or is_away(error)
+        if not self.workspace.is_server or self.database.is_given_up or not means_away:
             raise error
-        say(f"  {first_line(error)}; the trial goes on when it answers again")
+        if self._has_been_away_too_long():
+            raise error
+        if not self._away_since:
+            told = error if isinstance(error, StoreAway) else explain_store_error(error)
+            say(f"  {first_line(told)}; the trial goes on when it answers again")
         self._away_since = self._away_since or time.monotonic()
+        self._leave_for_a_while(claim)
 
     def _is_server_away(self) -> bool:
-        if self._away_since and answers(self.workspace.uri):
-            self._away_since = 0.0
-        return self._away_since > 0
+        if not self.workspace.is_server:
+            return False
+        # Two ways to see it: what sends notices first that it has gone, and last that it is back.
+        is_gone = sender_of(self.workspace).is_away
+        is_gone = is_gone or (self._away_since > 0 and not answers(self.workspace.uri))
+        if is_gone:
+            self._away_since = self._away_since or time.monotonic()
+        return is_gone
 
-    def _waits_for_server(self) -> bool:
-        """Whether trials wait that need the tracking server, which is away.
+    def _note_server(self) -> None:
+        """Forget that the server was away, now that a trial has been trained and it answers."""
+        if not self._is_server_away():
+            self._away_since = 0.0
+
+    def _has_been_away_too_long(self) -> bool:
+        return self._away_since > 0 and time.monotonic() - self._away_since > LONGEST_AWAY
+
+    def _is_unsent(self, trial: FrozenTrial) -> bool:
+        """Whether the server does not know yet how far a trial is that this process has trained."""
+        uid = trial.user_attrs.get(UID, "")
+        return self.workspace.is_server and sender_of(self.workspace).is_sending(uid)
+
+    def _waits_for_some(self) -> bool:
+        """Whether trials wait that can go on later, as when the tracking server answers again.
 
         Raises:
             StoreAway: It has been away for an hour.
         """
-        if not self._is_server_away():
-            return bool(self._find_wanted())
-        if time.monotonic() - self._away_since > LONGEST_AWAY:
+        if not self._find_wanted():
+            return False
+        if self._is_server_away() and self._has_been_away_too_long():
             raise StoreAway(f"the tracking server {self.workspace.uri} does not answer")
         return True
 
@@ -230,19 +267,22 @@ class TrialRunner:
         return not why
 
     def _find_wanted(self) -> list[FrozenTrial]:
-        """Return the waiting trials that may be trained, now or when others leave their runs."""
+        """Return the waiting trials that may be trained, now or later.
+
+        Other processes may have their runs, or the tracking server may be away.
+        """
         self._race = None
         return list(filter(self._may_go_on, waiting_trials(self.study)))
 
     def _is_wanted(self, trial: FrozenTrial) -> bool:
         is_left = self._left.get(trial.number, 0.0) > time.monotonic()
-        return not is_left and self._may_go_on(trial)
+        if is_left or self._is_unsent(trial) or not self._may_go_on(trial):
+            return False
+        has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
+        return not (has_begun and self._is_server_away())
 
     def _may_go_on(self, trial: FrozenTrial) -> bool:
         if PLACE not in trial.user_attrs or self._waits_for_others(trial):
-            return False
-        has_begun = not {RUN_ID, UID}.isdisjoint(trial.user_attrs)
-        if has_begun and self._is_server_away():
             return False
         keys = self._agenda.keys
         is_alone = bool(self.experiment.study.only) or bool(keys)
@@ -407,9 +447,15 @@ class TrialRunner:
         """
         begun = set(own)
         if not own:
+            others_own = set()
             for other in self.study.get_trials(deepcopy=False):
+                runs = _runs_of(other.user_attrs)
                 if other.state.is_finished():
-                    begun |= _runs_of(other.user_attrs)
+                    begun |= runs
+                else:
+                    others_own |= runs
+            # A run that has failed may be gone on with by a later trial already.
+            begun -= others_own
         name = self.study.study_name
         return find_unfinished_training(self.workspace, name, job, begun, bool(own))
 

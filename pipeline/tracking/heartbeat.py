@@ -75,10 +75,11 @@ class Beat(NamedTuple):
 
     def is_of(self, process_id: int) -> bool:
         """Whether the beat is that of a process of this machine."""
-        return self._is_from_here and self.process_id == process_id
+        return self.is_from_here and self.process_id == process_id
 
     @property
-    def _is_from_here(self) -> bool:
+    def is_from_here(self) -> bool:
+        """Whether the process is one of this machine, or of this container."""
         return self.host == socket.gethostname() and self.space in ("", process_space())
 
     @property
@@ -88,7 +89,7 @@ class Beat(NamedTuple):
         On this machine its id and its start tell it, on another machine, or in another container,
         the time of the beat.
         """
-        if not self._is_from_here:
+        if not self.is_from_here:
             return time.time() - self.time < STALE
         try:
             process = psutil.Process(self.process_id)

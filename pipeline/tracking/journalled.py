@@ -65,6 +65,7 @@ class Journalled:
         return self._delivery.run_id
 
     def begin(self, entry: Entry, needs_id: bool) -> None:
+        self._guard()
         self._journal, held = open_run_journal(self._workspace, self._uid, self._takes_over)
         is_new = not self._journal.first
         with held:

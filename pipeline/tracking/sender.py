@@ -145,6 +145,11 @@ class Sender:
             with self._changed:
                 self._changed.wait(min(0.5, max(seconds - passed, 0.01)))
 
+    def is_sending(self, uid: str) -> bool:
+        """Whether the server lacks something of a run, so that it does not know how far it is."""
+        with self._changed:
+            return any(run.delivery.journal.uid == uid for run in self._runs)
+
     def settle(self, seconds: float) -> bool:
         """Give the thread some time, unless the server is away; return whether all is sent."""
         ends = time.monotonic() + seconds

@@ -120,6 +120,27 @@ def find_tuned_elsewhere(workspace: Workspace, study: str) -> list[Run]:
     return [run for run in parents if is_alive(run.data.tags) and _is_anothers(run)]
 
 
+def wait_for_leader(workspace: Workspace, study: str) -> bool:
+    """Return whether another process that lives leads a study.
+
+    One on another machine that has died a moment ago seems to live. So a further sign of life is
+    waited for.
+    """
+    seen: dict[str, float] = {}
+    while True:
+        beats = []
+        for run in find_tuned_elsewhere(workspace, study):
+            beat = Beat.of(run.data.tags)
+            if beat is not None:
+                beats.append(beat)
+        if not beats:
+            return False
+        for beat in beats:
+            if beat.is_from_here or beat.time > seen.setdefault(beat.process, beat.time):
+                return True
+        time.sleep(1)
+
+
 def find_leaders(workspace: Workspace, study: str) -> set[str]:
     """Return the other processes that lead a study, as `Beat.process` names them."""
     beats = [Beat.of(run.data.tags) for run in find_tuned_elsewhere(workspace, study)]

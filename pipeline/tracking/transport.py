@@ -66,6 +66,7 @@ class Direct:
 
     def begin(self, entry: Entry, needs_id: bool) -> None:
         if entry["kind"] == "create":
+            self._guard()
             client = self._workspace.client
             self.run_id = make_run(client, self._workspace.experiment_id, entry)
         else:

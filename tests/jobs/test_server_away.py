@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,30 @@ def test_a_study_without_its_server_trains_on_and_trains_nothing_twice(
 
 
 @pytest.mark.thorough
+def test_trials_that_wait_for_others_go_on_when_the_server_answers_again(
+    quick: Path, server: MLflowServer
+) -> None:
+    space = "space: {optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}\n"
+    study = quick.read_text().replace("study: {", "study: {trials: 5, finalists: 2, ")
+    quick.write_text(f"{study}{space}")
+    tuning = begin("tune", quick, server, "--study.pruner", "one_epoch")
+    wait_for(tuning, "trial 3 of 5")
+    server.kill()
+    seen = wait_for(tuning, "answers again")
+    server.start()
+    told = tuning.communicate(timeout=240)[0]
+    assert tuning.returncode == 0, seen + told
+    workspace = open_on(server)
+    runs = trainings(workspace)
+    states = Counter(run.data.tags[names.STATE] for run in runs)
+    assert states == {names.COMPLETE: 2, names.PRUNED: 3}
+    for run in runs:
+        is_complete = run.data.tags[names.STATE] == names.COMPLETE
+        need_epochs(workspace, run, 3 if is_complete else 1)
+    assert not journals(workspace)
+
+
+@pytest.mark.thorough
 def test_a_training_that_is_killed_without_its_server_is_sent_and_goes_on(
     cli: Cli, quick: Path, server: MLflowServer
 ) -> None:
@@ -183,7 +208,8 @@ def test_a_full_disk_under_the_journal_ends_a_training_that_can_go_on(
         quick = Path(shutil.copy(quick, small / "quick.yaml"))
         options = ["--training.epochs", "2000", "--training.checkpoint_seconds", "0.1"]
         training = begin("train", quick, server, *options)
-        wait_for(training, "epoch 2/")
+        # By then a checkpoint has been written.
+        wait_for(training, "epoch 40/")
         server.kill()
         with pytest.raises(OSError), (small / "fill").open("wb", buffering=0) as fill:
             while True:

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,9 +29,9 @@ from mlflow.exceptions import MlflowException
 from pipeline.errors import Interrupted, InUse
 from pipeline.search.trial_runner import _note_unused
 from pipeline.search.trials import UID, UNUSED
-from pipeline.tracking import find_runs, names, study_runs
+from pipeline.tracking import find_runs, heartbeat, names, study_runs
 from pipeline.tracking.heartbeat import Beat
-from pipeline.tracking.study_parent import parent_run, refuse_if_tuned
+from pipeline.tracking.study_parent import parent_run, refuse_if_tuned, wait_for_leader
 from pipeline.tracking.tracked_run import TrackedRun
 from pipeline.tracking.workspace import Workspace, open_workspace
 from tests.conftest import Cli, interrupt, place_store, start, thorough_of, wait_for
@@ -220,6 +221,29 @@ def test_a_study_that_another_machine_works_on_is_refused_and_untouched(
     done = cli("tune", "--config", study_file(quick, configs=LIST, study=study))
     assert done.code == 0, done.err
     assert [run.info.run_id for run in runs("tune")] == [run_id]
+
+
+def test_a_leader_on_another_machine_must_give_a_sign_of_life(
+    workspace: Workspace, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beat() -> str:
+        return str(Beat("elsewhere", 4711, 0.0, time.time()))
+
+    monkeypatch.setattr(heartbeat, "STALE", 4.0)
+    run_id = make_parent(workspace, "mine", Beat("elsewhere", 4711, 0.0, time.time()))
+    # It has died a moment ago.
+    assert not wait_for_leader(workspace, "mine")
+    workspace.client.set_tag(run_id, names.HEARTBEAT, beat())
+    renewal = threading.Timer(
+        2.0, lambda: workspace.client.set_tag(run_id, names.HEARTBEAT, beat())
+    )
+    renewal.start()
+    assert wait_for_leader(workspace, "mine")
+    renewal.join()
+    # Of a process of this machine it is known at once.
+    make_parent(workspace, "other", beat_of(sleeper.pid))
+    began = time.monotonic()
+    assert wait_for_leader(workspace, "other") and time.monotonic() - began < 1
 
 
 def test_of_two_that_begin_in_the_same_moment_the_later_gives_way(

@@ -392,6 +392,24 @@ def test_a_process_whose_run_was_taken_over_sends_nothing_more(
     assert only_run(workspace).data.tags["epoch"] == "3"
 
 
+@pytest.mark.parametrize("is_server", [True, False])
+def test_a_process_that_has_lost_its_training_makes_no_run(
+    server: MLflowServer, open_on: Open, tmp_path: Path, is_server: bool
+) -> None:
+    workspace = open_on(server.uri if is_server else f"sqlite:///{tmp_path / 'own.db'}")
+
+    def guard() -> None:
+        raise TakenOver("it goes on elsewhere")
+
+    run = TrackedRun(workspace, "train", "r")
+    run.guard = guard
+    with pytest.raises(TakenOver), run:
+        pass
+    finish_sending()
+    assert not workspace.client.search_runs([workspace.experiment_id])
+    assert not list(workspace.journals.rglob("entries.jsonl"))
+
+
 @pytest.mark.parametrize("is_elsewhere", [True, False])
 def test_what_is_left_of_a_run_that_goes_on_elsewhere_is_not_sent(
     server: MLflowServer, open_on: Open, is_elsewhere: bool
