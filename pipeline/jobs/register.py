@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class Champion:
         version: Version of the registered model.
         run_id: Id of the run that trained it.
         run_name: Name of that run.
-        replaced: Description of the champion whose place it takes, if that one is of another study;
-            else empty.
+        replaced: Description of the champion whose place it takes, if that one is of another study,
+            or is better; else empty.
     """
 
     name: str
@@ -116,18 +117,23 @@ def register(workspace: Workspace, name: str, run_id: str) -> Champion:
 def _describe_replaced(workspace: Workspace, name: str, run_id: str, row: find_runs.Row) -> str:
     """Describe the champion whose place a run takes.
 
-    The text is empty if there is no champion yet, or if it is the same run or of the same study.
+    The text is empty if there is no champion yet, or if it is the same run, or of the same study
+    and no better on the validation images.
     """
     before = registry.champion(workspace, name)
     if before is None or before.run_id == run_id:
         return ""
     study = before.tags.get(names.STUDY) or study_runs.studies_of_run(workspace, before.run_id)
-    if set(study.split(",")) & set(str(row["study"]).split(",")) - {""}:
+    accuracy, is_better = "unknown", False
+    with suppress(KeyError, ValueError):
+        value = float(before.tags["best.val_accuracy"])
+        accuracy = format_percent(value)
+        # The version has six digits of it.
+        is_better = value > float(f"{row['val_accuracy']:.6g}")
+    is_shared = set(study.split(",")) & set(str(row["study"]).split(",")) - {""}
+    # A run may be of two studies, in one of which another run is better.
+    if is_shared and not is_better:
         return ""
-    try:
-        accuracy = format_percent(float(before.tags["best.val_accuracy"]))
-    except (KeyError, ValueError):
-        accuracy = "unknown"
     scores = f"validation accuracy {accuracy}, now {format_percent(row['val_accuracy'])}"
     return f"version {before.version} of {study or 'no study'} ({scores})"
 

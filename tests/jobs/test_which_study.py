@@ -349,6 +349,11 @@ def test_a_champion_of_another_study_that_is_replaced_is_named(
     ) in told
     # The same study again is nobody else's champion.
     assert "it replaces" not in ok(cli, "main", "--config", b)
+    # A run of both studies takes the place of one that is better in one of them.
+    best, worst = (find_runs.find_trainings(workspace, name)[0]["run_id"] for name in (old, new))
+    assert f"it replaces version 2 of {new}" in ok(cli, "register", "--run_id", best)
+    workspace.client.set_tag(worst, names.STUDY, f"{new},{old}")
+    assert f"it replaces version 1 of {old} (" in ok(cli, "register", "--run_id", worst)
 
 
 def test_main_evaluates_all_repeats_of_the_leader(

@@ -15,8 +15,9 @@ import yaml
 from optuna.trial import TrialState
 
 from pipeline.config import Study
-from pipeline.errors import Paused, StoreAway
+from pipeline.errors import Interrupted, Paused, StoreAway
 from pipeline.experiment import load_experiment
+from pipeline.jobs.helper_processes import train_in_group
 from pipeline.search.one_epoch import (
     Race,
     RaceCallback,
@@ -371,3 +372,29 @@ def test_a_race_goes_on_after_an_interruption(cli: Cli, quick: Path) -> None:
     assert more.code == 0, more.err
     assert len(load_trials()) == 9
     assert all(trial.state.is_finished() for trial in load_trials())
+
+
+@pytest.mark.thorough
+def test_a_trial_leaves_the_failed_run_that_another_one_has_gone_on_with(
+    cli: Cli, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"optimizer.lr": [3e-3, 1e-3]}
+    study = {"trials": 4, "sampler": "random", "finalists": 2}
+    file = str(study_file(quick, space=space, study=study))
+    trainings = []
+
+    def train_or_fail(*given: Any) -> Any:
+        trainings.append(given)
+        if len(trainings) == 1:
+            raise OSError(5, "Input/output error")
+        if len(trainings) == 4:
+            raise Interrupted("stopped by SIGINT")
+        return train_in_group(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.jobs.train.train_in_group", train_or_fail)
+        assert cli("tune", "--config", file).code == 1
+    done = cli("tune", "--config", file)
+    assert done.code == 0, done.err
+    complete = [run for run in runs("train") if run.data.tags[names.STATE] == names.COMPLETE]
+    assert {run.data.params["optimizer.lr"] for run in complete} == {"0.003", "0.001"}
