@@ -40,10 +40,10 @@ from pipeline.search.shared_state import (
 from pipeline.search.study_record import conclude_study, log_study
 from pipeline.search.study_storage import Database
 from pipeline.search.trial_runner import TrialRunner
-from pipeline.search.trials import RUN_ID, UID, UNUSED
+from pipeline.search.trials import RUN_ID, uids_of
 from pipeline.search.worker_count import count_workers
 from pipeline.search.worker_processes import WorkerProcesses
-from pipeline.tracking import find_runs, names
+from pipeline.tracking import find_runs
 from pipeline.tracking.abandoned_runs import end_abandoned
 from pipeline.tracking.leftover import send_left
 from pipeline.tracking.sending import longest_wait, wait_until_sent
@@ -252,12 +252,11 @@ def _uids_of_this_life(study: optuna.Study) -> set[str]:
     agenda = read_agenda(study)
     began = datetime.fromtimestamp(agenda.began - _CLOCKS) if agenda else datetime.max
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    uids = set()
+    uids: set[str] = set()
     for trial in study.get_trials(deepcopy=False, states=states):
         is_new = trial.datetime_complete is not None and trial.datetime_complete >= began
-        uid = trial.user_attrs.get(UID)
-        if is_new and uid and uid != trial.user_attrs.get(UNUSED):
-            uids.add(str(uid))
+        if is_new:
+            uids |= uids_of(trial)
     return uids
 
 
@@ -325,9 +324,11 @@ def _remove_ended_checkpoints(opened: OpenStudy, study: optuna.Study) -> None:
     Only what the study itself has noted counts: anybody may write the tags of runs.
     """
     folder = opened.workspace.checkpoints
+    uids: set[str] = set()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        uid = str(trial.user_attrs.get(UID, ""))
-        if names.is_uid(uid) and child_path(folder, uid).is_dir():
+        uids |= uids_of(trial)
+    for uid in uids:
+        if child_path(folder, uid).is_dir():
             with suppress(InUse, UserError), lock(folder / uid, "its training is not at its end"):
                 remove_child(folder, uid)
 

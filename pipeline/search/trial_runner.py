@@ -51,6 +51,7 @@ from pipeline.search.space import build_configuration, decode_point, suggest
 from pipeline.search.study_storage import Database, fail_at_once
 from pipeline.search.trials import (
     ENTRY,
+    FOLD_UIDS,
     KEY,
     MAY_PASS,
     PLACE,
@@ -410,7 +411,7 @@ class TrialRunner:
     def _train_folds(self, trial: optuna.Trial, job: Job, claim: Claim) -> float:
         """Train a job, or one for each fold if all folds are wanted; return the mean score."""
         scores = []
-        uids = set()
+        adopted, trained = set(), set()
         breaks = bool(claim.taken_from)
         # By an earlier process: without its server it cannot go on.
         own = _runs_of(trial.user_attrs)
@@ -424,7 +425,7 @@ class TrialRunner:
                 same = find_same_training(self.workspace, fold_job)
                 if same is not None:
                     scores.append(self._adopt(trial, same))
-                    uids.add(same["uid"])
+                    adopted.add(same["uid"])
                     continue
                 claim.check()
                 placement = self._placement(trial, fold_job, claim, unfinished)
@@ -432,8 +433,10 @@ class TrialRunner:
                 callbacks.insert(0, ClaimCallback(claim))
                 done = TrackedTraining(self.workspace, fold_job, placement, callbacks).run()
                 scores.append(ranking.score(done.value, done.metric))
-                uids.add(done.run.uid)
-        _note_unused(trial, uids)
+                trained.add(done.run.uid)
+        _note_unused(trial, adopted | trained)
+        if job.configuration.data.fold == "all":
+            trial.set_user_attr(FOLD_UIDS, sorted(trained))
         return fmean(scores)
 
     def _find_unfinished(self, job: Job, own: set[str]) -> str:

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.config import Configuration
 from pipeline.experiment import Experiment
 from pipeline.search.space import as_point
+from pipeline.tracking import names
 
 PLACE = "place"
 ENTRY = "entry"
@@ -32,11 +33,19 @@ Release 0.1.0 ended interrupted trials with it. Now trials have it whose entry h
 RUN_ID = "run_id"
 UID = "uid"
 """User attribute: uid of the trial's run, which may never have been made."""
+FOLD_UIDS = "fold_uids"
+"""User attribute: uids of the runs that a trial of several folds has ended."""
 UNUSED = "unused_uid"
 """User attribute: the uid that a trial had noted when it took what was trained before instead."""
 REASON = "reason"
 MAY_PASS = "may_pass"
 """User attribute of failed trials: whether their training is tried again."""
+
+
+def uids_of(trial: FrozenTrial) -> set[str]:
+    """Return the uids of the runs that a finished trial has trained."""
+    noted = {trial.user_attrs.get(UID, ""), *trial.user_attrs.get(FOLD_UIDS, [])}
+    return {uid for uid in noted if names.is_uid(uid)} - {trial.user_attrs.get(UNUSED)}
 
 
 def with_repeat_seeds(

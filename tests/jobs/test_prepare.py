@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
 
+from pipeline.search.trials import uids_of
 from pipeline.tracking.artifacts import download_artifact
 from pipeline.tracking.workspace import Workspace
 from tests.conftest import Cli
@@ -177,6 +179,13 @@ def test_every_configuration_is_trained_on_every_fold_and_merged_as_repeats(
     assert {run.data.params["data.fold"] for run in runs} == {"0", "1", "2"}
     assert len({run.data.tags["pipeline.config_hash"] for run in runs}) == 3
     assert len({run.data.tags["pipeline.data_digest"] for run in runs}) == 1
+    # Each trial knows the runs of all of its folds.
+    storage = "sqlite:///optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    assert [len(uids_of(trial)) for trial in trials] == [3, 3, 3]
+    noted = set().union(*map(uids_of, trials))
+    assert noted == {run.data.tags["pipeline.uid"] for run in runs}
     merged = pd.read_csv(workspace.outputs / "configurations.csv")
     assert merged["repeats"].tolist() == [3, 3, 3]
     compared = pd.read_csv(workspace.outputs / "comparison.csv")
