@@ -186,12 +186,7 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
         study = study.model_copy(update={"name": experiment_name(study.name, fast)})
     fixed = {key: value for key, value in overrides.items() if key != "study"}
     base = _parse_configuration(where, "base", raw_base, fixed)
-    if study.workers != 1 and base.training.processes > 1:
-        raise UserError(
-            f"{where}: study.workers {study.workers} and training.processes "
-            f"{base.training.processes} given; either several processes train one network, "
-            "or each trains its own"
-        )
+    _need_fitting(where, study, base)
     raw_entries = _expect(where, "configs", raw.get("configs"), list)
     entries = _parse_entries(where, raw_entries, raw_base, fixed)
     _need_shared_values(where, base, entries)
@@ -211,6 +206,22 @@ def load_experiment(path: str, overrides: Raw, name: str = "", fast: bool = Fals
     return Experiment(
         file, full_name, base, entries * study.repeats, space, study, fixed, raw_base, fast
     )
+
+
+def _need_fitting(where: str, study: Study, base: Configuration) -> None:
+    """Check that the settings of a study fit those of its trainings."""
+    training = base.training
+    if study.workers != 1 and training.processes > 1:
+        raise UserError(
+            f"{where}: study.workers {study.workers} and training.processes "
+            f"{training.processes} given; either several processes train one network, "
+            "or each trains its own"
+        )
+    if study.target > 1 and not training.best_metric.endswith("loss"):
+        raise UserError(
+            f"{where}: study.target {study.target:g} given; {training.best_metric} is from 0 to 1 "
+            "(0.75 for 75%)"
+        )
 
 
 def _parse_entries(where: str, raw: list[Any], raw_base: Raw, fixed: Raw) -> list[Configuration]:

@@ -14,7 +14,7 @@ from pipeline.safe_text import hide_passwords, make_visible
 _EPOCH = re.compile(r": epoch \d+/\d+ ")
 _TRAIN = re.compile(r"train loss \S+ accuracy \S+ +")
 _TRIAL = re.compile(r"trial \d+ of \d+: ")
-_BEST = re.compile(r" *(best so far: (.*?); still to begin: \d+)$")
+_BEST = re.compile(r" *(best so far: (.*?); trials left: \d+)$")
 
 
 class WorkersView:

@@ -298,10 +298,14 @@ class Claim:
 
     def __enter__(self) -> optuna.Trial:
         self._thread.start()
-        self.check()
-        _held_here.add(self._mark.isoformat())
-        self.trial = optuna.Trial(self._study, self._trial_id)
-        self.trial.set_user_attr(OWNER, str(Owner.here(self._mark)))
+        try:
+            self.check()
+            _held_here.add(self._mark.isoformat())
+            self.trial = optuna.Trial(self._study, self._trial_id)
+            self.trial.set_user_attr(OWNER, str(Owner.here(self._mark)))
+        except BaseException:
+            self._let_go()
+            raise
         return self.trial
 
     def __exit__(
@@ -312,9 +316,11 @@ class Claim:
     ) -> None:
         # What the run has logged may be sent later than its trial ends.
         self._is_over = not self._is_lost
+        self._let_go()
+
+    def _let_go(self) -> None:
         _held_here.discard(self._mark.isoformat())
-        self._stopped.set()
-        self._thread.join()
+        self.fall_silent()
 
     def fall_silent(self) -> None:
         """Give no further sign of life: the trial is about to be put back."""

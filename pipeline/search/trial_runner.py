@@ -392,7 +392,7 @@ class TrialRunner:
         left = len(self._find_wanted())
         say(
             f"  best so far: {ranking.title(metric)} {value}, "
-            f"trial {int(best.user_attrs.get(PLACE, best.number)) + 1}; still to begin: {left}"
+            f"trial {int(best.user_attrs.get(PLACE, best.number)) + 1}; trials left: {left}"
         )
 
     def _tell_failed(self, trial: optuna.Trial, error: Exception) -> None:
@@ -564,8 +564,10 @@ def _describe_busy(busy: Sequence[FrozenTrial]) -> str:
     if len(busy) == 1:
         owner = Owner.of(busy[0])
         where = owner.described if owner else "another worker"
-        return f"nothing is left to begin; {where} still trains a trial, which is waited for"
-    return f"nothing is left to begin; others still train {len(busy)} trials, which are waited for"
+        return f"nothing is left to begin now; {where} still trains a trial, which is waited for"
+    return (
+        f"nothing is left to begin now; others still train {len(busy)} trials, which are waited for"
+    )
 
 
 def _note_unused(trial: optuna.Trial, uids: Collection[str]) -> None:

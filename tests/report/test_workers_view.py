@@ -17,7 +17,7 @@ EPOCH = (
     "  03 resnet18, lr 0.002: epoch 4/30  train loss 0.1069 accuracy 93.94%  "
     "val loss 0.0454 accuracy 91.67% *  3 min left"
 )
-BEST = "  best so far: validation accuracy 95.00%, trial 2; still to begin: 7"
+BEST = "  best so far: validation accuracy 95.00%, trial 2; trials left: 7"
 LINES = [(1, "trial 4 of 20: resnet18"), (2, BEST), (1, EPOCH), (2, "    overfit: by far")]
 
 
@@ -68,6 +68,6 @@ def test_a_terminal_has_a_line_for_each_worker_and_one_for_the_best_trial() -> N
         .endswith(
             "[1] 03 resnet18, lr 0.002: epoch 4/30  val loss 0.0454 accuracy 91.67% *  3 min left\n"
             "[2] trial 5 of 20: \\x1b[31mred\n"
-            "best so far: validation accuracy 95.00%, trial 2; still to begin: 7"
+            "best so far: validation accuracy 95.00%, trial 2; trials left: 7"
         )
     )

@@ -408,6 +408,7 @@ def test_another_release_may_not_work_on_a_study_beside_this_one(tmp_path: Path)
         (["--study.workers", "two"], "must be a whole number from 1, or auto"),
         (["--study.workers", "2", "--study.heartbeat", "0"], "heartbeat: '0' given"),
         (["--study.stop_at_target", "true"], "no target is given"),
+        (["--study.target", "75"], "study.target 75 given; val/accuracy is from 0 to 1 (0.75 for"),
         (["--stop", "true"], "there is no study of"),
     ],
 )
