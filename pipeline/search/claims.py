@@ -19,7 +19,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import NamedTuple
@@ -73,10 +73,10 @@ class Owner(NamedTuple):
         try:
             where, process_id, started, mark = str(trial.user_attrs.get(OWNER, "")).split(" ")
             owner = cls(where, int(process_id), float(started), mark)
+            start = _as_local_time(datetime.fromisoformat(mark))
         except ValueError:
             return None
-        held = _mark_of(trial)
-        return owner if held is not None and held.isoformat() == owner.mark else None
+        return owner if start == trial.datetime_start else None
 
     @classmethod
     def here(cls, mark: datetime) -> Owner:
@@ -152,7 +152,7 @@ class Claims:
         """
         for trial in self._find_dead():
             if is_wanted(trial):
-                claim = self._claim(trial, _mark_of(trial))
+                claim = self._claim(trial, _find_marks(trial))
                 if claim is not None:
                     return claim
         for is_fresh in (False, True):
@@ -165,7 +165,7 @@ class Claims:
                 now = trial if is_fresh else self._study._storage.get_trial(trial._trial_id)
                 if now.state != TrialState.WAITING or not is_wanted(now):
                     continue
-                claim = self._claim(now, None)
+                claim = self._claim(now, [])
                 if claim is not None:
                     return claim
         return None
@@ -178,17 +178,17 @@ class Claims:
             self._listed = now
         return self._waiting
 
-    def _claim(self, trial: FrozenTrial, before: datetime | None) -> Claim | None:
-        dead = Owner.of(trial) if before is not None else None
+    def _claim(self, trial: FrozenTrial, before: Collection[datetime]) -> Claim | None:
+        dead = Owner.of(trial) if before else None
         began = clock()
-        mark = _in_utc(datetime.now(UTC))
+        mark = datetime.now(UTC).replace(tzinfo=None)
         # The sign of life comes first: a trial that runs without any is never taken over.
         with contextlib.suppress(SQLAlchemyError, StorageInternalError):
             self._database.record_heartbeat(trial._trial_id)
         if not self._database.mark_running(trial._trial_id, before, mark):
             return None
         claim = Claim(self._database, self._study, trial, mark, self._interval, began)
-        if before is not None:
+        if before:
             claim.taken_from = dead.described if dead else "its worker"
         return claim
 
@@ -241,17 +241,22 @@ def is_held(trial: FrozenTrial) -> bool:
     return owner is not None and not owner.is_known_dead
 
 
-def _mark_of(trial: FrozenTrial) -> datetime | None:
-    """Return the mark of a trial, which is its start as the database has it.
+def _as_local_time(mark: datetime) -> datetime:
+    """Return a mark as Optuna gives it as a trial's start: in the local time of who reads it."""
+    return mark.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
-    Optuna turns it into the local time of whoever reads it.
+
+def _find_marks(trial: FrozenTrial) -> list[datetime]:
+    """Return the marks that a running trial may have.
+
+    There are two in the hour that comes twice when summer time ends.
     """
-    start = trial.datetime_start
-    return None if start is None else _in_utc(start)
-
-
-def _in_utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None)
+    marks = []
+    for fold in (0, 1):
+        start = trial.datetime_start
+        if start is not None:
+            marks.append(start.replace(fold=fold).astimezone(UTC).replace(tzinfo=None))
+    return marks
 
 
 def _order(trial: FrozenTrial) -> tuple[bool, bool, float, int]:

@@ -7,7 +7,7 @@ several workers share a study: see `pipeline.search.claims`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -141,23 +141,23 @@ class Database:
 
         return self._patiently(operation)
 
-    def mark_running(self, trial_id: int, before: datetime | None, mark: datetime) -> bool:
+    def mark_running(self, trial_id: int, before: Collection[datetime], mark: datetime) -> bool:
         """Begin a trial that waits, or take over one that runs; return whether that was done.
 
         It is one statement of the database, so that of several workers one succeeds.
 
         Args:
             trial_id: Optuna's id of the trial.
-            before: None if the trial waits; if it runs, the mark that it has.
+            before: Empty if the trial waits; if it runs, the marks of which it has one, in UTC.
             mark: The time that becomes the trial's start, in UTC.
 
         Raises:
             StoreAway: The database is busy or away, and stays so.
         """
-        state = TrialState.WAITING if before is None else TrialState.RUNNING
+        state = TrialState.RUNNING if before else TrialState.WAITING
         conditions = [_TRIALS.trial_id == trial_id, _TRIALS.state == state]
-        if before is not None:
-            conditions.append(_TRIALS.datetime_start == before)
+        if before:
+            conditions.append(_TRIALS.datetime_start.in_(before))
         change = update(TrialModel).where(*conditions)
         change = change.values(state=TrialState.RUNNING, datetime_start=mark)
         now = select(_TRIALS.datetime_start).where(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import TakenOver
-from pipeline.search.claims import OWNER, Claims, Owner, is_held
+from pipeline.search.claims import OWNER, Claims, Owner, _find_marks, is_held
 from pipeline.search.study_storage import Database
 from pipeline.search.trials import put_back
 from tests.conftest import thorough_of
@@ -159,10 +160,27 @@ def test_what_an_earlier_claim_has_noted_says_nothing_of_a_later_one(tmp_path: P
         owner = Owner.of(study.get_trials()[0])
         assert owner is not None
         before = datetime.fromisoformat(owner.mark)
-        assert database.mark_running(trial._trial_id, before, datetime.now())
+        assert database.mark_running(trial._trial_id, [before], datetime.now())
         assert Owner.of(study.get_trials()[0]) is None
         # A second worker that has seen the same does not get it.
-        assert not database.mark_running(trial._trial_id, before, datetime.now())
+        assert not database.mark_running(trial._trial_id, [before], datetime.now())
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system has one time zone")
+def test_the_hour_that_comes_twice_in_autumn_tells_claims_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "EST5EDT,M3.2.0,M11.1.0")
+        time.tzset()
+        for minutes in range(0, 180, 30):
+            mark = datetime(2026, 11, 1, 4) + timedelta(minutes=minutes)
+            read = TrialModel(_datetime_start_utc=mark).datetime_start
+            trial = optuna.trial.create_trial(value=0.0)
+            trial.datetime_start = read
+            trial.set_user_attr(OWNER, str(Owner.here(mark)))
+            assert Owner.of(trial) is not None and mark in _find_marks(trial)
+    time.tzset()
 
 
 def test_a_finished_trial_is_no_claim(tmp_path: Path) -> None:
