@@ -65,6 +65,7 @@ from pipeline.search.trials import (
 )
 from pipeline.tracking import find_runs, names
 from pipeline.tracking.abandoned_runs import end_silent
+from pipeline.tracking.journalled import need_not_being_sent
 from pipeline.tracking.patience import few_retries
 from pipeline.tracking.sender import answers
 from pipeline.tracking.sending import sender_of, settle
@@ -418,6 +419,8 @@ class TrialRunner:
         for number, fold_job in enumerate(job.per_fold()):
             unfinished = self._find_unfinished(fold_job, own)
             locked: AbstractContextManager[None] = contextlib.nullcontext()
+            if not unfinished and UID in trial.user_attrs:
+                need_not_being_sent(self.workspace, trial.user_attrs[UID])
             if unfinished:
                 # A person may be going on with that run by hand.
                 locked = lock_run(self.workspace, unfinished, breaks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from pipeline.files import lock
@@ -34,11 +34,30 @@ def open_run_journal(
     """
     workspace.journals.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        refusal = f"what run {uid} has logged is being sent by another process on this machine"
-        held.enter_context(lock(workspace.journals / uid, refusal, breaks))
+        held.enter_context(_lock_journal(workspace, uid, breaks))
         journal = open_journal(workspace.journals, uid)
         return journal, held.pop_all()
     raise AssertionError
+
+
+def need_not_being_sent(workspace: Workspace, uid: str) -> None:
+    """Check that no other process of this machine still sends what a run has logged.
+
+    Raises:
+        InUse: One does, so that the server may not know the run yet.
+    """
+    if not workspace.is_server or not (workspace.journals / uid).is_dir():
+        return
+    if not sender_of(workspace).has_given_up(uid):
+        with _lock_journal(workspace, uid):
+            pass
+
+
+def _lock_journal(
+    workspace: Workspace, uid: str, breaks: bool = False
+) -> AbstractContextManager[None]:
+    refusal = f"what run {uid} has logged is being sent by another process on this machine"
+    return lock(workspace.journals / uid, refusal, breaks)
 
 
 class Journalled:

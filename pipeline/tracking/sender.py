@@ -150,6 +150,11 @@ class Sender:
         with self._changed:
             return any(run.delivery.journal.uid == uid for run in self._runs)
 
+    def has_given_up(self, uid: str) -> bool:
+        """Whether the server has refused a run that went on, as one that was deleted there."""
+        with self._changed:
+            return any(run.delivery.journal.uid == uid for run in self._given_up)
+
     def settle(self, seconds: float) -> bool:
         """Give the thread some time, unless the server is away; return whether all is sent."""
         ends = time.monotonic() + seconds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Interrupted, InUse
+from pipeline.files import lock
 from pipeline.search.trial_runner import _note_unused
 from pipeline.search.trials import UID, UNUSED
 from pipeline.tracking import find_runs, heartbeat, names, study_runs
@@ -429,6 +431,16 @@ def test_a_run_that_was_never_made_is_not_waited_for(
     with monkeypatch.context() as patched:
         patched.setattr(TrackedRun, "_start", stop)
         assert cli(*tune).code == 1
+    # Another worker may have trained it, and the server does not know of that yet.
+    (study,) = optuna.get_all_study_names("sqlite:///optuna.db")
+    trials = optuna.load_study(study_name=study, storage="sqlite:///optuna.db").trials
+    (uid,) = {trial.user_attrs[UID] for trial in trials if UID in trial.user_attrs}
+    journal = open_workspace("never made").journals / uid
+    journal.mkdir(parents=True)
+    with lock(journal):
+        waits = cli(*tune)
+    assert waits.code == 2 and f"what run {uid} has logged is being sent by another" in waits.err
+    shutil.rmtree(journal)
     assert cli("train", "--config", quick, *options).code == 0
     done = cli(*tune)
     assert done.code == 0 and done.out.count("trained before as run") == 1, done.err
