@@ -251,12 +251,11 @@ def _find_marks(trial: FrozenTrial) -> list[datetime]:
 
     There are two in the hour that comes twice when summer time ends.
     """
-    marks = []
-    for fold in (0, 1):
-        start = trial.datetime_start
-        if start is not None:
-            marks.append(start.replace(fold=fold).astimezone(UTC).replace(tzinfo=None))
-    return marks
+    start = trial.datetime_start
+    if start is None:
+        return []
+    moments = [start.replace(fold=fold).astimezone(UTC) for fold in (0, 1)]
+    return [moment.replace(tzinfo=None) for moment in moments]
 
 
 def _order(trial: FrozenTrial) -> tuple[bool, bool, float, int]:
